@@ -1,0 +1,2 @@
+//! What the eBPF programs and the daemon agree on, byte for byte.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The mapping table, policy, port choice and lifetimes.
+
+pub mod record;

@@ -1,0 +1,230 @@
+//! Newtypes shared by every layer: time, endpoints, ports, lifetimes.
+//!
+//! Names follow the PCP vocabulary (RFC 6887 section 2); see the table in ARCHITECTURE.md.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A point on the monotonic clock of the caller, in milliseconds since an arbitrary origin.
+///
+/// The core never reads a clock: the shell derives this from the boot clock (it runs on during suspend,
+/// as upstream lifetimes do), the simulator counts it up by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(u64);
+
+impl Instant {
+    /// The point `millis` after the origin.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the origin.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// Time since `earlier`; zero if `earlier` is later.
+    pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+    fn add(self, rhs: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(u64::try_from(rhs.as_millis()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Self;
+    fn sub(self, rhs: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(rhs.as_millis()).unwrap_or(u64::MAX)),
+        )
+    }
+}
+
+/// Wall-clock seconds since 1970-01-01 UTC. Only in stored expiries: converted to [`Instant`] on load.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct UnixTime(pub u64);
+
+/// Transport protocol of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// IANA protocol 6.
+    Tcp,
+    /// IANA protocol 17.
+    Udp,
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// The protocol with this IANA number, if a mapping can have it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A transport port of a LAN host, 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InternalPort(u16);
+
+/// A transport port on the external side of a NAT, 1 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ExternalPort(u16);
+
+macro_rules! port {
+    ($name:ident) => {
+        impl $name {
+            /// `None` for 0, which means "all" or "any" on the wire and is never a port here.
+            pub const fn new(port: u16) -> Option<Self> {
+                if port == 0 { None } else { Some(Self(port)) }
+            }
+
+            /// The port number, 1 to 65535.
+            pub const fn get(self) -> u16 {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+port!(InternalPort);
+port!(ExternalPort);
+
+/// Address and port of a LAN host (before our NAT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InternalEndpoint {
+    /// Address of the host.
+    pub addr: Ipv4Addr,
+    /// Port on the host.
+    pub port: InternalPort,
+}
+
+/// Address and port on the external side of a NAT: ours (NAT1) or the carrier's, as the field says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ExternalEndpoint {
+    /// External address.
+    pub addr: Ipv4Addr,
+    /// External port.
+    pub port: ExternalPort,
+}
+
+impl fmt::Display for InternalEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.addr, self.port)
+    }
+}
+
+impl fmt::Display for ExternalEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.addr, self.port)
+    }
+}
+
+/// Who may use a mapping from outside: RemoteHost of UPnP, FILTER of PCP.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum RemotePeer {
+    /// Every remote host.
+    #[default]
+    Any,
+    /// One remote address, every port.
+    Host(Ipv4Addr),
+}
+
+/// The nonce that proves ownership of a mapping to a PCP server (RFC 6887 section 11.1).
+///
+/// Its debug form is redacted: nonces must not reach logs or listings (SEC-02).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MappingNonce(pub [u8; 12]);
+
+impl fmt::Debug for MappingNonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MappingNonce(..)")
+    }
+}
+
+/// Seconds since a server's state began (RFC 6887 section 8.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Epoch(pub u32);
+
+/// A promised duration in seconds, at most 2^32-1 (RFC 6887 section 7.1).
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Lifetime(pub u32);
+
+impl Lifetime {
+    /// As a duration.
+    pub const fn duration(self) -> Duration {
+        Duration::from_secs(self.0 as u64)
+    }
+}
+
+/// Identity of one mapping over its whole life: grows by one with each mapping made, is never used
+/// again, and is written into both kernel entries so that a stale one is recognizable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation(pub u32);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the data plane holds for one explicit mapping: the desired and the observed form are the same type,
+/// so that the reconciler can compare them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NatEntry {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// External endpoint of *our* NAT (NAT1): WAN address and NAT1 port.
+    pub external: ExternalEndpoint,
+    /// The LAN host's endpoint.
+    pub internal: InternalEndpoint,
+    /// Who may come in.
+    pub remote: RemotePeer,
+    /// The mapping this entry belongs to.
+    pub generation: Generation,
+    /// When the kernel stops using it; `None` for a static mapping.
+    pub expires: Option<Instant>,
+}

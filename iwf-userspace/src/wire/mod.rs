@@ -1,0 +1,3 @@
+//! Bytes to meaningful representations and back; no state, no clock.
+
+pub mod soap;

@@ -1,0 +1,2 @@
+//! Set up, build, show, test and measure iwf.
+fn main() {}
