@@ -1,0 +1,82 @@
+//! Waiting for a condition with a deadline. The poll interval in here is the only sleep of the harness.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the harness measures real time against real programs"
+)]
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// Polls `probe` until it yields a value.
+///
+/// # Errors
+/// After `within`, naming `what` was waited for. The probe runs at least once, and once more at the end.
+pub fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        let last = Instant::now() >= deadline;
+        if let Some(value) = probe() {
+            return Ok(value);
+        }
+        if last {
+            bail!("waited {} s in vain: {what}", within.as_secs_f32());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Polls `probe` until it succeeds; the error of the last attempt is kept.
+///
+/// # Errors
+/// After `within`: the probe's last error, with `what` was waited for.
+pub fn until_ok<T>(
+    what: &str,
+    within: Duration,
+    mut probe: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut last = None;
+    let found = until(what, within, || match probe() {
+        Ok(value) => Some(value),
+        Err(error) => {
+            last = Some(error);
+            None
+        }
+    });
+    match (found, last) {
+        (Err(timeout), Some(error)) => Err(error.context(timeout.to_string())),
+        (found, _) => found,
+    }
+}
+
+/// How long `body` took, with its result.
+pub fn timed<T>(body: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let value = body();
+    (value, start.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_never_holds_is_named() {
+        let error = until("pigs to fly", Duration::ZERO, || None::<()>).unwrap_err();
+        assert!(error.to_string().contains("pigs to fly"));
+    }
+
+    #[test]
+    fn the_last_error_survives_the_deadline() {
+        let mut tries = 0;
+        let error = until_ok("port 1", Duration::from_millis(15), || -> Result<()> {
+            tries += 1;
+            bail!("attempt {tries} refused")
+        })
+        .unwrap_err();
+        assert!(tries >= 2);
+        assert!(format!("{error:#}").contains(&format!("attempt {tries} refused")));
+    }
+}

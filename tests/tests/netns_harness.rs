@@ -1,0 +1,78 @@
+//! The harness itself: what it promises about clean-up and isolation, the other suites rely on.
+#![expect(
+    clippy::disallowed_types,
+    reason = "the suites talk to real programs over sockets"
+)]
+
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use iwf_tests::netns::{self, Network};
+
+fn leftovers(dir: &Path) -> Vec<String> {
+    let run = dir.file_name().unwrap().to_str().unwrap();
+    std::fs::read_dir("/run/netns")
+        .map(|entries| {
+            entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .filter(|name| name.starts_with(&format!("{run}-")))
+                .collect()
+        })
+        .unwrap_or_default()
+}
+
+#[test]
+fn two_namespaces_talk_over_a_veth() -> Result<()> {
+    if !netns::may_run() {
+        return Ok(());
+    }
+    let network = Network::new()?;
+    let (a, b) = (network.namespace("a")?, network.namespace("b")?);
+    netns::veth((&a, "eth0"), (&b, "eth0"))?;
+    a.address("eth0", [10, 0, 0, 1].into(), 24)?;
+    b.address("eth0", [10, 0, 0, 2].into(), 24)?;
+
+    let server = b.within(|| UdpSocket::bind("10.0.0.2:0"))??;
+    let client = a.within(|| UdpSocket::bind("10.0.0.1:0"))??;
+    server.set_read_timeout(Some(Duration::from_secs(5)))?;
+    client.send_to(b"hello", server.local_addr()?)?;
+    let mut buf = [0; 16];
+    let (len, from) = server.recv_from(&mut buf)?;
+    assert_eq!(&buf[..len], b"hello");
+    assert_eq!(from, client.local_addr()?);
+    Ok(())
+}
+
+#[test]
+fn a_panic_leaves_no_namespace_process_mount_or_directory() {
+    if !netns::may_run() {
+        return;
+    }
+    let seen: std::sync::Mutex<(PathBuf, u32)> = std::sync::Mutex::default();
+    let outcome = std::panic::catch_unwind(|| {
+        let network = Network::new().unwrap();
+        let host = network.namespace("a").unwrap();
+        let sleeper = host.spawn("sleeper", &["sleep", "600"]).unwrap();
+        let mount = network.dir().join("bpf");
+        std::fs::create_dir(&mount).unwrap();
+        iwf_tests::process::must(&["mount", "-t", "bpf", "bpf", mount.to_str().unwrap()]).unwrap();
+        *seen.lock().unwrap() = (network.dir().to_owned(), sleeper.pid());
+        assert_eq!(leftovers(network.dir()).len(), 1);
+        // An unguarded process ends with its namespace.
+        sleeper.leave_running();
+        panic!("on purpose");
+    });
+    assert!(outcome.is_err());
+    let (dir, pid) = seen.into_inner().unwrap_or_default();
+    assert!(pid > 0);
+    assert_eq!(leftovers(&dir), Vec::<String>::new());
+    assert!(!dir.exists());
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    assert!(
+        state.is_empty() || state.contains(") Z "),
+        "still runs: {state}"
+    );
+}
