@@ -1,3 +1,12 @@
 //! Bytes to meaningful representations and back; no state, no clock.
+//!
+//! Every decoder is total: any input gives a representation or a named error, never a panic, and what it
+//! allocates is bounded by the input. Encoders write what the standard says and nothing a peer did not ask for.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
+)]
 
+pub mod natpmp;
+pub mod pcp;
 pub mod soap;
