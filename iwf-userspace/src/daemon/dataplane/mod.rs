@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::types::NatEntry;
+use crate::types::{NatEntry, Protocol};
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,9 @@ pub struct PlaneConfig {
     pub external_addr: Option<Ipv4Addr>,
     /// LAN prefixes as (network, prefix length); sources outside them are not translated.
     pub lan_prefixes: Vec<(Ipv4Addr, u8)>,
+    /// Services of this machine that the WAN may reach unasked: configured ports and the PCP announcement
+    /// listener (RFC 6887 section 14.1). Mappings cannot take these ports.
+    pub host_ports: Vec<(Protocol, u16)>,
 }
 
 /// Explicit mappings in the kernel. One implementation drives the real maps, one keeps them in memory

@@ -1,0 +1,332 @@
+//! Configuration: a TOML file becomes a [`Config`] in which every value has been checked.
+//!
+//! Two types on purpose: `raw` mirrors the file and knows the line of each value, [`Config`] holds only what
+//! passed. A value that is refused is reported with file, line and what to write instead.
+
+mod raw;
+mod validate;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything the daemon was told, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether a provider's NAT is asked for mappings as well.
+    pub mode: Mode,
+    /// LAN side: bridges, or the ports themselves. 1 to [`MAX_LAN_INTERFACES`], no duplicates.
+    pub lan_interfaces: Vec<InterfaceName>,
+    /// WAN side; never one of the LAN interfaces.
+    pub wan_interface: InterfaceName,
+    /// Services of this machine that hosts on the WAN may reach.
+    pub open_ports: OpenPorts,
+    /// What to do with a private or shared WAN address and no PCP server (AMB-13).
+    pub behind_private_address: BehindPrivateAddress,
+    /// PCP servers to ask, in order of preference. At most [`MAX_PCP_SERVERS`]; empty means none is used.
+    pub pcp_servers: Vec<PcpServer>,
+    /// Where run-time files live.
+    pub paths: Paths,
+    /// Description and control server on the LAN.
+    pub http: HttpConfig,
+    /// Discovery on the LAN.
+    pub ssdp: SsdpConfig,
+    /// How the packet programs are attached.
+    pub attach: AttachMode,
+    /// What LAN hosts may ask for.
+    pub policy: PolicyConfig,
+    /// Sizes of the tables.
+    pub limits: Limits,
+    /// When idle kernel state is freed.
+    pub timeouts: Timeouts,
+    /// Time between two runs of the reconciler when nothing nudges it.
+    pub reconcile_interval: Duration,
+    /// Log filter in the syntax of `tracing_subscriber::EnvFilter`; `RUST_LOG` overrides it.
+    pub log_filter: String,
+}
+
+/// Most LAN interfaces one daemon serves; each costs a listener and a multicast membership.
+pub const MAX_LAN_INTERFACES: usize = 16;
+/// Most PCP servers kept in contact; each costs a socket.
+pub const MAX_PCP_SERVERS: usize = 8;
+
+/// The well-known port of PCP servers (RFC 6887 section 7).
+pub const PCP_PORT: u16 = 5351;
+
+/// Role towards the provider's NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Cascaded if a PCP server is known and the WAN address is not public, local otherwise.
+    Auto,
+    /// Every mapping is also requested upstream.
+    Cascaded,
+    /// Nothing is asked upstream; the control points drive this NAT alone.
+    Local,
+}
+
+/// RFC 6970 section 5.1 leaves open what a plain IGD answers behind a NAT it cannot control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BehindPrivateAddress {
+    /// Answer 729: no port opened here can be reached from the Internet.
+    Refuse,
+    /// Map here all the same, for instance behind a router with a static forward to this one.
+    MapLocally,
+}
+
+/// Where to send PCP requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PcpServer {
+    /// Whatever the default route of the WAN points to, at [`PCP_PORT`] (RFC 6887 section 8.1).
+    DefaultRouter,
+    /// This address and port.
+    Address(SocketAddrV4),
+}
+
+/// How the packet programs are attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// In the driver where it can, otherwise generic with a warning.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the network core, on any interface, slower.
+    Generic,
+}
+
+/// Ports on which this machine itself is reachable from the WAN.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenPorts {
+    /// TCP ports, ascending, no duplicates.
+    pub tcp: Vec<u16>,
+    /// UDP ports, ascending, no duplicates.
+    pub udp: Vec<u16>,
+}
+
+/// Directories and sockets, all absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Holds the store and its lock.
+    pub state_dir: PathBuf,
+    /// Holds pinned programs, links and maps; on a bpf file system.
+    pub bpffs_dir: PathBuf,
+    /// Unix socket of `iwfctl`.
+    pub control_socket: PathBuf,
+}
+
+/// Bounds of the HTTP server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// TCP port on each LAN address; 0 takes any free one, which control points learn from LOCATION.
+    pub port: u16,
+    /// Connections open at once, 1 to 4096.
+    pub max_connections: usize,
+    /// Connections open at once from one address, 1 to `max_connections`.
+    pub max_connections_per_host: usize,
+}
+
+/// Discovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SsdpConfig {
+    /// CACHE-CONTROL max-age; announcements repeat at a random time before half of it. At least 1800 s.
+    pub max_age: Duration,
+    /// IP TTL of multicast, 1 to 4.
+    pub ttl: u8,
+}
+
+/// What LAN hosts may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyConfig {
+    /// Lowest internal and external port a host may map.
+    pub min_port: u16,
+    /// Mappings one host may hold.
+    pub max_mappings_per_host: u32,
+    /// Whether a host may map for another one (SEC-04: off).
+    pub third_party: ThirdParty,
+}
+
+/// Whether a host may ask for mappings of another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThirdParty {
+    /// Only for itself.
+    Refused,
+    /// For every host of its LAN.
+    Allowed,
+}
+
+/// Table sizes. The kernel maps are allocated for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions in the kernel, both directions of a flow counting once.
+    pub sessions: u32,
+    /// Explicit and dynamic mappings together.
+    pub mappings: u32,
+    /// Explicit mappings, of all hosts together; at most `mappings`.
+    pub explicit_mappings: u32,
+}
+
+/// Idle times after which the kernel frees a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// UDP (RFC 4787 REQ-5: never under 120 s, 300 s recommended).
+    pub udp_idle: Duration,
+    /// Established TCP (RFC 5382 REQ-5: at least 2 h 4 min).
+    pub tcp_established: Duration,
+    /// TCP being opened or closed (RFC 5382 REQ-5: at least 4 min).
+    pub tcp_transitory: Duration,
+    /// ICMP queries (RFC 5508 REQ-1: at least 60 s).
+    pub icmp_query: Duration,
+}
+
+/// The name of a network interface: 1 to 15 octets, no slash, no blank.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InterfaceName(String);
+
+impl InterfaceName {
+    /// `None` if the kernel could not have an interface of this name.
+    pub fn new(name: &str) -> Option<Self> {
+        let fits = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
+        let clean = !name
+            .chars()
+            .any(|c| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+        (fits && clean).then(|| Self(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// Line in the file, from 1, where it can be told.
+    pub line: Option<usize>,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead.
+    pub advice: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}; {}", self.problem, self.advice)
+    }
+}
+
+impl Config {
+    /// Largest configuration file read, in octets.
+    const MAX_FILE: u64 = 1 << 20;
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, has an unknown key, or a value that is out of range.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |problem: String| ConfigError {
+            path: path.to_owned(),
+            line: None,
+            problem,
+            advice:
+                "name a readable file with --config (packaging/iwf.toml is a commented example)"
+                    .to_owned(),
+        };
+        let length = std::fs::metadata(path)
+            .map_err(|e| unreadable(format!("cannot be read ({e})")))?
+            .len();
+        if length > Self::MAX_FILE {
+            return Err(unreadable(format!("{length} octets is no configuration")));
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| unreadable(format!("cannot be read ({e})")))?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file; `path` only appears in errors.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: raw::File = toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|span| line_of(text, span.start));
+            ConfigError {
+                path: path.to_owned(),
+                line,
+                problem: e.message().trim().replace('\n', " "),
+                advice: raw::advice(e.message()),
+            }
+        })?;
+        Self::try_from(raw).map_err(|invalid| ConfigError {
+            path: path.to_owned(),
+            line: invalid.at.map(|offset| line_of(text, offset)),
+            problem: invalid.problem,
+            advice: invalid.advice,
+        })
+    }
+
+    /// The keys that differ from `new` and take effect only after a restart, because sockets, files or
+    /// kernel maps were made from them.
+    pub fn restart_keys(&self, new: &Self) -> Vec<&'static str> {
+        [
+            ("mode", self.mode != new.mode),
+            ("lan.interfaces", self.lan_interfaces != new.lan_interfaces),
+            ("wan.interface", self.wan_interface != new.wan_interface),
+            (
+                "wan.behind_private_address",
+                self.behind_private_address != new.behind_private_address,
+            ),
+            ("upstream.pcp_servers", self.pcp_servers != new.pcp_servers),
+            ("paths", self.paths != new.paths),
+            ("http", self.http != new.http),
+            ("ssdp", self.ssdp != new.ssdp),
+            ("xdp.attach", self.attach != new.attach),
+            ("policy", self.policy != new.policy),
+            ("limits", self.limits != new.limits),
+            ("timeouts", self.timeouts != new.timeouts),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+}
+
+impl PcpServer {
+    /// The address to send to, given the next hop of the default route.
+    pub fn resolve(self, gateway: Option<Ipv4Addr>) -> Option<SocketAddrV4> {
+        match self {
+            Self::DefaultRouter => gateway.map(|addr| SocketAddrV4::new(addr, PCP_PORT)),
+            Self::Address(address) => Some(address),
+        }
+    }
+}
+
+/// A refused value: where in the text it starts, what is wrong, what would be right.
+#[derive(Debug)]
+struct Invalid {
+    at: Option<usize>,
+    problem: String,
+    advice: String,
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().iter().take(offset);
+    before.filter(|&&octet| octet == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! The file as written: every key, its type on paper and its default.
+
+use serde::Deserialize;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default = "mode")]
+    pub(super) mode: Spanned<String>,
+    pub(super) lan: Lan,
+    pub(super) wan: Wan,
+    #[serde(default)]
+    pub(super) upstream: Upstream,
+    #[serde(default)]
+    pub(super) paths: Paths,
+    #[serde(default)]
+    pub(super) http: Http,
+    #[serde(default)]
+    pub(super) ssdp: Ssdp,
+    #[serde(default)]
+    pub(super) xdp: Xdp,
+    #[serde(default)]
+    pub(super) policy: Policy,
+    #[serde(default)]
+    pub(super) limits: Limits,
+    #[serde(default)]
+    pub(super) timeouts: Timeouts,
+    #[serde(default)]
+    pub(super) reconcile: Reconcile,
+    #[serde(default)]
+    pub(super) log: Log,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Lan {
+    pub(super) interfaces: Spanned<Vec<Spanned<String>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wan {
+    pub(super) interface: Spanned<String>,
+    #[serde(default)]
+    pub(super) open_tcp_ports: Vec<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) open_udp_ports: Vec<Spanned<i64>>,
+    #[serde(default = "behind_private_address")]
+    pub(super) behind_private_address: Spanned<String>,
+}
+
+/// A section whose keys all have defaults.
+macro_rules! section {
+    ($name:ident { $($key:ident : $type:ty = $default:expr),+ $(,)? }) => {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct $name {
+            $(pub(super) $key: Spanned<$type>,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: unplaced($default.into()),)+ }
+            }
+        }
+    };
+}
+
+section!(Upstream {
+    pcp_servers: Vec<Spanned<String>> = vec![unplaced("default-router".to_owned())],
+});
+section!(Paths {
+    state_dir: String = "/var/lib/iwf",
+    bpffs_dir: String = "/sys/fs/bpf/iwf",
+    control_socket: String = "/run/iwf/control.sock",
+});
+section!(Http {
+    port: i64 = 5000,
+    max_connections: i64 = 128,
+    max_connections_per_host: i64 = 16,
+});
+section!(Ssdp {
+    max_age_seconds: i64 = 1800,
+    ttl: i64 = 2,
+});
+section!(Xdp {
+    attach: String = "auto"
+});
+section!(Policy {
+    min_port: i64 = 1024,
+    max_mappings_per_host: i64 = 128,
+    third_party: bool = false,
+});
+section!(Limits {
+    sessions: i64 = 65536,
+    mappings: i64 = 65536,
+    explicit_mappings: i64 = 4096,
+});
+section!(Timeouts {
+    udp_idle_seconds: i64 = 300,
+    tcp_established_seconds: i64 = 7440,
+    tcp_transitory_seconds: i64 = 240,
+    icmp_query_seconds: i64 = 60,
+});
+section!(Reconcile {
+    interval_seconds: i64 = 60
+});
+section!(Log {
+    filter: String = "info"
+});
+
+fn mode() -> Spanned<String> {
+    unplaced("auto".to_owned())
+}
+
+fn behind_private_address() -> Spanned<String> {
+    unplaced("refuse".to_owned())
+}
+
+/// A default: it stands in no line of the file.
+fn unplaced<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
+
+/// What to do about a message of the TOML reader.
+pub(super) fn advice(message: &str) -> String {
+    let advice = if message.contains("unknown field") {
+        "remove the key, or correct its name to one of those"
+    } else if message.contains("missing field") {
+        "add it; packaging/iwf.toml shows every key"
+    } else if message.contains("invalid type") {
+        "write a value of the expected type; packaging/iwf.toml shows every key"
+    } else {
+        "correct the line to valid TOML"
+    };
+    advice.to_owned()
+}

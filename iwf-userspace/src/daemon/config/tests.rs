@@ -1,0 +1,149 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../packaging/iwf.toml");
+const MINIMAL: &str = "[lan]\ninterfaces = [\"br-lan\"]\n[wan]\ninterface = \"wan0\"\n";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/iwf.toml"))
+}
+
+#[test]
+fn example_shows_the_defaults() {
+    assert_eq!(parse(EXAMPLE).unwrap(), parse(MINIMAL).unwrap());
+}
+
+/// Every key that the reader knows is in the example: removing any key line of the example must not be
+/// possible without this noticing, so each `key =` is looked for by name.
+#[test]
+fn example_shows_every_key() {
+    let raw = include_str!("raw.rs");
+    let keys = raw
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim().trim_start_matches("pub(super) ");
+            let (key, rest) = line.split_once(": ")?;
+            let plain = key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            (plain
+                && !key.is_empty()
+                && (rest.contains(" = ") || rest.starts_with("Spanned") || rest.starts_with("Vec")))
+            .then(|| key.to_owned())
+        })
+        .collect::<std::collections::BTreeSet<_>>();
+    assert!(keys.len() > 20, "found only {keys:?}");
+    for key in keys {
+        let shown = EXAMPLE.lines().any(|l| l.starts_with(&format!("{key} = ")));
+        assert!(shown, "packaging/iwf.toml lacks {key}");
+    }
+}
+
+#[test]
+fn refusals_name_line_problem_and_remedy() {
+    let cases = [
+        (
+            "mode = \"cascade\"\n",
+            1,
+            "mode: \"cascade\" is unknown",
+            "\"cascaded\"",
+        ),
+        (
+            "\nmood = \"auto\"\n",
+            2,
+            "unknown field `mood`",
+            "correct its name",
+        ),
+        (
+            "[http]\nport = 65536\n",
+            2,
+            "http.port: 65536",
+            "0 to 65535",
+        ),
+        ("[http]\nport = \"x\"\n", 2, "invalid type", "expected type"),
+        (
+            "[timeouts]\nudp_idle_seconds = 30\n",
+            2,
+            "udp_idle_seconds: 30",
+            "120 to",
+        ),
+        (
+            "[upstream]\npcp_servers = [\"224.0.0.1\"]\n",
+            2,
+            "is not a server",
+            "default-router",
+        ),
+        (
+            "[paths]\nstate_dir = \"var\"\n",
+            2,
+            "not an absolute path",
+            "starts with /",
+        ),
+        ("[log]\nfilter = \"iwf=loud\"\n", 2, "log.filter", "info"),
+        ("[xdp\n", 1, "", "valid TOML"),
+    ];
+    for (text, line, problem, advice) in cases {
+        // The required sections follow, so that only the case itself is wrong.
+        let error = parse(&format!("{text}{MINIMAL}")).unwrap_err();
+        assert_eq!(error.line, Some(line), "{error}");
+        assert!(error.problem.contains(problem), "{error}");
+        assert!(error.advice.contains(advice), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("/etc/iwf.toml:{line}: "))
+        );
+    }
+}
+
+#[test]
+fn interfaces_must_differ_and_exist_on_paper() {
+    for (lan, problem) in [
+        ("[]", "names 0 interfaces"),
+        ("[\"a\", \"a\"]", "listed twice"),
+        ("[\"wan0\"]", "both LAN and WAN"),
+        ("[\"a-name-of-16-oct\"]", "cannot be an interface name"),
+        ("[\"a b\"]", "cannot be an interface name"),
+    ] {
+        let text = format!("[lan]\ninterfaces = {lan}\n[wan]\ninterface = \"wan0\"\n");
+        let error = parse(&text).unwrap_err();
+        assert!(error.problem.contains(problem), "{error}");
+        assert_eq!(error.line, Some(2));
+    }
+}
+
+#[test]
+fn cascaded_needs_a_server() {
+    let text = format!("mode = \"cascaded\"\n{MINIMAL}[upstream]\npcp_servers = []\n");
+    assert!(parse(&text).unwrap_err().problem.contains("no PCP server"));
+}
+
+#[test]
+fn servers_resolve() {
+    let text = format!(
+        "{MINIMAL}[upstream]\npcp_servers = [\"100.64.0.1\", \"10.0.0.1:15351\", \"default-router\"]\n"
+    );
+    let servers = parse(&text).unwrap().pcp_servers;
+    let gateway = Some(Ipv4Addr::new(192, 0, 2, 1));
+    let resolved: Vec<_> = servers
+        .iter()
+        .filter_map(|s| s.resolve(gateway))
+        .map(|a| a.to_string())
+        .collect();
+    assert_eq!(
+        resolved,
+        ["100.64.0.1:5351", "10.0.0.1:15351", "192.0.2.1:5351"]
+    );
+    assert_eq!(PcpServer::DefaultRouter.resolve(None), None);
+}
+
+#[test]
+fn reload_tells_what_needs_a_restart() {
+    let old = parse(MINIMAL).unwrap();
+    let text = format!("{MINIMAL}[http]\nport = 1\n[log]\nfilter = \"debug\"\n");
+    assert_eq!(old.restart_keys(&parse(&text).unwrap()), ["http"]);
+}
+
+#[test]
+fn missing_file_is_an_error_with_a_remedy() {
+    let error = Config::load(Path::new("/nonexistent/iwf.toml")).unwrap_err();
+    assert_eq!(error.line, None);
+    assert!(error.advice.contains("--config"));
+}

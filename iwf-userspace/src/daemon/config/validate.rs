@@ -1,0 +1,339 @@
+//! From what was written to what may be used.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::raw;
+use super::{
+    AttachMode, BehindPrivateAddress, Config, HttpConfig, InterfaceName, Invalid, Limits,
+    MAX_LAN_INTERFACES, MAX_PCP_SERVERS, Mode, OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig,
+    SsdpConfig, ThirdParty, Timeouts,
+};
+
+impl TryFrom<raw::File> for Config {
+    type Error = Invalid;
+
+    fn try_from(file: raw::File) -> Result<Self, Invalid> {
+        let mode = choice(
+            "mode",
+            &file.mode,
+            &[
+                ("auto", Mode::Auto),
+                ("cascaded", Mode::Cascaded),
+                ("local", Mode::Local),
+            ],
+        )?;
+        let wan_interface = interface("wan.interface", &file.wan.interface)?;
+        let lan_interfaces = lan_interfaces(&file.lan.interfaces, &wan_interface)?;
+        let pcp_servers = pcp_servers(&file.upstream.pcp_servers)?;
+        if mode == Mode::Cascaded && pcp_servers.is_empty() {
+            return Err(invalid(
+                &file.upstream.pcp_servers,
+                "mode \"cascaded\" has no PCP server to ask".to_owned(),
+                "list an address or \"default-router\" in upstream.pcp_servers, or write mode = \"auto\"",
+            ));
+        }
+        Ok(Self {
+            mode,
+            lan_interfaces,
+            wan_interface,
+            open_ports: OpenPorts {
+                tcp: ports("wan.open_tcp_ports", &file.wan.open_tcp_ports)?,
+                udp: ports("wan.open_udp_ports", &file.wan.open_udp_ports)?,
+            },
+            behind_private_address: choice(
+                "wan.behind_private_address",
+                &file.wan.behind_private_address,
+                &[
+                    ("refuse", BehindPrivateAddress::Refuse),
+                    ("map-locally", BehindPrivateAddress::MapLocally),
+                ],
+            )?,
+            pcp_servers,
+            paths: paths(&file.paths)?,
+            http: http(&file.http)?,
+            ssdp: SsdpConfig {
+                max_age: seconds(
+                    "ssdp.max_age_seconds",
+                    &file.ssdp.max_age_seconds,
+                    1800..=86_400,
+                )?,
+                ttl: number("ssdp.ttl", &file.ssdp.ttl, 1..=4)?,
+            },
+            attach: choice(
+                "xdp.attach",
+                &file.xdp.attach,
+                &[
+                    ("auto", AttachMode::Auto),
+                    ("native", AttachMode::Native),
+                    ("generic", AttachMode::Generic),
+                ],
+            )?,
+            policy: policy(&file.policy)?,
+            limits: limits(&file.limits)?,
+            timeouts: timeouts(&file.timeouts)?,
+            reconcile_interval: seconds(
+                "reconcile.interval_seconds",
+                &file.reconcile.interval_seconds,
+                1..=3600,
+            )?,
+            log_filter: log_filter(&file.log.filter)?,
+        })
+    }
+}
+
+fn lan_interfaces(
+    names: &Spanned<Vec<Spanned<String>>>,
+    wan: &InterfaceName,
+) -> Result<Vec<InterfaceName>, Invalid> {
+    let count = names.get_ref().len();
+    if !(1..=MAX_LAN_INTERFACES).contains(&count) {
+        return Err(invalid(
+            names,
+            format!("lan.interfaces names {count} interfaces"),
+            &format!("name 1 to {MAX_LAN_INTERFACES}, for example [\"br-lan\"]"),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    names
+        .get_ref()
+        .iter()
+        .map(|written| {
+            let name = interface("lan.interfaces", written)?;
+            if name == *wan {
+                return Err(invalid(
+                    written,
+                    format!("\"{name}\" is both LAN and WAN"),
+                    "name different interfaces in lan.interfaces and wan.interface",
+                ));
+            }
+            if !seen.insert(name.clone()) {
+                return Err(invalid(
+                    written,
+                    format!("\"{name}\" is listed twice"),
+                    "name each LAN interface once",
+                ));
+            }
+            Ok(name)
+        })
+        .collect()
+}
+
+fn interface(key: &str, written: &Spanned<String>) -> Result<InterfaceName, Invalid> {
+    InterfaceName::new(written.get_ref()).ok_or_else(|| {
+        invalid(
+            written,
+            format!("{key}: {:?} cannot be an interface name", written.get_ref()),
+            "write a name of 1 to 15 characters as shown by `ip link`, for example \"eth0\"",
+        )
+    })
+}
+
+fn pcp_servers(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<PcpServer>, Invalid> {
+    let count = written.get_ref().len();
+    if count > MAX_PCP_SERVERS {
+        return Err(invalid(
+            written,
+            format!("upstream.pcp_servers names {count} servers"),
+            &format!("name at most {MAX_PCP_SERVERS}"),
+        ));
+    }
+    written.get_ref().iter().map(pcp_server).collect()
+}
+
+fn pcp_server(written: &Spanned<String>) -> Result<PcpServer, Invalid> {
+    let text = written.get_ref().as_str();
+    if text == "default-router" {
+        return Ok(PcpServer::DefaultRouter);
+    }
+    let address = text
+        .parse::<SocketAddrV4>()
+        .or_else(|_| {
+            text.parse::<Ipv4Addr>()
+                .map(|addr| SocketAddrV4::new(addr, PCP_PORT))
+        })
+        .ok()
+        .filter(|a| {
+            let ip = a.ip();
+            a.port() != 0 && !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
+        });
+    address.map(PcpServer::Address).ok_or_else(|| {
+        invalid(
+            written,
+            format!("upstream.pcp_servers: {text:?} is not a server"),
+            "write an IPv4 address such as \"100.64.0.1\" (port 5351 unless given as \"100.64.0.1:5351\"), \
+             or \"default-router\"",
+        )
+    })
+}
+
+fn ports(key: &str, written: &[Spanned<i64>]) -> Result<Vec<u16>, Invalid> {
+    let ports: BTreeSet<u16> = written
+        .iter()
+        .map(|port| number(key, port, 1..=65_535))
+        .collect::<Result<_, _>>()?;
+    Ok(ports.into_iter().collect())
+}
+
+fn paths(written: &raw::Paths) -> Result<Paths, Invalid> {
+    let control_socket = path("paths.control_socket", &written.control_socket)?;
+    // sun_path holds 108 octets with the final zero (unix(7)).
+    if control_socket.as_os_str().len() > 107 {
+        return Err(invalid(
+            &written.control_socket,
+            "paths.control_socket is longer than a socket name may be".to_owned(),
+            "write a path of at most 107 octets",
+        ));
+    }
+    Ok(Paths {
+        state_dir: path("paths.state_dir", &written.state_dir)?,
+        bpffs_dir: path("paths.bpffs_dir", &written.bpffs_dir)?,
+        control_socket,
+    })
+}
+
+fn path(key: &str, written: &Spanned<String>) -> Result<PathBuf, Invalid> {
+    let path = PathBuf::from(written.get_ref());
+    if path.is_absolute() && path.parent().is_some() {
+        return Ok(path);
+    }
+    Err(invalid(
+        written,
+        format!("{key}: {:?} is not an absolute path", written.get_ref()),
+        "write one that starts with /",
+    ))
+}
+
+fn http(written: &raw::Http) -> Result<HttpConfig, Invalid> {
+    let max_connections = number("http.max_connections", &written.max_connections, 1..=4096)?;
+    Ok(HttpConfig {
+        port: number("http.port", &written.port, 0..=65_535)?,
+        max_connections,
+        max_connections_per_host: number(
+            "http.max_connections_per_host",
+            &written.max_connections_per_host,
+            1..=i64::try_from(max_connections).unwrap_or(i64::MAX),
+        )?,
+    })
+}
+
+fn policy(written: &raw::Policy) -> Result<PolicyConfig, Invalid> {
+    Ok(PolicyConfig {
+        min_port: number("policy.min_port", &written.min_port, 1..=65_535)?,
+        max_mappings_per_host: number(
+            "policy.max_mappings_per_host",
+            &written.max_mappings_per_host,
+            1..=65_535,
+        )?,
+        third_party: if *written.third_party.get_ref() {
+            ThirdParty::Allowed
+        } else {
+            ThirdParty::Refused
+        },
+    })
+}
+
+fn limits(written: &raw::Limits) -> Result<Limits, Invalid> {
+    let mappings: u32 = number("limits.mappings", &written.mappings, 256..=1 << 20)?;
+    Ok(Limits {
+        sessions: number("limits.sessions", &written.sessions, 256..=1 << 22)?,
+        mappings,
+        explicit_mappings: number(
+            "limits.explicit_mappings",
+            &written.explicit_mappings,
+            1..=i64::from(mappings).min(65_535),
+        )?,
+    })
+}
+
+fn timeouts(written: &raw::Timeouts) -> Result<Timeouts, Invalid> {
+    Ok(Timeouts {
+        udp_idle: seconds(
+            "timeouts.udp_idle_seconds",
+            &written.udp_idle_seconds,
+            120..=86_400,
+        )?,
+        tcp_established: seconds(
+            "timeouts.tcp_established_seconds",
+            &written.tcp_established_seconds,
+            7440..=604_800,
+        )?,
+        tcp_transitory: seconds(
+            "timeouts.tcp_transitory_seconds",
+            &written.tcp_transitory_seconds,
+            240..=3600,
+        )?,
+        icmp_query: seconds(
+            "timeouts.icmp_query_seconds",
+            &written.icmp_query_seconds,
+            60..=3600,
+        )?,
+    })
+}
+
+fn log_filter(written: &Spanned<String>) -> Result<String, Invalid> {
+    let text = written.get_ref();
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.clone()),
+        Err(e) => Err(invalid(
+            written,
+            format!("log.filter: {e}"),
+            "write a level (error, warn, info, debug, trace), or target=level pairs with commas",
+        )),
+    }
+}
+
+fn seconds(
+    key: &str,
+    written: &Spanned<i64>,
+    range: RangeInclusive<i64>,
+) -> Result<Duration, Invalid> {
+    number::<u32>(key, written, range).map(|n| Duration::from_secs(u64::from(n)))
+}
+
+fn number<T: TryFrom<i64>>(
+    key: &str,
+    written: &Spanned<i64>,
+    range: RangeInclusive<i64>,
+) -> Result<T, Invalid> {
+    let value = *written.get_ref();
+    range
+        .contains(&value)
+        .then(|| T::try_from(value).ok())
+        .flatten()
+        .ok_or_else(|| {
+            invalid(
+                written,
+                format!("{key}: {value} is out of range"),
+                &format!("write a number from {} to {}", range.start(), range.end()),
+            )
+        })
+}
+
+fn choice<T: Copy>(key: &str, written: &Spanned<String>, of: &[(&str, T)]) -> Result<T, Invalid> {
+    let text = written.get_ref().as_str();
+    of.iter()
+        .find_map(|&(name, value)| (name == text).then_some(value))
+        .ok_or_else(|| {
+            let names: Vec<_> = of.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            invalid(
+                written,
+                format!("{key}: {text:?} is unknown"),
+                &format!("write one of {}", names.join(", ")),
+            )
+        })
+}
+
+fn invalid<T>(at: &Spanned<T>, problem: String, advice: &str) -> Invalid {
+    let span = at.span();
+    Invalid {
+        at: (!span.is_empty()).then_some(span.start),
+        problem,
+        advice: advice.to_owned(),
+    }
+}
