@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
+use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
 use crate::iwf::WanState;
+use crate::types::Protocol;
 
 /// Interfaces and addresses as they are now. Published whole on every change, so that a reader that
 /// was late has missed nothing.
@@ -14,6 +16,31 @@ pub struct NetState {
     pub wan_ifindex: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).
     pub lan: Vec<LanAddress>,
+    /// Address of the WAN interface even while its carrier is lost, so that a short outage ends no session.
+    pub external_addr: Option<Ipv4Addr>,
+    /// Devices the packet programs belong on: the WAN, and per LAN interface itself or, of a bridge, its ports.
+    pub ports: Vec<Port>,
+    /// Stations behind the ports of LAN bridges.
+    pub fdb: Vec<FdbEntry>,
+    /// Grows whenever a next hop that was resolved before is no longer right.
+    pub next_hops: u32,
+}
+
+impl NetState {
+    /// What the data plane has to follow.
+    pub fn plane_config(&self, host_ports: Vec<(Protocol, u16)>) -> PlaneConfig {
+        let mut lan_prefixes: Vec<_> = self.lan.iter().map(LanAddress::prefix).collect();
+        lan_prefixes.sort_unstable();
+        lan_prefixes.dedup();
+        PlaneConfig {
+            external_addr: self.external_addr,
+            lan_prefixes,
+            host_ports,
+            ports: self.ports.clone(),
+            fdb: self.fdb.clone(),
+            next_hops: self.next_hops,
+        }
+    }
 }
 
 /// One IPv4 address of a LAN interface.

@@ -1,28 +1,72 @@
-//! The data plane as the daemon sees it: explicit mappings in, counters and observations out.
+//! The data plane as the daemon sees it: explicit mappings and the network in, observations out.
+//!
+//! `kernel::KernelPlane` drives the eBPF programs, [`fake::FakePlane`] keeps everything in memory for
+//! tests of what is above. Both compare what is there with what is wanted and change the difference, so
+//! a call may be repeated at any time.
 
 use std::net::Ipv4Addr;
 
-use crate::types::{NatEntry, Protocol};
+use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
+
+pub mod fake;
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DataPlaneError {
     /// A kernel map has no room left.
     #[error("kernel map {map} is full")]
-    Full { map: &'static str },
-    /// The CPE's own socket or a static entry holds that external endpoint.
+    Full {
+        /// Name of the map.
+        map: &'static str,
+    },
+    /// The CPE's own socket or another explicit mapping holds that external or internal endpoint.
     #[error("external endpoint in use by another owner")]
     InUse,
     /// The kernel refused for another reason.
     #[error("kernel refused to {action}")]
     Kernel {
+        /// What was tried, as a verb with its object.
         action: &'static str,
+        /// What the kernel said.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// What the packet programs need to know besides mappings.
+/// The side of the translation a device is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Hosts we translate for.
+    Lan,
+    /// The provider.
+    Wan,
+}
+
+/// A device the packet programs are attached to. A bridge is never one: its ports are.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Kernel index of the device.
+    pub ifindex: u32,
+    /// Name of the device.
+    pub name: String,
+    /// Its side.
+    pub role: Role,
+    /// Index of the bridge it is a port of.
+    pub bridge: Option<u32>,
+}
+
+/// Behind which port of a bridge a station is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdbEntry {
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// Address of the station.
+    pub mac: [u8; 6],
+    /// Index of the port.
+    pub port: u32,
+}
+
+/// What the packet programs need to know besides mappings: always complete, never a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlaneConfig {
     /// NAT1's external address. `None`: nothing is translated, LAN traffic does not leave the WAN.
@@ -32,23 +76,84 @@ pub struct PlaneConfig {
     /// Services of this machine that the WAN may reach unasked: configured ports and the PCP announcement
     /// listener (RFC 6887 section 14.1). Mappings cannot take these ports.
     pub host_ports: Vec<(Protocol, u16)>,
+    /// Devices to be attached to; programs on any other device are detached.
+    pub ports: Vec<Port>,
+    /// Stations behind the ports of LAN bridges.
+    pub fdb: Vec<FdbEntry>,
+    /// Grows whenever a next hop a session may have cached is no longer right.
+    pub next_hops: u32,
 }
 
-/// Explicit mappings in the kernel. One implementation drives the real maps, one keeps them in memory
-/// for tests of what is above.
+/// One flow the kernel is translating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Session {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The LAN host's address and port (identifier for ICMP).
+    pub internal: (Ipv4Addr, u16),
+    /// Our external address and port.
+    pub external: (Ipv4Addr, u16),
+    /// The remote peer's address and port.
+    pub remote: (Ipv4Addr, u16),
+}
+
+/// The generation [`DataPlane::observe`] gives an entry of which only one direction is there. No mapping
+/// ever has it, so a reconciler sees a difference and writes or removes the whole.
+pub const HALF_WRITTEN: Generation = Generation(0);
+
+/// Explicit mappings in the kernel.
 pub trait DataPlane {
-    /// Tells the programs the external address and the LAN prefixes; flushes what belonged to an old address.
+    /// Makes the programs follow the network: addresses, devices, stations, next hops. When the external
+    /// address changes, every session and mapping of the old one ends before the new one is used.
+    ///
+    /// # Errors
+    /// The first failure; the rest is still applied.
     fn configure(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError>;
-    /// Writes both entries of a mapping: return direction first. A dynamic mapping in its way is displaced
-    /// (explicit mappings win, NAT-50); an entry of the same external and internal endpoint is updated in place.
+
+    /// Writes both entries of a mapping, return direction first. A dynamic mapping in its way is displaced
+    /// with its sessions (explicit mappings win, NAT-50); an entry of the same external and internal
+    /// endpoint is updated in place and its sessions live on.
+    ///
+    /// # Errors
+    /// `InUse` and `Full` leave the maps as they were.
     fn write(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError>;
-    /// Removes both entries, triggering direction first, and ends the inbound sessions that used them.
-    /// Absent is success.
+
+    /// Removes both entries, triggering direction first, and ends the sessions that used them.
+    /// Absent is success; an entry that belongs to another pair of endpoints stays.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
     fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError>;
-    /// Every explicit mapping the kernel holds that this daemon owns.
+
+    /// Every explicit mapping the kernel holds, half-written ones with generation [`HALF_WRITTEN`].
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError>;
+
     /// Sum over CPUs of every named counter, in a fixed order.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError>;
-    /// Frees idle sessions and dynamic mappings; returns how many sessions are left.
+
+    /// Frees idle sessions and expired mappings; returns how many sessions are left.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
     fn sweep(&mut self) -> Result<u64, DataPlaneError>;
+
+    /// At most `limit` sessions, in no particular order.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn sessions(&self, limit: usize) -> Result<Vec<Session>, DataPlaneError>;
+}
+
+/// Whether two entries bind the same pair of endpoints.
+fn same_endpoints(a: &NatEntry, b: &NatEntry) -> bool {
+    let endpoints = |e: &NatEntry| -> (Protocol, ExternalEndpoint, InternalEndpoint) {
+        (e.protocol, e.external, e.internal)
+    };
+    endpoints(a) == endpoints(b)
 }

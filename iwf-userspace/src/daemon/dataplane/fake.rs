@@ -1,0 +1,214 @@
+//! A data plane in memory, for tests of what is above it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{DataPlane, DataPlaneError, PlaneConfig, Session, same_endpoints};
+use crate::types::{ExternalEndpoint, InternalEndpoint, NatEntry, Protocol};
+
+/// What a call that was told to fail answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// [`DataPlaneError::Full`].
+    Full,
+    /// [`DataPlaneError::InUse`].
+    InUse,
+    /// [`DataPlaneError::Kernel`].
+    Kernel,
+}
+
+/// Mappings in memory, with the same refusals as the kernel's and faults on demand.
+#[derive(Debug, Default)]
+pub struct FakePlane {
+    config: PlaneConfig,
+    entries: BTreeMap<(Protocol, ExternalEndpoint), NatEntry>,
+    /// Endpoints another owner holds.
+    taken: BTreeSet<(Protocol, u16)>,
+    faults: BTreeMap<u64, Fault>,
+    changes: u64,
+    sweeps: u64,
+}
+
+impl FakePlane {
+    /// An empty plane.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets the `n`th [`DataPlane::write`] or [`DataPlane::remove`] from the start (counted from 1) fail.
+    pub fn fail_change(&mut self, n: u64, fault: Fault) {
+        self.faults.insert(n, fault);
+    }
+
+    /// Marks an external port as the CPE's own.
+    pub fn take_port(&mut self, protocol: Protocol, port: u16) {
+        self.taken.insert((protocol, port));
+    }
+
+    /// How often `write` and `remove` were called.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// How often `sweep` was called.
+    pub fn sweeps(&self) -> u64 {
+        self.sweeps
+    }
+
+    /// What was configured last.
+    pub fn config(&self) -> &PlaneConfig {
+        &self.config
+    }
+
+    /// Puts an entry there behind the owner's back, or takes it away: drift for a reconciler to find.
+    pub fn tamper(
+        &mut self,
+        change: impl FnOnce(&mut BTreeMap<(Protocol, ExternalEndpoint), NatEntry>),
+    ) {
+        change(&mut self.entries);
+    }
+
+    fn count_change(&mut self) -> Result<(), DataPlaneError> {
+        self.changes += 1;
+        match self.faults.remove(&self.changes) {
+            None => Ok(()),
+            Some(Fault::Full) => Err(DataPlaneError::Full { map: "MAP_EXT" }),
+            Some(Fault::InUse) => Err(DataPlaneError::InUse),
+            Some(Fault::Kernel) => Err(DataPlaneError::Kernel {
+                action: "do as the test planned",
+                source: std::io::ErrorKind::Other.into(),
+            }),
+        }
+    }
+
+    fn holder_of(&self, protocol: Protocol, internal: InternalEndpoint) -> Option<&NatEntry> {
+        self.entries
+            .values()
+            .find(|held| held.protocol == protocol && held.internal == internal)
+    }
+}
+
+impl DataPlane for FakePlane {
+    fn configure(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
+        if let Some(addr) = config.external_addr {
+            self.entries.retain(|_, held| held.external.addr == addr);
+        }
+        self.config = config.clone();
+        Ok(())
+    }
+
+    fn write(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+        self.count_change()?;
+        let port = entry.external.port.get();
+        let service = (entry.protocol, port);
+        if self.taken.contains(&service) || self.config.host_ports.contains(&service) {
+            return Err(DataPlaneError::InUse);
+        }
+        let conflict = self
+            .entries
+            .get(&(entry.protocol, entry.external))
+            .into_iter()
+            .chain(self.holder_of(entry.protocol, entry.internal))
+            .any(|held| !same_endpoints(held, entry));
+        if conflict {
+            return Err(DataPlaneError::InUse);
+        }
+        self.entries
+            .insert((entry.protocol, entry.external), *entry);
+        Ok(())
+    }
+
+    fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+        self.count_change()?;
+        let key = (entry.protocol, entry.external);
+        if self
+            .entries
+            .get(&key)
+            .is_some_and(|held| same_endpoints(held, entry))
+        {
+            self.entries.remove(&key);
+        }
+        Ok(())
+    }
+
+    fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
+        Ok(self.entries.values().copied().collect())
+    }
+
+    fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn sweep(&mut self) -> Result<u64, DataPlaneError> {
+        self.sweeps += 1;
+        Ok(0)
+    }
+
+    fn sessions(&self, _limit: usize) -> Result<Vec<Session>, DataPlaneError> {
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::types::{ExternalPort, Generation, InternalPort, RemotePeer};
+
+    #[test]
+    fn the_planned_change_fails_and_leaves_nothing() {
+        let mut plane = FakePlane::new();
+        plane.fail_change(2, Fault::Full);
+        plane.write(&entry(1000, 10, 1)).expect("first");
+        assert!(matches!(
+            plane.write(&entry(1001, 11, 2)),
+            Err(DataPlaneError::Full { .. })
+        ));
+        assert_eq!(plane.observe().expect("observe"), [entry(1000, 10, 1)]);
+        plane.write(&entry(1001, 11, 2)).expect("only once");
+    }
+
+    #[test]
+    fn another_owner_is_in_the_way_and_a_renewal_is_not() {
+        let mut plane = FakePlane::new();
+        plane.take_port(Protocol::Udp, 68);
+        plane.write(&entry(1000, 10, 1)).expect("new");
+        plane.write(&entry(1000, 10, 2)).expect("renewal");
+        for taken in [entry(1000, 11, 3), entry(1001, 10, 3), entry(68, 12, 3)] {
+            assert!(matches!(plane.write(&taken), Err(DataPlaneError::InUse)));
+        }
+        plane.remove(&entry(1000, 11, 3)).expect("foreign stays");
+        assert_eq!(plane.observe().expect("observe"), [entry(1000, 10, 2)]);
+    }
+
+    #[test]
+    fn a_new_external_address_ends_the_old_mappings() {
+        let mut plane = FakePlane::new();
+        plane.write(&entry(1000, 10, 1)).expect("new");
+        plane.configure(&PlaneConfig::default()).expect("down");
+        assert_eq!(plane.observe().expect("observe").len(), 1);
+        let moved = PlaneConfig {
+            external_addr: Some(Ipv4Addr::new(100, 64, 0, 9)),
+            ..PlaneConfig::default()
+        };
+        plane.configure(&moved).expect("moved");
+        assert_eq!(plane.observe().expect("observe"), []);
+    }
+
+    fn entry(external: u16, internal: u16, generation: u32) -> NatEntry {
+        NatEntry {
+            protocol: Protocol::Udp,
+            external: ExternalEndpoint {
+                addr: Ipv4Addr::new(100, 64, 0, 2),
+                port: ExternalPort::new(external).expect("not 0"),
+            },
+            internal: InternalEndpoint {
+                addr: Ipv4Addr::new(192, 168, 1, 2),
+                port: InternalPort::new(internal).expect("not 0"),
+            },
+            remote: RemotePeer::Any,
+            generation: Generation(generation),
+            expires: None,
+        }
+    }
+}
