@@ -1,0 +1,184 @@
+//! What the daemon tells the programs.
+#![forbid(unsafe_code)]
+
+use crate::limits;
+use crate::nat::Filter;
+use crate::port::PortRange;
+
+/// One IPv4 prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Prefix {
+    /// Network address, host bits zero.
+    pub addr: [u8; 4],
+    /// Mask, as [`crate::nat::mask`] makes it.
+    pub mask: [u8; 4],
+}
+
+impl Prefix {
+    /// Whether `addr` is inside.
+    #[inline(always)]
+    pub const fn contains(&self, addr: [u8; 4]) -> bool {
+        u32::from_ne_bytes(addr) & u32::from_ne_bytes(self.mask) == u32::from_ne_bytes(self.addr)
+    }
+}
+
+/// Idle times, in ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IdleTimes {
+    /// [`limits::UDP_IDLE`] unless configured.
+    pub udp: u32,
+    /// [`limits::TCP_ESTABLISHED_IDLE`] unless configured.
+    pub tcp_established: u32,
+    /// [`limits::TCP_TRANSITORY_IDLE`] unless configured.
+    pub tcp_transitory: u32,
+    /// [`limits::ICMP_IDLE`] unless configured.
+    pub icmp: u32,
+}
+
+impl IdleTimes {
+    /// The defaults at `hz` ticks per second.
+    pub const fn defaults(hz: u32) -> Self {
+        Self {
+            udp: limits::UDP_IDLE.saturating_mul(hz),
+            tcp_established: limits::TCP_ESTABLISHED_IDLE.saturating_mul(hz),
+            tcp_transitory: limits::TCP_TRANSITORY_IDLE.saturating_mul(hz),
+            icmp: limits::ICMP_IDLE.saturating_mul(hz),
+        }
+    }
+}
+
+/// The only entry of CONFIG.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Config {
+    /// The external address of our NAT; 0.0.0.0: none, nothing is translated and nothing private leaves.
+    pub external_addr: [u8; 4],
+    /// Which cached next hops are good. Never [`crate::flow::NO_NEXT_HOP`].
+    pub next_hop_generation: u32,
+    /// The WAN interface; 0: none.
+    pub wan: u32,
+    /// Ticks per second.
+    pub hz: u32,
+    /// Ports for outbound flows.
+    pub ports: PortRange,
+    /// Idle times.
+    pub idle: IdleTimes,
+    /// [`Filter`] of dynamic mappings.
+    pub filter: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+    /// How many of `lan` are in use.
+    pub lan_len: u32,
+    /// Sources that are translated. Unused ones have an address that no mask yields.
+    pub lan: [Prefix; limits::LAN_PREFIXES],
+}
+
+/// A prefix that contains nothing.
+pub const NO_PREFIX: Prefix = Prefix {
+    addr: [255; 4],
+    mask: [0; 4],
+};
+
+impl Config {
+    /// A configuration that translates nothing yet.
+    pub const fn empty(hz: u32) -> Self {
+        Self {
+            external_addr: [0; 4],
+            next_hop_generation: 1,
+            wan: 0,
+            hz,
+            ports: PortRange {
+                min: crate::port::FIRST_USER_PORT,
+                max: u16::MAX,
+                hole_min: 1,
+                hole_max: 0,
+            },
+            idle: IdleTimes::defaults(hz),
+            filter: Filter::AddressAndPortDependent as u8,
+            pad: [0; 3],
+            lan_len: 0,
+            lan: [NO_PREFIX; limits::LAN_PREFIXES],
+        }
+    }
+
+    /// Whether `addr` is a LAN host's.
+    #[inline(always)]
+    pub fn in_lan(&self, addr: [u8; 4]) -> bool {
+        // Every slot is compared: no branch on a length, and unused slots contain nothing.
+        let mut found = false;
+        for prefix in &self.lan {
+            found |= prefix.contains(addr);
+        }
+        found
+    }
+}
+
+/// Which side of the CPE an interface is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// A LAN port.
+    Lan = 1,
+    /// The WAN port.
+    Wan = 2,
+}
+
+/// Value of IFACES.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct IfaceValue {
+    /// [`Role`].
+    pub role: u32,
+    /// The interface that holds the addresses: the bridge for a bridge port, else the interface itself.
+    pub l3: u32,
+    /// The MAC address that `l3` is reached by.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Key of BRIDGE_FDB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct FdbKey {
+    /// The bridge.
+    pub bridge: u32,
+    /// A station's MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Prefix>() == 8);
+const _: () = assert!(size_of::<IdleTimes>() == 16);
+const _: () = assert!(size_of::<Config>() == 112 && align_of::<Config>() == 8);
+const _: () = assert!(size_of::<IfaceValue>() == 16);
+const _: () = assert!(size_of::<FdbKey>() == 12);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::mask;
+
+    #[test]
+    fn empty_configuration_has_no_lan() {
+        let config = Config::empty(250);
+        for addr in [[0; 4], [255; 4], [192, 168, 1, 1]] {
+            assert!(!config.in_lan(addr));
+        }
+        assert_eq!(config.idle.udp, 75_000);
+    }
+
+    #[test]
+    fn any_slot_counts() {
+        let mut config = Config::empty(250);
+        config.lan[7] = Prefix {
+            addr: [192, 168, 1, 0],
+            mask: mask(24),
+        };
+        assert!(config.in_lan([192, 168, 1, 77]));
+        assert!(!config.in_lan([192, 168, 2, 77]));
+    }
+}

@@ -1,0 +1,30 @@
+//! Default sizes and timers. Everything is bounded; what happens at a bound stands beside it.
+#![forbid(unsafe_code)]
+
+/// Entries of SESSIONS, two per session. Preallocated: insertion from a packet must not depend on the state
+/// of the kernel's allocator, and a burst of new flows would outrun the refill of its caches. 128 octets each;
+/// the daemon sizes it down on small machines. Full: the new flow is dropped and counted, no old one suffers.
+pub const SESSIONS: u32 = 131_072;
+/// Entries of each mapping table, preallocated for the same reason. Full: as for sessions.
+pub const MAPPINGS: u32 = 65_536;
+/// Interfaces with one of our programs, and devices to redirect to.
+pub const IFACES: u32 = 64;
+/// Neighbours behind bridge ports. Full: frames to the others go by way of the stack.
+pub const BRIDGE_FDB: u32 = 4096;
+/// Octets of the event ring. Full: events are lost and counted.
+pub const EVENT_BYTES: u32 = 1 << 16;
+/// Events one CPU may write per second. More: lost and counted.
+pub const EVENTS_PER_SECOND: u32 = 256;
+/// LAN prefixes.
+pub const LAN_PREFIXES: usize = 8;
+
+/// Seconds without outbound traffic until a UDP mapping ends. RFC 4787 REQ-5 recommends 5 minutes or more.
+pub const UDP_IDLE: u32 = 300;
+/// Seconds of silence until an open TCP connection is forgotten: 2 h 4 min, RFC 5382 REQ-5.
+pub const TCP_ESTABLISHED_IDLE: u32 = 7440;
+/// The same for connections that open or close: 4 min, RFC 5382 REQ-5.
+pub const TCP_TRANSITORY_IDLE: u32 = 240;
+/// The same for ICMP queries. RFC 5508 REQ-2: at least 60 s.
+pub const ICMP_IDLE: u32 = 60;
+/// Seconds for which half of a pair is left alone: its other half is being written.
+pub const GRACE: u32 = 2;

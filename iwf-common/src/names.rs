@@ -1,0 +1,79 @@
+//! Names of programs and maps, and the version of everything in this crate that is pinned.
+//!
+//! A name is what aya knows the object by and, as at most 15 characters, what the kernel shows for it.
+#![forbid(unsafe_code)]
+
+/// Version of the pinned layout. Part of the pin path: a daemon never adopts maps of another layout.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// XDP program of every LAN port (of the bridge's ports, not of the bridge).
+pub const XDP_LAN: &str = "iwf_xdp_lan";
+/// XDP program of the WAN port.
+pub const XDP_WAN: &str = "iwf_xdp_wan";
+/// tc program of WAN egress; always attached, also when the WAN runs XDP.
+pub const TC_EGRESS: &str = "iwf_tc_egress";
+/// tc program of WAN ingress; only where the WAN device cannot run XDP.
+pub const TC_INGRESS: &str = "iwf_tc_ingress";
+/// Raw tracepoint program, never attached: one run does what [`crate::sweep::SweepRequest`] in [`SWEEP`] says.
+pub const RUN_SWEEP: &str = "iwf_sweep";
+/// Raw tracepoint program, never attached: one run writes [`crate::tick::ClockSample`] to [`CLOCK`].
+pub const RUN_CLOCK: &str = "iwf_clock";
+/// XDP program that passes everything: for the far ends of veth pairs, which need one to receive redirects.
+pub const XDP_PASS: &str = "iwf_xdp_pass";
+
+/// Hash, [`crate::flow::SessionKey`] to [`crate::flow::SessionValue`]; one entry per direction.
+pub const SESSIONS: &str = "SESSIONS";
+/// Hash, internal [`crate::nat::EndpointKey`] to [`crate::nat::MappingValue`] with the external endpoint.
+pub const MAPPINGS_INT: &str = "MAPPINGS_INT";
+/// Hash, external [`crate::nat::EndpointKey`] to [`crate::nat::MappingValue`] with the internal endpoint.
+pub const MAPPINGS_EXT: &str = "MAPPINGS_EXT";
+/// Array of one [`crate::config::Config`].
+pub const CONFIG: &str = "CONFIG";
+/// Per-CPU array of `u64`, indexed by the slots of [`crate::reason`].
+pub const COUNTERS: &str = "COUNTERS";
+/// Hash, ifindex (`u32`) to [`crate::config::IfaceValue`]: every interface that runs one of our XDP programs.
+pub const IFACES: &str = "IFACES";
+/// Device hash map keyed by ifindex: every device that frames may be redirected to.
+pub const DEVMAP: &str = "DEVMAP";
+/// Hash, [`crate::config::FdbKey`] to the ifindex (`u32`) of the bridge port that address is behind.
+pub const BRIDGE_FDB: &str = "BRIDGE_FDB";
+/// Ring buffer of [`crate::event::Event`].
+pub const EVENTS: &str = "EVENTS";
+/// Per-CPU array of one [`crate::event::EventBudget`].
+pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
+/// Array of one [`crate::sweep::SweepRequest`].
+pub const SWEEP: &str = "SWEEP";
+/// Array of one [`crate::tick::ClockSample`].
+pub const CLOCK: &str = "CLOCK";
+
+/// Every map that is pinned, in the order it is created.
+pub const PINNED_MAPS: [&str; 12] = [
+    CONFIG,
+    IFACES,
+    DEVMAP,
+    BRIDGE_FDB,
+    COUNTERS,
+    MAPPINGS_EXT,
+    MAPPINGS_INT,
+    SESSIONS,
+    EVENTS,
+    EVENT_BUDGET,
+    SWEEP,
+    CLOCK,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BPF_OBJ_NAME_LEN is 16 with the final NUL.
+    #[test]
+    fn kernel_keeps_names_whole() {
+        let programs = [
+            XDP_LAN, XDP_WAN, TC_EGRESS, TC_INGRESS, RUN_SWEEP, RUN_CLOCK, XDP_PASS,
+        ];
+        for name in PINNED_MAPS.iter().chain(&programs) {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+}

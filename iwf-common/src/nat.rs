@@ -1,0 +1,147 @@
+//! Mappings: which external endpoint an internal one has, and who may use it from outside.
+#![forbid(unsafe_code)]
+
+/// Key of both mapping tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct EndpointKey {
+    /// IPv4 address.
+    pub addr: [u8; 4],
+    /// Port, or the identifier of an ICMP query.
+    pub port: [u8; 2],
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+impl EndpointKey {
+    /// An endpoint of `proto`.
+    #[inline(always)]
+    pub const fn new(addr: [u8; 4], port: [u8; 2], proto: u8) -> Self {
+        Self {
+            addr,
+            port,
+            proto,
+            pad: 0,
+        }
+    }
+}
+
+/// The other side of a mapping. Both tables carry the same facts about it.
+///
+/// A session is good while MAPPINGS_EXT holds its external endpoint with its internal one behind it; an
+/// entry of MAPPINGS_INT is good while MAPPINGS_EXT points back at it. So MAPPINGS_EXT decides, and replacing
+/// one of its entries displaces whoever had it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct MappingValue {
+    /// External address (MAPPINGS_INT) or internal address (MAPPINGS_EXT).
+    pub addr: [u8; 4],
+    /// Port of the same side.
+    pub port: [u8; 2],
+    /// [`MappingKind`].
+    pub kind: u8,
+    /// [`Filter`].
+    pub filter: u8,
+    /// The mapping table's generation of an explicit mapping; 0 otherwise.
+    pub generation: u32,
+    /// Tick at which the mapping ends; 0: never.
+    pub expires: u32,
+    /// Tick of the last known outbound use. Kept in MAPPINGS_EXT; in MAPPINGS_INT it is the tick of creation.
+    pub last_used: u32,
+    /// The only remote prefix that may come in; 0.0.0.0/0 is everybody.
+    pub remote_addr: [u8; 4],
+    /// Mask of [`Self::remote_addr`].
+    pub remote_mask: [u8; 4],
+    /// [`MappingFlags`].
+    pub flags: u32,
+}
+
+impl MappingValue {
+    /// The endpoint this value names, for `proto`.
+    #[inline(always)]
+    pub const fn endpoint(&self, proto: u8) -> EndpointKey {
+        EndpointKey::new(self.addr, self.port, proto)
+    }
+
+    /// Whether `remote` is inside the mapping's remote prefix.
+    #[inline(always)]
+    pub const fn admits(&self, remote: [u8; 4]) -> bool {
+        let mask = u32::from_ne_bytes(self.remote_mask);
+        u32::from_ne_bytes(remote) & mask == u32::from_ne_bytes(self.remote_addr) & mask
+    }
+
+    /// Whether the mapping's promised lifetime is over at `now`.
+    #[inline(always)]
+    pub const fn expired(&self, now: u32) -> bool {
+        crate::tick::deadline_passed(now, self.expires)
+    }
+}
+
+/// Mask of a prefix length, in network order. Lengths over 32 count as 32.
+pub const fn mask(prefix_len: u8) -> [u8; 4] {
+    let host_bits = 32u32.saturating_sub(prefix_len as u32);
+    (((u32::MAX as u64) << host_bits) as u32).to_be_bytes()
+}
+
+/// Why a mapping exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MappingKind {
+    /// Made by an outbound packet; ends when idle.
+    Dynamic = 1,
+    /// Asked for (UPnP, PCP, NAT-PMP, configuration); ends at its expiry and never by idling.
+    Explicit = 2,
+    /// The CPE's own: what the stack sends and receives with the WAN address. The internal endpoint has the
+    /// WAN address.
+    Host = 3,
+}
+
+/// Whom a mapping lets in without a session (RFC 4787 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Filter {
+    /// Only endpoints the internal host has sent to: sessions only.
+    AddressAndPortDependent = 1,
+    /// Everybody in the remote prefix, on every port.
+    EndpointIndependent = 2,
+}
+
+/// Bits of [`MappingValue::flags`].
+pub struct MappingFlags;
+
+impl MappingFlags {
+    /// Written by the daemon for a service of the CPE; the sweep leaves it alone.
+    pub const STATIC: u32 = 1;
+}
+
+const _: () = assert!(size_of::<EndpointKey>() == 8 && align_of::<EndpointKey>() == 4);
+const _: () = assert!(size_of::<MappingValue>() == 32 && align_of::<MappingValue>() == 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks() {
+        assert_eq!(mask(0), [0; 4]);
+        assert_eq!(mask(1), [128, 0, 0, 0]);
+        assert_eq!(mask(24), [255, 255, 255, 0]);
+        assert_eq!(mask(32), [255; 4]);
+        assert_eq!(mask(200), [255; 4]);
+    }
+
+    #[test]
+    fn remote_prefix() {
+        let any = MappingValue::default();
+        assert!(any.admits([11, 22, 33, 4]));
+        let one = MappingValue {
+            remote_addr: [11, 22, 33, 4],
+            remote_mask: mask(32),
+            ..any
+        };
+        assert!(one.admits([11, 22, 33, 4]));
+        assert!(!one.admits([11, 22, 33, 5]));
+    }
+}

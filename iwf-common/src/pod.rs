@@ -1,0 +1,32 @@
+//! Permission for aya to read and write the shared structs as bytes.
+
+use crate::config::{Config, FdbKey, IfaceValue};
+use crate::event::{Event, EventBudget};
+use crate::flow::{SessionKey, SessionValue};
+use crate::nat::{EndpointKey, MappingValue};
+use crate::sweep::SweepRequest;
+use crate::tick::ClockSample;
+
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, only integers and arrays of them, no padding but named fields: the size
+            // assertion beside the struct equals the sum of its fields.
+            unsafe impl aya::Pod for $name {}
+        )+
+    };
+}
+
+pod!(
+    ClockSample,
+    Config,
+    EndpointKey,
+    Event,
+    EventBudget,
+    FdbKey,
+    IfaceValue,
+    MappingValue,
+    SessionKey,
+    SessionValue,
+    SweepRequest,
+);

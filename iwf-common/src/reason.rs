@@ -1,0 +1,171 @@
+//! Every fate of a packet has a name and a counter.
+//!
+//! One list for both sides: the programs count by slot, the daemon prints by name. New reasons go to the end
+//! of their group, so that pinned counters keep their meaning.
+#![forbid(unsafe_code)]
+
+macro_rules! counters {
+    ($(#[$meta:meta])* $name:ident from $base:literal { $( $(#[$vmeta:meta])* $variant:ident = $text:literal, )+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum $name {
+            $( $(#[$vmeta])* $variant, )+
+        }
+
+        impl $name {
+            /// Every member, in the order of the slots.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+
+            /// First slot of this group in COUNTERS.
+            pub const BASE: u32 = $base;
+
+            /// Index in COUNTERS.
+            #[inline(always)]
+            pub const fn slot(self) -> u32 {
+                Self::BASE + self as u32
+            }
+
+            /// Name for people and metrics.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$variant => $text, )+
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// What went well, in packets unless named otherwise.
+    Done from 0 {
+        /// Outbound, translated and redirected.
+        ForwardedOut = "forwarded_out",
+        /// Inbound, translated and redirected.
+        ForwardedIn = "forwarded_in",
+        /// Outbound, by way of the stack and translated on WAN egress.
+        TranslatedEgress = "translated_egress",
+        /// Sent by the CPE itself.
+        HostOut = "host_out",
+        /// Not for translation: left the WAN as it was.
+        EgressUntouched = "egress_untouched",
+        /// Dynamic mappings made.
+        MappingCreated = "mappings_created",
+        /// Sessions made.
+        SessionCreated = "sessions_created",
+        /// Next hops looked up again because the generation had changed.
+        NextHopRefreshed = "next_hops_refreshed",
+        /// Events the ring or the budget had no room for.
+        EventLost = "events_lost",
+        /// Claims of an external port given back because another CPU had mapped the internal endpoint first.
+        ClaimReturned = "claims_returned",
+    }
+}
+
+counters! {
+    /// Why a packet was given to the stack.
+    PassReason from 32 {
+        /// Not IPv4: ARP, IPv6, VLAN and others.
+        NotIpv4 = "pass_not_ipv4",
+        /// Too short for the headers it announces; the stack judges and counts it.
+        Malformed = "pass_malformed",
+        /// A fragment.
+        Fragment = "pass_fragment",
+        /// Multicast, broadcast or an unspecified address.
+        NotUnicast = "pass_not_unicast",
+        /// A transport protocol that is not translated.
+        OtherProtocol = "pass_other_protocol",
+        /// An ICMP error.
+        IcmpError = "pass_icmp_error",
+        /// The frame is not addressed to the CPE's MAC address.
+        NotOurMac = "pass_not_our_mac",
+        /// No configuration, no external address, or the interface is unknown.
+        NotConfigured = "pass_not_configured",
+        /// The source is no LAN host.
+        NotLanSource = "pass_not_lan_source",
+        /// The routing table does not send it out of the WAN: local, LAN to LAN, unreachable.
+        NotToWan = "pass_not_to_wan",
+        /// From the LAN to the external address.
+        Hairpin = "pass_hairpin",
+        /// The next hop is not resolved yet.
+        Unresolved = "pass_unresolved",
+        /// The egress cannot receive redirected frames.
+        NoRedirect = "pass_no_redirect",
+        /// TTL used up; the stack answers.
+        TtlExceeded = "pass_ttl_exceeded",
+        /// Larger than the egress takes; the stack answers or fragments.
+        TooBig = "pass_too_big",
+        /// For the CPE itself, with a session or a static entry.
+        Host = "pass_host",
+        /// An echo request to the WAN address.
+        EchoRequest = "pass_echo_request",
+        /// To an address that is not ours: routed, not translated.
+        NotExternalAddr = "pass_not_external_addr",
+    }
+}
+
+counters! {
+    /// Why a packet was dropped.
+    DropReason from 64 {
+        /// Inbound without a mapping, or the mapping lets only known peers in.
+        Unsolicited = "drop_unsolicited",
+        /// Inbound and the mapping admits another remote prefix only.
+        Filtered = "drop_filtered",
+        /// From the WAN with a LAN source or our own address.
+        Spoofed = "drop_spoofed",
+        /// A TCP segment that belongs to no session and may not begin one.
+        TcpStray = "drop_tcp_stray",
+        /// The mapping's lifetime is over.
+        MappingExpired = "drop_mapping_expired",
+        /// No free external port.
+        PortsExhausted = "drop_ports_exhausted",
+        /// A mapping table is full.
+        MappingsFull = "drop_mappings_full",
+        /// The session table is full.
+        SessionsFull = "drop_sessions_full",
+        /// An untranslated private source on its way out of the WAN.
+        PrivateSource = "drop_private_source",
+        /// A fragment with a private source on its way out of the WAN.
+        PrivateFragment = "drop_private_fragment",
+        /// Inbound with the TTL used up.
+        TtlExceeded = "drop_ttl_exceeded",
+        /// An ICMP error that would show a LAN address outside.
+        IcmpErrorPrivate = "drop_icmp_error_private",
+        /// A header field contradicts the frame or another field.
+        Malformed = "drop_malformed",
+        /// The kernel refused to change the packet.
+        RewriteFailed = "drop_rewrite_failed",
+    }
+}
+
+/// Slots of COUNTERS, with room in each group.
+pub const SLOTS: u32 = 96;
+
+/// Slot and name of every counter, in the order of the slots.
+pub fn all() -> impl Iterator<Item = (u32, &'static str)> {
+    let done = Done::ALL.iter().map(|c| (c.slot(), c.name()));
+    let pass = PassReason::ALL.iter().map(|c| (c.slot(), c.name()));
+    let drop = DropReason::ALL.iter().map(|c| (c.slot(), c.name()));
+    done.chain(pass).chain(drop)
+}
+
+const _: () = assert!(Done::BASE + Done::ALL.len() as u32 <= PassReason::BASE);
+const _: () = assert!(PassReason::BASE + PassReason::ALL.len() as u32 <= DropReason::BASE);
+const _: () = assert!(DropReason::BASE + DropReason::ALL.len() as u32 <= SLOTS);
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn slots_and_names_are_unique() {
+        let slots: BTreeSet<u32> = all().map(|(slot, _)| slot).collect();
+        let names: BTreeSet<&str> = all().map(|(_, name)| name).collect();
+        assert_eq!(slots.len(), all().count());
+        assert_eq!(names.len(), all().count());
+    }
+}
