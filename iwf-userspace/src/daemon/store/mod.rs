@@ -1,15 +1,32 @@
 //! The embedded transactional store: everything a restart needs.
+//!
+//! [`open`] locks the state directory, so that no second daemon works on it, and never refuses to start over a
+//! damaged file: such a file is set aside for inspection and an empty store takes its place. What the file
+//! held is lost then; the reconciler removes the kernel entries nobody vouches for and leases upstream run out.
 
+#[cfg(test)]
+pub mod fake;
+mod identity;
+pub mod redb;
+mod salvage;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use crate::iwf::StoreChange;
 use crate::mapping::record::MappingRecord;
-use crate::types::Epoch;
+use crate::types::{Epoch, UnixTime};
 
 /// What the store held at start.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Every mapping.
+    /// Every mapping, by rising generation.
     pub mappings: Vec<MappingRecord>,
     /// UPnP BOOTID to use from now on (already stored, larger than any before).
     pub boot_id: u32,
@@ -30,14 +47,94 @@ pub enum StoreError {
     /// The database reported an error.
     #[error("store failed to {action}")]
     Database {
+        /// What was tried.
         action: &'static str,
+        /// The report.
         #[source]
-        source: Box<redb::Error>,
+        source: Box<::redb::Error>,
     },
+}
+
+/// Why the store could not be opened. A damaged file is no reason.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another daemon holds the lock.
+    #[error(
+        "another iwfd works on {}; stop it, or give this one its own paths.state_dir", .0.display()
+    )]
+    Locked(PathBuf),
+    /// The directory or a file in it cannot be used.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The store cannot be made, not even an empty one.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Durable changes, each atomic: when `commit` returns, a power cut loses nothing of it.
 pub trait Store {
     /// Applies one change durably.
+    ///
+    /// # Errors
+    /// No room, or the database failed; then nothing of the change is stored.
     fn commit(&mut self, change: &StoreChange) -> Result<(), StoreError>;
+}
+
+/// Locks `state_dir` (made if absent), opens the store in it and reads all of it. `now` is the wall clock.
+///
+/// # Errors
+/// The directory cannot be used or is another daemon's, or there is no room for an empty store.
+pub fn open(state_dir: &Path, now: UnixTime) -> Result<(redb::RedbStore, Snapshot), OpenError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(failed("make the directory", state_dir))?;
+    let lock = lock(state_dir)?;
+    let device_uuid = identity::load_or_make(state_dir)?;
+    let (store, contents) = salvage::open(state_dir, lock, now)?;
+    let snapshot = Snapshot {
+        mappings: contents.mappings,
+        boot_id: contents.boot_id,
+        device_uuid,
+        last_generation: contents.last_generation,
+        epochs: contents.epochs,
+    };
+    Ok((store, snapshot))
+}
+
+fn lock(state_dir: &Path) -> Result<File, OpenError> {
+    let path = state_dir.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed("open the lock", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(state_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
+    }
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> OpenError + 'a {
+    move |source| OpenError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Makes a rename or a new file in `dir` survive a power cut.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }

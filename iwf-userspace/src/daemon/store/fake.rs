@@ -1,0 +1,45 @@
+//! A store in memory that fails when told, for tests of what is above.
+
+use std::collections::BTreeMap;
+
+use super::{Store, StoreError};
+use crate::iwf::StoreChange;
+use crate::mapping::record::MappingRecord;
+use crate::types::Generation;
+
+/// Keeps records in memory.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    /// What is stored.
+    pub records: BTreeMap<Generation, MappingRecord>,
+    calls: u32,
+    fail_at: Option<u32>,
+}
+
+impl MemoryStore {
+    /// A store whose call number `n` (from 1) finds no space; calls after it succeed again.
+    pub fn failing_at(n: u32) -> Self {
+        Self {
+            fail_at: Some(n),
+            ..Self::default()
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    fn commit(&mut self, change: &StoreChange) -> Result<(), StoreError> {
+        self.calls += 1;
+        if self.fail_at == Some(self.calls) {
+            return Err(StoreError::Full);
+        }
+        match change {
+            StoreChange::Put(record) => {
+                self.records.insert(record.generation, record.clone());
+            }
+            StoreChange::Delete(generation) => {
+                self.records.remove(generation);
+            }
+        }
+        Ok(())
+    }
+}
