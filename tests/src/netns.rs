@@ -10,14 +10,15 @@ use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::process::{self, Finished, Process};
 use crate::wait;
@@ -25,6 +26,15 @@ use crate::wait;
 const NETNS_DIR: &str = "/run/netns";
 const RUN_DIR: &str = "/run";
 const PREFIX: &str = "iwf-";
+
+/// Sets that this process removes at its end.
+static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn owned() -> MutexGuard<'static, BTreeSet<String>> {
+    OWNED
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
 /// One set of namespaces with a private directory, all removed on drop.
 #[derive(Debug)]
@@ -53,6 +63,7 @@ impl Network {
     /// # Errors
     /// If a set of that name exists, or its directory cannot be made.
     pub fn named(name: &str) -> Result<Self> {
+        remove_on_signal()?;
         let id = format!("{PREFIX}{name}");
         let dir = Path::new(RUN_DIR).join(&id);
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -118,6 +129,7 @@ impl Drop for Network {
         if !self.keep {
             remove(&self.id);
         }
+        owned().remove(&self.id);
     }
 }
 
@@ -357,6 +369,33 @@ pub fn may_run() -> bool {
     assert!(!required, "IWF_REQUIRE_PRIVILEGED=1 is set, but {reason:#}");
     eprintln!("skipped: {reason:#}");
     false
+}
+
+/// Makes SIGINT (Ctrl-C), SIGTERM and SIGHUP remove every set of this process before they end it. A signal
+/// during the drops of a normal end is harmless: both sides tolerate that things are gone.
+fn remove_on_signal() -> Result<()> {
+    static WATCH: Once = Once::new();
+    let mut outcome = Ok(());
+    WATCH.call_once(|| {
+        outcome = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+            .context("watch for signals")
+            .and_then(|mut signals| {
+                std::thread::Builder::new()
+                    .name("signals".to_owned())
+                    .spawn(move || {
+                        if let Some(signal) = signals.forever().next() {
+                            // Held to the end: nothing new starts meanwhile.
+                            let owned = owned();
+                            owned.iter().for_each(|id| remove(id));
+                            eprintln!("interrupted: the network is removed");
+                            std::process::exit(128 + signal);
+                        }
+                    })
+                    .map(drop)
+                    .context("start a thread")
+            });
+    });
+    outcome
 }
 
 /// Removes what runs of dead processes left behind.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -125,6 +125,8 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err)
+            // Ctrl-C is for the harness, which then ends its programs in order.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("start {name}"))?;
         Ok(Self {

@@ -1,0 +1,192 @@
+//! The carrier's PCP server: Debian's miniupnpd, written by others, or a script of our own.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::netns::Namespace;
+use crate::pcp::{self, Request};
+use crate::topology::{CARRIER, Lab, WAN};
+use crate::{packages, process, wait};
+
+const CHAINS: [&str; 3] = ["miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd"];
+
+/// Debian's miniupnpd as PCP and NAT-PMP server of the carrier. It goes to the background by itself, as
+/// its foreground mode delays answers by its logging; the guard ends it by its pid file.
+#[derive(Debug)]
+pub struct Miniupnpd {
+    cgn: Namespace,
+    dir: PathBuf,
+    pid: i32,
+}
+
+impl Miniupnpd {
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// If it is not in the cache, or does not answer within 10 s.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let dir = lab.dir().join("miniupnpd");
+        std::fs::create_dir_all(&dir).context("create the server's directory")?;
+        let pid_file = dir.join("pid");
+        std::fs::remove_file(&pid_file).ok();
+        let config = dir.join("miniupnpd.conf");
+        let text = format!(
+            "ext_ifname=ext0\n\
+             listening_ip=br0\n\
+             enable_upnp=no\n\
+             enable_natpmp=yes\n\
+             min_lifetime=120\n\
+             max_lifetime=86400\n\
+             secure_mode=yes\n\
+             system_uptime=no\n\
+             lease_file={}\n\
+             upnp_table_name=filter\n\
+             upnp_nat_table_name=filter\n\
+             upnp_forward_chain={}\n\
+             upnp_nat_chain={}\n\
+             upnp_nat_postrouting_chain={}\n\
+             uuid=00000000-0000-4000-8000-0000000000c9\n\
+             allow 1024-65535 100.64.0.0/10 1024-65535\n\
+             deny 0-65535 0.0.0.0/0 0-65535\n",
+            dir.join("leases").display(),
+            CHAINS[0],
+            CHAINS[1],
+            CHAINS[2],
+        );
+        std::fs::write(&config, text).context("write the server's configuration")?;
+        lab.cgn.must(&[
+            "env".to_owned(),
+            format!("LD_LIBRARY_PATH={}", packages::library_path()?),
+            packages::miniupnpd()?.display().to_string(),
+            "-f".to_owned(),
+            config.display().to_string(),
+            "-P".to_owned(),
+            pid_file.display().to_string(),
+        ])?;
+        let pid = wait::until("miniupnpd to write its pid", Duration::from_secs(5), || {
+            std::fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
+        })?;
+        let server = Self {
+            cgn: lab.cgn.clone(),
+            dir,
+            pid,
+        };
+        pcp::ask(
+            &lab.cpe,
+            CARRIER,
+            &Request::announce(WAN),
+            Duration::from_secs(10),
+        )
+        .context("wait for miniupnpd")?;
+        Ok(server)
+    }
+
+    /// Leaves it running without a guard.
+    pub fn leave_running(mut self) -> i32 {
+        std::mem::take(&mut self.pid)
+    }
+
+    /// Ends it and forgets everything it knew, as a carrier's device that lost its state.
+    ///
+    /// # Errors
+    /// If its rules cannot be flushed.
+    pub fn lose_state(mut self) -> Result<()> {
+        self.end();
+        std::fs::remove_file(self.dir.join("leases")).ok();
+        for chain in CHAINS {
+            self.cgn
+                .must(&["nft", "flush", "chain", "inet", "filter", chain])?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        let pid = std::mem::take(&mut self.pid);
+        if pid == 0 {
+            return;
+        }
+        kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        // Not our child: gone when its directory in /proc is, or a zombie of whoever adopted it.
+        wait::until("miniupnpd to end", Duration::from_secs(5), || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.map_or(true, |line| line.contains(") Z "))
+                .then_some(())
+        })
+        .ok();
+    }
+}
+
+impl Drop for Miniupnpd {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// One port that the carrier forwards, as its kernel shows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forward {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// External port.
+    pub external_port: u16,
+    /// Where it leads: the CPE and its NAT1 port.
+    pub to: (Ipv4Addr, u16),
+}
+
+/// What the carrier's kernel forwards now, sorted.
+///
+/// # Errors
+/// If `nft` fails or prints something unknown.
+pub fn forwards(cgn: &Namespace) -> Result<Vec<Forward>> {
+    let text = cgn.must(&["nft", "-n", "list", "chain", "inet", "filter", CHAINS[1]])?;
+    let mut found = Vec::new();
+    for line in text.lines().filter(|line| line.contains("dnat")) {
+        found.push(forward(line).with_context(|| format!("read the rule {line:?}"))?);
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn forward(rule: &str) -> Option<Forward> {
+    let words: Vec<&str> = rule.split_whitespace().collect();
+    let after = |word: &str| {
+        let at = words.iter().position(|found| *found == word)?;
+        words.get(at + 1).copied()
+    };
+    let (addr, port) = words.iter().find_map(|word| word.split_once(':'))?;
+    let protocol = match after("l4proto").or_else(|| after("protocol")) {
+        Some("6") => "tcp",
+        Some("17") => "udp",
+        Some(name) => name,
+        None if words.contains(&"tcp") => "tcp",
+        None => "udp",
+    };
+    Some(Forward {
+        protocol: protocol.to_owned(),
+        external_port: after("dport")?.parse().ok()?,
+        to: (addr.parse().ok()?, port.parse().ok()?),
+    })
+}
+
+/// The carrier's own listing, for people.
+///
+/// # Errors
+/// If `nft` fails.
+pub fn listing(cgn: &Namespace) -> Result<String> {
+    process::must(&[
+        "nsenter",
+        &format!("--net={}", cgn.path().display()),
+        "nft",
+        "-n",
+        "list",
+        "chain",
+        "inet",
+        "filter",
+        CHAINS[1],
+    ])
+}

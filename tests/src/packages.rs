@@ -1,0 +1,72 @@
+//! Third-party programs the lab runs but does not install: unpacked Debian packages below `target/cache`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+/// Packages of the carrier: Debian's PCP server for nftables and the two libraries it links.
+pub const CARRIER: [&str; 3] = ["miniupnpd-nftables", "libnftnl11", "libmnl0"];
+
+/// Top of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// Where packages are unpacked.
+pub fn cache() -> PathBuf {
+    workspace().join("target/cache/debian")
+}
+
+/// The carrier's PCP server.
+///
+/// # Errors
+/// If it has not been fetched; the message says how to.
+pub fn miniupnpd() -> Result<PathBuf> {
+    let path = cache().join("usr/sbin/miniupnpd");
+    ensure!(
+        path.exists(),
+        "{} is missing: run `cargo xtask setup`",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The value of `LD_LIBRARY_PATH` for unpacked programs.
+///
+/// # Errors
+/// If the libraries have not been fetched.
+pub fn library_path() -> Result<String> {
+    let base = cache().join("usr/lib");
+    let dirs: Vec<String> = std::fs::read_dir(&base)
+        .map(|entries| {
+            entries
+                .flatten()
+                .filter(|entry| entry.path().is_dir())
+                .map(|entry| entry.path().display().to_string())
+                .collect()
+        })
+        .unwrap_or_default();
+    ensure!(
+        !dirs.is_empty(),
+        "no libraries in {}: run `cargo xtask setup`",
+        base.display()
+    );
+    Ok(dirs.join(":"))
+}
+
+/// A program of this workspace (`iwfd`, `iwfctl`), from the build directory of the running executable.
+///
+/// # Errors
+/// If it has not been built.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
+    found.ok_or_else(|| anyhow::anyhow!("{name} is not built: run `cargo xtask build`"))
+}
