@@ -24,6 +24,7 @@ pub fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<
         if last {
             bail!("waited {} s in vain: {what}", within.as_secs_f32());
         }
+        // tidy: sleep: the pause between two probes
         std::thread::sleep(POLL);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Every decoder is total: any input gives a representation or a named error, never a panic, and what it
 //! allocates is bounded by the input. Encoders write what the standard says and nothing a peer did not ask for.
+#![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
