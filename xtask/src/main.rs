@@ -9,6 +9,12 @@ mod setup;
 mod step;
 mod test;
 mod tidy;
+#[expect(
+    unreachable_pub,
+    dead_code,
+    reason = "shared with a build script, which sees it from outside"
+)]
+mod toolchain;
 
 use std::process::ExitCode;
 

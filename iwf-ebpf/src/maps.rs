@@ -1,0 +1,39 @@
+//! The maps. Names, keys and values are `iwf-common`'s; the loader may lower the sizes.
+
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use iwf_common::config::{Config, FdbKey, IfaceValue};
+use iwf_common::event::{Event, EventBudget};
+use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::nat::{EndpointKey, MappingValue};
+use iwf_common::sweep::SweepRequest;
+use iwf_common::tick::ClockSample;
+use iwf_common::{limits, reason};
+
+pub type Sessions = HashMap<SessionKey, SessionValue, { limits::SESSIONS as usize }>;
+pub type Mappings = HashMap<EndpointKey, MappingValue, { limits::MAPPINGS as usize }>;
+
+#[btf_map]
+pub static SESSIONS: Sessions = HashMap::new();
+#[btf_map]
+pub static MAPPINGS_INT: Mappings = HashMap::new();
+#[btf_map]
+pub static MAPPINGS_EXT: Mappings = HashMap::new();
+#[btf_map]
+pub static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { reason::SLOTS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static IFACES: HashMap<u32, IfaceValue, { limits::IFACES as usize }> = HashMap::new();
+#[btf_map]
+pub static DEVMAP: DevMapHash<{ limits::IFACES as usize }> = DevMapHash::new();
+#[btf_map]
+pub static BRIDGE_FDB: HashMap<FdbKey, u32, { limits::BRIDGE_FDB as usize }> = HashMap::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { limits::EVENT_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+#[btf_map]
+pub static SWEEP: Array<SweepRequest, 1> = Array::new();
+#[btf_map]
+pub static CLOCK: Array<ClockSample, 1> = Array::new();
