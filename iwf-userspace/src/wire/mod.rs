@@ -8,6 +8,11 @@
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+pub mod description;
 pub mod natpmp;
 pub mod pcp;
+pub mod scpd;
+pub mod services;
 pub mod soap;
+pub mod ssdp;
+mod xml;

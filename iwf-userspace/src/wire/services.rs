@@ -1,0 +1,383 @@
+//! The services served here, as data.
+//!
+//! Read before editing: WANIPConnection:2 sections 2.3 and 2.5, WANIPConnection:1, WANCommonInterfaceConfig:1,
+//! Layer3Forwarding:1. Optional actions that are not listed are answered with 401.
+#![forbid(unsafe_code)]
+
+use super::scpd::{Action, Argument, DataType, Direction, Service, Variable};
+
+/// Every service in every version that can be called.
+pub static ALL: [&Service; 4] = [
+    &LAYER3_FORWARDING,
+    &WAN_COMMON_INTERFACE_CONFIG,
+    &WAN_IP_CONNECTION_1,
+    &WAN_IP_CONNECTION_2,
+];
+
+/// Which connection service is the default one.
+pub static LAYER3_FORWARDING: Service = Service {
+    kind: "Layer3Forwarding",
+    version: 1,
+    id: "L3Forwarding1",
+    path: "L3Forwarding",
+    actions: &[
+        action(
+            "SetDefaultConnectionService",
+            &[input(
+                "NewDefaultConnectionService",
+                "DefaultConnectionService",
+            )],
+        ),
+        action(
+            "GetDefaultConnectionService",
+            &[output(
+                "NewDefaultConnectionService",
+                "DefaultConnectionService",
+            )],
+        ),
+    ],
+    variables: &[evented("DefaultConnectionService", DataType::String)],
+};
+
+/// The WAN link: what Windows asks for before it shows a gateway.
+pub static WAN_COMMON_INTERFACE_CONFIG: Service = Service {
+    kind: "WANCommonInterfaceConfig",
+    version: 1,
+    id: "WANCommonIFC1",
+    path: "WANCommonIFC",
+    actions: &[
+        action(
+            "GetCommonLinkProperties",
+            &[
+                output("NewWANAccessType", "WANAccessType"),
+                output("NewLayer1UpstreamMaxBitRate", "Layer1UpstreamMaxBitRate"),
+                output(
+                    "NewLayer1DownstreamMaxBitRate",
+                    "Layer1DownstreamMaxBitRate",
+                ),
+                output("NewPhysicalLinkStatus", "PhysicalLinkStatus"),
+            ],
+        ),
+        action(
+            "GetTotalBytesSent",
+            &[output("NewTotalBytesSent", "TotalBytesSent")],
+        ),
+        action(
+            "GetTotalBytesReceived",
+            &[output("NewTotalBytesReceived", "TotalBytesReceived")],
+        ),
+        action(
+            "GetTotalPacketsSent",
+            &[output("NewTotalPacketsSent", "TotalPacketsSent")],
+        ),
+        action(
+            "GetTotalPacketsReceived",
+            &[output("NewTotalPacketsReceived", "TotalPacketsReceived")],
+        ),
+    ],
+    variables: &[
+        one_of("WANAccessType", &["DSL", "POTS", "Cable", "Ethernet"]),
+        plain("Layer1UpstreamMaxBitRate", DataType::Ui4),
+        plain("Layer1DownstreamMaxBitRate", DataType::Ui4),
+        Variable {
+            evented: true,
+            ..one_of(
+                "PhysicalLinkStatus",
+                &["Up", "Down", "Initializing", "Unavailable"],
+            )
+        },
+        plain("TotalBytesSent", DataType::Ui4),
+        plain("TotalBytesReceived", DataType::Ui4),
+        plain("TotalPacketsSent", DataType::Ui4),
+        plain("TotalPacketsReceived", DataType::Ui4),
+    ],
+};
+
+/// The connection and its mappings, version 1.
+pub static WAN_IP_CONNECTION_1: Service = Service {
+    kind: "WANIPConnection",
+    version: 1,
+    id: "WANIPConn1",
+    path: "WANIPConn",
+    actions: &[
+        SET_CONNECTION_TYPE,
+        GET_CONNECTION_TYPE_INFO,
+        REQUEST_CONNECTION,
+        FORCE_TERMINATION,
+        GET_STATUS_INFO,
+        GET_NAT_RSIP_STATUS,
+        GET_GENERIC_PORT_MAPPING_ENTRY,
+        GET_SPECIFIC_PORT_MAPPING_ENTRY,
+        ADD_PORT_MAPPING,
+        DELETE_PORT_MAPPING,
+        GET_EXTERNAL_IP_ADDRESS,
+    ],
+    variables: &[
+        CONNECTION_TYPE,
+        POSSIBLE_CONNECTION_TYPES,
+        CONNECTION_STATUS,
+        UPTIME,
+        LAST_CONNECTION_ERROR,
+        RSIP_AVAILABLE,
+        NAT_ENABLED,
+        EXTERNAL_IP_ADDRESS,
+        PORT_MAPPING_NUMBER_OF_ENTRIES,
+        PORT_MAPPING_ENABLED,
+        plain("PortMappingLeaseDuration", DataType::Ui4),
+        REMOTE_HOST,
+        EXTERNAL_PORT,
+        plain("InternalPort", DataType::Ui2),
+        PORT_MAPPING_PROTOCOL,
+        INTERNAL_CLIENT,
+        PORT_MAPPING_DESCRIPTION,
+    ],
+};
+
+/// The connection and its mappings, version 2.
+pub static WAN_IP_CONNECTION_2: Service = Service {
+    kind: "WANIPConnection",
+    version: 2,
+    id: "WANIPConn1",
+    path: "WANIPConn",
+    actions: &[
+        SET_CONNECTION_TYPE,
+        GET_CONNECTION_TYPE_INFO,
+        REQUEST_CONNECTION,
+        FORCE_TERMINATION,
+        GET_STATUS_INFO,
+        GET_NAT_RSIP_STATUS,
+        GET_GENERIC_PORT_MAPPING_ENTRY,
+        GET_SPECIFIC_PORT_MAPPING_ENTRY,
+        ADD_PORT_MAPPING,
+        ADD_ANY_PORT_MAPPING,
+        DELETE_PORT_MAPPING,
+        GET_EXTERNAL_IP_ADDRESS,
+    ],
+    variables: &[
+        CONNECTION_TYPE,
+        POSSIBLE_CONNECTION_TYPES,
+        CONNECTION_STATUS,
+        UPTIME,
+        LAST_CONNECTION_ERROR,
+        RSIP_AVAILABLE,
+        NAT_ENABLED,
+        EXTERNAL_IP_ADDRESS,
+        PORT_MAPPING_NUMBER_OF_ENTRIES,
+        PORT_MAPPING_ENABLED,
+        Variable {
+            range: Some((0, MAX_LEASE)),
+            ..plain("PortMappingLeaseDuration", DataType::Ui4)
+        },
+        REMOTE_HOST,
+        EXTERNAL_PORT,
+        Variable {
+            range: Some((1, 65535)),
+            ..plain("InternalPort", DataType::Ui2)
+        },
+        PORT_MAPPING_PROTOCOL,
+        INTERNAL_CLIENT,
+        PORT_MAPPING_DESCRIPTION,
+        evented("SystemUpdateID", DataType::Ui4),
+    ],
+};
+
+/// WANIPConnection:2 section 2.3.16: longest lease in seconds.
+pub const MAX_LEASE: u32 = 604_800;
+
+/// The service that a call names. Some control points call the PPP connection service of a gateway that has
+/// only the IP one: its actions are the same, so it is taken for version 1 of that.
+pub fn find(kind: &str, version: u8) -> Option<&'static Service> {
+    let kind = match (kind, version) {
+        ("WANPPPConnection", 1) => "WANIPConnection",
+        (kind, _) => kind,
+    };
+    ALL.into_iter()
+        .find(|service| service.kind == kind && service.version == version)
+}
+
+const SET_CONNECTION_TYPE: Action = action(
+    "SetConnectionType",
+    &[input("NewConnectionType", "ConnectionType")],
+);
+const GET_CONNECTION_TYPE_INFO: Action = action(
+    "GetConnectionTypeInfo",
+    &[
+        output("NewConnectionType", "ConnectionType"),
+        output("NewPossibleConnectionTypes", "PossibleConnectionTypes"),
+    ],
+);
+const REQUEST_CONNECTION: Action = action("RequestConnection", &[]);
+const FORCE_TERMINATION: Action = action("ForceTermination", &[]);
+const GET_STATUS_INFO: Action = action(
+    "GetStatusInfo",
+    &[
+        output("NewConnectionStatus", "ConnectionStatus"),
+        output("NewLastConnectionError", "LastConnectionError"),
+        output("NewUptime", "Uptime"),
+    ],
+);
+const GET_NAT_RSIP_STATUS: Action = action(
+    "GetNATRSIPStatus",
+    &[
+        output("NewRSIPAvailable", "RSIPAvailable"),
+        output("NewNATEnabled", "NATEnabled"),
+    ],
+);
+const GET_GENERIC_PORT_MAPPING_ENTRY: Action = action(
+    "GetGenericPortMappingEntry",
+    &[
+        input("NewPortMappingIndex", "PortMappingNumberOfEntries"),
+        output("NewRemoteHost", "RemoteHost"),
+        output("NewExternalPort", "ExternalPort"),
+        output("NewProtocol", "PortMappingProtocol"),
+        output("NewInternalPort", "InternalPort"),
+        output("NewInternalClient", "InternalClient"),
+        output("NewEnabled", "PortMappingEnabled"),
+        output("NewPortMappingDescription", "PortMappingDescription"),
+        output("NewLeaseDuration", "PortMappingLeaseDuration"),
+    ],
+);
+const GET_SPECIFIC_PORT_MAPPING_ENTRY: Action = action(
+    "GetSpecificPortMappingEntry",
+    &[
+        input("NewRemoteHost", "RemoteHost"),
+        input("NewExternalPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+        output("NewInternalPort", "InternalPort"),
+        output("NewInternalClient", "InternalClient"),
+        output("NewEnabled", "PortMappingEnabled"),
+        output("NewPortMappingDescription", "PortMappingDescription"),
+        output("NewLeaseDuration", "PortMappingLeaseDuration"),
+    ],
+);
+const ADD_PORT_MAPPING: Action = action(
+    "AddPortMapping",
+    &[
+        input("NewRemoteHost", "RemoteHost"),
+        input("NewExternalPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+        input("NewInternalPort", "InternalPort"),
+        input("NewInternalClient", "InternalClient"),
+        input("NewEnabled", "PortMappingEnabled"),
+        input("NewPortMappingDescription", "PortMappingDescription"),
+        input("NewLeaseDuration", "PortMappingLeaseDuration"),
+    ],
+);
+const ADD_ANY_PORT_MAPPING: Action = action(
+    "AddAnyPortMapping",
+    &[
+        input("NewRemoteHost", "RemoteHost"),
+        input("NewExternalPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+        input("NewInternalPort", "InternalPort"),
+        input("NewInternalClient", "InternalClient"),
+        input("NewEnabled", "PortMappingEnabled"),
+        input("NewPortMappingDescription", "PortMappingDescription"),
+        input("NewLeaseDuration", "PortMappingLeaseDuration"),
+        output("NewReservedPort", "ExternalPort"),
+    ],
+);
+const DELETE_PORT_MAPPING: Action = action(
+    "DeletePortMapping",
+    &[
+        input("NewRemoteHost", "RemoteHost"),
+        input("NewExternalPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+    ],
+);
+const GET_EXTERNAL_IP_ADDRESS: Action = action(
+    "GetExternalIPAddress",
+    &[output("NewExternalIPAddress", "ExternalIPAddress")],
+);
+
+const CONNECTION_TYPE: Variable = one_of(
+    "ConnectionType",
+    &["Unconfigured", "IP_Routed", "IP_Bridged"],
+);
+// A list in one string, so that no single value of ConnectionType is its allowed value.
+const POSSIBLE_CONNECTION_TYPES: Variable = evented("PossibleConnectionTypes", DataType::String);
+const CONNECTION_STATUS: Variable = Variable {
+    evented: true,
+    ..one_of(
+        "ConnectionStatus",
+        &[
+            "Unconfigured",
+            "Connecting",
+            "Connected",
+            "PendingDisconnect",
+            "Disconnecting",
+            "Disconnected",
+        ],
+    )
+};
+const UPTIME: Variable = plain("Uptime", DataType::Ui4);
+const LAST_CONNECTION_ERROR: Variable = one_of(
+    "LastConnectionError",
+    &[
+        "ERROR_NONE",
+        "ERROR_COMMAND_ABORTED",
+        "ERROR_NOT_ENABLED_FOR_INTERNET",
+        "ERROR_ISP_DISCONNECT",
+        "ERROR_USER_DISCONNECT",
+        "ERROR_IDLE_DISCONNECT",
+        "ERROR_FORCED_DISCONNECT",
+        "ERROR_NO_CARRIER",
+        "ERROR_IP_CONFIGURATION",
+        "ERROR_UNKNOWN",
+    ],
+);
+const RSIP_AVAILABLE: Variable = plain("RSIPAvailable", DataType::Boolean);
+const NAT_ENABLED: Variable = plain("NATEnabled", DataType::Boolean);
+const EXTERNAL_IP_ADDRESS: Variable = evented("ExternalIPAddress", DataType::String);
+const PORT_MAPPING_NUMBER_OF_ENTRIES: Variable =
+    evented("PortMappingNumberOfEntries", DataType::Ui2);
+const PORT_MAPPING_ENABLED: Variable = plain("PortMappingEnabled", DataType::Boolean);
+const REMOTE_HOST: Variable = plain("RemoteHost", DataType::String);
+const EXTERNAL_PORT: Variable = plain("ExternalPort", DataType::Ui2);
+const PORT_MAPPING_PROTOCOL: Variable = one_of("PortMappingProtocol", &["TCP", "UDP"]);
+const INTERNAL_CLIENT: Variable = plain("InternalClient", DataType::String);
+const PORT_MAPPING_DESCRIPTION: Variable = plain("PortMappingDescription", DataType::String);
+
+const fn action(name: &'static str, arguments: &'static [Argument]) -> Action {
+    Action { name, arguments }
+}
+
+const fn input(name: &'static str, variable: &'static str) -> Argument {
+    Argument {
+        name,
+        direction: Direction::In,
+        variable,
+    }
+}
+
+const fn output(name: &'static str, variable: &'static str) -> Argument {
+    Argument {
+        name,
+        direction: Direction::Out,
+        variable,
+    }
+}
+
+const fn plain(name: &'static str, data: DataType) -> Variable {
+    Variable {
+        name,
+        data,
+        evented: false,
+        allowed: &[],
+        range: None,
+    }
+}
+
+const fn evented(name: &'static str, data: DataType) -> Variable {
+    Variable {
+        evented: true,
+        ..plain(name, data)
+    }
+}
+
+const fn one_of(name: &'static str, allowed: &'static [&'static str]) -> Variable {
+    Variable {
+        allowed,
+        ..plain(name, DataType::String)
+    }
+}

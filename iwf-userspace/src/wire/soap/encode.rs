@@ -1,0 +1,77 @@
+//! Responses and faults.
+
+use super::{ActionResult, Call, UpnpError};
+use crate::wire::xml::Document;
+
+/// An answer ready for HTTP; its content type is `text/xml; charset="utf-8"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status: 200 for a response, 500 for a fault.
+    pub status: u16,
+    /// The body.
+    pub body: String,
+}
+
+/// The answer to a call.
+pub fn encode_reply(call: &Call, result: &ActionResult) -> Reply {
+    match result {
+        Ok(args) => Reply {
+            status: 200,
+            body: encode_response(call, args),
+        },
+        Err(error) => Reply {
+            status: 500,
+            body: encode_fault(error),
+        },
+    }
+}
+
+/// The body of a success: the out arguments as given, in the namespace that was called.
+pub fn encode_response(call: &Call, args: &[(&'static str, String)]) -> String {
+    let name = format!("u:{}Response", call.action);
+    envelope(|document| {
+        document.open(&name, &[("xmlns:u", &call.urn())]);
+        for (name, value) in args {
+            document.leaf(name, value);
+        }
+        document.close(&name);
+    })
+}
+
+/// The body of a fault.
+pub fn encode_fault(error: &UpnpError) -> String {
+    envelope(|document| {
+        document.open("s:Fault", &[]);
+        document.leaf("faultcode", "s:Client");
+        document.leaf("faultstring", "UPnPError");
+        document.open("detail", &[]);
+        document.open(
+            "UPnPError",
+            &[("xmlns", "urn:schemas-upnp-org:control-1-0")],
+        );
+        document.leaf("errorCode", &error.code.to_string());
+        document.leaf("errorDescription", error.description);
+        document.close("UPnPError");
+        document.close("detail");
+        document.close("s:Fault");
+    })
+}
+
+fn envelope(body: impl FnOnce(&mut Document)) -> String {
+    let mut document = Document::new();
+    document.open(
+        "s:Envelope",
+        &[
+            ("xmlns:s", "http://schemas.xmlsoap.org/soap/envelope/"),
+            (
+                "s:encodingStyle",
+                "http://schemas.xmlsoap.org/soap/encoding/",
+            ),
+        ],
+    );
+    document.open("s:Body", &[]);
+    body(&mut document);
+    document.close("s:Body");
+    document.close("s:Envelope");
+    document.finish()
+}

@@ -1,0 +1,72 @@
+//! Writes the few shapes of XML that UPnP needs.
+#![forbid(unsafe_code)]
+
+use quick_xml::Writer;
+use quick_xml::escape::partial_escape;
+use quick_xml::events::{BytesDecl, BytesEnd, BytesStart, BytesText, Event};
+
+/// A document being written, without indentation.
+pub(super) struct Document {
+    writer: Writer<Vec<u8>>,
+}
+
+impl Document {
+    /// A document that starts with the XML declaration and a line feed.
+    pub(super) fn new() -> Self {
+        let mut document = Self {
+            writer: Writer::new(Vec::with_capacity(1024)),
+        };
+        document.event(Event::Decl(BytesDecl::new("1.0", None, None)));
+        document.event(Event::Text(BytesText::from_escaped("\n")));
+        document
+    }
+
+    /// Writes a start tag. Attribute values are escaped.
+    pub(super) fn open(&mut self, name: &str, attributes: &[(&str, &str)]) {
+        let start = BytesStart::new(name).with_attributes(attributes.iter().copied());
+        self.event(Event::Start(start));
+    }
+
+    /// Writes an end tag.
+    pub(super) fn close(&mut self, name: &str) {
+        self.event(Event::End(BytesEnd::new(name)));
+    }
+
+    /// Writes an element that holds only text. An empty one keeps both tags, which every client understands.
+    pub(super) fn leaf(&mut self, name: &str, text: &str) {
+        self.open(name, &[]);
+        let legal = if text.chars().all(is_xml_char) {
+            partial_escape(text)
+        } else {
+            let replaced: String = text
+                .chars()
+                .map(|c| {
+                    if is_xml_char(c) {
+                        c
+                    } else {
+                        char::REPLACEMENT_CHARACTER
+                    }
+                })
+                .collect();
+            partial_escape(replaced)
+        };
+        self.event(Event::Text(BytesText::from_escaped(legal)));
+        self.close(name);
+    }
+
+    /// Ends the document.
+    pub(super) fn finish(self) -> String {
+        String::from_utf8(self.writer.into_inner()).expect("only strings were written")
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.writer
+            .write_event(event)
+            .expect("writing to memory does not fail");
+    }
+}
+
+/// Whether XML 1.0 can carry a character at all, escaped or not (its production 2).
+fn is_xml_char(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+}
