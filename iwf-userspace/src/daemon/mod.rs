@@ -1,6 +1,7 @@
 //! Everything that touches the world.
 
 pub mod config;
+pub mod control;
 pub mod dataplane;
 pub mod netstate;
 pub mod store;

@@ -1,0 +1,259 @@
+//! The control protocol between `iwfctl` and the daemon.
+//!
+//! A stream socket in the file system, mode 0600. The client writes one [`Request`] as one line of JSON and
+//! reads one [`Response`] as one line of JSON; the connection may then carry the next request. Fields are only
+//! ever added, so that scripts which read `--json` keep working.
+
+pub mod client;
+pub mod server;
+pub mod table;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::Protocol;
+
+/// Longest request line, in octets. A longer one ends the connection.
+pub const MAX_REQUEST: usize = 4096;
+
+/// Longest answer a client reads, in octets: every mapping of a full table with the longest description.
+pub const MAX_RESPONSE: u64 = 64 << 20;
+
+/// What the owner of the router asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the daemon is doing.
+    Status {},
+    /// The three tables side by side.
+    Mappings {},
+    /// What was granted upstream.
+    Leases {},
+    /// The differences among kernel, leases and mapping table, looked for now.
+    Audit {},
+    /// Every counter of the data plane.
+    Stats {},
+    /// Remove a mapping.
+    Delete {
+        /// Transport protocol.
+        protocol: Protocol,
+        /// External port as `mappings` lists it (the carrier's, in cascaded mode).
+        external_port: u16,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To `status`.
+    Status(Box<Status>),
+    /// To `mappings`, by generation.
+    Mappings(Vec<MappingRow>),
+    /// To `leases`, by generation.
+    Leases(Vec<LeaseRow>),
+    /// To `audit`.
+    Audit(Audit),
+    /// To `stats`.
+    Stats(Stats),
+    /// Done, nothing more to say.
+    Done,
+    /// Not done; why.
+    Error(String),
+}
+
+impl Response {
+    /// The answer as JSON for scripts: the value itself without the name of its kind. An error is an object
+    /// with the one key `error`, a bare success one with the key `done`.
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::Status(status) => serde_json::to_value(status),
+            Self::Mappings(rows) => serde_json::to_value(rows),
+            Self::Leases(rows) => serde_json::to_value(rows),
+            Self::Audit(audit) => serde_json::to_value(audit),
+            Self::Stats(stats) => serde_json::to_value(stats),
+            Self::Done => Ok(serde_json::json!({ "done": true })),
+            Self::Error(why) => Ok(serde_json::json!({ "error": why })),
+        }
+    }
+}
+
+/// How the daemon is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// `auto`, `cascaded` or `local`, as configured.
+    pub configured_mode: String,
+    /// The mode in force.
+    pub mode: String,
+    /// Whether LAN clients are served.
+    pub ready: bool,
+    /// The WAN interface.
+    pub wan_interface: String,
+    /// Its address, which is NAT1's external address.
+    pub wan_address: Option<Ipv4Addr>,
+    /// The next hop of the default route.
+    pub gateway: Option<Ipv4Addr>,
+    /// The address remote hosts use, as far as known.
+    pub external_address: Option<Ipv4Addr>,
+    /// Where LAN clients are served.
+    pub listeners: Vec<Listener>,
+    /// PCP servers.
+    pub servers: Vec<Server>,
+    /// Mappings in the table.
+    pub mappings: u64,
+    /// Sessions in the kernel at the last sweep.
+    pub sessions: u64,
+    /// The last run of the reconciler.
+    pub reconciler: Reconciler,
+}
+
+/// One LAN address with the HTTP server on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    /// LAN interface.
+    pub interface: String,
+    /// Address and port of description and control.
+    pub address: SocketAddrV4,
+}
+
+/// One PCP server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Where requests go.
+    pub address: SocketAddrV4,
+    /// `unknown`, `answering` or `silent`.
+    pub state: String,
+    /// Last epoch seen, in seconds.
+    pub epoch: Option<u32>,
+}
+
+/// What the last run of the reconciler did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconciler {
+    /// Runs since start.
+    pub runs: u64,
+    /// Seconds since the last one.
+    pub seconds_ago: Option<u64>,
+    /// Kernel entries created, updated and removed by it.
+    pub repaired: u64,
+    /// Repairs that failed.
+    pub failed: u64,
+}
+
+/// One mapping in the three tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingRow {
+    /// Identity of the mapping.
+    pub generation: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The LAN host's endpoint.
+    pub internal: SocketAddrV4,
+    /// The external endpoint of our NAT.
+    pub nat1: SocketAddrV4,
+    /// Whether the kernel holds exactly this entry.
+    pub kernel: bool,
+    /// The carrier's external endpoint; absent in local mode.
+    pub carrier: Option<SocketAddrV4>,
+    /// The only remote host let in; absent means any.
+    pub remote_host: Option<Ipv4Addr>,
+    /// Seconds left of the control point's lease.
+    pub lease_left_seconds: u64,
+    /// Seconds left of the upstream lease; absent in local mode.
+    pub granted_left_seconds: Option<u64>,
+    /// Text of the control point.
+    pub description: String,
+}
+
+/// One upstream lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRow {
+    /// Identity of the mapping.
+    pub generation: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The server that granted it.
+    pub server: SocketAddrV4,
+    /// What the server calls internal: the external endpoint of our NAT.
+    pub nat1: SocketAddrV4,
+    /// What the server assigned.
+    pub assigned: SocketAddrV4,
+    /// Seconds left.
+    pub granted_left_seconds: u64,
+}
+
+/// Whether the three tables agree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// No difference found.
+    pub clean: bool,
+    /// Explicit entries in the kernel.
+    pub kernel_entries: u64,
+    /// Upstream leases held.
+    pub leases: u64,
+    /// Mappings in the table.
+    pub mappings: u64,
+    /// What differs, one sentence each.
+    pub differences: Vec<String>,
+}
+
+/// Counters of the data plane, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Sessions at the last sweep.
+    pub sessions: u64,
+    /// Sum over all CPUs since the programs were loaded.
+    pub counters: Vec<Counter>,
+}
+
+/// One named counter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counter {
+    /// Name, as in the documentation of the data plane.
+    pub name: String,
+    /// Value.
+    pub value: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_keep_their_form_on_the_wire() {
+        let cases = [
+            (Request::Status {}, r#"{"command":"status"}"#),
+            (Request::Audit {}, r#"{"command":"audit"}"#),
+            (
+                Request::Delete {
+                    protocol: Protocol::Tcp,
+                    external_port: 5000,
+                },
+                r#"{"command":"delete","protocol":"Tcp","external_port":5000}"#,
+            ),
+        ];
+        for (request, wire) in cases {
+            assert_eq!(serde_json::to_string(&request).unwrap(), wire);
+            assert_eq!(serde_json::from_str::<Request>(wire).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn unknown_requests_and_fields_are_refused() {
+        for wire in [
+            r#"{"command":"format-disk"}"#,
+            r#"{"command":"status","verbose":true}"#,
+            r#"{"command":"delete","protocol":"Tcp","external_port":65536}"#,
+            r#"{"command":"delete","protocol":"Sctp","external_port":1}"#,
+            "[]",
+            "",
+        ] {
+            assert!(serde_json::from_str::<Request>(wire).is_err(), "{wire}");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Answers as tables for people.
+
+use std::fmt::Display;
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+use super::{Audit, LeaseRow, MappingRow, Response, Stats, Status};
+
+/// The answer as text that ends with a line end.
+pub fn render(response: &Response) -> String {
+    match response {
+        Response::Status(status) => render_status(status),
+        Response::Mappings(rows) => render_mappings(rows),
+        Response::Leases(rows) => render_leases(rows),
+        Response::Audit(audit) => render_audit(audit),
+        Response::Stats(stats) => render_stats(stats),
+        Response::Done => "done\n".to_owned(),
+        Response::Error(why) => format!("error: {why}\n"),
+    }
+}
+
+fn render_status(status: &Status) -> String {
+    let mut table = new(&["", ""]);
+    let mut row = |name: &str, value: String| {
+        table.add_row([name.to_owned(), value]);
+    };
+    row("version", status.version.clone());
+    row("up for", span(status.uptime_seconds));
+    let ready = if status.ready { "ready" } else { "starting" };
+    row("state", ready.to_owned());
+    row(
+        "mode",
+        format!("{} (configured: {})", status.mode, status.configured_mode),
+    );
+    row(
+        "WAN",
+        format!("{} {}", status.wan_interface, or_dash(status.wan_address)),
+    );
+    row("gateway", or_dash(status.gateway));
+    row("external address", or_dash(status.external_address));
+    for listener in &status.listeners {
+        row(
+            "LAN",
+            format!("{} http://{}/", listener.interface, listener.address),
+        );
+    }
+    for server in &status.servers {
+        let epoch = server
+            .epoch
+            .map_or_else(String::new, |e| format!(", epoch {e}"));
+        row(
+            "PCP server",
+            format!("{} {}{epoch}", server.address, server.state),
+        );
+    }
+    row("mappings", status.mappings.to_string());
+    row("sessions", status.sessions.to_string());
+    let last = &status.reconciler;
+    let when = last
+        .seconds_ago
+        .map_or_else(|| "never ran".to_owned(), |s| format!("{} ago", span(s)));
+    row(
+        "reconciler",
+        format!("{when}, {} repaired, {} failed", last.repaired, last.failed),
+    );
+    format!("{table}\n")
+}
+
+fn render_mappings(rows: &[MappingRow]) -> String {
+    if rows.is_empty() {
+        return "no mappings\n".to_owned();
+    }
+    let mut table = new(&[
+        "protocol",
+        "internal",
+        "NAT1 external",
+        "in kernel",
+        "carrier external",
+        "from",
+        "lease left",
+        "granted left",
+        "description",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.protocol.to_string(),
+            row.internal.to_string(),
+            row.nat1.to_string(),
+            if row.kernel { "yes" } else { "NO" }.to_owned(),
+            or_dash(row.carrier),
+            row.remote_host
+                .map_or_else(|| "any".to_owned(), |h| h.to_string()),
+            span(row.lease_left_seconds),
+            row.granted_left_seconds
+                .map_or_else(|| "-".to_owned(), span),
+            printable(&row.description),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn render_leases(rows: &[LeaseRow]) -> String {
+    if rows.is_empty() {
+        return "no leases\n".to_owned();
+    }
+    let mut table = new(&["protocol", "server", "NAT1 external", "assigned", "left"]);
+    for row in rows {
+        table.add_row([
+            row.protocol.to_string(),
+            row.server.to_string(),
+            row.nat1.to_string(),
+            row.assigned.to_string(),
+            span(row.granted_left_seconds),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn render_audit(audit: &Audit) -> String {
+    let mut text = format!(
+        "{} mappings, {} kernel entries, {} upstream leases\n",
+        audit.mappings, audit.kernel_entries, audit.leases
+    );
+    for difference in &audit.differences {
+        text.push_str(&format!("differs: {difference}\n"));
+    }
+    text.push_str(if audit.clean {
+        "clean: the three tables agree\n"
+    } else {
+        "NOT clean\n"
+    });
+    text
+}
+
+fn render_stats(stats: &Stats) -> String {
+    let mut table = new(&["counter", "value"]);
+    table.add_row(["sessions".to_owned(), stats.sessions.to_string()]);
+    for counter in &stats.counters {
+        table.add_row([counter.name.clone(), counter.value.to_string()]);
+    }
+    format!("{table}\n")
+}
+
+fn new(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    if header.iter().any(|name| !name.is_empty()) {
+        table.set_header(header.to_vec());
+    }
+    table
+}
+
+fn or_dash<T: Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |v| v.to_string())
+}
+
+/// A duration in its two largest units.
+fn span(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
+    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{rest}s"),
+        (0, 0, _) => format!("{minutes}m{rest:02}s"),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        (_, _, _) => format!("{days}d{hours:02}h"),
+    }
+}
+
+/// What a control point wrote, without what would move the cursor of a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Protocol;
+
+    fn row() -> MappingRow {
+        MappingRow {
+            generation: 3,
+            protocol: Protocol::Tcp,
+            internal: "192.168.1.10:8080".parse().unwrap(),
+            nat1: "100.64.0.2:40000".parse().unwrap(),
+            kernel: true,
+            carrier: Some("11.22.33.1:5000".parse().unwrap()),
+            remote_host: None,
+            lease_left_seconds: 3599,
+            granted_left_seconds: Some(110),
+            description: "web\u{1b}[2J".to_owned(),
+        }
+    }
+
+    #[test]
+    fn one_line_shows_all_three_tables() {
+        let text = render(&Response::Mappings(vec![row()]));
+        let line = text.lines().nth(1).unwrap();
+        for part in [
+            "TCP",
+            "192.168.1.10:8080",
+            "100.64.0.2:40000",
+            "yes",
+            "11.22.33.1:5000",
+            "any",
+            "59m59s",
+            "1m50s",
+            "web",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_entry_missing_in_the_kernel_stands_out() {
+        let missing = MappingRow {
+            kernel: false,
+            ..row()
+        };
+        assert!(render(&Response::Mappings(vec![missing])).contains(" NO "));
+    }
+
+    #[test]
+    fn spans_have_two_units() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (61, "1m01s"),
+            (7260, "2h01m"),
+            (604_800, "7d00h"),
+        ] {
+            assert_eq!(span(seconds), text);
+        }
+    }
+
+    #[test]
+    fn audit_names_every_difference() {
+        let audit = Audit {
+            differences: vec!["a".to_owned(), "b".to_owned()],
+            ..Audit::default()
+        };
+        let text = render(&Response::Audit(audit));
+        assert!(
+            text.contains("differs: a\ndiffers: b\nNOT clean\n"),
+            "{text}"
+        );
+    }
+}
