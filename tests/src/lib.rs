@@ -1,9 +1,13 @@
 //! The lab and the harness of the integration suites.
 
+pub mod bpf;
 pub mod carrier;
+pub mod daemon;
 pub mod netns;
 pub mod packages;
 pub mod pcp;
+pub mod peers;
 pub mod process;
+pub mod script;
 pub mod topology;
 pub mod wait;

@@ -1,0 +1,115 @@
+//! What the kernel holds of BPF, seen from outside the daemon: by id, through the kernel's own listings.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::loaded_maps;
+use aya::programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs};
+use serde_json::Value;
+
+use crate::netns::Namespace;
+use crate::wait;
+
+/// Ids of everything that takes part in forwarding on one host. Ids are never used again while the kernel
+/// runs, so equal sets mean that nothing was made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Programs attached to the host's interfaces.
+    pub programs: BTreeSet<u32>,
+    /// Maps these programs use.
+    pub maps: BTreeSet<u32>,
+    /// Links that attach these programs.
+    pub links: BTreeSet<u32>,
+    /// Interfaces with an XDP program, and its mode: `native` or `generic`.
+    pub xdp: Vec<(String, &'static str)>,
+}
+
+impl Objects {
+    /// What is attached to the interfaces of a host.
+    ///
+    /// # Errors
+    /// If the kernel cannot be asked.
+    pub fn of(host: &Namespace) -> Result<Self> {
+        let mut found = Self::default();
+        let links = host.must(&["ip", "-d", "-j", "link", "show"])?;
+        let links: Vec<Value> = serde_json::from_str(&links).context("read the links")?;
+        for link in &links {
+            let name = link["ifname"].as_str().context("a link has a name")?;
+            found.look_at(host, name, link)?;
+        }
+        for program in loaded_programs() {
+            // One may go away while the list is read.
+            let Ok(program) = program else { continue };
+            if found.programs.contains(&program.id()) {
+                found.maps.extend(program.map_ids()?.unwrap_or_default());
+            }
+        }
+        for link in loaded_links().flatten() {
+            if found.programs.contains(&link.program_id()) {
+                found.links.insert(link.id());
+            }
+        }
+        Ok(found)
+    }
+
+    fn look_at(&mut self, host: &Namespace, name: &str, link: &Value) -> Result<()> {
+        if let Some(id) = link["xdp"]["prog"]["id"].as_u64() {
+            self.programs.insert(u32::try_from(id)?);
+            // linux/if_link.h: XDP_ATTACHED_DRV 1, XDP_ATTACHED_SKB 2.
+            let mode = match link["xdp"]["mode"].as_u64() {
+                Some(2) => "generic",
+                _ => "native",
+            };
+            self.xdp.push((name.to_owned(), mode));
+        }
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            // Older kernels know no tcx; theirs are found as filters of clsact.
+            let attached = host.within(|| SchedClassifier::query_tcx(name, side))?;
+            if let Ok((_, programs)) = attached {
+                self.programs.extend(programs.iter().map(|info| info.id()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether anything is attached at all.
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty()
+    }
+
+    /// Waits until the kernel has freed all of it.
+    ///
+    /// # Errors
+    /// If something is left after `within`, by id.
+    pub fn are_gone(&self, within: Duration) -> Result<()> {
+        // The kernel frees after a grace period, some time after the last reference went.
+        wait::until_ok("the kernel to free everything", within, || {
+            let programs: BTreeSet<u32> = loaded_programs().flatten().map(|p| p.id()).collect();
+            let maps: BTreeSet<u32> = loaded_maps().flatten().map(|map| map.id()).collect();
+            let links: BTreeSet<u32> = loaded_links().flatten().map(|link| link.id()).collect();
+            for (kind, ours, all) in [
+                ("program", &self.programs, programs),
+                ("map", &self.maps, maps),
+                ("link", &self.links, links),
+            ] {
+                let left: Vec<_> = ours.intersection(&all).collect();
+                ensure!(left.is_empty(), "{kind} ids {left:?} are left");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Queueing disciplines made for classifier programs (clsact) on a host, one line each.
+///
+/// # Errors
+/// If `tc` fails.
+pub fn classifier_qdiscs(host: &Namespace) -> Result<Vec<String>> {
+    let text = host.must(&["tc", "qdisc", "show"])?;
+    Ok(text
+        .lines()
+        .filter(|line| line.contains("clsact") || line.contains("ingress"))
+        .map(str::to_owned)
+        .collect())
+}

@@ -1,0 +1,270 @@
+//! iwfd and iwfctl on the CPE of a [`Lab`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::netns::Namespace;
+use crate::process::{Finished, Process};
+use crate::topology::{LAN_BRIDGE, Lab, WAN_IF};
+use crate::{packages, wait};
+
+/// How long the daemon may take from its start to the first answer on its control socket.
+const START_WITHIN: Duration = Duration::from_secs(20);
+/// How long it may take to end on SIGTERM.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a test changes in the configuration. Everything else is the daemon's default.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `auto`, `cascaded` or `local`.
+    pub mode: &'static str,
+    /// Upstream PCP servers; `default-router` finds the carrier.
+    pub pcp_servers: Vec<String>,
+    /// `auto`, `native` or `generic`.
+    pub attach: &'static str,
+    /// Filter of the daemon's log.
+    pub log: &'static str,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: "cascaded",
+            pcp_servers: vec!["default-router".to_owned()],
+            attach: "native",
+            log: "info",
+        }
+    }
+}
+
+/// Where one daemon keeps its files: all below the lab's private directory.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The configuration.
+    pub config: PathBuf,
+    /// The store.
+    pub state_dir: PathBuf,
+    /// Pinned programs, links and maps.
+    pub bpffs_dir: PathBuf,
+    /// For `iwfctl`.
+    pub control_socket: PathBuf,
+}
+
+impl Files {
+    /// Those of the daemon in that lab.
+    pub fn of(lab: &Lab) -> Self {
+        let dir = lab.dir();
+        Self {
+            config: dir.join("iwf.toml"),
+            state_dir: dir.join("state"),
+            bpffs_dir: dir.join("bpf"),
+            control_socket: dir.join("control.sock"),
+        }
+    }
+
+    fn write(&self, options: &Options) -> Result<()> {
+        let servers = serde_json::to_string(&options.pcp_servers)?;
+        let show = |path: &Path| path.display().to_string();
+        let text = format!(
+            "mode = \"{}\"\n\
+             [lan]\n\
+             interfaces = [\"{LAN_BRIDGE}\"]\n\
+             [wan]\n\
+             interface = \"{WAN_IF}\"\n\
+             [upstream]\n\
+             pcp_servers = {servers}\n\
+             [paths]\n\
+             state_dir = \"{}\"\n\
+             bpffs_dir = \"{}\"\n\
+             control_socket = \"{}\"\n\
+             [xdp]\n\
+             attach = \"{}\"\n\
+             [log]\n\
+             filter = \"{}\"\n",
+            options.mode,
+            show(&self.state_dir),
+            show(&self.bpffs_dir),
+            show(&self.control_socket),
+            options.attach,
+            options.log,
+        );
+        std::fs::write(&self.config, text).context("write the daemon's configuration")
+    }
+}
+
+/// A running iwfd. Dropping it kills it; what it pinned goes with the lab's directory.
+#[derive(Debug)]
+pub struct Iwfd {
+    cpe: Namespace,
+    files: Files,
+    process: Process,
+}
+
+impl Iwfd {
+    /// Starts it with that configuration and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not answer in time or ends; its log's tail is in the error.
+    pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
+        let files = Files::of(lab);
+        files.write(options)?;
+        let mut iwfd = Self {
+            process: spawn(&lab.cpe, &files)?,
+            cpe: lab.cpe.clone(),
+            files,
+        };
+        iwfd.wait_until_it_answers()?;
+        Ok(iwfd)
+    }
+
+    /// Starts it again, after a kill or a stop, with the same configuration.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.cpe, &self.files)?;
+        self.wait_until_it_answers()
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let what = "iwfd to answer on its control socket";
+        let answered = wait::until(what, START_WITHIN, || {
+            if !self.process.running().unwrap_or(false) {
+                return Some(false);
+            }
+            let status = self.ctl().run(&["status"]);
+            status.is_ok_and(|done| done.success()).then_some(true)
+        });
+        match answered {
+            Ok(true) => Ok(()),
+            Ok(false) => anyhow::bail!("iwfd ended at its start:\n{}", self.process.tail()),
+            Err(error) => Err(error.context(self.process.tail())),
+        }
+    }
+
+    /// The process, for signals and its log.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its files.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The command line that talks to it.
+    pub fn ctl(&self) -> Ctl {
+        Ctl {
+            cpe: self.cpe.clone(),
+            files: self.files.clone(),
+        }
+    }
+
+    /// Kills it as a crash would.
+    ///
+    /// # Errors
+    /// If it had ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill_hard()
+    }
+
+    /// Ends it in good order.
+    ///
+    /// # Errors
+    /// If it does not end in time or not well.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.terminate(STOP_WITHIN)
+    }
+
+    /// Leaves it running without a guard.
+    pub fn leave_running(self) -> u32 {
+        self.process.leave_running()
+    }
+
+    /// Resident memory in KiB.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse().ok())
+            .context("read VmRSS")
+    }
+}
+
+fn spawn(cpe: &Namespace, files: &Files) -> Result<Process> {
+    let iwfd = packages::built("iwfd")?;
+    cpe.spawn(
+        "iwfd",
+        &[
+            iwfd.as_os_str(),
+            "--config".as_ref(),
+            files.config.as_os_str(),
+        ],
+    )
+}
+
+/// iwfctl, pointed at one daemon. Works without the daemon where the subcommand does.
+#[derive(Clone, Debug)]
+pub struct Ctl {
+    cpe: Namespace,
+    files: Files,
+}
+
+impl Ctl {
+    /// For the daemon of that lab, running or not.
+    pub fn of(lab: &Lab) -> Self {
+        Self {
+            cpe: lab.cpe.clone(),
+            files: Files::of(lab),
+        }
+    }
+
+    /// The words of a call, as a user would type them.
+    ///
+    /// # Errors
+    /// If iwfctl has not been built.
+    pub fn argv(&self, args: &[&str]) -> Result<Vec<String>> {
+        let mut argv = vec![
+            packages::built("iwfctl")?.display().to_string(),
+            "--socket".to_owned(),
+            self.files.control_socket.display().to_string(),
+        ];
+        argv.extend(args.iter().map(|arg| (*arg).to_owned()));
+        Ok(argv)
+    }
+
+    /// Runs it, whatever its exit status.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn run(&self, args: &[&str]) -> Result<Finished> {
+        self.cpe.run(&self.argv(args)?)
+    }
+
+    /// Runs it; it must succeed. Returns what it printed.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn must(&self, args: &[&str]) -> Result<String> {
+        self.cpe.must(&self.argv(args)?)
+    }
+
+    /// Runs it with `--json`; it must succeed.
+    ///
+    /// # Errors
+    /// If it fails or prints no JSON.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let mut full = args.to_vec();
+        full.push("--json");
+        let text = self.must(&full)?;
+        serde_json::from_str(&text).with_context(|| format!("read the JSON of {args:?}: {text}"))
+    }
+}

@@ -1,0 +1,246 @@
+//! A PCP server on the carrier's address that answers as a script says, and remembers what it was asked.
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the harness talks to real programs over sockets, in real time"
+)]
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::pcp::{self, Map, Opcode, Request, Response, result};
+use crate::topology::{CARRIER, EXTERNAL, Lab};
+use crate::wait;
+
+/// How the server answers MAP requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Not at all, nothing whatsoever.
+    Silent,
+    /// Every one with this result code.
+    Refuse(u8),
+    /// With the suggested port; another one is granted if a different client port holds it.
+    Grant,
+    /// Always with a port that was not asked for.
+    GrantOther(u16),
+    /// Octets that are no PCP answer.
+    Garbage,
+}
+
+/// One datagram as it arrived.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Time since the server's start.
+    pub at: Duration,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// What it asked; `None` if it could not be read.
+    pub request: Option<Request>,
+}
+
+#[derive(Debug)]
+struct State {
+    manner: Manner,
+    epoch_start: Instant,
+    leases: BTreeMap<(u8, u16), Map>,
+    arrivals: Vec<Arrival>,
+}
+
+/// The running server; ends on drop.
+#[derive(Debug)]
+pub struct ScriptedServer {
+    state: Arc<Mutex<State>>,
+    stop: Arc<AtomicBool>,
+    socket: UdpSocket,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl ScriptedServer {
+    /// Listens where the CPE looks for the carrier's server.
+    ///
+    /// # Errors
+    /// If something else listens there.
+    pub fn start(lab: &Lab, manner: Manner) -> Result<Self> {
+        let socket = lab
+            .cgn
+            .within(|| UdpSocket::bind((CARRIER, pcp::SERVER_PORT)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let start = Instant::now();
+        let state = Arc::new(Mutex::new(State {
+            manner,
+            epoch_start: start,
+            leases: BTreeMap::new(),
+            arrivals: Vec::new(),
+        }));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (state, stop, socket) =
+                (Arc::clone(&state), Arc::clone(&stop), socket.try_clone()?);
+            move || serve(&socket, &state, &stop, start)
+        });
+        Ok(Self {
+            state,
+            stop,
+            socket,
+            thread: Some(thread),
+        })
+    }
+
+    /// Changes the manner from now on.
+    pub fn set(&self, manner: Manner) {
+        lock(&self.state).manner = manner;
+    }
+
+    /// Everything that has arrived so far.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        lock(&self.state).arrivals.clone()
+    }
+
+    /// MAP requests so far.
+    pub fn map_requests(&self) -> Vec<(Duration, Request)> {
+        let with_time = |arrival: Arrival| Some((arrival.at, arrival.request?));
+        self.arrivals()
+            .into_iter()
+            .filter_map(with_time)
+            .filter(|(_, request)| request.opcode == Opcode::Map)
+            .collect()
+    }
+
+    /// Leases that are held now.
+    pub fn leases(&self) -> Vec<Map> {
+        lock(&self.state).leases.values().copied().collect()
+    }
+
+    /// Forgets every lease and starts the epoch anew, as a device that restarted.
+    pub fn lose_state(&self) {
+        let mut state = lock(&self.state);
+        state.leases.clear();
+        state.epoch_start = Instant::now();
+    }
+
+    /// Sends octets to a client from the server's port.
+    ///
+    /// # Errors
+    /// If they cannot be sent.
+    pub fn send(&self, octets: &[u8], to: SocketAddr) -> Result<()> {
+        self.socket.send_to(octets, to)?;
+        Ok(())
+    }
+
+    /// Waits until a MAP request fits.
+    ///
+    /// # Errors
+    /// If none has within `within`.
+    pub fn wait_for_map(
+        &self,
+        what: &str,
+        within: Duration,
+        fits: impl Fn(&Request) -> bool,
+    ) -> Result<Request> {
+        wait::until(what, within, || {
+            let all = self.map_requests();
+            all.into_iter()
+                .map(|(_, request)| request)
+                .find(|request| fits(request))
+        })
+    }
+}
+
+impl Drop for ScriptedServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+fn serve(socket: &UdpSocket, state: &Mutex<State>, stop: &AtomicBool, start: Instant) {
+    let mut buf = [0; pcp::MAX_LEN];
+    while !stop.load(Ordering::SeqCst) {
+        let Ok((len, from)) = socket.recv_from(&mut buf) else {
+            continue;
+        };
+        let request = Request::decode(&buf[..len]).ok();
+        let mut state = lock(state);
+        state.arrivals.push(Arrival {
+            at: start.elapsed(),
+            from,
+            request: request.clone(),
+        });
+        let answer = request.and_then(|request| state.answer(&request));
+        if let Some(octets) = answer {
+            socket.send_to(&octets, from).ok();
+        }
+    }
+}
+
+impl State {
+    fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
+        let epoch = self.epoch_start.elapsed().as_secs();
+        let mut response = Response {
+            opcode: request.opcode,
+            result: result::SUCCESS,
+            lifetime: request.lifetime,
+            epoch: u32::try_from(epoch).unwrap_or(u32::MAX),
+            map: request.map,
+        };
+        match self.manner {
+            Manner::Silent => return None,
+            Manner::Garbage => return Some(vec![0xff; 24]),
+            _ if request.map.is_none() => {}
+            Manner::Refuse(code) => {
+                response.result = code;
+                response.lifetime = 30;
+            }
+            Manner::Grant => {
+                response.map = request
+                    .map
+                    .map(|map| self.grant(map, request.lifetime, None))
+            }
+            Manner::GrantOther(port) => {
+                response.map = request
+                    .map
+                    .map(|map| self.grant(map, request.lifetime, Some(port)));
+            }
+        }
+        Some(response.encode())
+    }
+
+    fn grant(&mut self, mut map: Map, lifetime: u32, port: Option<u16>) -> Map {
+        let key = (map.protocol, map.internal_port);
+        map.external_addr = EXTERNAL;
+        if lifetime == 0 {
+            self.leases.remove(&key);
+            return map;
+        }
+        if let Some(port) = port {
+            map.external_port = port;
+        }
+        if let Some(held) = self.leases.get(&key) {
+            map.external_port = held.external_port;
+        }
+        let taken = |port: u16, leases: &BTreeMap<(u8, u16), Map>| {
+            leases.iter().any(|(other, held)| {
+                *other != key && held.protocol == map.protocol && held.external_port == port
+            })
+        };
+        while map.external_port == 0 || taken(map.external_port, &self.leases) {
+            map.external_port = map.external_port.wrapping_add(1).max(1024);
+        }
+        self.leases.insert(key, map);
+        map
+    }
+}
