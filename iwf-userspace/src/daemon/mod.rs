@@ -3,5 +3,6 @@
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod netlink;
 pub mod netstate;
 pub mod store;

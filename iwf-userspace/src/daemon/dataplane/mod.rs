@@ -53,6 +53,8 @@ pub struct Port {
     pub role: Role,
     /// Index of the bridge it is a port of.
     pub bridge: Option<u32>,
+    /// MAC address its hosts reach us by: the bridge's for a port of one, else its own.
+    pub mac: [u8; 6],
 }
 
 /// Behind which port of a bridge a station is.
