@@ -174,7 +174,7 @@ pub struct Timeouts {
     pub tcp_established: Duration,
     /// TCP being opened or closed (RFC 5382 REQ-5: at least 4 min).
     pub tcp_transitory: Duration,
-    /// ICMP queries (RFC 5508 REQ-1: at least 60 s).
+    /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
     pub icmp_query: Duration,
 }
 
