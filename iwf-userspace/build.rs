@@ -55,7 +55,7 @@ fn run() -> Result<()> {
 /// Its own target directory: cargo would wait for the lock of the outer one for ever.
 fn compile(root: &Path, target_dir: &Path) -> Result<PathBuf> {
     let toolchain = toolchain::resolve(root)?;
-    let output = toolchain::build_command(&toolchain, root, target_dir)
+    let output = toolchain::build_command(&toolchain, root, target_dir, toolchain::OBJECT)
         .output()
         .with_context(|| format!("run cargo for the eBPF programs ({toolchain})"))?;
     ensure!(
@@ -63,7 +63,7 @@ fn compile(root: &Path, target_dir: &Path) -> Result<PathBuf> {
         "the eBPF programs do not build with {toolchain}:\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let object = toolchain::object_path(target_dir);
+    let object = toolchain::object_path(target_dir, toolchain::OBJECT);
     ensure!(
         object.is_file(),
         "cargo left no object at {}",

@@ -21,6 +21,9 @@ pub const TARGET: &str = "bpfel-unknown-none";
 /// File name of the linked object.
 pub const OBJECT: &str = "iwf";
 
+/// File name of the packet bench's object, which nothing embeds.
+pub const BENCH_OBJECT: &str = "iwf-bench";
+
 /// Overrides of what [`resolve`] finds; a build script is run again when one changes.
 pub const OVERRIDES: [&str; 2] = ["IWF_BPF_RUSTC", "IWF_BPF_LINKER"];
 
@@ -121,10 +124,15 @@ pub fn resolve(root: &Path) -> Result<Toolchain, Missing> {
     })
 }
 
-/// The command that builds the object into `<target_dir>/bpfel-unknown-none/release/iwf`.
+/// The command that builds `object`, [`OBJECT`] or [`BENCH_OBJECT`], to where [`object_path`] says.
 ///
 /// The environment of an outer cargo is kept out: its flags, wrappers and choice of toolchain are for the host.
-pub fn build_command(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> Command {
+pub fn build_command(
+    toolchain: &Toolchain,
+    root: &Path,
+    target_dir: &Path,
+    object: &str,
+) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in env::vars_os() {
         if leaks(&name) {
@@ -146,16 +154,17 @@ pub fn build_command(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> C
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", target_dir)
         .current_dir(root.join("iwf-ebpf"))
-        .args(["build", "--release", "--locked", "--target", TARGET]);
+        .args(["build", "--release", "--locked", "--target", TARGET])
+        .args(["--bin", object]);
     if toolchain.source == Source::Nightly {
         command.args(["-Z", "build-std=core"]);
     }
     command
 }
 
-/// Where [`build_command`] leaves the object.
-pub fn object_path(target_dir: &Path) -> PathBuf {
-    target_dir.join(TARGET).join("release").join(OBJECT)
+/// Where [`build_command`] leaves `object`.
+pub fn object_path(target_dir: &Path, object: &str) -> PathBuf {
+    target_dir.join(TARGET).join("release").join(object)
 }
 
 /// Whether a variable set by or for an outer cargo would change the eBPF build.

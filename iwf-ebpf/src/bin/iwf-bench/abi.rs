@@ -1,0 +1,76 @@
+//! What the bench programs and the bench binary both read. Included by path on the host side, so that no
+//! byte of it reaches the product's own tables.
+
+/// Octets of a generated frame without the FCS: the smallest Ethernet frame.
+pub const FRAME_LEN: usize = 60;
+
+/// Most flows a run can have; the flow number is masked, so a power of two.
+pub const MAX_FLOWS: u32 = 16_384;
+
+/// Flows of one internal host: the flow number selects the source port below it and the host above.
+pub const FLOWS_PER_HOST: u32 = 1024;
+
+/// First source port of every internal host.
+pub const FIRST_PORT: u16 = 20_000;
+
+/// Port the flows go to.
+pub const SINK_PORT: u16 = 9;
+
+/// TTL of the frames as they enter the router.
+pub const TTL: u8 = 64;
+
+/// First octets of the payload: tells our frames from everything else at the far end.
+pub const MAGIC: u32 = 0x6977_6662;
+
+/// What to send and what to expect. Addresses and MACs in network order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup {
+    /// Interface in the generator's namespace the frames are redirected into.
+    pub ifindex: u32,
+    /// Flow count minus one.
+    pub flow_mask: u32,
+    /// Address of the first internal host; others follow.
+    pub first_host: [u8; 4],
+    /// Destination of all flows.
+    pub dest: [u8; 4],
+    /// Source the far end must see; all zero: the internal host's own, untranslated.
+    pub external: [u8; 4],
+    /// MAC of the router's LAN port.
+    pub router_mac: [u8; 6],
+    /// MAC of the generator's port.
+    pub own_mac: [u8; 6],
+    /// Frames that may be between generator and far end at once.
+    pub window: u64,
+    /// Frames known to be lost: their room in the window is free again.
+    pub written_off: u64,
+}
+
+/// What the generator did since it was loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Frames handed to the router.
+    pub frames: u64,
+    /// Runs that ended without a frame because the window was full.
+    pub waits: u64,
+}
+
+/// What arrived at the far end since it was loaded. Each frame with our magic counts in `frames` and in
+/// exactly one of the others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Received {
+    /// All frames of ours.
+    pub frames: u64,
+    /// Right in every respect.
+    pub good: u64,
+    /// Source address is not the expected one.
+    pub bad_source: u64,
+    /// Source port changed within a flow, is below 1024, or changed where nothing should translate.
+    pub bad_port: u64,
+    /// IPv4 or UDP checksum wrong or absent.
+    pub bad_checksum: u64,
+    /// TTL not lowered by exactly one, or other damage to the headers.
+    pub bad_header: u64,
+}

@@ -1,0 +1,299 @@
+//! The two ends of the packet bench: a generator that writes UDP frames and redirects them into a veth,
+//! and a far end that checks what the router made of them. Never part of the product's object.
+//!
+//! The pair is a closed loop: the generator holds back while `Setup::window` frames are under way. With a
+//! window no larger than a veth ring nothing is lost for want of room, so what is lost was dropped.
+#![no_std]
+#![no_main]
+
+mod abi;
+
+use abi::{
+    FIRST_PORT, FLOWS_PER_HOST, FRAME_LEN, MAGIC, MAX_FLOWS, Received, SINK_PORT, Sent, Setup, TTL,
+};
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::bpf_redirect,
+    macros::{map, xdp},
+    maps::Array,
+    programs::XdpContext,
+};
+
+#[map]
+static SETUP: Array<Setup> = Array::with_max_entries(1, 0);
+#[map]
+static SENT: Array<Sent> = Array::with_max_entries(1, 0);
+#[map]
+static RECEIVED: Array<Received> = Array::with_max_entries(1, 0);
+/// External port of each flow as first seen, 0 before.
+#[map]
+static FLOWS: Array<u32> = Array::with_max_entries(MAX_FLOWS, 0);
+
+const WORDS: usize = FRAME_LEN / 2;
+/// The frame as halfwords in wire order: every field of ours starts at an even offset, and a ones'
+/// complement sum does not care about the byte order.
+type Frame = [u16; WORDS];
+
+const ETHERTYPE: usize = 6;
+const VERSION_TOS: usize = 7;
+const TOTAL_LEN: usize = 8;
+const ID: usize = 9;
+const FRAGMENT: usize = 10;
+const TTL_PROTO: usize = 11;
+const IP_CHECK: usize = 12;
+const SOURCE: usize = 13;
+const DEST: usize = 15;
+const SOURCE_PORT: usize = 17;
+const DEST_PORT: usize = 18;
+const UDP_LEN: usize = 19;
+const UDP_CHECK: usize = 20;
+const MAGIC_AT: usize = 21;
+const FLOW_AT: usize = 23;
+const PADDING: usize = 25;
+
+const IP_TOTAL: u16 = (FRAME_LEN - 14) as u16;
+const UDP_TOTAL: u16 = (FRAME_LEN - 34) as u16;
+const UDP: u16 = 17;
+
+/// Turns of the loop that waits for room in the window: a few microseconds, and under the verifier's
+/// patience.
+const SPINS: u32 = 2_000;
+
+#[inline(always)]
+fn frame(ctx: &XdpContext) -> Option<*mut Frame> {
+    let start = ctx.data();
+    if start + FRAME_LEN > ctx.data_end() {
+        return None;
+    }
+    Some(start as *mut Frame)
+}
+
+#[inline(always)]
+const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+#[inline(always)]
+fn halves(word: u32) -> [u16; 2] {
+    // SAFETY: any bit pattern is valid for both, sizes are equal.
+    unsafe { core::mem::transmute(word) }
+}
+
+#[inline(always)]
+fn octets(bytes: [u8; 4]) -> [u16; 2] {
+    halves(u32::from_ne_bytes(bytes))
+}
+
+/// Internal endpoint of a flow: address in wire order, port in host order.
+#[inline(always)]
+fn internal(setup: &Setup, flow: u32) -> (u32, u16) {
+    let host = u32::from_be_bytes(setup.first_host) + flow / FLOWS_PER_HOST;
+    let port = FIRST_PORT + (flow % FLOWS_PER_HOST) as u16;
+    (host.to_be(), port)
+}
+
+/// Writes one frame and sends it into the router, or gives the turn back if the window stays full.
+#[xdp]
+pub fn bench_generate(ctx: XdpContext) -> u32 {
+    generate(&ctx).unwrap_or(xdp_action::XDP_DROP)
+}
+
+#[inline(always)]
+fn generate(ctx: &XdpContext) -> Option<u32> {
+    let frame = frame(ctx)?;
+    // SAFETY: the maps' values live as long as the program; only this program writes `sent`.
+    let (setup, sent, received) = unsafe {
+        (
+            &*SETUP.get_ptr(0)?,
+            &mut *SENT.get_ptr_mut(0)?,
+            RECEIVED.get_ptr(0)?,
+        )
+    };
+    let number = sent.frames;
+    let limit = setup.window + setup.written_off;
+    let mut spins = 0;
+    loop {
+        // SAFETY: valid map value; the far end writes it on another CPU, hence the volatile read.
+        let back = unsafe { (&raw const (*received).frames).read_volatile() };
+        if number.wrapping_sub(back) < limit {
+            break;
+        }
+        spins += 1;
+        if spins >= SPINS {
+            sent.waits += 1;
+            return None;
+        }
+    }
+    let flow = (number as u32).wrapping_mul(0x9e37_79b1) & setup.flow_mask;
+    // SAFETY: `frame` covers FRAME_LEN octets of packet memory, see above; XDP data is ours alone.
+    unsafe { write(&mut *frame, setup, flow) };
+    sent.frames = number + 1;
+    // SAFETY: helper without pointer arguments.
+    Some(unsafe { bpf_redirect(setup.ifindex, 0) } as u32)
+}
+
+/// Every field each time: a recycled frame still has what the last program made of it.
+#[inline(always)]
+fn write(frame: &mut Frame, setup: &Setup, flow: u32) {
+    let (host, port) = internal(setup, flow);
+    let source = halves(host);
+    let dest = octets(setup.dest);
+    let id = halves(flow);
+    let magic = halves(MAGIC);
+    let port = port.to_be();
+    let ttl_proto = u16::from_ne_bytes([TTL, UDP as u8]);
+    let addresses =
+        source[0] as u32 + source[1] as u32 + dest[0] as u32 + dest[1] as u32;
+    let ip_fixed = 0x4500u16.to_be() as u32 + IP_TOTAL.to_be() as u32 + ttl_proto as u32;
+    let udp_fixed = UDP.to_be() as u32
+        + 2 * UDP_TOTAL.to_be() as u32
+        + SINK_PORT.to_be() as u32
+        + magic[0] as u32
+        + magic[1] as u32;
+
+    let [d0, d1, d2, d3, d4, d5] = setup.router_mac;
+    let [s0, s1, s2, s3, s4, s5] = setup.own_mac;
+    frame[0] = u16::from_ne_bytes([d0, d1]);
+    frame[1] = u16::from_ne_bytes([d2, d3]);
+    frame[2] = u16::from_ne_bytes([d4, d5]);
+    frame[3] = u16::from_ne_bytes([s0, s1]);
+    frame[4] = u16::from_ne_bytes([s2, s3]);
+    frame[5] = u16::from_ne_bytes([s4, s5]);
+    frame[ETHERTYPE] = 0x0800u16.to_be();
+    frame[VERSION_TOS] = 0x4500u16.to_be();
+    frame[TOTAL_LEN] = IP_TOTAL.to_be();
+    frame[ID] = 0;
+    frame[FRAGMENT] = 0;
+    frame[TTL_PROTO] = ttl_proto;
+    frame[IP_CHECK] = !fold(ip_fixed + addresses);
+    frame[SOURCE] = source[0];
+    frame[SOURCE + 1] = source[1];
+    frame[DEST] = dest[0];
+    frame[DEST + 1] = dest[1];
+    frame[SOURCE_PORT] = port;
+    frame[DEST_PORT] = SINK_PORT.to_be();
+    frame[UDP_LEN] = UDP_TOTAL.to_be();
+    let check = !fold(udp_fixed + addresses + port as u32 + id[0] as u32 + id[1] as u32);
+    frame[UDP_CHECK] = if check == 0 { 0xffff } else { check };
+    frame[MAGIC_AT] = magic[0];
+    frame[MAGIC_AT + 1] = magic[1];
+    frame[FLOW_AT] = id[0];
+    frame[FLOW_AT + 1] = id[1];
+    frame[PADDING] = 0;
+    frame[PADDING + 1] = 0;
+    frame[PADDING + 2] = 0;
+    frame[PADDING + 3] = 0;
+    frame[PADDING + 4] = 0;
+}
+
+/// Checks and counts what the router let through. Everything that is not ours goes to the stack.
+#[xdp]
+pub fn bench_receive(ctx: XdpContext) -> u32 {
+    receive(&ctx).unwrap_or(xdp_action::XDP_PASS)
+}
+
+#[inline(always)]
+fn receive(ctx: &XdpContext) -> Option<u32> {
+    // SAFETY: covers FRAME_LEN octets of packet memory that nobody writes meanwhile.
+    let frame = unsafe { &*frame(ctx)? };
+    let magic = halves(MAGIC);
+    if frame[ETHERTYPE] != 0x0800u16.to_be()
+        || frame[MAGIC_AT] != magic[0]
+        || frame[MAGIC_AT + 1] != magic[1]
+    {
+        return None;
+    }
+    // SAFETY: the maps' values live as long as the program; only this program, on one CPU, writes `received`.
+    let (setup, received) = unsafe { (&*SETUP.get_ptr(0)?, &mut *RECEIVED.get_ptr_mut(0)?) };
+    let counter = match verdict(frame, setup) {
+        Verdict::Good => &mut received.good,
+        Verdict::Header => &mut received.bad_header,
+        Verdict::Checksum => &mut received.bad_checksum,
+        Verdict::Source => &mut received.bad_source,
+        Verdict::Port => &mut received.bad_port,
+    };
+    *counter += 1;
+    received.frames += 1;
+    Some(xdp_action::XDP_DROP)
+}
+
+enum Verdict {
+    Good,
+    Header,
+    Checksum,
+    Source,
+    Port,
+}
+
+#[inline(always)]
+fn verdict(frame: &Frame, setup: &Setup) -> Verdict {
+    let dest = octets(setup.dest);
+    if frame[VERSION_TOS] != 0x4500u16.to_be()
+        || frame[TOTAL_LEN] != IP_TOTAL.to_be()
+        || frame[TTL_PROTO] != u16::from_ne_bytes([TTL - 1, UDP as u8])
+        || frame[DEST] != dest[0]
+        || frame[DEST + 1] != dest[1]
+        || frame[DEST_PORT] != SINK_PORT.to_be()
+        || frame[UDP_LEN] != UDP_TOTAL.to_be()
+    {
+        return Verdict::Header;
+    }
+
+    let mut ip = 0;
+    for word in &frame[VERSION_TOS..SOURCE] {
+        ip += *word as u32;
+    }
+    let mut shared = 0;
+    for word in &frame[SOURCE..SOURCE_PORT] {
+        shared += *word as u32;
+    }
+    let mut udp = UDP.to_be() as u32 + UDP_TOTAL.to_be() as u32;
+    for word in &frame[SOURCE_PORT..] {
+        udp += *word as u32;
+    }
+    if fold(ip + shared) != 0xffff || fold(udp + shared) != 0xffff || frame[UDP_CHECK] == 0 {
+        return Verdict::Checksum;
+    }
+
+    let id = [frame[FLOW_AT], frame[FLOW_AT + 1]];
+    // SAFETY: any bit pattern is valid for both, sizes are equal.
+    let flow: u32 = unsafe { core::mem::transmute(id) };
+    let (host, internal_port) = internal(setup, flow);
+    let translated = setup.external != [0; 4];
+    let expected = if translated { octets(setup.external) } else { halves(host) };
+    if frame[SOURCE] != expected[0] || frame[SOURCE + 1] != expected[1] {
+        return Verdict::Source;
+    }
+
+    let port = u16::from_be(frame[SOURCE_PORT]);
+    let Some(first) = FLOWS.get_ptr_mut(flow) else {
+        return Verdict::Header;
+    };
+    // SAFETY: valid map value, written by this program only.
+    let first = unsafe { &mut *first };
+    if *first == 0 {
+        *first = port as u32;
+    }
+    let lawful = if translated { port >= 1024 } else { port == internal_port };
+    if !lawful || *first != port as u32 {
+        return Verdict::Port;
+    }
+    Verdict::Good
+}
+
+/// Costs nothing but the run itself: the floor of the program-run figures.
+#[xdp]
+pub fn bench_floor(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: no path of these programs panics; the linker removes this.
+    unsafe { core::hint::unreachable_unchecked() }
+}

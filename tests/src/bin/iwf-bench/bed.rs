@@ -1,0 +1,212 @@
+//! One router under test between a generator and a far end, in three namespaces of its own.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use iwf_tests::netns::{Namespace, Network, veth};
+
+use crate::abi::Setup;
+use crate::cpu::{self, Placement};
+use crate::traffic::{Counts, Seen, Traffic};
+
+/// Frames under way at once. A veth ring holds 256: whatever stands in it can wait there, none is dropped
+/// for want of room.
+const WINDOW: u64 = 192;
+
+/// Calls of the generator after which a stretch ends however little came through.
+const MOST_CALLS: u32 = 200;
+
+const ROUTER_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+const FIRST_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 16);
+/// The router's external address: the source of everything translated.
+pub(crate) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+const DEST: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
+
+/// Who forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mode {
+    /// The kernel's IPv4 forwarding, nothing translated.
+    Plain,
+    /// The same with nftables masquerade.
+    Nftables,
+}
+
+impl Mode {
+    /// All of them, in the order they take turns.
+    pub(crate) const ALL: [Self; 2] = [Self::Plain, Self::Nftables];
+
+    /// Whether packets leave with the router's own address.
+    pub(crate) fn translates(self) -> bool {
+        self != Self::Plain
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Nftables => "nftables",
+        })
+    }
+}
+
+/// What one measured stretch showed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Both ends' counters over the stretch.
+    pub(crate) counts: Counts,
+    /// Flows and ports the far end told apart.
+    pub(crate) seen: Seen,
+    /// CPU time of the router's packet thread.
+    pub(crate) cpu: Duration,
+}
+
+/// A router with traffic attached.
+pub(crate) struct Bed {
+    mode: Mode,
+    lan: Namespace,
+    router_thread: i32,
+    placement: Placement,
+    traffic: Traffic,
+    // Last: the namespaces go when everything in them is gone.
+    _network: Network,
+}
+
+impl Bed {
+    /// Builds the namespaces and starts the far end.
+    ///
+    /// # Errors
+    /// If a command fails or the kernel lacks something.
+    pub(crate) fn new(mode: Mode, placement: Placement, object: &Path) -> Result<Self> {
+        let network = Network::new()?;
+        let lan = network.namespace("lan")?;
+        let router = network.namespace("router")?;
+        let far = network.namespace("far")?;
+        // Kernel threads are named after interfaces alone, so these must be unique on the machine.
+        let tag = format!("{}{}", std::process::id(), mode as u8);
+        let (router_lan, far_if) = (format!("bl{tag}"), format!("bf{tag}"));
+        veth((&lan, "lan0"), (&router, &router_lan))?;
+        veth((&router, "wan0"), (&far, &far_if))?;
+
+        lan.ip("link set lan0 up")?;
+        far.address(&far_if, GATEWAY, 30)?;
+        router.address(&router_lan, ROUTER_LAN, 24)?;
+        router.address("wan0", EXTERNAL, 30)?;
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        router.ip(&format!("route add default via {GATEWAY}"))?;
+        let far_mac = mac_text(far.mac(&far_if)?);
+        router.ip(&format!(
+            "neigh replace {GATEWAY} lladdr {far_mac} dev wan0 nud permanent"
+        ))?;
+        router.receive_redirected(&router_lan)?;
+        if mode == Mode::Nftables {
+            masquerade(&router)?;
+        }
+
+        let setup = Setup {
+            ifindex: lan.ifindex("lan0")?,
+            flow_mask: 0,
+            first_host: FIRST_HOST.octets(),
+            dest: DEST.octets(),
+            external: if mode.translates() {
+                EXTERNAL.octets()
+            } else {
+                [0; 4]
+            },
+            router_mac: router.mac(&router_lan)?,
+            own_mac: lan.mac("lan0")?,
+            window: WINDOW,
+            written_off: 0,
+        };
+        let traffic = Traffic::start(object, setup, &far, &far_if)?;
+        let router_thread = cpu::thread_of(&router, &router_lan, placement.router)?;
+        cpu::thread_of(&far, &far_if, placement.router)?;
+        Ok(Self {
+            mode,
+            lan,
+            router_thread,
+            placement,
+            traffic,
+            _network: network,
+        })
+    }
+
+    /// Who forwards here.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Sends each of `flows` flows at least once, so that their sessions exist.
+    ///
+    /// # Errors
+    /// If the generator fails or `stop` does.
+    pub(crate) fn warm_up(&mut self, flows: u32, stop: &dyn Fn() -> Result<()>) -> Result<()> {
+        self.traffic.set_flows(flows)?;
+        let target = self.traffic.counts()?.sent.frames + 2 * u64::from(flows);
+        let mut calls = 0;
+        while self.traffic.counts()?.sent.frames < target && calls < MOST_CALLS {
+            stop()?;
+            self.traffic.run(&self.lan, self.placement.generator)?;
+            calls += 1;
+        }
+        Ok(())
+    }
+
+    /// Sends `flows` flows until the router has spent `stretch` of CPU time on them; gives up early when
+    /// next to nothing gets through. `stop` is asked between calls.
+    ///
+    /// # Errors
+    /// If the generator fails or `stop` does.
+    pub(crate) fn measure(
+        &mut self,
+        flows: u32,
+        stretch: Duration,
+        stop: &dyn Fn() -> Result<()>,
+    ) -> Result<Sample> {
+        self.traffic.set_flows(flows)?;
+        self.traffic.forget_flows()?;
+        let before = self.traffic.counts()?;
+        let start = cpu::time_of(self.router_thread)?;
+        let mut sample;
+        let mut calls = 0;
+        loop {
+            stop()?;
+            self.traffic.run(&self.lan, self.placement.generator)?;
+            calls += 1;
+            let counts = self.traffic.counts()?.since(&before);
+            let cpu = cpu::time_of(self.router_thread)?.saturating_sub(start);
+            let stuck = calls >= 3 && counts.received.frames < counts.sent.frames / 2;
+            sample = (counts, cpu);
+            if cpu >= stretch || stuck || calls >= MOST_CALLS {
+                break;
+            }
+        }
+        Ok(Sample {
+            counts: sample.0,
+            cpu: sample.1,
+            seen: self.traffic.seen()?,
+        })
+    }
+}
+
+/// The shortest ruleset that translates, and checksum verification left to the network card, as on a router.
+fn masquerade(router: &Namespace) -> Result<()> {
+    for command in [
+        "add table ip bench",
+        "add chain ip bench out { type nat hook postrouting priority srcnat ; }",
+        "add rule ip bench out oifname wan0 masquerade",
+    ] {
+        let mut argv = vec!["nft"];
+        argv.extend(command.split_whitespace());
+        router.must(&argv).context("load the nftables ruleset")?;
+    }
+    router.sysctl("net/netfilter/nf_conntrack_checksum", "0")
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|octet| format!("{octet:02x}")).join(":")
+}

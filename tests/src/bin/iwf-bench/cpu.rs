@@ -1,0 +1,86 @@
+//! CPUs and the threads bound to them.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use iwf_tests::netns::Namespace;
+use iwf_tests::wait;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Where the two sides of a run live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    /// The generator's CPU.
+    pub(crate) generator: usize,
+    /// The CPU of the router and, in its pauses, of the far end.
+    pub(crate) router: usize,
+}
+
+impl Placement {
+    /// First and last of the CPUs this process may use: interrupts mostly go to the first.
+    ///
+    /// # Errors
+    /// If there is only one.
+    pub(crate) fn choose() -> Result<Self> {
+        let set = sched_getaffinity(Pid::from_raw(0)).context("read own CPU set")?;
+        let mut cpus = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+        let generator = cpus.next().context("a CPU to run on")?;
+        let router = cpus
+            .next_back()
+            .context("the bench needs two CPUs: one sends, the other forwards")?;
+        Ok(Self { generator, router })
+    }
+}
+
+/// Binds a thread to one CPU; `None` is the calling thread.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(crate) fn pin(thread: Option<i32>, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
+    sched_setaffinity(Pid::from_raw(thread.unwrap_or(0)), &set)
+        .with_context(|| format!("bind a thread to CPU {cpu}"))
+}
+
+/// Moves the packet processing of an interface from softirq into a kernel thread and binds that to `cpu`.
+/// Returns the thread: its CPU time is what the interface's packets cost, and nothing else.
+///
+/// # Errors
+/// If the kernel has no threaded NAPI, or the interface no NAPI context at all.
+pub(crate) fn thread_of(ns: &Namespace, interface: &str, cpu: usize) -> Result<i32> {
+    // /sys shows the namespace it was mounted in; `ip netns exec` mounts the right one.
+    let switch = format!("echo 1 > /sys/class/net/{interface}/threaded");
+    iwf_tests::process::must(&["ip", "netns", "exec", ns.name(), "sh", "-c", &switch])
+        .with_context(|| format!("switch {interface} to threaded NAPI"))?;
+    let prefix = format!("napi/{interface}-");
+    let thread = wait::until("a NAPI thread", Duration::from_secs(2), || find(&prefix))
+        .with_context(|| format!("find {prefix}"))?;
+    pin(Some(thread), cpu)?;
+    Ok(thread)
+}
+
+fn find(prefix: &str) -> Option<i32> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        comm.starts_with(prefix).then_some(pid)
+    })
+}
+
+/// CPU time a thread has had.
+///
+/// # Errors
+/// If it is gone, or the kernel keeps no account (CONFIG_SCHED_INFO).
+pub(crate) fn time_of(thread: i32) -> Result<Duration> {
+    let path = format!("/proc/{thread}/schedstat");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let nanos = text
+        .split_whitespace()
+        .next()
+        .and_then(|field| field.parse().ok())
+        .with_context(|| format!("{path} reads {text:?}"))?;
+    Ok(Duration::from_nanos(nanos))
+}

@@ -1,0 +1,140 @@
+//! From samples to rows.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use iwf_tests::bench::{LEAST_SHARE, Row, median};
+
+use crate::abi::FRAME_LEN;
+use crate::bed::{Mode, Sample};
+
+/// Everything else is compared with it.
+const BASELINE: Mode = Mode::Nftables;
+
+/// The samples of a run by flow count and mode.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(BTreeMap<(u32, Mode), Vec<Sample>>);
+
+impl Samples {
+    /// Adds one.
+    pub(crate) fn push(&mut self, mode: Mode, flows: u32, sample: Sample) {
+        self.0.entry((flows, mode)).or_default().push(sample);
+    }
+
+    /// One row per flow count and mode.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        self.0
+            .iter()
+            .map(|((flows, mode), samples)| {
+                let value = rate(samples);
+                let base = self.0.get(&(*flows, BASELINE)).map(|other| rate(other));
+                Row {
+                    scenario: "forward".into(),
+                    mode: mode.to_string(),
+                    sessions: *flows,
+                    packet_bytes: u32::try_from(FRAME_LEN).unwrap_or(u32::MAX),
+                    value: value.round(),
+                    unit: "packets/s/core".into(),
+                    against: base.map(|_| BASELINE.to_string()),
+                    ratio: base.filter(|base| *base > 0.0).map(|base| value / base),
+                    delivered: least(samples, delivered),
+                    translated: if mode.translates() {
+                        least(samples, good)
+                    } else {
+                        0.0
+                    },
+                    valid: samples.iter().all(|sample| valid(*mode, *flows, sample)),
+                }
+            })
+            .collect()
+    }
+}
+
+/// The rows side by side.
+pub(crate) fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header([
+        "scenario",
+        "flows",
+        "mode",
+        "value",
+        "unit",
+        "ratio",
+        "delivered",
+        "translated",
+        "",
+    ]);
+    for row in rows {
+        let ratio = match (&row.against, row.ratio) {
+            (Some(against), Some(ratio)) => format!("{ratio:.2} x {against}"),
+            _ => "-".into(),
+        };
+        table.add_row([
+            row.scenario.clone(),
+            row.sessions.to_string(),
+            row.mode.clone(),
+            format!("{:.0}", row.value),
+            row.unit.clone(),
+            ratio,
+            percent(row.delivered),
+            percent(row.translated),
+            if row.valid { "valid" } else { "VOID" }.into(),
+        ]);
+    }
+    table
+}
+
+/// One line about one sample.
+pub(crate) fn progress(round: u32, mode: Mode, flows: u32, sample: &Sample) -> String {
+    let received = &sample.counts.received;
+    let mut line = format!(
+        "round {round}  {mode:<9} {flows:>6} flows  {:>5.0} ns/packet  {:>5.2} Mpps/core  {} sent, {} arrived, {} right",
+        1e9 / per_core(sample),
+        per_core(sample) / 1e6,
+        sample.counts.sent.frames,
+        received.frames,
+        received.good,
+    );
+    if !valid(mode, flows, sample) {
+        line += &format!("  VOID: {received:?} {:?}", sample.seen);
+    }
+    line
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+fn rate(samples: &[Sample]) -> f64 {
+    let rates: Vec<_> = samples.iter().map(per_core).collect();
+    median(&rates).unwrap_or(0.0)
+}
+
+/// Packets delivered per second of the router's CPU time.
+fn per_core(sample: &Sample) -> f64 {
+    sample.counts.received.frames as f64 / sample.cpu.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+fn delivered(sample: &Sample) -> f64 {
+    share(sample.counts.received.frames, sample)
+}
+
+fn good(sample: &Sample) -> f64 {
+    share(sample.counts.received.good, sample)
+}
+
+fn share(count: u64, sample: &Sample) -> f64 {
+    count as f64 / (sample.counts.sent.frames as f64).max(1.0)
+}
+
+fn least(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
+    samples.iter().map(of).fold(1.0, f64::min)
+}
+
+/// Enough arrived, all flows did, and each was told apart: by its own external port if translated.
+fn valid(mode: Mode, flows: u32, sample: &Sample) -> bool {
+    let flows = flows as usize;
+    let told_apart =
+        sample.seen.flows == flows && (sample.seen.ports == flows || !mode.translates());
+    told_apart && delivered(sample) > LEAST_SHARE && good(sample) > LEAST_SHARE
+}

@@ -1,0 +1,224 @@
+//! The two ends of the loop: the generator, run from here, and the far end, attached to an interface.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map};
+use aya::programs::{TestRun, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions};
+use iwf_tests::netns::Namespace;
+use iwf_tests::wait;
+
+use crate::abi::{FRAME_LEN, MAX_FLOWS, Received, Sent, Setup};
+use crate::cpu;
+
+/// Frames the kernel runs the generator on before it hands them over: its own default.
+const BATCH: u32 = 64;
+
+/// Runs of the generator per call. A call costs milliseconds to set up, and Ctrl-C waits for its end.
+const RUNS_PER_CALL: u32 = 100_000;
+
+/// How long the last frames of a call may take to arrive.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// Wrappers so that the shared structs may be map values.
+macro_rules! pod {
+    ($name:ident, $inner:ty) => {
+        #[repr(transparent)]
+        #[derive(Clone, Copy)]
+        struct $name($inner);
+        // SAFETY: repr(C) integers and byte arrays laid out without padding (asserted below), and any bit
+        // pattern is a value.
+        unsafe impl Pod for $name {}
+    };
+}
+pod!(SetupPod, Setup);
+pod!(SentPod, Sent);
+pod!(ReceivedPod, Received);
+const _: () = assert!(size_of::<Setup>() == 4 + 4 + 4 + 4 + 4 + 6 + 6 + 8 + 8);
+const _: () = assert!(size_of::<Sent>() == 16);
+const _: () = assert!(size_of::<Received>() == 48);
+
+/// Counters of both ends since they were loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// What left the generator.
+    pub(crate) sent: Sent,
+    /// What the far end saw.
+    pub(crate) received: Received,
+}
+
+impl Counts {
+    /// What happened since `earlier`.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let (a, b) = (&self.received, &earlier.received);
+        Self {
+            sent: Sent {
+                frames: self.sent.frames - earlier.sent.frames,
+                waits: self.sent.waits - earlier.sent.waits,
+            },
+            received: Received {
+                frames: a.frames - b.frames,
+                good: a.good - b.good,
+                bad_source: a.bad_source - b.bad_source,
+                bad_port: a.bad_port - b.bad_port,
+                bad_checksum: a.bad_checksum - b.bad_checksum,
+                bad_header: a.bad_header - b.bad_header,
+            },
+        }
+    }
+}
+
+/// Distinct flows and external ports seen since [`Traffic::forget_flows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Flows.
+    pub(crate) flows: usize,
+    /// Source ports.
+    pub(crate) ports: usize,
+}
+
+/// A generator and a far end with shared counters.
+pub(crate) struct Traffic {
+    ebpf: Ebpf,
+    setup: Setup,
+}
+
+impl Traffic {
+    /// Loads the programs and attaches the far end.
+    ///
+    /// # Errors
+    /// If the kernel refuses one of them.
+    pub(crate) fn start(
+        object: &Path,
+        setup: Setup,
+        far: &Namespace,
+        far_if: &str,
+    ) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .load_file(object)
+            .with_context(|| format!("load {}", object.display()))?;
+        program(&mut ebpf, "bench_generate")?
+            .load()
+            .context("load the generator")?;
+        let receive = program(&mut ebpf, "bench_receive")?;
+        receive.load().context("load the far end")?;
+        far.within(|| receive.attach(far_if, XdpMode::Driver))?
+            .context("attach the far end")?;
+        let mut traffic = Self { ebpf, setup };
+        traffic.store_setup()?;
+        Ok(traffic)
+    }
+
+    /// Chooses among `flows` flows from now on. A power of two, at most [`MAX_FLOWS`].
+    ///
+    /// # Errors
+    /// If it is not.
+    pub(crate) fn set_flows(&mut self, flows: u32) -> Result<()> {
+        ensure!(
+            flows.is_power_of_two() && flows <= MAX_FLOWS,
+            "{flows} flows: not a power of two up to {MAX_FLOWS}"
+        );
+        self.setup.flow_mask = flows - 1;
+        self.store_setup()
+    }
+
+    /// Runs the generator once from `from`, on `cpu`, and waits for what is under way. Frames that do not
+    /// come are written off, so that the next call has the whole window again.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub(crate) fn run(&mut self, from: &Namespace, cpu: usize) -> Result<()> {
+        let frame = [0; FRAME_LEN];
+        let generate = program(&mut self.ebpf, "bench_generate")?;
+        from.within(|| {
+            cpu::pin(None, cpu)?;
+            let options = TestRunOptions {
+                data_in: Some(&frame),
+                repeat: RUNS_PER_CALL,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                ..TestRunOptions::new()
+            };
+            generate.test_run(options).context("run the generator")
+        })??;
+        let drained = wait::until("frames to arrive", DRAIN, || {
+            let counts = self.counts().ok()?;
+            (counts.sent.frames == counts.received.frames + self.setup.written_off).then_some(())
+        });
+        if drained.is_err() {
+            let counts = self.counts()?;
+            self.setup.written_off = counts.sent.frames - counts.received.frames;
+            self.store_setup()?;
+        }
+        Ok(())
+    }
+
+    /// The counters now.
+    ///
+    /// # Errors
+    /// If a map cannot be read.
+    pub(crate) fn counts(&self) -> Result<Counts> {
+        let sent: Array<_, SentPod> = Array::try_from(map(&self.ebpf, "SENT")?)?;
+        let received: Array<_, ReceivedPod> = Array::try_from(map(&self.ebpf, "RECEIVED")?)?;
+        Ok(Counts {
+            sent: sent.get(&0, 0)?.0,
+            received: received.get(&0, 0)?.0,
+        })
+    }
+
+    /// Makes the far end take the next port of each flow as the right one.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub(crate) fn forget_flows(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("FLOWS").context("map FLOWS")?;
+        let mut flows: Array<_, u32> = Array::try_from(map)?;
+        for flow in 0..MAX_FLOWS {
+            flows.set(flow, 0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What was seen since.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub(crate) fn seen(&self) -> Result<Seen> {
+        let table: Array<_, u32> = Array::try_from(map(&self.ebpf, "FLOWS")?)?;
+        let mut flows = 0;
+        let mut ports = BTreeSet::new();
+        for port in table.iter() {
+            let port = port?;
+            if port != 0 {
+                flows += 1;
+                ports.insert(port);
+            }
+        }
+        Ok(Seen {
+            flows,
+            ports: ports.len(),
+        })
+    }
+
+    fn store_setup(&mut self) -> Result<()> {
+        let map = self.ebpf.map_mut("SETUP").context("map SETUP")?;
+        let mut setup: Array<_, SetupPod> = Array::try_from(map)?;
+        setup.set(0, SetupPod(self.setup), 0)?;
+        Ok(())
+    }
+}
+
+/// A program of the bench object.
+pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("no program {name} in the bench object"))?
+        .try_into()
+        .with_context(|| format!("{name} is no XDP program"))
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Map> {
+    ebpf.map(name)
+        .with_context(|| format!("no map {name} in the bench object"))
+}
