@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod http;
 pub mod netlink;
 pub mod netstate;
 pub mod store;

@@ -1,0 +1,211 @@
+//! From a request to its answer.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, SERVER, USER_AGENT,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{ANSWER_TIME, BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use crate::wire::description::Route;
+use crate::wire::soap::{self, Call, CallFault, UpnpError};
+
+/// UPnP Device Architecture 1.1 clause 3.2.2: confirms that a mandatory extension was understood.
+const EXT: HeaderName = HeaderName::from_static("ext");
+const SOAP_ACTION: &str = "soapaction";
+const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
+
+const PAGE: &str = "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>iwf</title></head>\
+<body><h1>iwf</h1><p>This gateway opens ports here and in the provider's NAT. On the gateway, \
+<code>iwfctl status</code> and <code>iwfctl mappings</code> show what it does.</p></body></html>\n";
+
+pub(super) fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/", get(Html(PAGE)))
+        .fallback(documents_and_control)
+        .layer(from_fn(own_name_only))
+        .layer(from_fn_with_state(Arc::clone(&site), sign))
+        .with_state(site)
+}
+
+/// Names the server in every answer.
+async fn sign(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Ok(server) = HeaderValue::from_str(&site.server) {
+        response.headers_mut().insert(SERVER, server);
+    }
+    response
+}
+
+/// Refuses what a web page on the Internet can make a browser on the LAN send: requests under a name that an
+/// attacker's DNS points at us, and requests of a page with another origin. Control points send neither.
+async fn own_name_only(request: Request, next: Next) -> Response {
+    let Some(&Ends { local, .. }) = request.extensions().get::<Ends>() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let own = |authority: &str| {
+        let host = authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host);
+        host.trim().parse() == Ok(*local.ip())
+    };
+    let hosts = request.headers().get_all(HOST).iter();
+    let named_otherwise = hosts
+        .map(|host| host.to_str().is_ok_and(own))
+        .chain(request.uri().authority().map(|a| own(a.as_str())))
+        .any(|is_own| !is_own);
+    let foreign_page = request.headers().get_all(ORIGIN).iter().any(|origin| {
+        let page = origin.to_str().ok().and_then(|o| o.strip_prefix("http://"));
+        !page.is_some_and(own)
+    });
+    if named_otherwise || foreign_page {
+        debug!("request under a foreign name or of a foreign page refused");
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    next.run(request).await
+}
+
+async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) -> Response {
+    let Some(route) = Route::of(request.uri().path()) else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    match route {
+        Route::Description(_) | Route::Scpd(..) => document(&site, route, &request),
+        Route::Control(..) => match request.method().as_str() {
+            "POST" | "M-POST" => control(&site, request).await,
+            _ => not_allowed("POST, M-POST"),
+        },
+        Route::Events(..) => match request.method().as_str() {
+            // Eventing is optional for a control point; 501 tells it to poll.
+            "SUBSCRIBE" | "UNSUBSCRIBE" => StatusCode::NOT_IMPLEMENTED.into_response(),
+            _ => not_allowed("SUBSCRIBE, UNSUBSCRIBE"),
+        },
+    }
+}
+
+fn document(site: &Site, route: Route, request: &Request) -> Response {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return not_allowed("GET, HEAD");
+    }
+    let user_agent = text(request.headers(), USER_AGENT.as_str());
+    let text = match route {
+        Route::Description(tree) => site.description.root(tree.for_user_agent(user_agent)),
+        Route::Scpd(tree, service) => site.description.scpd(tree, service),
+        Route::Control(..) | Route::Events(..) => return StatusCode::NOT_FOUND.into_response(),
+    };
+    ([(CONTENT_TYPE, XML)], text).into_response()
+}
+
+async fn control(site: &Site, request: Request) -> Response {
+    let Some(&Ends { peer, .. }) = request.extensions().get::<Ends>() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let (head, body) = request.into_parts();
+    let body = match read_body(&head.headers, body).await {
+        Ok(body) => body,
+        Err(status) => return refused(status),
+    };
+    let call = match Call::decode(soap_action(&head.headers), &body, MAX_BODY) {
+        Ok(call) => call,
+        Err(error) => {
+            debug!(%peer, %error, "control request refused");
+            return match error.answer() {
+                CallFault::ContentTooLarge => refused(StatusCode::PAYLOAD_TOO_LARGE),
+                CallFault::BadRequest => refused(StatusCode::BAD_REQUEST),
+                CallFault::Upnp(fault) => xml(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    soap::encode_fault(&fault),
+                ),
+            };
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    let question = SoapCall {
+        caller: peer,
+        call: call.clone(),
+        reply,
+    };
+    match site.calls.try_send(question) {
+        Ok(()) => {}
+        // The queue is the bound; the client may try again.
+        Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {
+            return refused(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+    let result = match timeout(ANSWER_TIME, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => return refused(StatusCode::SERVICE_UNAVAILABLE),
+        Err(_) => Err(UpnpError::ACTION_FAILED),
+    };
+    let reply = soap::encode_reply(&call, &result);
+    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    xml(status, reply.body)
+}
+
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, StatusCode> {
+    let announced = text(headers, CONTENT_LENGTH.as_str()).and_then(|n| n.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > MAX_BODY as u64) {
+        return Err(StatusCode::PAYLOAD_TOO_LARGE);
+    }
+    match timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => {
+            let source = std::error::Error::source(&error);
+            let too_long = source.is_some_and(|e| e.to_string().contains("length limit"));
+            Err(if too_long {
+                StatusCode::PAYLOAD_TOO_LARGE
+            } else {
+                StatusCode::BAD_REQUEST
+            })
+        }
+        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+    }
+}
+
+/// SOAPAction, which M-POST carries under a number that its Man header chose (HTTP Extension Framework,
+/// RFC 2774).
+fn soap_action(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(SOAP_ACTION).or_else(|| {
+        headers
+            .keys()
+            .find(|name| {
+                let prefixed = name.as_str().split_once('-');
+                prefixed.is_some_and(|(number, rest)| {
+                    rest == SOAP_ACTION && number.bytes().all(|b| b.is_ascii_digit())
+                })
+            })
+            .and_then(|name| headers.get(name))
+    });
+    value.map(HeaderValue::as_bytes)
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn xml(status: StatusCode, body: String) -> Response {
+    let ext = (EXT, HeaderValue::from_static(""));
+    (status, [(CONTENT_TYPE, XML), ext], body).into_response()
+}
+
+/// An answer to a request whose body may not have been read to its end.
+fn refused(status: StatusCode) -> Response {
+    let close = HeaderValue::from_static("close");
+    (status, [(axum::http::header::CONNECTION, close)]).into_response()
+}
+
+fn not_allowed(methods: &'static str) -> Response {
+    let allow = HeaderValue::from_static(methods);
+    (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, allow)]).into_response()
+}

@@ -1,0 +1,330 @@
+#![expect(clippy::disallowed_types, reason = "the tests are a client")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream as StdStream;
+
+use super::*;
+use crate::wire::description::{DeviceInfo, DeviceUuid, Tree};
+
+const ADD: &str = r#"<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><u:GetExternalIPAddress xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"/></s:Body></s:Envelope>"#;
+const ACTION: &str =
+    "SOAPAction: \"urn:schemas-upnp-org:service:WANIPConnection:1#GetExternalIPAddress\"\r\n";
+const CONTROL: &str = "/igd1/ctl/WANIPConn";
+
+/// A site on loopback whose core answers a question for the address, and 718 to anything else.
+struct Server {
+    address: SocketAddrV4,
+    /// The server's thread ends when this is dropped.
+    _running: oneshot::Sender<()>,
+}
+
+impl Server {
+    fn start(limits: HttpConfig) -> Self {
+        Self::start_on(limits, Ipv4Addr::LOCALHOST, 8)
+    }
+
+    /// The link served is said to have this address.
+    fn start_on(limits: HttpConfig, addr: Ipv4Addr, prefix_len: u8) -> Self {
+        let (running, stopped) = oneshot::channel::<()>();
+        let (started, address) = std::sync::mpsc::channel();
+        let link = LanAddress {
+            interface: "lo".to_owned(),
+            ifindex: 1,
+            addr,
+            prefix_len,
+        };
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(async move {
+                let (calls, questions) = mpsc::channel(4);
+                let server = "Linux/6 UPnP/1.1 iwf/0".to_owned();
+                let site = Site::new(description(), server, limits, calls);
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                started.send(listener.local_addr().unwrap()).unwrap();
+                tokio::spawn(site.serve(listener, link));
+                tokio::spawn(answer_all(questions));
+                stopped.await.unwrap_err();
+            });
+        });
+        let Ok(SocketAddr::V4(address)) = address.recv() else {
+            panic!("the server has not started on an IPv4 address");
+        };
+        Self {
+            address,
+            _running: running,
+        }
+    }
+
+    fn connect(&self) -> StdStream {
+        let stream = StdStream::connect(self.address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        stream
+    }
+
+    /// Sends octets, then reads to the end.
+    fn raw(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // A server that refuses may reset what it did not read.
+        let _read = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    }
+
+    /// `{host}` in the head stands for the server's address.
+    fn ask(&self, head: &str, body: &str) -> String {
+        let head = head.replace("{host}", &self.address.to_string());
+        let length = body.len();
+        self.raw(&format!(
+            "{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        ))
+    }
+}
+
+async fn answer_all(mut questions: mpsc::Receiver<SoapCall>) {
+    while let Some(question) = questions.recv().await {
+        let result = match question.call.action.as_str() {
+            "GetExternalIPAddress" => Ok(vec![("NewExternalIPAddress", "11.22.33.1".to_owned())]),
+            _ => Err(soap::UpnpError::CONFLICT_IN_MAPPING_ENTRY),
+        };
+        question.reply.send(result).unwrap();
+    }
+}
+
+fn description() -> Description {
+    Description::new(DeviceInfo {
+        uuid: DeviceUuid::from_octets([1; 16]),
+        friendly_name: "iwf".to_owned(),
+        manufacturer: "iwf".to_owned(),
+        manufacturer_url: "/".to_owned(),
+        model_description: "gateway".to_owned(),
+        model_name: "iwf".to_owned(),
+        model_number: "0".to_owned(),
+        serial_number: "1".to_owned(),
+        presentation_url: "/".to_owned(),
+    })
+}
+
+fn limits() -> HttpConfig {
+    HttpConfig {
+        port: 0,
+        max_connections: 8,
+        max_connections_per_host: 8,
+    }
+}
+
+fn status(answer: &str) -> &str {
+    answer.get(9..12).unwrap_or("none")
+}
+
+#[test]
+fn control_is_answered_in_every_form_seen_in_the_field() {
+    let server = Server::start(limits());
+    let forms = [
+        format!("POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\n{ACTION}"),
+        format!("POST {CONTROL} HTTP/1.0\r\n{ACTION}"),
+        format!(
+            "\r\nPOST {CONTROL} HTTP/1.1\r\nhost:{{host}}\r\n{}",
+            ACTION
+                .to_lowercase()
+                .replace("wanipconnection", "WANIPConnection")
+                .replace("getexternalipaddress", "GetExternalIPAddress")
+        ),
+        format!("POST {CONTROL} HTTP/1.1\nHost: {{host}}\n{ACTION}"),
+        format!("POST http://{{host}}{CONTROL} HTTP/1.1\r\nHost: {{host}}\r\n{ACTION}"),
+        format!(
+            "M-POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\nMan: \"http://schemas.xmlsoap.org/soap/envelope/\"; ns=01\r\n01-{ACTION}"
+        ),
+        format!("POST /igd2/ctl/WANIPConn HTTP/1.1\r\nHost: {{host}}\r\n"),
+        format!("POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\nExpect: 100-continue\r\n{ACTION}"),
+    ];
+    for form in forms {
+        let answer = server.ask(&form, ADD);
+        let answer = answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
+        assert_eq!(status(answer), "200", "{form}\n{answer}");
+        assert!(
+            answer.contains("<NewExternalIPAddress>11.22.33.1<"),
+            "{answer}"
+        );
+        assert!(
+            answer.to_ascii_lowercase().contains("\r\next: \r\n"),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn a_request_may_come_in_pieces_and_chunks_and_be_followed_by_another() {
+    let server = Server::start(limits());
+    let mut stream = server.connect();
+    let (first, second) = ADD.split_at(40);
+    let head = format!(
+        "POST {CONTROL} HTTP/1.1\r\nHost: {}\r\n{ACTION}Transfer-Encoding: chunked\r\n\r\n",
+        server.address
+    );
+    let body = format!(
+        "{:x}\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n",
+        first.len(),
+        second.len()
+    );
+    for _ in 0..2 {
+        for octet in format!("{head}{body}").as_bytes().chunks(7) {
+            stream.write_all(octet).unwrap();
+        }
+        let mut answer = Vec::new();
+        let mut buffer = [0; 512];
+        while !answer.ends_with(b"Envelope>\n") && !answer.ends_with(b"Envelope>") {
+            let n = stream.read(&mut buffer).unwrap();
+            assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&buffer[..n]);
+        }
+        assert_eq!(status(&String::from_utf8(answer).unwrap()), "200");
+    }
+}
+
+#[test]
+fn faults_are_upnp_errors_in_a_500() {
+    let server = Server::start(limits());
+    let head = format!("POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\n");
+    let other = ADD.replace("GetExternalIPAddress", "AddPortMapping");
+    let answer = server.ask(&head, &other);
+    assert_eq!(status(&answer), "500");
+    assert!(answer.contains("<errorCode>718</errorCode>"), "{answer}");
+}
+
+#[test]
+fn malformed_requests_get_their_own_status() {
+    let server = Server::start(limits());
+    let head = format!("POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\n{ACTION}");
+    let bomb = "<!DOCTYPE x [<!ENTITY a \"aaaa\">]><x>&a;</x>";
+    for (head, body, expected) in [
+        (head.as_str(), "<not", "400"),
+        (&head, bomb, "400"),
+        (&head, "", "400"),
+        (&head, &"x".repeat(MAX_BODY + 1), "413"),
+        ("GET /nothing HTTP/1.1\r\nHost: {host}\r\n", "", "404"),
+        (
+            "GET /igd1/ctl/WANIPConn HTTP/1.1\r\nHost: {host}\r\n",
+            "",
+            "405",
+        ),
+        ("PUT /igd1/desc.xml HTTP/1.1\r\nHost: {host}\r\n", "", "405"),
+        (
+            "SUBSCRIBE /igd1/evt/WANIPConn HTTP/1.1\r\nHost: {host}\r\n",
+            "",
+            "501",
+        ),
+        ("nonsense\r\n", "", "400"),
+    ] {
+        assert_eq!(status(&server.ask(head, body)), expected, "{head}");
+    }
+    let endless = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2 * MAX_HEAD));
+    assert_eq!(status(&server.raw(&endless)), "431");
+    // And the server is still there.
+    assert_eq!(status(&server.ask("GET / HTTP/1.1\r\n", "")), "200");
+}
+
+#[test]
+fn chunks_are_limited_as_well() {
+    let server = Server::start(limits());
+    let chunk = format!("{:x}\r\n{}\r\n", 8192, "x".repeat(8192)).repeat(9);
+    let answer = server.raw(&format!(
+        "POST {CONTROL} HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n"
+    ));
+    assert_eq!(status(&answer), "413", "{answer}");
+}
+
+#[test]
+fn foreign_names_and_pages_are_refused() {
+    let server = Server::start(limits());
+    for (head, expected) in [
+        ("GET / HTTP/1.1\r\nHost: evil.example\r\n", "403"),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.2\r\n", "403"),
+        (
+            "GET / HTTP/1.1\r\nHost: {host}\r\nHost: evil.example\r\n",
+            "403",
+        ),
+        (
+            "GET http://evil.example/ HTTP/1.1\r\nHost: {host}\r\n",
+            "403",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://evil.example\r\n",
+            "403",
+        ),
+        ("GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: null\r\n", "403"),
+        (
+            "GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\n",
+            "200",
+        ),
+        ("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", "200"),
+        ("GET / HTTP/1.0\r\n", "200"),
+    ] {
+        let head = head.replace("{host}", &server.address.to_string());
+        assert_eq!(status(&server.ask(&head, "")), expected, "{head}");
+    }
+}
+
+#[test]
+fn documents_follow_tree_and_user_agent() {
+    let server = Server::start(limits());
+    for (path, agent, version) in [
+        (Tree::Igd1.path(), "curl", "InternetGatewayDevice:1"),
+        (Tree::Igd2.path(), "curl", "InternetGatewayDevice:2"),
+        (
+            Tree::Igd2.path(),
+            "Microsoft-Windows/10.0 UPnP/1.0",
+            "InternetGatewayDevice:1",
+        ),
+    ] {
+        let answer = server.ask(
+            &format!("GET {path} HTTP/1.1\r\nUser-Agent: {agent}\r\n"),
+            "",
+        );
+        assert_eq!(status(&answer), "200");
+        assert!(answer.contains(version), "{path} for {agent}");
+        assert!(
+            answer.contains("server: Linux/6 UPnP/1.1 iwf/0\r\n"),
+            "{answer}"
+        );
+    }
+    let head = server.ask("HEAD /igd1/desc.xml HTTP/1.1\r\n", "");
+    assert_eq!(status(&head), "200");
+    assert!(
+        head.ends_with("\r\n\r\n"),
+        "a HEAD answer has no body: {head}"
+    );
+}
+
+#[test]
+fn connections_over_the_limit_are_closed_and_places_come_back() {
+    let server = Server::start(HttpConfig {
+        max_connections_per_host: 2,
+        ..limits()
+    });
+    let mut held = [server.connect(), server.connect()];
+    // Both are being served once both have been answered.
+    for stream in &mut held {
+        stream.write_all(b"HEAD / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(stream.read(&mut [0; 512]).unwrap() > 0);
+    }
+    assert_eq!(server.raw("GET / HTTP/1.0\r\n\r\n"), "");
+    drop(held);
+    let deadline = 200;
+    let answered = (0..deadline).any(|_| {
+        let answer = server.raw("GET / HTTP/1.0\r\n\r\n");
+        status(&answer) == "200"
+    });
+    assert!(answered, "no place came back in {deadline} tries");
+}
+
+#[test]
+fn hosts_of_other_links_are_not_served() {
+    // The link has the address 192.0.2.1: what arrives on another address, or from outside, is not for it.
+    let server = Server::start_on(limits(), Ipv4Addr::new(192, 0, 2, 1), 24);
+    assert_eq!(server.raw("GET / HTTP/1.0\r\n\r\n"), "");
+}
