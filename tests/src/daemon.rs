@@ -135,8 +135,8 @@ impl Iwfd {
             if !self.process.running().unwrap_or(false) {
                 return Some(false);
             }
-            let status = self.ctl().run(&["status"]);
-            status.is_ok_and(|done| done.success()).then_some(true)
+            let status = self.ctl().json(&["status"]).ok()?;
+            (status["ready"] == true).then_some(true)
         });
         match answered {
             Ok(true) => Ok(()),

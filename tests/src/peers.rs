@@ -36,12 +36,17 @@ impl Echo {
     /// # Errors
     /// If the port is taken.
     pub fn listen(host: &Namespace, port: u16) -> Result<Self> {
+        host.within(|| Self::here(port))?
+    }
+
+    /// Listens on that port where the caller is.
+    ///
+    /// # Errors
+    /// If the port is taken.
+    pub fn here(port: u16) -> Result<Self> {
         let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-        let (tcp, udp) = host.within(|| -> Result<_> {
-            let tcp = TcpListener::bind(any)?;
-            let udp = UdpSocket::bind(tcp.local_addr()?)?;
-            Ok((tcp, udp))
-        })??;
+        let tcp = TcpListener::bind(any).with_context(|| format!("listen on port {port}"))?;
+        let udp = UdpSocket::bind(tcp.local_addr()?).context("listen on the same UDP port")?;
         let port = tcp.local_addr()?.port();
         tcp.set_nonblocking(true)?;
         udp.set_read_timeout(Some(LOOK))?;

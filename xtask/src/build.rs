@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::step;
+use crate::{setup, step};
 
 /// Build the eBPF object, the daemon and the command line.
 #[derive(Debug, clap::Args)]
@@ -12,14 +12,23 @@ pub(crate) struct Args {
     release: bool,
 }
 
-/// Builds everything.
+/// Builds everything; installs the eBPF toolchain first where it is missing.
 ///
 /// # Errors
-/// If the toolchain is missing or the build fails.
+/// If the toolchain is missing and cannot be installed, or the build fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut cargo = step::cargo(&["build", "--workspace"]);
-    if args.release {
+    setup::toolchain()?;
+    workspace(args.release)
+}
+
+/// Builds the workspace; the eBPF object is made by a build script on the way.
+///
+/// # Errors
+/// If the build fails.
+pub(crate) fn workspace(release: bool) -> Result<()> {
+    let mut cargo = step::cargo(&["build", "--workspace", "--locked"]);
+    if release {
         cargo.arg("--release");
     }
-    step::run("building the eBPF object and the workspace", cargo)
+    step::run("building the eBPF programs and the workspace", cargo)
 }

@@ -11,7 +11,6 @@ mod test;
 mod tidy;
 #[expect(
     unreachable_pub,
-    dead_code,
     reason = "shared with a build script, which sees it from outside"
 )]
 mod toolchain;

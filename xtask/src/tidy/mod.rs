@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::step;
 
 /// Check compliance tables, module dependency order and house rules.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Workspace to check instead of the one this xtask was built from.
     #[arg(long, value_name = "DIR")]
