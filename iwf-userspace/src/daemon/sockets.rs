@@ -1,0 +1,78 @@
+//! Sockets with the options that their protocols need.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::wire::ssdp;
+
+/// Connections the kernel holds before they are accepted.
+const BACKLOG: i32 = 64;
+
+/// Port on which PCP servers announce their restarts (RFC 6887 section 19.1), to the all-hosts group.
+pub const PCP_CLIENT_PORT: u16 = 5350;
+const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+
+/// A listener that accepts only what arrives on the interface: the address alone would also be reachable from
+/// the other side of the router.
+pub fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// What is sent to the discovery group on the interface of this address, and nothing else.
+pub fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = udp()?;
+    // Other discovery programs on this machine listen there as well.
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(ssdp::GROUP, ssdp::PORT).into())?;
+    socket.join_multicast_v4(&ssdp::GROUP, &addr)?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Discovery by this address: unicast searches come in, answers and announcements go out.
+pub fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Result<UdpSocket> {
+    let socket = udp()?;
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(addr, ssdp::PORT).into())?;
+    socket.set_multicast_if_v4(&addr)?;
+    socket.set_multicast_ttl_v4(u32::from(ttl))?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// A client socket for one PCP server, on a port that the kernel picks at random. Connected: the kernel drops
+/// datagrams of others and reports hard ICMP errors. Returned twice: for sending at once, and for waiting.
+pub fn pcp_client(own: Ipv4Addr, server: SocketAddrV4) -> io::Result<(Socket, UdpSocket)> {
+    let socket = udp()?;
+    socket.bind(&SocketAddrV4::new(own, 0).into())?;
+    socket.connect(&server.into())?;
+    let receiving = socket.try_clone()?;
+    Ok((socket, UdpSocket::from_std(receiving.into())?))
+}
+
+/// The announcements of PCP servers that arrive on the interface of this address.
+pub fn pcp_announcements(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = udp()?;
+    // Every PCP client of a machine shares this port (RFC 6887 section 14.1.1).
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(ALL_HOSTS, PCP_CLIENT_PORT).into())?;
+    socket.join_multicast_v4(&ALL_HOSTS, &addr)?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn udp() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}

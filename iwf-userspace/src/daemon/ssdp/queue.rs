@@ -1,0 +1,150 @@
+//! Answers that wait for their moment. Bounded three ways, so that a flood of searches costs neither memory nor
+//! bandwidth: searches waiting in all, from one host, and datagrams per second.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::wire::description::Tree;
+use crate::wire::ssdp::Advert;
+
+/// Searches waiting for an answer. One more is not answered; control points repeat theirs.
+const MAX_WAITING: usize = 64;
+/// Searches of one host waiting for an answer. The clients seen send at most five at once.
+const MAX_WAITING_PER_HOST: usize = 8;
+/// Answers sent in a row, and the time after which one more may be: 50 per second.
+const BURST: u32 = 150;
+const REFILL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// By due time; the number keeps those of one instant apart and in order.
+    waiting: BTreeMap<(Instant, u64), Answer>,
+    pushed: u64,
+    /// The bucket is full at this instant; each answer moves it by [`REFILL`] into the future.
+    full_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    to: SocketAddrV4,
+    tree: Tree,
+    /// Those still to be sent, last one first.
+    adverts: Vec<Advert>,
+}
+
+impl Queue {
+    /// Whether there was room.
+    pub(super) fn push(
+        &mut self,
+        due: Instant,
+        to: SocketAddrV4,
+        tree: Tree,
+        mut adverts: Vec<Advert>,
+    ) -> bool {
+        let of_host = self.waiting.values().filter(|a| a.to.ip() == to.ip());
+        if self.waiting.len() >= MAX_WAITING || of_host.count() >= MAX_WAITING_PER_HOST {
+            return false;
+        }
+        adverts.reverse();
+        self.pushed += 1;
+        let answer = Answer { to, tree, adverts };
+        self.waiting.insert((due, self.pushed), answer);
+        true
+    }
+
+    /// When the next answer may be sent.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let (due, _) = *self.waiting.first_key_value()?.0;
+        // With BURST answers on credit the bucket is empty.
+        let room_at = self
+            .full_at
+            .and_then(|at| at.checked_sub(REFILL * (BURST - 1)));
+        Some(room_at.map_or(due, |at| at.max(due)))
+    }
+
+    /// An answer to be sent now, if there is one.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(SocketAddrV4, Tree, Advert)> {
+        if self.next_due()? > now {
+            return None;
+        }
+        let mut first = self.waiting.first_entry()?;
+        let advert = first.get_mut().adverts.pop();
+        let (to, tree) = (first.get().to, first.get().tree);
+        if first.get().adverts.is_empty() {
+            first.remove();
+        }
+        self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + REFILL);
+        Some((to, tree, advert?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adverts(n: usize) -> Vec<Advert> {
+        let advert = |i: usize| Advert {
+            nt: i.to_string(),
+            usn: String::new(),
+        };
+        (0..n).map(advert).collect()
+    }
+
+    fn host(n: u8) -> SocketAddrV4 {
+        SocketAddrV4::new([192, 168, 1, n].into(), 1900)
+    }
+
+    fn drain(queue: &mut Queue, now: Instant) -> Vec<String> {
+        std::iter::from_fn(|| queue.pop_due(now))
+            .map(|(_, _, advert)| advert.nt)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn answers_wait_for_their_moment_and_keep_their_order() {
+        let start = Instant::now();
+        let later = start + Duration::from_millis(300);
+        let mut queue = Queue::default();
+        assert_eq!(queue.next_due(), None);
+        assert!(queue.push(later, host(1), Tree::Igd1, adverts(3)));
+        assert!(queue.push(start, host(2), Tree::Igd2, adverts(1)));
+        assert_eq!(queue.next_due(), Some(start));
+        assert_eq!(drain(&mut queue, start), ["0"]);
+        assert_eq!(queue.next_due(), Some(later));
+        assert_eq!(drain(&mut queue, later - Duration::from_millis(1)), [""; 0]);
+        assert_eq!(drain(&mut queue, later), ["0", "1", "2"]);
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_bounded_per_host_and_in_all() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let taken = (0..100).filter(|_| queue.push(now, host(1), Tree::Igd1, adverts(1)));
+        assert_eq!(taken.count(), MAX_WAITING_PER_HOST);
+        let taken = (2..=200).filter(|n| queue.push(now, host(*n), Tree::Igd1, adverts(1)));
+        assert_eq!(taken.count(), MAX_WAITING - MAX_WAITING_PER_HOST);
+    }
+
+    #[tokio::test]
+    async fn answers_are_limited_in_rate() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        let mut sent = 0;
+        for _ in 0..50 {
+            assert!(queue.push(now, host(1), Tree::Igd1, adverts(12)));
+            sent += drain(&mut queue, now).len();
+            if queue.next_due().is_some() {
+                break;
+            }
+        }
+        assert_eq!(sent, usize::try_from(BURST).unwrap());
+        assert_eq!(queue.next_due(), Some(now + REFILL));
+        assert_eq!(drain(&mut queue, now + REFILL).len(), 1);
+        let second = now + REFILL + Duration::from_secs(1);
+        assert!(queue.push(now, host(1), Tree::Igd1, adverts(100)));
+        assert_eq!(drain(&mut queue, second).len(), 50);
+    }
+}

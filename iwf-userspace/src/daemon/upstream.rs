@@ -1,0 +1,240 @@
+//! Datagrams to and from PCP servers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use socket2::Socket;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::config::MAX_PCP_SERVERS;
+use super::sockets;
+
+/// Largest datagram read whole; RFC 6887 section 7 allows 1100 octets. What is longer is cut, and refused above.
+const MAX_DATAGRAM: usize = 1500;
+
+/// What a server, or the network on the way to it, told us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamEvent {
+    /// A datagram.
+    Datagram {
+        /// Its source.
+        from: SocketAddr,
+        /// Its octets.
+        payload: Vec<u8>,
+    },
+    /// A hard ICMP error: nobody listens there.
+    Unreachable {
+        /// The server.
+        server: SocketAddr,
+    },
+}
+
+/// The sockets towards all servers, one each, kept open: a NAT on the way keeps its mapping, and a late answer
+/// finds us.
+#[derive(Debug)]
+pub struct Upstream {
+    interface: String,
+    own: Option<Ipv4Addr>,
+    clients: BTreeMap<SocketAddrV4, Client>,
+    announcements: Option<Task>,
+    events: mpsc::Sender<UpstreamEvent>,
+}
+
+#[derive(Debug)]
+struct Client {
+    socket: Socket,
+    _receiver: Task,
+}
+
+/// A task that ends when dropped.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Upstream {
+    /// No sockets yet. What arrives goes to `events`; when that is full, receiving waits and the kernel's
+    /// buffers are the bound.
+    pub fn new(interface: String, events: mpsc::Sender<UpstreamEvent>) -> Self {
+        Self {
+            interface,
+            own: None,
+            clients: BTreeMap::new(),
+            announcements: None,
+            events,
+        }
+    }
+
+    /// Follows the WAN address: PCP servers see it as the client's, so sockets of an old one are closed.
+    pub fn follow(&mut self, own: Option<Ipv4Addr>) {
+        if self.own != own {
+            self.clients.clear();
+            self.announcements = None;
+            self.own = own;
+        }
+        let (Some(addr), None) = (own, &self.announcements) else {
+            return;
+        };
+        match sockets::pcp_announcements(&self.interface, addr) {
+            Ok(socket) => {
+                let events = self.events.clone();
+                self.announcements = Some(Task(tokio::spawn(receive(socket, None, events))));
+            }
+            Err(error) => warn!(
+                %error, interface = self.interface,
+                "cannot listen for restarts of the PCP server; renewals will notice them later"
+            ),
+        }
+    }
+
+    /// Sends a datagram. It may be lost, as any may; the machine above repeats it.
+    pub fn send(&mut self, server: SocketAddr, payload: &[u8]) {
+        if let Err(error) = self.try_send(server, payload) {
+            debug!(%server, %error, "cannot send to the PCP server");
+        }
+    }
+
+    fn try_send(&mut self, server: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let SocketAddr::V4(server) = server else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let own = self.own.ok_or(io::ErrorKind::NetworkDown)?;
+        if !self.clients.contains_key(&server) {
+            if self.clients.len() >= MAX_PCP_SERVERS {
+                // Servers come from the configuration and the default route; the oldest route is stale.
+                self.clients.pop_first();
+            }
+            let (socket, receiving) = sockets::pcp_client(own, server)?;
+            let port = receiving.local_addr()?.port();
+            info!(%server, port, "asking a PCP server");
+            let task = tokio::spawn(receive(receiving, Some(server), self.events.clone()));
+            let client = Client {
+                socket,
+                _receiver: Task(task),
+            };
+            self.clients.insert(server, client);
+        }
+        let Some(client) = self.clients.get(&server) else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        match client.socket.send(payload) {
+            // The error belongs to an earlier datagram and is told now; this one was not sent yet.
+            Err(error) if is_hard(&error) => {
+                self.report_unreachable(server);
+                client.socket.send(payload).map(drop)
+            }
+            sent => sent.map(drop),
+        }
+    }
+
+    fn report_unreachable(&self, server: SocketAddrV4) {
+        let server = SocketAddr::V4(server);
+        if self
+            .events
+            .try_send(UpstreamEvent::Unreachable { server })
+            .is_err()
+        {
+            debug!(%server, "no room to report an ICMP error");
+        }
+    }
+}
+
+/// Reads until the daemon ends. `server` is the peer of a connected socket; without one every source counts.
+async fn receive(
+    socket: UdpSocket,
+    server: Option<SocketAddrV4>,
+    events: mpsc::Sender<UpstreamEvent>,
+) {
+    let mut buffer = [0; MAX_DATAGRAM];
+    loop {
+        let event = match (socket.recv_from(&mut buffer).await, server) {
+            (Ok((length, from)), _) => UpstreamEvent::Datagram {
+                from,
+                payload: buffer.get(..length).unwrap_or_default().to_vec(),
+            },
+            (Err(error), Some(server)) if is_hard(&error) => UpstreamEvent::Unreachable {
+                server: server.into(),
+            },
+            (Err(error), _) => {
+                debug!(%error, "cannot receive from upstream");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Port or protocol unreachable, as Linux reports it on a connected socket.
+fn is_hard(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+    async fn next(events: &mut mpsc::Receiver<UpstreamEvent>) -> UpstreamEvent {
+        let wait = tokio::time::timeout(Duration::from_secs(5), events.recv());
+        wait.await
+            .expect("an event within 5 s")
+            .expect("the sender lives")
+    }
+
+    #[tokio::test]
+    async fn one_socket_per_server_carries_both_ways() {
+        let server = UdpSocket::bind((HERE, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        let (sender, mut events) = mpsc::channel(4);
+        let mut upstream = Upstream::new("lo".to_owned(), sender);
+        upstream.send(address, b"too early");
+        upstream.follow(Some(HERE));
+        let mut buffer = [0; 16];
+        let mut ports = Vec::new();
+        for request in [b"first", b"again"] {
+            upstream.send(address, request);
+            let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(&buffer[..length], request);
+            server.send_to(b"answer", from).await.unwrap();
+            let payload = b"answer".to_vec();
+            assert_eq!(
+                next(&mut events).await,
+                UpstreamEvent::Datagram {
+                    from: address,
+                    payload
+                }
+            );
+            ports.push(from.port());
+        }
+        assert_eq!(ports[0], ports[1]);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_reported() {
+        let server = UdpSocket::bind((HERE, 0)).await.unwrap();
+        let address = server.local_addr().unwrap();
+        drop(server);
+        let (sender, mut events) = mpsc::channel(4);
+        let mut upstream = Upstream::new("lo".to_owned(), sender);
+        upstream.follow(Some(HERE));
+        upstream.send(address, b"x");
+        assert_eq!(
+            next(&mut events).await,
+            UpstreamEvent::Unreachable { server: address }
+        );
+    }
+}
