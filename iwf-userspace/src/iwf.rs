@@ -3,12 +3,28 @@
 //! Order of the effects of a new mapping: upstream lease, persist, data plane, reply. Success is never
 //! answered before the kernel holds the entry; failure undoes in reverse order.
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
+)]
 
-use std::net::{Ipv4Addr, SocketAddr};
+pub mod settings;
+mod status;
 
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::MappingRecord;
-use crate::types::{Generation, NatEntry, Protocol};
+use crate::mapping::table::Table;
+use crate::types::{Epoch, Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
+
+pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
+pub use status::{ServerState, ServerStatus};
 
 /// Names one request of a control point or administrator until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,26 +39,66 @@ pub struct Ticket(pub u64);
 pub enum Input {
     /// A control point on the LAN called an action. Answered exactly once by [`Effect::Reply`].
     Soap {
+        /// Names the call in the reply.
         request: RequestId,
+        /// Source address of the TCP connection.
         caller: Ipv4Addr,
+        /// The decoded call.
         call: soap::Call,
     },
     /// The owner of the router asks through the control socket. Answered by [`Effect::AdminReply`].
     Admin {
+        /// Names the request in the answer.
         request: RequestId,
+        /// What to do.
         command: AdminCommand,
     },
     /// A datagram arrived from a server's socket, or on the announcement group from that address.
-    Upstream { from: SocketAddr, payload: Vec<u8> },
+    Upstream {
+        /// Its source; for an announcement the server's address and the port requests go to.
+        from: SocketAddr,
+        /// The UDP payload.
+        payload: Vec<u8>,
+    },
     /// The kernel reported that a datagram to this server could not be delivered (hard ICMP error).
-    UpstreamUnreachable { server: SocketAddr },
+    UpstreamUnreachable {
+        /// Where the datagram was sent to.
+        server: SocketAddr,
+    },
     /// The outcome of an effect that carried a ticket.
     Done {
+        /// The effect's ticket.
         ticket: Ticket,
+        /// Its outcome.
         result: Result<(), EffectError>,
     },
     /// The WAN side changed, or is told for the first time.
     Wan(WanState),
+    /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
+    Lan(Vec<LanPrefix>),
+    /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
+    Link(LinkCounters),
+    /// The wall clock was set, or is told again.
+    WallClock(UnixTime),
+}
+
+/// What the WAN link has carried and what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Octets sent.
+    pub tx_bytes: u64,
+    /// Octets received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Upstream bits per second; 0 if not known.
+    pub up_bits_per_second: u64,
+    /// Downstream bits per second; 0 if not known.
+    pub down_bits_per_second: u64,
+    /// Whether the link has a carrier.
+    pub carrier: bool,
 }
 
 /// Why an effect failed.
@@ -73,7 +129,9 @@ pub struct WanState {
 pub enum AdminCommand {
     /// Remove a mapping by protocol and external port (as the listing shows it).
     Delete {
+        /// Transport protocol.
         protocol: Protocol,
+        /// Outermost external port.
         external_port: u16,
     },
 }
@@ -83,25 +141,46 @@ pub enum AdminCommand {
 pub enum Effect {
     /// Answer a control point: out arguments in SCPD order, or a UPnP error.
     Reply {
+        /// The call that is answered.
         request: RequestId,
+        /// The answer.
         result: soap::ActionResult,
     },
     /// Answer the administrator.
     AdminReply {
+        /// The request that is answered.
         request: RequestId,
+        /// The answer; an error is a sentence for people.
         result: Result<(), String>,
     },
     /// Send a datagram to a PCP server from the socket kept for that server. May be lost; no ticket.
     SendUpstream {
+        /// Where to.
         server: SocketAddr,
+        /// The UDP payload.
         payload: Vec<u8>,
     },
     /// Write both kernel entries of a mapping, or overwrite those of the same generation or endpoint.
-    WriteNat { ticket: Ticket, entry: NatEntry },
+    WriteNat {
+        /// Names it in [`Input::Done`].
+        ticket: Ticket,
+        /// The entry.
+        entry: NatEntry,
+    },
     /// Remove both kernel entries and end the inbound sessions that used them.
-    RemoveNat { ticket: Ticket, entry: NatEntry },
+    RemoveNat {
+        /// Names it in [`Input::Done`].
+        ticket: Ticket,
+        /// The entry.
+        entry: NatEntry,
+    },
     /// Store a change durably before anything that follows depends on it.
-    Persist { ticket: Ticket, change: StoreChange },
+    Persist {
+        /// Names it in [`Input::Done`].
+        ticket: Ticket,
+        /// The change.
+        change: StoreChange,
+    },
     /// Something worth an INFO line and, later, an event to subscribers.
     Notify(Notice),
 }
@@ -113,6 +192,27 @@ pub enum StoreChange {
     Put(MappingRecord),
     /// Remove the record of this generation; absent is fine.
     Delete(Generation),
+    /// A server's clock as seen at that second. Written when a server is met and when it restarted, not with
+    /// every response: the tolerance of the epoch test grows with the time that passed.
+    Epoch {
+        /// Address of the server.
+        server: IpAddr,
+        /// Its clock.
+        epoch: Epoch,
+        /// Our wall clock at the same time.
+        seen: UnixTime,
+    },
+}
+
+/// What the store kept, for [`Iwf::restore`].
+#[derive(Clone, Debug, Default)]
+pub struct Saved {
+    /// Every mapping.
+    pub mappings: Vec<MappingRecord>,
+    /// The largest generation ever used.
+    pub last_generation: u32,
+    /// Last epoch seen per server, with the wall-clock second it was seen.
+    pub epochs: Vec<(IpAddr, Epoch, UnixTime)>,
 }
 
 /// What happened, for logs and listeners.
@@ -128,4 +228,54 @@ pub enum Notice {
     ExternalAddress(Option<Ipv4Addr>),
     /// A server lost its state or restarted (RFC 6887 section 8.5); its mappings are being re-requested.
     EpochReset(SocketAddr),
+}
+
+/// The interworking function.
+///
+/// The caller feeds it inputs and due timeouts and then drains [`Iwf::poll_effect`]; effects are carried out in
+/// their order.
+#[derive(Debug)]
+pub struct Iwf {
+    settings: Settings,
+    table: Table,
+    rng: StdRng,
+    wan: WanState,
+    lan: Vec<LanPrefix>,
+    link: LinkCounters,
+    effects: VecDeque<Effect>,
+}
+
+impl Iwf {
+    /// A core without mappings. `seed` comes from the operating system's entropy: nonces and ports are drawn
+    /// from it. `wall` is the wall clock at `now`.
+    pub fn new(settings: Settings, seed: [u8; 32], wall: UnixTime, now: Instant) -> Self {
+        Self {
+            table: Table::new(settings.limits),
+            settings,
+            rng: StdRng::from_seed(seed),
+            wan: WanState::default(),
+            lan: Vec::new(),
+            link: LinkCounters::default(),
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// Takes over what the store kept. Called once, before any input.
+    pub fn restore(&mut self, saved: Saved, now: Instant) {}
+
+    /// Takes in what happened.
+    pub fn handle_input(&mut self, input: Input, now: Instant) {}
+
+    /// Does everything due at `now`; calling twice changes nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {}
+
+    /// When [`Iwf::handle_timeout`] has to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    /// The next effect, until `None`.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
 }

@@ -39,6 +39,7 @@ impl Store for MemoryStore {
             StoreChange::Delete(generation) => {
                 self.records.remove(generation);
             }
+            StoreChange::Epoch { .. } => {}
         }
         Ok(())
     }

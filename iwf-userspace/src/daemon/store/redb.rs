@@ -213,6 +213,15 @@ fn write_change(db: &Database, change: &StoreChange) -> Result<(), ::redb::Error
         StoreChange::Delete(generation) => {
             txn.open_table(MAPPINGS)?.remove(generation.0)?;
         }
+        StoreChange::Epoch {
+            server,
+            epoch,
+            seen,
+        } => {
+            let (key, value) = (server.to_string(), format!("{} {}", epoch.0, seen.0));
+            txn.open_table(EPOCHS)?
+                .insert(key.as_str(), value.as_str())?;
+        }
     }
     txn.commit()?;
     Ok(())

@@ -1,0 +1,84 @@
+//! What the core is told once, at start.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::mapping::policy::{Limits, Policy};
+
+/// UPnP Device Architecture 1.1 clause 3: an action has 30 s; the rest is for the way back (AMB-06).
+pub const SOAP_DEADLINE: Duration = Duration::from_secs(28);
+
+/// Everything configurable that a protocol decision depends on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whether an upstream server is asked.
+    pub mode: ModeSetting,
+    /// Servers in order of preference; the first that answers is used.
+    pub servers: Vec<ServerSource>,
+    /// What a private WAN address without a server means (AMB-13).
+    pub private_wan: PrivateWan,
+    /// Who may map what.
+    pub policy: Policy,
+    /// Bounds of the table.
+    pub limits: Limits,
+    /// Longest time until an action is answered, at most 30 s.
+    pub deadline: Duration,
+    /// Value of DefaultConnectionService (Layer3Forwarding:1).
+    pub default_connection_service: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: ModeSetting::Auto,
+            servers: vec![ServerSource::DefaultRouter],
+            private_wan: PrivateWan::Refuse,
+            policy: Policy::default(),
+            limits: Limits::default(),
+            deadline: SOAP_DEADLINE,
+            default_connection_service: String::new(),
+        }
+    }
+}
+
+/// The mode as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModeSetting {
+    /// Cascaded if the WAN address is not public and a server is known, local otherwise.
+    Auto,
+    /// Always cascaded; the default router counts as known without having answered.
+    Cascaded,
+    /// Never ask a server.
+    Local,
+}
+
+/// Where to find a PCP server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerSource {
+    /// The next hop of the default route (RFC 6887 section 8.1). Known only after it has answered once.
+    DefaultRouter,
+    /// This one, known because someone configured it.
+    Address(SocketAddr),
+}
+
+/// AMB-13: what to answer behind a NAT nobody can control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrivateWan {
+    /// 729: a port opened here cannot be reached from the Internet.
+    Refuse,
+    /// Map here all the same.
+    MapLocally,
+}
+
+/// The mode in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Every mapping is backed by a lease of this server.
+    Cascaded(SocketAddr),
+    /// This NAT is the outermost one, or is treated as such.
+    Local,
+    /// A private WAN address and nobody to ask: mappings are refused.
+    NoServer,
+    /// The WAN has no address.
+    Down,
+}

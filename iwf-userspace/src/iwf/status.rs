@@ -1,0 +1,63 @@
+//! What the core shows of itself: read only.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::{Iwf, Mode};
+use crate::mapping::Mapping;
+use crate::reconcile::desired::desired;
+use crate::reconcile::invariants::{self, Violation};
+use crate::types::{Epoch, Instant, NatEntry};
+
+/// What is known of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerState {
+    /// Asked, no verdict yet.
+    Unknown,
+    /// It answered the last request.
+    Answering,
+    /// It did not answer in time.
+    Silent,
+}
+
+/// One upstream server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerStatus {
+    /// Where requests go.
+    pub address: SocketAddr,
+    /// Whether it answers.
+    pub state: ServerState,
+    /// Its last epoch.
+    pub epoch: Option<Epoch>,
+}
+
+impl Iwf {
+    /// Every mapping, pending and probing ones included, by generation.
+    pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
+        self.table.iter()
+    }
+
+    /// The mode in force.
+    pub fn mode(&self) -> Mode {
+        Mode::Down
+    }
+
+    /// The device-wide outermost external address (AMB-07), if known.
+    pub fn external_address(&self) -> Option<Ipv4Addr> {
+        None
+    }
+
+    /// Servers in order of preference.
+    pub fn servers(&self) -> Vec<ServerStatus> {
+        Vec::new()
+    }
+
+    /// What the kernel should hold at `now`.
+    pub fn desired(&self, now: Instant) -> Vec<NatEntry> {
+        desired(&self.table, now)
+    }
+
+    /// Every difference among the kernel's entries, the leases and the table.
+    pub fn audit(&self, observed: &[NatEntry], now: Instant) -> Vec<Violation> {
+        invariants::check(&self.table, observed, now)
+    }
+}

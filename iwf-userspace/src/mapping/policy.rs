@@ -1,0 +1,259 @@
+//! Who may map what (architecture, control plane decision 7; SEC-04, SEC-06, SEC-07).
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use crate::types::{InternalEndpoint, Protocol};
+
+/// Bounds of the mapping table. At a bound new mappings are refused; nothing is evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Mappings of all hosts, pending ones included.
+    pub mappings: usize,
+    /// Mappings of one internal address, pending ones included.
+    pub per_host: usize,
+    /// Availability probes alive at once per caller (IWF-054).
+    pub probes_per_host: usize,
+    /// Availability probes alive at once.
+    pub probes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            mappings: 4096,
+            per_host: 128,
+            probes_per_host: 4,
+            probes: 32,
+        }
+    }
+}
+
+/// Rules for LAN hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Lowest internal and external port (WANIPConnection:2 section 2.5.16: 1024).
+    pub min_port: u16,
+    /// Whether a host may act for another one.
+    pub third_party: ThirdParty,
+    /// External ports that this machine or a static forward uses (SEC-07).
+    pub reserved: BTreeSet<(Protocol, u16)>,
+}
+
+/// Whether a host may act for another one (RFC 6970 section 6: by default not).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThirdParty {
+    /// Only for itself.
+    Refused,
+    /// For every host of the LAN.
+    Allowed,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            min_port: 1024,
+            third_party: ThirdParty::Refused,
+            reserved: BTreeSet::from(PCP_PORTS),
+        }
+    }
+}
+
+/// RFC 6887 section 19.1: the ports of PCP itself.
+const PCP_PORTS: [(Protocol, u16); 2] = [(Protocol::Udp, 5350), (Protocol::Udp, 5351)];
+
+/// One LAN prefix with this machine's own address in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LanPrefix {
+    /// This machine's address.
+    pub own: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub len: u8,
+}
+
+impl LanPrefix {
+    /// Whether `host` is a host of this prefix: not its network or broadcast address, not this machine.
+    pub fn has_host(&self, host: Ipv4Addr) -> bool {
+        let mask = u32::MAX
+            .checked_shl(32u32.saturating_sub(self.len.into()))
+            .unwrap_or(0);
+        let (bits, own) = (u32::from(host), u32::from(self.own));
+        let on_edge = self.len < 31 && (bits & !mask == 0 || bits & !mask == !mask);
+        bits & mask == own & mask && bits != own && !on_edge
+    }
+}
+
+/// Why a mapping is refused here, before anybody else is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// The caller may not act for that host.
+    #[error("mapping for another host")]
+    OtherHost,
+    /// The internal address is no host of a LAN.
+    #[error("internal address is no LAN host")]
+    NotLan,
+    /// A port below the lowest allowed one.
+    #[error("port is below the lowest that may be mapped")]
+    PortTooLow,
+}
+
+impl Policy {
+    /// Whether `caller` may map `internal` to `external_port` (`None`: any port).
+    pub fn check(
+        &self,
+        lan: &[LanPrefix],
+        caller: Ipv4Addr,
+        internal: InternalEndpoint,
+        external_port: Option<u16>,
+    ) -> Result<(), PolicyError> {
+        if internal.addr != caller && self.third_party == ThirdParty::Refused {
+            return Err(PolicyError::OtherHost);
+        }
+        if !is_lan_host(lan, internal.addr) {
+            return Err(PolicyError::NotLan);
+        }
+        let low = |port: u16| port < self.min_port;
+        if low(internal.port.get()) || external_port.is_some_and(low) {
+            return Err(PolicyError::PortTooLow);
+        }
+        Ok(())
+    }
+
+    /// Whether `caller` may see and remove a mapping of `owner` at these ports.
+    pub fn may_manage(
+        &self,
+        caller: Ipv4Addr,
+        owner: InternalEndpoint,
+        external_port: u16,
+    ) -> bool {
+        let own = owner.addr == caller || self.third_party == ThirdParty::Allowed;
+        own && external_port >= self.min_port && owner.port.get() >= self.min_port
+    }
+
+    /// Whether this machine or a static forward uses that external port.
+    pub fn is_reserved(&self, protocol: Protocol, port: u16) -> bool {
+        self.reserved.contains(&(protocol, port)) || PCP_PORTS.contains(&(protocol, port))
+    }
+}
+
+/// Whether an address belongs to a host of one of the LANs, and is no address that cannot be a host's.
+pub fn is_lan_host(lan: &[LanPrefix], addr: Ipv4Addr) -> bool {
+    let special = addr.is_loopback()
+        || addr.is_link_local()
+        || addr.is_multicast()
+        || addr.is_broadcast()
+        || addr.is_unspecified();
+    !special
+        && lan.iter().any(|prefix| prefix.has_host(addr))
+        && lan.iter().all(|prefix| prefix.own != addr)
+}
+
+/// Whether an address can be reached from the Internet as it is: neither private nor shared (RFC 6598), nor
+/// of any other block that is not routed globally.
+pub fn is_public(addr: Ipv4Addr) -> bool {
+    let [a, b, c, _] = addr.octets();
+    let shared = a == 100 && (64..128).contains(&b);
+    // RFC 6333 section 5.7 (192.0.0.0/29 between B4 and AFTR) and the rest of RFC 6890's 192.0.0.0/24.
+    let protocol_assignments = a == 192 && b == 0 && c == 0;
+    let benchmark = a == 198 && (b == 18 || b == 19);
+    !(addr.is_private()
+        || shared
+        || protocol_assignments
+        || benchmark
+        || addr.is_loopback()
+        || addr.is_link_local()
+        || addr.is_multicast()
+        || addr.is_unspecified()
+        || a == 0
+        || a >= 240)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::InternalPort;
+
+    const LAN: [LanPrefix; 1] = [LanPrefix {
+        own: Ipv4Addr::new(192, 168, 1, 1),
+        len: 24,
+    }];
+
+    fn endpoint(last: u8, port: u16) -> InternalEndpoint {
+        InternalEndpoint {
+            addr: Ipv4Addr::new(192, 168, 1, last),
+            port: InternalPort::new(port).expect("not 0"),
+        }
+    }
+
+    #[test]
+    fn only_own_address_and_high_ports() {
+        let policy = Policy::default();
+        let caller = Ipv4Addr::new(192, 168, 1, 20);
+        let check = |internal, external| policy.check(&LAN, caller, internal, external);
+        assert_eq!(check(endpoint(20, 1024), Some(1024)), Ok(()));
+        assert_eq!(check(endpoint(20, 1024), None), Ok(()));
+        assert_eq!(
+            check(endpoint(20, 1023), Some(1024)),
+            Err(PolicyError::PortTooLow)
+        );
+        assert_eq!(
+            check(endpoint(20, 1024), Some(1023)),
+            Err(PolicyError::PortTooLow)
+        );
+        assert_eq!(
+            check(endpoint(21, 8080), Some(8080)),
+            Err(PolicyError::OtherHost)
+        );
+    }
+
+    #[test]
+    fn internal_client_is_a_lan_host_and_not_this_machine() {
+        let policy = Policy {
+            third_party: ThirdParty::Allowed,
+            ..Policy::default()
+        };
+        let caller = Ipv4Addr::new(192, 168, 1, 20);
+        for (last, verdict) in [
+            (21, Ok(())),
+            (1, Err(PolicyError::NotLan)),
+            (0, Err(PolicyError::NotLan)),
+            (255, Err(PolicyError::NotLan)),
+        ] {
+            assert_eq!(
+                policy.check(&LAN, caller, endpoint(last, 8080), None),
+                verdict
+            );
+        }
+        for addr in [
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "10.0.0.1",
+        ] {
+            assert!(!is_lan_host(&LAN, addr.parse().expect("address")), "{addr}");
+        }
+    }
+
+    #[test]
+    fn public_means_reachable_from_the_internet() {
+        for (addr, public) in [
+            ("11.22.33.1", true),
+            ("100.63.255.255", true),
+            ("100.64.0.2", false),
+            ("100.127.255.255", false),
+            ("100.128.0.0", true),
+            ("10.0.0.1", false),
+            ("172.16.0.1", false),
+            ("192.168.0.1", false),
+            ("192.0.0.2", false),
+            ("198.18.0.1", false),
+            ("169.254.0.1", false),
+            ("0.0.0.0", false),
+            ("240.0.0.1", false),
+        ] {
+            assert_eq!(is_public(addr.parse().expect("address")), public, "{addr}");
+        }
+    }
+}
