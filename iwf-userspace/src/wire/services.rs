@@ -381,3 +381,32 @@ const fn one_of(name: &'static str, allowed: &'static [&'static str]) -> Variabl
         ..plain(name, DataType::String)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_closed() {
+        for service in ALL {
+            for action in service.actions {
+                for argument in action.arguments {
+                    let variable = service.variable(argument.variable);
+                    assert!(variable.is_some(), "{} {}", action.name, argument.name);
+                }
+                let outputs_last = action
+                    .arguments
+                    .is_sorted_by_key(|argument| argument.direction == Direction::Out);
+                assert!(outputs_last, "{}", action.name);
+            }
+            for variable in service.variables {
+                let used = service
+                    .actions
+                    .iter()
+                    .flat_map(|action| action.arguments)
+                    .any(|argument| argument.variable == variable.name);
+                assert!(used || variable.evented, "{}", variable.name);
+            }
+        }
+    }
+}
