@@ -7,6 +7,7 @@
     reason = "steps are timed on the wall clock"
 )]
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -127,30 +128,43 @@ fn checks() -> Result<Vec<Check>> {
         check("doc", "documentation without broken links", Kind::Doc),
     ];
     let mut suites = Vec::new();
-    let dir = step::root().join("tests/tests");
-    for entry in std::fs::read_dir(&dir).context("list tests/tests")? {
-        let path = entry?.path();
-        let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else {
-            continue;
-        };
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            suites.push(Check {
-                name: name.to_owned(),
-                what: first_line(&path)?,
-                kind: Kind::Suite,
-                // Suites that load programs or make namespaces; their own guard says so as well.
-                privileged: ["netns_", "prog_", "verifier", "restart", "fault"]
-                    .iter()
-                    .any(|prefix| name.starts_with(prefix)),
-            });
-        }
+    for (name, path) in targets("tests/tests")? {
+        suites.push(Check {
+            what: first_line(&path)?,
+            kind: Kind::Suite,
+            // Suites that load programs or make namespaces; their own guard says so as well.
+            privileged: ["netns_", "prog_", "verifier", "restart", "fault"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix)),
+            name,
+        });
     }
     suites.sort_by(|a, b| a.name.cmp(&b.name));
     all.extend(suites);
     Ok(all)
 }
 
-fn first_line(path: &std::path::Path) -> Result<String> {
+/// The test programs of a directory: name and file. None if there is no such directory.
+fn targets(dir: &str) -> Result<Vec<(String, PathBuf)>> {
+    let dir = step::root().join(dir);
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        if let Some(name) = name
+            && path.extension().is_some_and(|extension| extension == "rs")
+        {
+            found.push((name.to_owned(), path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn first_line(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).context("read a suite")?;
     let line = text.lines().next().unwrap_or_default();
     Ok(line.trim_start_matches("//!").trim().to_owned())
@@ -189,8 +203,11 @@ fn perform(check: &Check, rest: &[String]) -> Result<Outcome> {
             step::run(&what, step::cargo(&args))?;
         }
         Kind::Unit => {
-            let args = ["test", "--workspace", "--locked", "--lib", "--bins"];
-            step::run(&what, with_rest(step::cargo(&args), rest))?;
+            let mut cargo = step::cargo(&["test", "--workspace", "--locked", "--lib", "--bins"]);
+            for (name, _) in targets("iwf-userspace/tests")? {
+                cargo.args(["--test", &name]);
+            }
+            step::run(&what, with_rest(cargo, rest))?;
             let docs = ["test", "--workspace", "--locked", "--doc", "--quiet"];
             step::quiet(&mut step::cargo(&docs))?;
         }
