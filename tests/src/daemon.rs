@@ -257,6 +257,15 @@ impl Ctl {
         self.cpe.must(&self.argv(args)?)
     }
 
+    /// Removes everything the daemon put into the kernel; the daemon need not run.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn detach(&self) -> Result<String> {
+        let bpffs = self.files.bpffs_dir.display().to_string();
+        self.must(&["detach", "--bpffs", &bpffs])
+    }
+
     /// Runs it with `--json`; it must succeed.
     ///
     /// # Errors

@@ -16,10 +16,33 @@ use crate::wait;
 
 /// UPnP Device Architecture section 1.2: group and port of discovery.
 pub const SSDP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(239, 255, 255, 250), 1900);
-/// What control points of the first version look for.
-pub const IGD1: &str = "urn:schemas-upnp-org:device:InternetGatewayDevice:1";
-/// The service that opens ports.
+/// The service that opens ports, as the first version of the device has it.
 pub const WANIP1: &str = "urn:schemas-upnp-org:service:WANIPConnection:1";
+
+/// Version of the device a control point looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// InternetGatewayDevice:1 with WANIPConnection:1.
+    One,
+    /// InternetGatewayDevice:2 with WANIPConnection:2.
+    Two,
+}
+
+impl Version {
+    fn number(self) -> u8 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+
+    fn service(self) -> String {
+        format!(
+            "urn:schemas-upnp-org:service:WANIPConnection:{}",
+            self.number()
+        )
+    }
+}
 
 /// RFC 6970 leaves no more than this to an answer: the client would give up by the architecture's 30 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(35);
@@ -66,26 +89,37 @@ pub struct Gateway {
     host: Namespace,
     address: SocketAddrV4,
     control: String,
+    service: String,
 }
 
 impl Gateway {
-    /// Searches, reads the description and finds the control address of WANIPConnection:1.
+    /// Searches as a control point of the first version does.
+    ///
+    /// # Errors
+    /// As [`discover_version`](Self::discover_version).
+    pub fn discover(host: &Namespace) -> Result<Self> {
+        Self::discover_version(host, Version::One)
+    }
+
+    /// Searches, reads the description and finds the control address of WANIPConnection.
     ///
     /// # Errors
     /// If no gateway answers within 10 s, or its description lacks the service.
-    pub fn discover(host: &Namespace) -> Result<Self> {
-        let (address, path) = location(host)?;
+    pub fn discover_version(host: &Namespace, version: Version) -> Result<Self> {
+        let name = version.service();
+        let (address, path) = location(host, version)?;
         let description = exchange(host, address, &get(address, &path))?;
         let service = description
             .text
             .split("<service>")
-            .find(|part| part.contains(WANIP1))
-            .context("the description has WANIPConnection:1")?;
+            .find(|part| part.contains(&name))
+            .with_context(|| format!("the description has {name}"))?;
         let control = element(service, "controlURL").context("the service has a controlURL")?;
         Ok(Self {
             host: host.clone(),
             address,
             control: control.trim().to_owned(),
+            service: name,
         })
     }
 
@@ -102,7 +136,7 @@ impl Gateway {
         }
     }
 
-    /// Calls an action of WANIPConnection:1 and returns whatever is answered.
+    /// Calls an action of WANIPConnection and returns whatever is answered.
     ///
     /// # Errors
     /// If nothing is answered.
@@ -115,13 +149,15 @@ impl Gateway {
             "<?xml version=\"1.0\"?>\r\n\
              <s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\" \
              s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body>\
-             <u:{action} xmlns:u=\"{WANIP1}\">{fields}</u:{action}></s:Body></s:Envelope>\r\n"
+             <u:{action} xmlns:u=\"{}\">{fields}</u:{action}></s:Body></s:Envelope>\r\n",
+            self.service
         );
         let request = format!(
             "POST {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n\
-             SOAPAction: \"{WANIP1}#{action}\"\r\nContent-Length: {}\r\n\r\n{body}",
+             SOAPAction: \"{}#{action}\"\r\nContent-Length: {}\r\n\r\n{body}",
             self.control,
             self.address,
+            self.service,
             body.len()
         );
         self.raw(request.as_bytes())
@@ -184,12 +220,14 @@ impl Gateway {
 }
 
 /// Searches for a gateway from a host; returns address and path of its description.
-fn location(host: &Namespace) -> Result<(SocketAddrV4, String)> {
+fn location(host: &Namespace, version: Version) -> Result<(SocketAddrV4, String)> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     let socket = host.within(|| UdpSocket::bind(any))??;
     socket.set_read_timeout(Some(Duration::from_millis(1200)))?;
     let search = format!(
-        "M-SEARCH * HTTP/1.1\r\nHOST: {SSDP}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {IGD1}\r\n\r\n"
+        "M-SEARCH * HTTP/1.1\r\nHOST: {SSDP}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
+         ST: urn:schemas-upnp-org:device:InternetGatewayDevice:{}\r\n\r\n",
+        version.number()
     );
     let what = "an answer to a search for a gateway";
     wait::until_ok(what, Duration::from_secs(10), || {

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod bpf;
 pub mod carrier;
+pub mod cascade;
 pub mod daemon;
 pub mod igd;
 pub mod netns;

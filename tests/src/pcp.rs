@@ -22,6 +22,8 @@ use crate::wait;
 
 /// RFC 6887 section 19.1: port of PCP servers.
 pub const SERVER_PORT: u16 = 5351;
+/// RFC 6887 section 19.1: where clients listen for announcements.
+pub const ANNOUNCEMENTS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), 5350);
 /// RFC 6887 section 7: largest message.
 pub const MAX_LEN: usize = 1100;
 

@@ -139,6 +139,22 @@ impl ScriptedServer {
         Ok(())
     }
 
+    /// Announces the epoch to all nodes of the subscribers' link (RFC 6887 section 14.1.2).
+    ///
+    /// # Errors
+    /// If it cannot be sent.
+    pub fn announce(&self, lab: &Lab) -> Result<()> {
+        let response = Response {
+            opcode: Opcode::Announce,
+            result: result::SUCCESS,
+            lifetime: 0,
+            epoch: lock(&self.state).epoch(),
+            map: None,
+        };
+        lab.cgn.ip("route replace 224.0.0.0/4 dev br0")?;
+        self.send(&response.encode(), SocketAddr::V4(pcp::ANNOUNCEMENTS))
+    }
+
     /// Waits until a MAP request fits.
     ///
     /// # Errors
@@ -188,13 +204,16 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>, stop: &AtomicBool, start: Ins
 }
 
 impl State {
+    fn epoch(&self) -> u32 {
+        u32::try_from(self.epoch_start.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
     fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
-        let epoch = self.epoch_start.elapsed().as_secs();
         let mut response = Response {
             opcode: request.opcode,
             result: result::SUCCESS,
             lifetime: request.lifetime,
-            epoch: u32::try_from(epoch).unwrap_or(u32::MAX),
+            epoch: self.epoch(),
             map: request.map,
         };
         match self.manner {

@@ -349,7 +349,7 @@ fn detach(story: &mut Story, lab: &Lab, iwfd: &mut Iwfd) -> Result<()> {
         "stopping the daemon must not stop the forwarding"
     );
     story.asked("SIGTERM to iwfd, then iwfctl detach");
-    story.saw(&Ctl::of(lab).must(&["detach"])?);
+    story.saw(&Ctl::of(lab).detach()?);
     kernel.are_gone(SOON)?;
     let left = Objects::of(&lab.cpe)?;
     ensure!(left.is_empty(), "still attached: {left:?}");

@@ -133,7 +133,7 @@ fn down() -> Result<()> {
     let ctl = Ctl::of(&lab);
     // Programs go with their pins; asking first lets the daemon tidy up. It may be gone already.
     let kernel = Objects::of(&lab.cpe).unwrap_or_default();
-    ctl.run(&["detach"]).ok();
+    ctl.detach().ok();
     drop(lab);
     kernel.are_gone(std::time::Duration::from_secs(10))?;
     step::say("the lab is gone");

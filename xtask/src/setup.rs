@@ -22,12 +22,13 @@ pub(crate) struct Args {
 }
 
 /// Programs the lab calls: name, Debian package, and what it is for.
-const TOOLS: [(&str, &str, &str); 6] = [
+const TOOLS: [(&str, &str, &str); 7] = [
     ("ip", "iproute2", "makes the namespaces and links"),
     ("nft", "nftables", "is the carrier's NAT"),
     ("ethtool", "ethtool", "sets offloads of the links"),
     ("tcpdump", "tcpdump", "watches what is on the wire"),
     ("upnpc", "miniupnpc", "is the UPnP client on the LAN"),
+    ("ping", "iputils-ping", "tries who is there"),
     ("nsenter", "util-linux", "runs programs in a namespace"),
 ];
 
