@@ -40,10 +40,12 @@ pub struct Setup {
     pub router_mac: [u8; 6],
     /// MAC of the generator's port.
     pub own_mac: [u8; 6],
-    /// Frames that may be between generator and far end at once.
-    pub window: u64,
-    /// Frames known to be lost: their room in the window is free again.
-    pub written_off: u64,
+    /// MAC of the router's WAN port.
+    pub wan_mac: [u8; 6],
+    /// MAC of the far end.
+    pub far_mac: [u8; 6],
+    /// Frames of a burst. A power of two no larger than a veth ring.
+    pub burst: u64,
 }
 
 /// What the generator did since it was loaded.
@@ -52,7 +54,9 @@ pub struct Setup {
 pub struct Sent {
     /// Frames handed to the router.
     pub frames: u64,
-    /// Runs that ended without a frame because the window was full.
+    /// Frames given up: nobody waits for them any more.
+    pub written_off: u64,
+    /// Runs without a frame, since the last frame, because the last burst has not arrived.
     pub waits: u64,
 }
 

@@ -62,6 +62,19 @@ pub(crate) fn thread_of(ns: &Namespace, interface: &str, cpu: usize) -> Result<i
     Ok(thread)
 }
 
+/// Lets two threads of one CPU run until they have no more work, one after the other, and nothing else of
+/// the machine in between.
+///
+/// # Errors
+/// If `chrt` fails.
+pub(crate) fn take_turns(threads: [i32; 2]) -> Result<()> {
+    for thread in threads {
+        iwf_tests::process::must(&["chrt", "--fifo", "--pid", "1", &thread.to_string()])
+            .context("let the packet threads take turns")?;
+    }
+    Ok(())
+}
+
 fn find(prefix: &str) -> Option<i32> {
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
