@@ -1,3 +1,5 @@
+//! What the descriptions contain, and what must not be in the tree of version 1.
+
 use quick_xml::events::Event;
 
 use super::*;
