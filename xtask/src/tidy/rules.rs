@@ -88,7 +88,9 @@ fn layer(path: &str) -> Option<&str> {
 }
 
 fn head(source: &Source, sources: &[Source], defects: &mut Vec<Defect>) {
-    if !source.text.starts_with("//!") {
+    // A file of unit tests has said it all by its name.
+    let is_tests = source.path.ends_with("/tests.rs");
+    if !is_tests && !source.text.starts_with("//!") {
         let what = "a file opens with `//!` and what it is for";
         defects.push(Defect::new(&source.path, 1, what));
     }
@@ -96,8 +98,8 @@ fn head(source: &Source, sources: &[Source], defects: &mut Vec<Defect>) {
         return;
     };
     // An inner attribute of the module's root file covers the files below it.
-    let root = format!("{LIBRARY}{layer}/mod.rs");
-    let root = sources.iter().find(|s| s.path == root);
+    let roots = ["/mod.rs", ".rs"].map(|end| format!("{LIBRARY}{layer}{end}"));
+    let root = sources.iter().find(|s| roots.contains(&s.path));
     let stated =
         |says: &dyn Fn(&str) -> bool| says(&source.text) || root.is_some_and(|r| says(&r.text));
     if CORE.contains(&layer) && !stated(&|text| text.contains("#![forbid(unsafe_code)]")) {
@@ -108,7 +110,7 @@ fn head(source: &Source, sources: &[Source], defects: &mut Vec<Defect>) {
         |text: &str| text.contains("deny(") && NO_PANIC_LINTS.iter().all(|l| text.contains(l));
     if NO_PANIC.contains(&layer) && !stated(&denies) {
         let lints = NO_PANIC_LINTS.join(", ");
-        let what = format!("neither this file nor {layer}/mod.rs denies {lints}");
+        let what = format!("neither this file nor the root of `{layer}` denies {lints}");
         defects.push(Defect::new(&source.path, 1, what));
     }
 }
@@ -302,22 +304,23 @@ mod tests {
     }
 
     #[test]
-    fn module_root_may_deny_for_its_files() {
-        let sources = [
-            source("iwf-userspace/src/wire/mod.rs", HEAD),
-            source(
-                "iwf-userspace/src/wire/ssdp.rs",
-                "//! It.\n#![forbid(unsafe_code)]\n",
-            ),
-        ];
-        let mut findings = Findings::default();
-        check(&sources, &mut findings);
-        assert_eq!(findings.defects, []);
+    fn module_root_may_state_it_for_its_files() {
+        for root in ["wire/mod.rs", "wire.rs"] {
+            let root = format!("iwf-userspace/src/{root}");
+            let sources = [
+                source(&root, HEAD),
+                source("iwf-userspace/src/wire/ssdp.rs", "//! It.\n"),
+            ];
+            let mut findings = Findings::default();
+            check(&sources, &mut findings);
+            assert_eq!(findings.defects, []);
+        }
     }
 
     #[test]
     fn file_without_purpose_is_told() {
         assert_defect("tests/src/lib.rs", "fn f() {}\n", 1, "what it is for");
+        assert_eq!(defects("xtask/src/a/tests.rs", "fn f() {}\n"), []);
     }
 
     #[test]
