@@ -1,6 +1,6 @@
 //! The data plane as the daemon sees it: explicit mappings and the network in, observations out.
 //!
-//! `kernel::KernelPlane` drives the eBPF programs, [`fake::FakePlane`] keeps everything in memory for
+//! [`kernel::KernelPlane`] drives the eBPF programs, [`fake::FakePlane`] keeps everything in memory for
 //! tests of what is above. Both compare what is there with what is wanted and change the difference, so
 //! a call may be repeated at any time.
 
@@ -8,7 +8,17 @@ use std::net::Ipv4Addr;
 
 use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
 
+mod attach;
+mod clock;
+mod clsact;
+mod detach;
 pub mod fake;
+pub mod kernel;
+mod maps;
+pub mod object;
+mod pair;
+mod pins;
+mod programs;
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]

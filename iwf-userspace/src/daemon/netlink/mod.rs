@@ -2,10 +2,6 @@
 //!
 //! One task folds what the kernel tells into [`state::State`] and publishes a whole [`NetState`] when it has
 //! changed. Readers that are slow see the latest one and have missed nothing.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the debounce of bursts needs the shell's clock"
-)]
 
 use std::time::Duration;
 

@@ -4,23 +4,18 @@
 //! neighbour messages.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use netlink_packet_route::address::{
-    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
-};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
-};
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::daemon::dataplane::{FdbEntry, Port, Role};
 use crate::daemon::netstate::{LanAddress, NetState};
 use crate::iwf::WanState;
+use parse::{Address, Link, Mac, Route};
+
+mod parse;
 
 /// Most bridge stations remembered; beyond it those that aged out give way, then new ones are ignored and
 /// their traffic takes the stack.
@@ -47,34 +42,6 @@ pub(super) struct State {
     neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
     stations: BTreeMap<(u32, Mac), Station>,
     next_hops: u32,
-}
-
-type Mac = [u8; 6];
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Link {
-    name: String,
-    up: bool,
-    carrier: bool,
-    mac: Option<Mac>,
-    master: Option<u32>,
-    bridge: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Address {
-    ifindex: u32,
-    addr: Ipv4Addr,
-    prefix_len: u8,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Route {
-    destination: (Ipv4Addr, u8),
-    metric: u32,
-    table: u32,
-    tos: u8,
-    hops: Vec<(u32, Option<Ipv4Addr>)>,
 }
 
 /// Behind which port a station was last seen. `aged` ones were forgotten by the bridge, which learns nothing
@@ -109,17 +76,17 @@ impl State {
             RouteNetlinkMessage::NewLink(m) => self.new_link(m),
             RouteNetlinkMessage::DelLink(m) => self.del_link(m),
             RouteNetlinkMessage::NewAddress(m) => {
-                if let Some(address) = parse_address(m) {
+                if let Some(address) = parse::address(m) {
                     self.addresses.insert(address);
                 }
             }
             RouteNetlinkMessage::DelAddress(m) => {
-                if let Some(address) = parse_address(m) {
+                if let Some(address) = parse::address(m) {
                     self.addresses.remove(&address);
                 }
             }
             RouteNetlinkMessage::NewRoute(m) => {
-                if let Some(route) = parse_route(m) {
+                if let Some(route) = parse::route(m) {
                     // NLM_F_REPLACE sends no deletion of what was replaced: same key, other next hop.
                     let key = route.key();
                     let before = self.routes.len();
@@ -132,7 +99,8 @@ impl State {
                 }
             }
             RouteNetlinkMessage::DelRoute(m) => {
-                if parse_route(m).is_some_and(|route| self.routes.remove(&route)) {
+                let gone = parse::route(m).is_some_and(|route| self.routes.remove(&route));
+                if gone {
                     self.bump();
                 }
             }
@@ -292,7 +260,7 @@ impl State {
             return;
         }
         let ifindex = message.header.index;
-        let link = parse_link(message);
+        let link = parse::link(message);
         let old = self.links.insert(ifindex, link.clone());
         let Some(old) = old else { return };
         let lost = old.carrier && !link.carrier;
@@ -326,7 +294,7 @@ impl State {
     }
 
     fn new_neighbour(&mut self, message: &NeighbourMessage) {
-        let Some((key, mac)) = parse_neighbour(message) else {
+        let Some((key, mac)) = parse::neighbour(message) else {
             return;
         };
         match mac {
@@ -350,7 +318,7 @@ impl State {
     }
 
     fn del_neighbour(&mut self, message: &NeighbourMessage) {
-        if let Some((key, _)) = parse_neighbour(message)
+        if let Some((key, _)) = parse::neighbour(message)
             && self.neighbours.remove(&key).is_some()
         {
             self.bump();
@@ -358,7 +326,7 @@ impl State {
     }
 
     fn new_station(&mut self, message: &NeighbourMessage) {
-        let Some((key, port)) = self.parse_station(message) else {
+        let Some((key, port)) = self.station_of(message) else {
             return;
         };
         let station = Station { port, aged: false };
@@ -379,7 +347,7 @@ impl State {
     }
 
     fn age_station(&mut self, message: &NeighbourMessage) {
-        if let Some((key, port)) = self.parse_station(message)
+        if let Some((key, port)) = self.station_of(message)
             && let Some(station) = self.stations.get_mut(&key)
             && station.port == port
         {
@@ -387,27 +355,14 @@ impl State {
         }
     }
 
-    /// Bridge, station and port of a forwarding entry; `None` for those of the bridge itself.
-    fn parse_station(&self, message: &NeighbourMessage) -> Option<((u32, Mac), u32)> {
-        let port = message.header.ifindex;
-        let mut mac = None;
-        let mut master = None;
-        for attribute in &message.attributes {
-            match attribute {
-                NeighbourAttribute::LinkLayerAddress(octets) => mac = to_mac(octets),
-                NeighbourAttribute::Controller(ifindex) => master = Some(*ifindex),
-                _ => {}
-            }
-        }
-        // Entries without a master describe the port's own filter, permanent ones the bridge's own addresses.
-        let own = message.header.state == NeighbourState::Permanent;
-        let bridge = master.filter(|_| !own)?;
+    /// Bridge, station and port of a forwarding entry; `None` if the bridge is not on the LAN.
+    fn station_of(&self, message: &NeighbourMessage) -> Option<((u32, Mac), u32)> {
+        let (bridge, mac) = parse::station(message)?;
         let served = self
             .links
             .get(&bridge)
             .is_some_and(|l| self.interfaces.lan.contains(&l.name));
-        let mac = mac.filter(|mac| served && mac[0] & 1 == 0)?;
-        Some(((bridge, mac), port))
+        served.then_some(((bridge, mac), message.header.ifindex))
     }
 
     fn moved_stations<'a>(&'a self, fresh: &'a Self) -> impl Iterator<Item = &'a (u32, Mac)> {
@@ -416,130 +371,6 @@ impl State {
             (there != Some(station.port)).then_some(key)
         })
     }
-}
-
-impl Route {
-    /// What the kernel replaces by.
-    fn key(&self) -> (u32, (Ipv4Addr, u8), u8, u32) {
-        (self.table, self.destination, self.tos, self.metric)
-    }
-}
-
-fn parse_link(message: &LinkMessage) -> Link {
-    let flags = message.header.flags;
-    let mut link = Link {
-        name: String::new(),
-        up: flags.contains(LinkFlags::Up),
-        carrier: flags.contains(LinkFlags::LowerUp),
-        mac: None,
-        master: None,
-        bridge: false,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(octets) => link.mac = to_mac(octets),
-            LinkAttribute::Controller(ifindex) => {
-                link.master = Some(*ifindex).filter(|&index| index != 0);
-            }
-            LinkAttribute::LinkInfo(infos) => {
-                link.bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
-            }
-            _ => {}
-        }
-    }
-    link
-}
-
-/// `None` for another family, an additional address, or one that is not for the world outside the host.
-fn parse_address(message: &AddressMessage) -> Option<Address> {
-    let header = &message.header;
-    let usable = header.family == AddressFamily::Inet
-        && header.scope == AddressScope::Universe
-        && !header.flags.contains(AddressHeaderFlags::Secondary);
-    let mut address = None;
-    let mut local = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Address(IpAddr::V4(addr)) => address = Some(*addr),
-            AddressAttribute::Local(IpAddr::V4(addr)) => local = Some(*addr),
-            _ => {}
-        }
-    }
-    // On a point-to-point link `Address` is the peer's.
-    local.or(address).filter(|_| usable).map(|addr| Address {
-        ifindex: header.index,
-        addr,
-        prefix_len: header.prefix_len.min(32),
-    })
-}
-
-/// `None` for what packets are not forwarded by.
-fn parse_route(message: &RouteMessage) -> Option<Route> {
-    let header = &message.header;
-    if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast {
-        return None;
-    }
-    let mut route = Route {
-        destination: (Ipv4Addr::UNSPECIFIED, header.destination_prefix_length),
-        metric: 0,
-        table: u32::from(header.table),
-        tos: header.tos,
-        hops: Vec::new(),
-    };
-    let mut oif = None;
-    let mut gateway = None;
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(addr)) => route.destination.0 = *addr,
-            RouteAttribute::Gateway(RouteAddress::Inet(addr)) => gateway = Some(*addr),
-            RouteAttribute::Oif(ifindex) => oif = Some(*ifindex),
-            RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::Table(table) => route.table = *table,
-            RouteAttribute::MultiPath(hops) => {
-                route.hops.extend(hops.iter().map(|hop| {
-                    let gateway = hop.attributes.iter().find_map(|a| match a {
-                        RouteAttribute::Gateway(RouteAddress::Inet(addr)) => Some(*addr),
-                        _ => None,
-                    });
-                    (hop.interface_index, gateway)
-                }));
-            }
-            _ => {}
-        }
-    }
-    if let Some(oif) = oif {
-        route.hops.push((oif, gateway));
-    }
-    let main = route.table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    main.then_some(route)
-}
-
-/// Key and address of an IPv4 neighbour; no address while it is not resolved.
-fn parse_neighbour(message: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Option<Mac>)> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
-    let mut destination = None;
-    let mut mac = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => {
-                destination = Some(*addr);
-            }
-            NeighbourAttribute::LinkLayerAddress(octets) => mac = to_mac(octets),
-            _ => {}
-        }
-    }
-    let resolved = !matches!(
-        message.header.state,
-        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None
-    );
-    destination.map(|addr| ((message.header.ifindex, addr), mac.filter(|_| resolved)))
-}
-
-fn to_mac(octets: &[u8]) -> Option<Mac> {
-    octets.try_into().ok()
 }
 
 #[cfg(test)]

@@ -1,8 +1,17 @@
 //! Scripts of messages as the kernel sends them, and the state they must lead to.
 
-use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::neighbour::NeighbourFlags;
-use netlink_packet_route::route::{RouteNextHop, RouteProtocol};
+use std::net::IpAddr;
+
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteProtocol, RouteType,
+};
 
 use super::*;
 

@@ -1,0 +1,467 @@
+//! Attaches the programs to devices through pinned links, which outlive the daemon.
+//!
+//! A link is pinned as `<hook>-<mode>-<ifindex>`, so that a restarted daemon knows from the names alone what is
+//! attached where.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, tc};
+use tracing::{info, warn};
+
+use super::programs::Programs;
+use super::{Port, Role};
+use crate::daemon::config::AttachMode;
+
+/// Priority and handle of our filter where there is no tcx (kernels before 6.6): fixed, to know it again.
+const FILTER: (u16, TcHandle) = (0x4957, TcHandle::new(0, 1));
+
+/// Where a program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Hook {
+    /// XDP of a LAN port.
+    Lan,
+    /// XDP of the WAN port.
+    Wan,
+    /// tc egress of the WAN.
+    Egress,
+    /// tc ingress of a WAN that cannot run XDP.
+    Ingress,
+}
+
+/// How it runs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    /// XDP in the driver.
+    Native,
+    /// XDP in the network core.
+    Generic,
+    /// A tcx link.
+    Tcx,
+    /// A filter of a clsact qdisc; what is pinned is the program, as a mark.
+    Clsact,
+}
+
+/// One program on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Attachment {
+    pub(super) ifindex: u32,
+    pub(super) hook: Hook,
+    pub(super) mode: Mode,
+}
+
+impl Attachment {
+    fn name(self) -> String {
+        let hook = match self.hook {
+            Hook::Lan => "lan",
+            Hook::Wan => "wan",
+            Hook::Egress => "egress",
+            Hook::Ingress => "ingress",
+        };
+        let mode = match self.mode {
+            Mode::Native => "native",
+            Mode::Generic => "generic",
+            Mode::Tcx => "tcx",
+            Mode::Clsact => "clsact",
+        };
+        format!("{hook}-{mode}-{}", self.ifindex)
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        let mut parts = name.split('-');
+        let hook = match parts.next()? {
+            "lan" => Hook::Lan,
+            "wan" => Hook::Wan,
+            "egress" => Hook::Egress,
+            "ingress" => Hook::Ingress,
+            _ => return None,
+        };
+        let mode = match parts.next()? {
+            "native" => Mode::Native,
+            "generic" => Mode::Generic,
+            "tcx" => Mode::Tcx,
+            "clsact" => Mode::Clsact,
+            _ => return None,
+        };
+        let ifindex = parts.next()?.parse().ok()?;
+        parts.next().is_none().then_some(Self {
+            ifindex,
+            hook,
+            mode,
+        })
+    }
+
+    /// Whether this is XDP, whatever the side.
+    pub(super) fn is_xdp(self) -> bool {
+        matches!(self.hook, Hook::Lan | Hook::Wan)
+    }
+}
+
+/// Lists what is pinned in a directory of links.
+pub(super) fn list(links: &Path) -> io::Result<BTreeSet<Attachment>> {
+    let entries = match fs::read_dir(links) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries?,
+    };
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        found.extend(entry?.file_name().to_str().and_then(Attachment::parse));
+    }
+    Ok(found)
+}
+
+/// Attaches to every port what belongs there and detaches the rest; returns what is attached now. A device
+/// that refuses costs only itself: its traffic takes the stack. It is told once here and can be told from the
+/// result.
+pub(super) fn reconcile(
+    links: &Path,
+    programs: &mut Programs,
+    ports: &[Port],
+    how: AttachMode,
+) -> io::Result<BTreeSet<Attachment>> {
+    let mut there = list(links)?;
+    let wanted: BTreeSet<(u32, Hook)> = ports.iter().flat_map(hooks).collect();
+    there.retain(|&attachment| {
+        let fits = wanted.contains(&(attachment.ifindex, attachment.hook))
+            && refresh(links, attachment, programs);
+        if !fits {
+            release(links, attachment);
+        }
+        fits
+    });
+    for port in ports {
+        let mut attach = |hook: Hook| {
+            let found = there
+                .iter()
+                .any(|a| a.ifindex == port.ifindex && a.hook == hook);
+            if !found {
+                there.extend(attach_one(links, port, hook, programs, how));
+            }
+            there
+                .iter()
+                .any(|a| a.ifindex == port.ifindex && a.hook == hook)
+        };
+        match port.role {
+            Role::Lan => {
+                attach(Hook::Lan);
+            }
+            Role::Wan => {
+                attach(Hook::Egress);
+                if !attach(Hook::Wan) {
+                    attach(Hook::Ingress);
+                }
+            }
+        }
+    }
+    Ok(there)
+}
+
+/// Lets the links of `old` run the new programs and moves their pins to `new`. Dead ones are dropped.
+pub(super) fn move_links(old: &Path, new: &Path, programs: &mut Programs) -> io::Result<()> {
+    for attachment in list(old)? {
+        let name = attachment.name();
+        if attachment.mode == Mode::Clsact {
+            if update(old, attachment, programs).is_ok() {
+                repin_mark(&new.join(&name), attachment.hook, programs)?;
+            }
+        } else if let Ok(link) = update(old, attachment, programs) {
+            let target = new.join(&name);
+            if !target.exists()
+                && let Some(link) = link
+            {
+                link.pin(&target).map_err(io::Error::other)?;
+            }
+        }
+        fs::remove_file(old.join(&name))?;
+    }
+    Ok(())
+}
+
+/// Lets every link of a directory run the current programs. Dead ones stay for [`reconcile`] to drop.
+pub(super) fn update_links(links: &Path, programs: &mut Programs) -> io::Result<()> {
+    for attachment in list(links)? {
+        if let Err(error) = update(links, attachment, programs) {
+            warn!(
+                link = attachment.name(),
+                "not switched to the new program: {error}"
+            );
+        } else if attachment.mode == Mode::Clsact {
+            repin_mark(&links.join(attachment.name()), attachment.hook, programs)?;
+        }
+    }
+    Ok(())
+}
+
+/// Detaches one program. What is already gone with its device is fine.
+pub(super) fn release(links: &Path, attachment: Attachment) {
+    if attachment.mode == Mode::Clsact
+        && let Err(error) = super::clsact::remove(attachment.ifindex, FILTER, attachment.hook)
+    {
+        warn!(link = attachment.name(), "filter not removed: {error}");
+    }
+    let pin = links.join(attachment.name());
+    match fs::remove_file(&pin) {
+        Ok(()) => info!(link = attachment.name(), "detached"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => warn!(link = attachment.name(), "pin not removed: {error}"),
+    }
+}
+
+/// The hooks a port may have. Ingress is in, because it stands in for XDP of the WAN.
+fn hooks(port: &Port) -> Vec<(u32, Hook)> {
+    let hooks: &[Hook] = match port.role {
+        Role::Lan => &[Hook::Lan],
+        Role::Wan => &[Hook::Wan, Hook::Egress, Hook::Ingress],
+    };
+    hooks.iter().map(|hook| (port.ifindex, *hook)).collect()
+}
+
+/// Whether a link is alive. It is given the current program, which changes nothing if it has it.
+fn refresh(links: &Path, attachment: Attachment, programs: &mut Programs) -> bool {
+    match update(links, attachment, programs) {
+        Ok(_) => true,
+        Err(error) => {
+            info!(
+                link = attachment.name(),
+                "its device is gone or changed: {error}"
+            );
+            false
+        }
+    }
+}
+
+/// Gives a pinned link the current program; the link, if there is one.
+fn update(
+    links: &Path,
+    attachment: Attachment,
+    programs: &mut Programs,
+) -> Result<Option<FdLink>, AttachError> {
+    let pin = links.join(attachment.name());
+    match attachment.hook {
+        Hook::Lan => update_xdp(&mut programs.xdp_lan, &pin).map(Some),
+        Hook::Wan => update_xdp(&mut programs.xdp_wan, &pin).map(Some),
+        Hook::Egress | Hook::Ingress => {
+            let (program, direction) = classifier(programs, attachment.hook);
+            if attachment.mode == Mode::Clsact {
+                return update_filter(program, direction, attachment.ifindex).map(|()| None);
+            }
+            let link = SchedClassifierLink::try_from(FdLink::from(PinnedLink::from_pin(&pin)?))?;
+            let id = program.attach_to_link(link)?;
+            Ok(Some(program.take_link(id)?.try_into()?))
+        }
+    }
+}
+
+fn update_xdp(program: &mut Xdp, pin: &Path) -> Result<FdLink, AttachError> {
+    let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin)?))?;
+    let id = program.attach_to_link(link)?;
+    Ok(program.take_link(id)?.try_into()?)
+}
+
+fn attach_one(
+    links: &Path,
+    port: &Port,
+    hook: Hook,
+    programs: &mut Programs,
+    how: AttachMode,
+) -> Option<Attachment> {
+    let attachment = |mode| Attachment {
+        ifindex: port.ifindex,
+        hook,
+        mode,
+    };
+    let outcome = match hook {
+        Hook::Lan => attach_xdp(&mut programs.xdp_lan, port, how, |mode| {
+            links.join(attachment(mode).name())
+        }),
+        Hook::Wan => attach_xdp(&mut programs.xdp_wan, port, how, |mode| {
+            links.join(attachment(mode).name())
+        }),
+        Hook::Egress | Hook::Ingress => {
+            let (program, direction) = classifier(programs, hook);
+            attach_tc(program, port, direction, |mode| {
+                links.join(attachment(mode).name())
+            })
+        }
+    };
+    match outcome {
+        Ok(mode) => {
+            info!(interface = port.name, ?hook, ?mode, "attached");
+            Some(attachment(mode))
+        }
+        Err(error) => {
+            warn!(
+                interface = port.name,
+                ?hook,
+                "cannot attach, its traffic takes the kernel's stack: {error}"
+            );
+            None
+        }
+    }
+}
+
+/// In the driver if that is possible and allowed, else in the network core.
+fn attach_xdp(
+    program: &mut Xdp,
+    port: &Port,
+    how: AttachMode,
+    pin: impl Fn(Mode) -> PathBuf,
+) -> Result<Mode, AttachError> {
+    let mut attach = |mode: Mode, flag: XdpMode| -> Result<Mode, AttachError> {
+        let id = program.attach_to_if_index(port.ifindex, flag)?;
+        // A link that came by way of netlink cannot be pinned: dropping it here detaches it.
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        pin_link(link, &pin(mode))?;
+        Ok(mode)
+    };
+    if how != AttachMode::Generic {
+        match attach(Mode::Native, XdpMode::Driver) {
+            Err(reason) if how == AttachMode::Auto => {
+                warn!(
+                    interface = port.name,
+                    %reason,
+                    "XDP does not run in this driver; falling back to generic mode, which is slower"
+                );
+            }
+            outcome => return outcome,
+        }
+    }
+    attach(Mode::Generic, XdpMode::Skb)
+}
+
+/// A tcx link where the kernel has them (6.6), else a filter.
+fn attach_tc(
+    program: &mut SchedClassifier,
+    port: &Port,
+    direction: TcAttachType,
+    pin: impl Fn(Mode) -> PathBuf,
+) -> Result<Mode, AttachError> {
+    let tcx = TcAttachOptions::TcxOrder(LinkOrder::default());
+    match program.attach_with_options(&port.name, direction, tcx) {
+        Ok(id) => {
+            let link: FdLink = program.take_link(id)?.try_into()?;
+            pin_link(link, &pin(Mode::Tcx))?;
+            return Ok(Mode::Tcx);
+        }
+        Err(reason) => {
+            info!(interface = port.name, %reason, "no tcx link; using a clsact filter");
+        }
+    }
+    attach_filter(program, &port.name, direction)?;
+    program.pin(pin(Mode::Clsact)).map_err(io::Error::other)?;
+    Ok(Mode::Clsact)
+}
+
+/// Adds our filter, and the qdisc it hangs on if there is none.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<(), AttachError> {
+    // Refused if there is one already, which is as good; anything else shows in the next step.
+    if let Err(error) = tc::qdisc_add_clsact(interface) {
+        tracing::debug!(interface, "clsact: {error}");
+    }
+    let options = TcAttachOptions::Netlink(NlOptions {
+        priority: FILTER.0,
+        handle: FILTER.1,
+        classid: None,
+    });
+    let id = program.attach_with_options(interface, direction, options)?;
+    // Dropping the handle would take the filter away again, and it has no descriptor to leak.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Replaces the program of our filter.
+fn update_filter(
+    program: &mut SchedClassifier,
+    direction: TcAttachType,
+    ifindex: u32,
+) -> Result<(), AttachError> {
+    let name = nix::net::if_::if_indextoname(ifindex).map_err(io::Error::from)?;
+    let name = name.to_string_lossy();
+    let link = SchedClassifierLink::attached(&name, direction, FILTER.0, FILTER.1, None)?;
+    let id = program.attach_to_link(link)?;
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn repin_mark(pin: &Path, hook: Hook, programs: &mut Programs) -> io::Result<()> {
+    if pin.exists() {
+        fs::remove_file(pin)?;
+    }
+    let (program, _) = classifier(programs, hook);
+    program.pin(pin).map_err(io::Error::other)
+}
+
+fn pin_link(link: FdLink, pin: &Path) -> Result<(), AttachError> {
+    match link.pin(pin) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::other(error).into()),
+    }
+}
+
+fn classifier(programs: &mut Programs, hook: Hook) -> (&mut SchedClassifier, TcAttachType) {
+    match hook {
+        Hook::Ingress => (&mut programs.ingress, TcAttachType::Ingress),
+        Hook::Lan | Hook::Wan | Hook::Egress => (&mut programs.egress, TcAttachType::Egress),
+    }
+}
+
+/// Why one device could not be attached to.
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("{}", chain(.0))]
+    Program(#[from] ProgramError),
+    #[error("{}", chain(.0))]
+    Link(#[from] LinkError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// The error with what caused it: the libraries say "`bpf_link_create` failed" and hide the reason below.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_read_back() {
+        for hook in [Hook::Lan, Hook::Wan, Hook::Egress, Hook::Ingress] {
+            for mode in [Mode::Native, Mode::Generic, Mode::Tcx, Mode::Clsact] {
+                let attachment = Attachment {
+                    ifindex: 4_000_000_000,
+                    hook,
+                    mode,
+                };
+                assert_eq!(Attachment::parse(&attachment.name()), Some(attachment));
+            }
+        }
+        for other in [
+            "",
+            "lan",
+            "lan-native",
+            "lan-native-x",
+            "lan-native-1-2",
+            "wlan-native-1",
+        ] {
+            assert_eq!(Attachment::parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Leaves nothing behind.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for the kernel with a deadline"
+)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use aya::maps::{MapInfo, loaded_maps};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{ProgramInfo, loaded_links, loaded_programs};
+use iwf_common::names;
+use tracing::{info, warn};
+
+use super::attach;
+use super::pins::{self, PinSet};
+
+/// The kernel frees unpinned objects a little later (after a grace period). Longer than this, somebody else
+/// holds them.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// See [`super::kernel::detach`].
+pub(super) fn detach(bpffs_dir: &Path) -> Result<()> {
+    let sets = PinSet::all(bpffs_dir).context("list the pins")?;
+    let doomed = Ids::of(&sets);
+    for set in &sets {
+        for attachment in attach::list(&set.links()).context("list the pinned links")? {
+            attach::release(&set.links(), attachment);
+        }
+        set.remove()
+            .with_context(|| format!("remove {}", set.dir().display()))?;
+        info!(pins = %set.dir().display(), "removed");
+    }
+    pins::release_bpffs(bpffs_dir)?;
+    doomed.wait_until_gone();
+    Ok(())
+}
+
+/// Numbers of kernel objects.
+#[derive(Debug, Default)]
+struct Ids {
+    links: BTreeSet<u32>,
+    programs: BTreeSet<u32>,
+    maps: BTreeSet<u32>,
+}
+
+impl Ids {
+    fn of(sets: &[PinSet]) -> Self {
+        let mut ids = Self::default();
+        for set in sets {
+            let links = std::fs::read_dir(set.links())
+                .into_iter()
+                .flatten()
+                .flatten();
+            ids.links.extend(links.filter_map(|entry| {
+                let link = FdLink::from(PinnedLink::from_pin(entry.path()).ok()?);
+                Some(link.info().ok()?.id())
+            }));
+            let programs = std::fs::read_dir(set.program("").parent().unwrap_or(set.dir()));
+            ids.programs.extend(
+                programs
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .filter_map(|entry| ProgramInfo::from_pin(entry.path()).ok().map(|i| i.id())),
+            );
+            let maps = names::PINNED_MAPS.iter().map(|name| set.map(name));
+            ids.maps.extend(
+                maps.chain([set.meta()])
+                    .filter_map(|pin| MapInfo::from_pin(pin).ok().map(|i| i.id())),
+            );
+        }
+        ids
+    }
+
+    fn wait_until_gone(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.are_gone() {
+            if Instant::now() > deadline {
+                warn!("the kernel still holds some objects: a running daemon has them open");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn are_gone(&self) -> bool {
+        let links = loaded_links().flatten().map(|l| l.id());
+        let programs = loaded_programs().flatten().map(|p| p.id());
+        let maps = loaded_maps().flatten().map(|m| m.id());
+        !links.into_iter().any(|id| self.links.contains(&id))
+            && !programs.into_iter().any(|id| self.programs.contains(&id))
+            && !maps.into_iter().any(|id| self.maps.contains(&id))
+    }
+}

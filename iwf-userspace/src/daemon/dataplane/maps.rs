@@ -1,0 +1,324 @@
+//! The pinned maps as typed handles, and the conversions between their values and the core's types.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use aya::Pod;
+use aya::maps::{
+    Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, xdp::XdpMapError,
+};
+use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
+use iwf_common::event::EventBudget;
+use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_common::sweep::SweepRequest;
+use iwf_common::tick::ClockSample;
+use iwf_common::{limits, names, reason};
+
+use super::clock::Clock;
+use super::pins::PinSet;
+use super::{DataPlaneError, HALF_WRITTEN};
+use crate::daemon::config::Timeouts;
+use crate::types::{
+    ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, NatEntry, Protocol,
+    RemotePeer,
+};
+
+/// Sizes that the configuration decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Entries of SESSIONS: two per session.
+    pub(super) session_entries: u32,
+    /// Entries of each mapping table.
+    pub(super) mappings: u32,
+}
+
+impl Sizes {
+    /// Maps whose size is not the one in the object.
+    pub(super) fn overrides(&self) -> [(&'static str, u32); 3] {
+        [
+            (names::SESSIONS, self.session_entries),
+            (names::MAPPINGS_INT, self.mappings),
+            (names::MAPPINGS_EXT, self.mappings),
+        ]
+    }
+
+    /// Key size, value size and entries every pinned map must have. The device map's value depends on the
+    /// kernel and the ring has none; both are left out.
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 10] {
+        const INDEX: usize = size_of::<u32>();
+        let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
+        [
+            (names::CONFIG, INDEX, size_of::<Config>(), 1),
+            (
+                names::IFACES,
+                INDEX,
+                size_of::<IfaceValue>(),
+                limits::IFACES,
+            ),
+            (
+                names::BRIDGE_FDB,
+                size_of::<FdbKey>(),
+                INDEX,
+                limits::BRIDGE_FDB,
+            ),
+            (names::COUNTERS, INDEX, size_of::<u64>(), reason::SLOTS),
+            (names::MAPPINGS_EXT, mapping.0, mapping.1, self.mappings),
+            (names::MAPPINGS_INT, mapping.0, mapping.1, self.mappings),
+            (
+                names::SESSIONS,
+                size_of::<SessionKey>(),
+                size_of::<SessionValue>(),
+                self.session_entries,
+            ),
+            (names::EVENT_BUDGET, INDEX, size_of::<EventBudget>(), 1),
+            (names::SWEEP, INDEX, size_of::<SweepRequest>(), 1),
+            (names::CLOCK, INDEX, size_of::<ClockSample>(), 1),
+        ]
+    }
+
+    /// Why the pinned maps of `set` cannot be adopted, if they cannot: one is missing or has another shape.
+    /// The loader reuses a pin by its name alone, so this is the only check there is.
+    pub(super) fn misfit(&self, set: &PinSet) -> Option<String> {
+        for name in names::PINNED_MAPS {
+            if let Err(error) = MapInfo::from_pin(set.map(name)) {
+                return Some(format!("map {name} cannot be opened: {error}"));
+            }
+        }
+        self.expected()
+            .into_iter()
+            .find_map(|(name, key, value, entries)| {
+                let info = MapInfo::from_pin(set.map(name)).ok()?;
+                let is = (
+                    info.key_size() as usize,
+                    info.value_size() as usize,
+                    info.max_entries(),
+                );
+                (is != (key, value, entries)).then(|| {
+                    format!(
+                        "map {name} has key, value, entries {is:?} instead of {:?}",
+                        (key, value, entries)
+                    )
+                })
+            })
+    }
+}
+
+/// Open pinned maps.
+pub(super) struct Maps {
+    pub(super) config: Array<MapData, Config>,
+    pub(super) ifaces: HashMap<MapData, u32, IfaceValue>,
+    pub(super) devmap: DevMapHash<MapData>,
+    pub(super) fdb: HashMap<MapData, FdbKey, u32>,
+    pub(super) counters: PerCpuArray<MapData, u64>,
+    pub(super) ext: HashMap<MapData, EndpointKey, MappingValue>,
+    pub(super) int: HashMap<MapData, EndpointKey, MappingValue>,
+    pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
+    pub(super) sweep: Array<MapData, SweepRequest>,
+    pub(super) clock: Array<MapData, ClockSample>,
+}
+
+impl Maps {
+    /// Opens the maps of a set that [`Sizes::misfit`] has nothing against.
+    pub(super) fn open(set: &PinSet) -> Result<Self> {
+        fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
+            let open = || -> Result<M, MapError> {
+                M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
+            };
+            open().with_context(|| format!("open map {name}"))
+        }
+        Ok(Self {
+            config: typed(set, names::CONFIG)?,
+            ifaces: typed(set, names::IFACES)?,
+            devmap: typed(set, names::DEVMAP)?,
+            fdb: typed(set, names::BRIDGE_FDB)?,
+            counters: typed(set, names::COUNTERS)?,
+            ext: typed(set, names::MAPPINGS_EXT)?,
+            int: typed(set, names::MAPPINGS_INT)?,
+            sessions: typed(set, names::SESSIONS)?,
+            sweep: typed(set, names::SWEEP)?,
+            clock: typed(set, names::CLOCK)?,
+        })
+    }
+}
+
+/// Reads the value of `key`; `None` if there is none.
+pub(super) fn lookup<K: Pod, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    match map.get(key, 0) {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(to_io(error)),
+    }
+}
+
+/// Removes `key`; absent is fine.
+pub(super) fn delete<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> io::Result<()> {
+    match map.remove(key).map_err(to_io) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Makes `map` equal to `wanted`: takes away first, so that there is room.
+pub(super) fn replace_all<K: Pod + Ord, V: Pod + PartialEq>(
+    map: &mut HashMap<MapData, K, V>,
+    wanted: &std::collections::BTreeMap<K, V>,
+) -> io::Result<()> {
+    let held: Vec<(K, V)> = map.iter().collect::<Result<_, _>>().map_err(to_io)?;
+    for (key, _) in held.iter().filter(|(key, _)| !wanted.contains_key(key)) {
+        delete(map, key)?;
+    }
+    for (key, value) in wanted {
+        let same = held.iter().any(|(k, v)| k == key && v == value);
+        if !same {
+            map.insert(key, value, 0).map_err(to_io)?;
+        }
+    }
+    Ok(())
+}
+
+/// The number the kernel gave, if it gave one.
+pub(super) fn to_io(error: MapError) -> io::Error {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the rest are mistakes of ours without a number of the kernel's"
+    )]
+    match error {
+        MapError::SyscallError(syscall) => syscall.io_error,
+        MapError::IoError(error) => error,
+        MapError::KeyNotFound | MapError::ElementNotFound => {
+            io::Error::from_raw_os_error(libc::ENOENT)
+        }
+        other => io::Error::other(other),
+    }
+}
+
+/// As [`to_io`], for device maps.
+pub(super) fn device_to_io(error: XdpMapError) -> io::Error {
+    match error {
+        XdpMapError::MapError(error) => to_io(error),
+        XdpMapError::ChainedProgramNotSupported => io::Error::other(error),
+    }
+}
+
+/// Shorthand for a refusal of the kernel's.
+pub(super) fn refused(action: &'static str) -> impl Fn(io::Error) -> DataPlaneError {
+    move |source| DataPlaneError::Kernel { action, source }
+}
+
+/// Idle times in ticks.
+pub(super) fn idle_times(timeouts: &Timeouts, hz: u32) -> IdleTimes {
+    let ticks = |time: Duration| {
+        u32::try_from(time.as_secs())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(hz)
+    };
+    IdleTimes {
+        udp: ticks(timeouts.udp_idle),
+        tcp_established: ticks(timeouts.tcp_established),
+        tcp_transitory: ticks(timeouts.tcp_transitory),
+        icmp: ticks(timeouts.icmp_query),
+    }
+}
+
+/// The external side of an explicit mapping as a key.
+pub(super) fn external_key(entry: &NatEntry) -> EndpointKey {
+    EndpointKey::new(
+        entry.external.addr.octets(),
+        entry.external.port.get().to_be_bytes(),
+        entry.protocol.number(),
+    )
+}
+
+/// The internal side of an explicit mapping as a key.
+pub(super) fn internal_key(entry: &NatEntry) -> EndpointKey {
+    EndpointKey::new(
+        entry.internal.addr.octets(),
+        entry.internal.port.get().to_be_bytes(),
+        entry.protocol.number(),
+    )
+}
+
+/// The value both tables carry for a mapping, with `other` as the side it names.
+pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock) -> MappingValue {
+    let (remote_addr, remote_mask) = match entry.remote {
+        RemotePeer::Any => ([0; 4], mask(0)),
+        RemotePeer::Host(addr) => (addr.octets(), mask(32)),
+    };
+    MappingValue {
+        addr: other.addr,
+        port: other.port,
+        kind: MappingKind::Explicit as u8,
+        filter: Filter::EndpointIndependent as u8,
+        generation: entry.generation.0,
+        expires: clock.deadline(entry.expires),
+        last_used: clock.now(),
+        remote_addr,
+        remote_mask,
+        flags: 0,
+    }
+}
+
+/// The mapping between `external` and `internal` whose facts `value` carries; `None` if it is none the core
+/// could have made.
+pub(super) fn nat_entry(
+    external: EndpointKey,
+    internal: EndpointKey,
+    value: &MappingValue,
+    whole: bool,
+    clock: &Clock,
+) -> Option<NatEntry> {
+    let port = |key: EndpointKey| u16::from_be_bytes(key.port);
+    Some(NatEntry {
+        protocol: Protocol::from_number(external.proto)?,
+        external: ExternalEndpoint {
+            addr: Ipv4Addr::from(external.addr),
+            port: ExternalPort::new(port(external))?,
+        },
+        internal: InternalEndpoint {
+            addr: Ipv4Addr::from(internal.addr),
+            port: InternalPort::new(port(internal))?,
+        },
+        remote: if value.remote_mask == mask(0) {
+            RemotePeer::Any
+        } else {
+            RemotePeer::Host(Ipv4Addr::from(value.remote_addr))
+        },
+        generation: if whole {
+            Generation(value.generation)
+        } else {
+            HALF_WRITTEN
+        },
+        expires: clock.instant(value.expires),
+    })
+}
+
+/// Reads the build id of a complete set; `None` if the set is not complete.
+pub(super) fn read_build_id(set: &PinSet) -> Option<[u8; 16]> {
+    let open = || -> Result<[u8; 16]> {
+        let map = Map::from_map_data(MapData::from_pin(set.meta())?)?;
+        let meta: Array<MapData, [u8; 16]> = map.try_into()?;
+        Ok(meta.get(&0, 0)?)
+    };
+    open().ok()
+}
+
+/// Marks a set complete, made from the object with this build id.
+pub(super) fn write_build_id(set: &PinSet, build_id: [u8; 16]) -> Result<()> {
+    let path = set.meta();
+    if path.exists() {
+        let map = Map::from_map_data(MapData::from_pin(&path)?)?;
+        let mut meta: Array<MapData, [u8; 16]> = map.try_into()?;
+        return Ok(meta.set(0, build_id, 0)?);
+    }
+    let mut meta: Array<MapData, [u8; 16]> = Array::create(1, 0)?;
+    meta.set(0, build_id, 0)?;
+    meta.pin(&path)
+        .map_err(|error| anyhow!(error).context(format!("pin {}", path.display())))
+}

@@ -1,0 +1,245 @@
+//! Loads the eBPF object, or adopts what an earlier daemon left pinned.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use aya::EbpfLoader;
+use aya::programs::raw_trace_point::RawTracePoint;
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya_obj::programs::XdpAttachType;
+use iwf_common::names;
+use tracing::{info, warn};
+
+use super::attach;
+use super::maps::{Maps, Sizes, read_build_id, write_build_id};
+use super::pins::PinSet;
+
+/// Every program that is loaded and pinned.
+const PROGRAMS: [&str; 6] = [
+    names::XDP_LAN,
+    names::XDP_WAN,
+    names::TC_EGRESS,
+    names::TC_INGRESS,
+    names::RUN_SWEEP,
+    names::RUN_CLOCK,
+];
+
+/// How the set in use came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Loaded now; there was nothing, or nothing that fits.
+    Created,
+    /// Found pinned and taken over without a change.
+    Adopted,
+    /// Programs of another build were replaced on the maps that were found.
+    Upgraded,
+}
+
+/// Everything that is pinned, open.
+pub(super) struct Opened {
+    pub(super) maps: Maps,
+    pub(super) programs: Programs,
+    pub(super) tools: Tools,
+    pub(super) origin: Origin,
+}
+
+/// Programs that run when the daemon says so.
+#[derive(Debug)]
+pub(super) struct Tools {
+    pub(super) sweep: RawTracePoint,
+    pub(super) clock: RawTracePoint,
+}
+
+/// Programs that are attached to devices.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) xdp_lan: Xdp,
+    pub(super) xdp_wan: Xdp,
+    pub(super) egress: SchedClassifier,
+    pub(super) ingress: SchedClassifier,
+}
+
+impl Programs {
+    fn open(set: &PinSet) -> Result<Self, ProgramError> {
+        let xdp = |name| Xdp::from_pin(set.program(name), XdpAttachType::Interface);
+        Ok(Self {
+            xdp_lan: xdp(names::XDP_LAN)?,
+            xdp_wan: xdp(names::XDP_WAN)?,
+            egress: SchedClassifier::from_pin(set.program(names::TC_EGRESS))?,
+            ingress: SchedClassifier::from_pin(set.program(names::TC_INGRESS))?,
+        })
+    }
+}
+
+impl Tools {
+    fn open(set: &PinSet) -> Result<Self, ProgramError> {
+        Ok(Self {
+            sweep: RawTracePoint::from_pin(set.program(names::RUN_SWEEP))?,
+            clock: RawTracePoint::from_pin(set.program(names::RUN_CLOCK))?,
+        })
+    }
+}
+
+/// Opens the current set under `root`, creating, adopting or upgrading it.
+pub(super) fn open(root: &Path, object: &[u8], sizes: &Sizes) -> Result<Opened> {
+    let build_id = build_id(object);
+    let current = PinSet::current(root);
+    resume(root, &current)?;
+
+    let Some(pinned_id) = read_build_id(&current) else {
+        create(root, object, sizes, build_id).context("load the eBPF programs")?;
+        return opened(&current, Origin::Created);
+    };
+    if let Some(misfit) = sizes.misfit(&current) {
+        warn!("pinned tables do not fit, sessions begin anew: {misfit}");
+        create(root, object, sizes, build_id).context("load the eBPF programs anew")?;
+        return opened(&current, Origin::Created);
+    }
+    if pinned_id == build_id {
+        match opened(&current, Origin::Adopted) {
+            Ok(adopted) => return Ok(adopted),
+            Err(error) => warn!("pinned programs cannot be adopted, replacing them: {error:#}"),
+        }
+    }
+    upgrade(&current, object, sizes, build_id).context("replace the eBPF programs")?;
+    opened(&current, Origin::Upgraded)
+}
+
+fn opened(set: &PinSet, origin: Origin) -> Result<Opened> {
+    let maps = Maps::open(set)?;
+    let programs = Programs::open(set).context("open the pinned programs")?;
+    let tools = Tools::open(set).context("open the pinned programs")?;
+    info!(?origin, pinned = %set.dir().display(), "data plane ready");
+    Ok(Opened {
+        maps,
+        programs,
+        tools,
+        origin,
+    })
+}
+
+/// Brings an interrupted [`create`] to an end: a complete new set takes over, an incomplete one goes.
+fn resume(root: &Path, current: &PinSet) -> Result<()> {
+    let fresh = PinSet::fresh(root);
+    if !fresh.dir().exists() {
+        return Ok(());
+    }
+    if read_build_id(&fresh).is_none() {
+        warn!("removing pins of an interrupted start");
+        return fresh.remove().context("remove half-made pins");
+    }
+    take_over(root, &fresh, current)
+}
+
+/// Loads everything into a new set beside whatever is there, then lets it take over.
+fn create(root: &Path, object: &[u8], sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
+    let fresh = PinSet::fresh(root);
+    fresh.remove().context("remove half-made pins")?;
+    fresh.create().context("make the pin directories")?;
+    load(&fresh, object, sizes)?;
+    write_build_id(&fresh, build_id).context("pin the build id")?;
+    take_over(root, &fresh, &PinSet::current(root))
+}
+
+/// Moves every link to the programs of a complete set, removes the other sets and puts this one in their
+/// place. May be repeated after an interruption anywhere.
+fn take_over(root: &Path, fresh: &PinSet, current: &PinSet) -> Result<()> {
+    let mut programs = Programs::open(fresh).context("open the new programs")?;
+    for old in PinSet::all(root).context("list the pins")? {
+        if old.dir() == fresh.dir() {
+            continue;
+        }
+        attach::move_links(&old.links(), &fresh.links(), &mut programs)
+            .context("move the links to the new programs")?;
+        old.remove().context("remove the old pins")?;
+    }
+    fs::rename(fresh.dir(), current.dir()).context("put the new pins in place")
+}
+
+/// Replaces the programs on the maps that are there. The build id goes last: interrupted, it is done again.
+fn upgrade(set: &PinSet, object: &[u8], sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
+    set.create().context("make the pin directories")?;
+    load(set, object, sizes)?;
+    let mut programs = Programs::open(set).context("open the new programs")?;
+    attach::update_links(&set.links(), &mut programs).context("switch the links over")?;
+    write_build_id(set, build_id).context("pin the build id")
+}
+
+/// Loads the object on the maps of `set`, making those that are missing, and pins the programs over what
+/// has their names.
+fn load(set: &PinSet, object: &[u8], sizes: &Sizes) -> Result<()> {
+    let pins: Vec<_> = names::PINNED_MAPS
+        .iter()
+        .map(|name| (*name, set.map(name)))
+        .collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path.as_path());
+    }
+    for (name, entries) in sizes.overrides() {
+        loader.map_max_entries(name, entries);
+    }
+    let mut ebpf = loader
+        .load(object)
+        .context("create the maps (needs root, and a kernel with BPF and BTF)")?;
+    for name in PROGRAMS {
+        let program = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?;
+        load_program(program).with_context(|| format!("load program {name}"))?;
+        let path = set.program(name);
+        let beside = set.program(&format!("{name}-new"));
+        if beside.exists() {
+            fs::remove_file(&beside).context("remove a half-made pin")?;
+        }
+        program
+            .pin(&beside)
+            .map_err(|error| anyhow!(error).context(format!("pin program {name}")))?;
+        fs::rename(&beside, &path).with_context(|| format!("pin program {name}"))?;
+    }
+    Ok(())
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "30 kinds of programs that the object does not have"
+    )]
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Tells builds apart: FNV-1a with 128 bits. Nobody attacks it, whoever can pin programs is root.
+fn build_id(object: &[u8]) -> [u8; 16] {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let hash = object.iter().fold(OFFSET, |hash, octet| {
+        (hash ^ u128::from(*octet)).wrapping_mul(PRIME)
+    });
+    hash.to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_id_is_fnv_1a() {
+        // Published vectors of the FNV test suite.
+        assert_eq!(
+            build_id(b"").map(|b| format!("{b:02x}")).concat(),
+            "6c62272e07bb014262b821756295c58d"
+        );
+        assert_eq!(
+            build_id(b"a").map(|b| format!("{b:02x}")).concat(),
+            "d228cb696f1a8caf78912b704e4a8964"
+        );
+        assert_ne!(build_id(b"ab"), build_id(b"ba"));
+    }
+}
