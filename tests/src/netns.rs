@@ -67,6 +67,7 @@ impl Network {
         let id = format!("{PREFIX}{name}");
         let dir = Path::new(RUN_DIR).join(&id);
         std::fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+        owned().insert(id.clone());
         Ok(Self {
             id,
             dir,

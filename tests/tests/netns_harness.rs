@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use iwf_tests::netns::{self, Network};
+use iwf_tests::process::{self, Process};
+use nix::sys::signal::Signal;
 
 fn leftovers(dir: &Path) -> Vec<String> {
     let run = dir.file_name().unwrap().to_str().unwrap();
@@ -58,7 +60,7 @@ fn a_panic_leaves_no_namespace_process_mount_or_directory() {
         let sleeper = host.spawn("sleeper", &["sleep", "600"]).unwrap();
         let mount = network.dir().join("bpf");
         std::fs::create_dir(&mount).unwrap();
-        iwf_tests::process::must(&["mount", "-t", "bpf", "bpf", mount.to_str().unwrap()]).unwrap();
+        process::must(&["mount", "-t", "bpf", "bpf", mount.to_str().unwrap()]).unwrap();
         *seen.lock().unwrap() = (network.dir().to_owned(), sleeper.pid());
         assert_eq!(leftovers(network.dir()).len(), 1);
         // An unguarded process ends with its namespace.
@@ -75,4 +77,71 @@ fn a_panic_leaves_no_namespace_process_mount_or_directory() {
         state.is_empty() || state.contains(") Z "),
         "still runs: {state}"
     );
+}
+
+/// Set for a second instance of this program that builds a network and waits to be ended.
+const HOLD: &str = "IWF_TEST_HOLD";
+
+/// Starts that instance; returns it and the directory of its network.
+fn holder(log: &Path) -> Result<(Process, PathBuf)> {
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command
+        .args(["--exact", "a_network_is_held_on_request", "--nocapture"])
+        .env(HOLD, "1");
+    let mut process = Process::spawn("holder", command, log)?;
+    process.wait_for_log("holding ", Duration::from_secs(20))?;
+    let text = process.log();
+    let dir = text
+        .lines()
+        .find_map(|line| line.split("holding ").nth(1))
+        .unwrap_or_default();
+    Ok((process, PathBuf::from(dir)))
+}
+
+#[test]
+fn a_network_is_held_on_request() -> Result<()> {
+    if std::env::var_os(HOLD).is_none() || !netns::may_run() {
+        return Ok(());
+    }
+    let network = Network::new()?;
+    let host = network.namespace("a")?;
+    let _sleeper = host.spawn("sleeper", &["sleep", "600"])?;
+    eprintln!("holding {}", network.dir().display());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn ctrl_c_leaves_nothing() -> Result<()> {
+    if !netns::may_run() {
+        return Ok(());
+    }
+    let own = Network::new()?;
+    let (mut process, dir) = holder(&own.dir().join("holder.log"))?;
+    assert_eq!(leftovers(&dir).len(), 1);
+    process.signal(Signal::SIGINT)?;
+    let status = process.wait(Duration::from_secs(20))?;
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(leftovers(&dir), Vec::<String>::new());
+    assert!(!dir.exists());
+    Ok(())
+}
+
+#[test]
+fn what_a_killed_run_left_the_next_one_collects() -> Result<()> {
+    if !netns::may_run() {
+        return Ok(());
+    }
+    let own = Network::new()?;
+    let (mut killed, dir) = holder(&own.dir().join("killed.log"))?;
+    killed.kill_hard()?;
+    assert_eq!(leftovers(&dir).len(), 1);
+    assert!(!process::must(&["ip", "netns", "pids", &leftovers(&dir)[0]])?.is_empty());
+
+    let (mut next, _) = holder(&own.dir().join("next.log"))?;
+    assert_eq!(leftovers(&dir), Vec::<String>::new());
+    assert!(!dir.exists());
+    next.signal(Signal::SIGTERM)?;
+    next.wait(Duration::from_secs(20)).map(drop)
 }

@@ -229,7 +229,9 @@ fn perform(check: &Check, rest: &[String]) -> Result<Outcome> {
                 "--document-private-items",
             ];
             let mut cargo = step::cargo(&args);
-            cargo.env("RUSTDOCFLAGS", "-Dwarnings");
+            // Private items are documented too, so links to them are good.
+            let flags = "-Dwarnings -Arustdoc::private-intra-doc-links";
+            cargo.env("RUSTDOCFLAGS", flags);
             step::run(&what, cargo)?;
         }
     }
