@@ -54,7 +54,7 @@ fn bad_soap_and_http_get_their_own_errors() -> Result<()> {
                 ("NewRemoteHost", ""),
                 ("NewExternalPort", "29000"),
                 ("NewProtocol", protocol),
-                ("NewInternalPort", "80"),
+                ("NewInternalPort", "8000"),
                 ("NewInternalClient", client),
                 ("NewEnabled", "1"),
                 ("NewPortMappingDescription", ""),
@@ -137,7 +137,7 @@ fn a_flood_of_bad_input_costs_no_memory() -> Result<()> {
     );
     assert!(scripted.iwfd.process().running()?);
     // It still serves.
-    gateway.add("TCP", 29001, LAN1, 80, 3600)?.ok()?;
+    gateway.add("TCP", 29001, LAN1, 8000, 3600)?.ok()?;
     Ok(())
 }
 
@@ -169,7 +169,7 @@ fn a_damaged_store_never_keeps_the_daemon_from_starting() -> Result<()> {
     }
     let mut scripted = Scripted::up(Manner::Grant)?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
-    gateway.add("TCP", 29002, LAN1, 80, 3600)?.ok()?;
+    gateway.add("TCP", 29002, LAN1, 8000, 3600)?.ok()?;
     let state = scripted.iwfd.files().state_dir.clone();
 
     for damage in [Damage::Truncated, Damage::Overwritten, Damage::Empty] {
@@ -185,7 +185,7 @@ fn a_damaged_store_never_keeps_the_daemon_from_starting() -> Result<()> {
             scripted.iwfd.ctl().must(&["audit"])
         })?;
         Gateway::discover(&scripted.lab.lan1)?
-            .add("UDP", 29003, LAN1, 80, 3600)?
+            .add("UDP", 29003, LAN1, 8000, 3600)?
             .ok()?;
     }
     Ok(())

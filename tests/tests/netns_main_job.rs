@@ -154,8 +154,8 @@ fn of_two_clients_racing_for_one_port_exactly_one_gets_it() -> Result<()> {
 
     for port in 21000..21010 {
         let (one, two) = std::thread::scope(|scope| {
-            let other = scope.spawn(|| second.add("UDP", port, LAN2, 9000, 3600));
-            let one = first.add("UDP", port, LAN1, 9000, 3600);
+            let other = scope.spawn(|| second.add("UDP", port, LAN2, port, 3600));
+            let one = first.add("UDP", port, LAN1, port, 3600);
             let two = other
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -26,7 +26,7 @@ fn a_silent_server_costs_28_seconds_gives_501_and_leaves_nothing() -> Result<()>
     let mut scripted = Scripted::up(Manner::Silent)?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
 
-    let (answer, took) = wait::timed(|| gateway.add("TCP", 23000, LAN1, 80, 3600));
+    let (answer, took) = wait::timed(|| gateway.add("TCP", 23000, LAN1, 8000, 3600));
     assert_eq!(answer?.error(), Some(501));
     assert!(took <= DEADLINE, "it took {took:?}");
     let requests = scripted.server.map_requests();
@@ -64,9 +64,9 @@ fn each_refusal_becomes_the_error_of_the_services_version() -> Result<()> {
     ];
     for (row, (code, one, two)) in (0_u16..).zip(table) {
         scripted.server.set(Manner::Refuse(code));
-        let answer = first.add("TCP", 24000 + row, LAN1, 80, 3600)?;
+        let answer = first.add("TCP", 24000 + row, LAN1, 8000, 3600)?;
         assert_eq!(answer.error(), Some(one), "PCP {code}, version 1");
-        let answer = second.add("TCP", 24100 + row, LAN1, 80, 3600)?;
+        let answer = second.add("TCP", 24100 + row, LAN1, 8000, 3600)?;
         assert_eq!(answer.error(), Some(two), "PCP {code}, version 2");
     }
     cascade::nothing_is_left(&scripted.iwfd)
@@ -80,7 +80,7 @@ fn a_grant_of_another_port_is_given_back_and_reported_as_taken() -> Result<()> {
     let scripted = Scripted::up(Manner::GrantOther(9999))?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
 
-    let answer = gateway.add("UDP", 25000, LAN1, 80, 3600)?;
+    let answer = gateway.add("UDP", 25000, LAN1, 8000, 3600)?;
     assert_eq!(answer.error(), Some(718));
     let request = scripted
         .server
@@ -128,7 +128,7 @@ fn a_port_that_another_subscriber_holds_at_the_carrier_is_718() -> Result<()> {
     assert_eq!(before.len(), 1);
 
     let gateway = Gateway::discover(&cascade.lab.lan1)?;
-    let answer = gateway.add("TCP", 26000, LAN1, 80, 3600)?;
+    let answer = gateway.add("TCP", 26000, LAN1, 8000, 3600)?;
     assert_eq!(answer.error(), Some(718));
 
     cascade::nothing_is_left(&cascade.iwfd)?;
@@ -147,8 +147,8 @@ fn a_server_that_forgot_everything_is_told_again_with_the_same_nonces() -> Resul
     }
     let scripted = Scripted::up(Manner::Grant)?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
-    gateway.add("TCP", 27000, LAN1, 80, 3600)?.ok()?;
-    gateway.add("UDP", 27001, LAN1, 80, 3600)?.ok()?;
+    gateway.add("TCP", 27000, LAN1, 8000, 3600)?.ok()?;
+    gateway.add("UDP", 27001, LAN1, 8000, 3600)?.ok()?;
     let before = scripted.server.leases();
     assert_eq!(before.len(), 2);
 
@@ -171,7 +171,7 @@ fn octets_that_are_no_pcp_answer_are_no_answer() -> Result<()> {
     }
     let scripted = Scripted::up(Manner::Grant)?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
-    gateway.add("TCP", 28000, LAN1, 80, 3600)?.ok()?;
+    gateway.add("TCP", 28000, LAN1, 8000, 3600)?.ok()?;
     let request = scripted
         .server
         .wait_for_map("the request", SOON, |_| true)?;
@@ -195,7 +195,7 @@ fn octets_that_are_no_pcp_answer_are_no_answer() -> Result<()> {
     scripted.server.send(&[0xff; 1400], client)?;
 
     // It is alive, and works.
-    gateway.add("UDP", 28001, LAN1, 80, 3600)?.ok()?;
+    gateway.add("UDP", 28001, LAN1, 8000, 3600)?.ok()?;
     assert_eq!(cascade::rows(&scripted.iwfd)?.len(), 2);
     Ok(())
 }
