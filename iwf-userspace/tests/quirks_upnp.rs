@@ -177,6 +177,8 @@ fn soap_values_are_kept_as_sent() {
     assert_eq!(value(b" 6112\n"), " 6112\n");
     assert_eq!(value(b"&lt;a&gt; &quot;&apos;&amp;amp;"), "<a> \"'&amp;");
     assert_eq!(value(b"R&D"), "R&D");
+    // miniupnpc sends descriptions as they are.
+    assert_eq!(value(b"a & b"), "a & b");
     assert_eq!(value("Büro".as_bytes()), "Büro");
     assert_eq!(value(b"B\xfcro"), "Büro");
 }
