@@ -3,7 +3,8 @@
 
 use crate::nat::EndpointKey;
 
-/// The headers of a packet as it arrives. For ICMP queries the identifier stands in both ports.
+/// The headers of a packet as it arrives. The identifier of an ICMP query is the port of the side that asked;
+/// the other side has port 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
 pub struct SessionKey {

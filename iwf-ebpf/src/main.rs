@@ -2,53 +2,61 @@
 #![no_std]
 #![no_main]
 
+mod clock;
+mod cursor;
+mod egress;
+mod headers;
+mod hook;
+mod inbound;
+mod mapping;
 mod maps;
+mod next_hop;
+mod outbound;
+mod outcome;
+mod parse;
+mod rewrite;
+mod session;
+mod stats;
+mod sweep;
 
-use aya_ebpf::bindings::{TC_ACT_OK, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
 use iwf_common::tick::ClockSample;
 
+use crate::outcome::{Outcome, Step, Verdict};
+
 /// Every LAN port.
 #[xdp(frags)]
-pub fn iwf_xdp_lan(_ctx: XdpContext) -> u32 {
-    maps::SESSIONS.get_ptr(iwf_common::flow::SessionKey::default());
-    maps::MAPPINGS_INT.get_ptr(iwf_common::nat::EndpointKey::default());
-    maps::MAPPINGS_EXT.get_ptr(iwf_common::nat::EndpointKey::default());
-    maps::CONFIG.get(0);
-    maps::COUNTERS.get_ptr_mut(0);
-    maps::IFACES.get_ptr(0);
-    maps::DEVMAP.redirect(0, 0).ok();
-    maps::BRIDGE_FDB.get_ptr(iwf_common::config::FdbKey::default());
-    maps::EVENTS.output(iwf_common::event::Event::default(), 0).ok();
-    maps::EVENT_BUDGET.get_ptr_mut(0);
-    maps::SWEEP.get_ptr_mut(0);
-    xdp_action::XDP_PASS
+pub fn iwf_xdp_lan(ctx: XdpContext) -> u32 {
+    xdp_verdict(outbound::run(&ctx))
 }
 
 /// The WAN port.
 #[xdp(frags)]
-pub fn iwf_xdp_wan(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+pub fn iwf_xdp_wan(ctx: XdpContext) -> u32 {
+    xdp_verdict(inbound::run(&ctx))
 }
 
 /// WAN egress.
 #[classifier]
-pub fn iwf_tc_egress(_ctx: TcContext) -> i32 {
-    TC_ACT_OK
+pub fn iwf_tc_egress(ctx: TcContext) -> i32 {
+    hook::pull_headers(&ctx);
+    tc_verdict(egress::run(&ctx))
 }
 
 /// WAN ingress, where XDP cannot run.
 #[classifier]
-pub fn iwf_tc_ingress(_ctx: TcContext) -> i32 {
-    TC_ACT_OK
+pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
+    hook::pull_headers(&ctx);
+    tc_verdict(inbound::run(&ctx))
 }
 
-/// Ages the tables. Run, never attached.
+/// Does what SWEEP asks for. Run, never attached.
 #[raw_tracepoint]
 pub fn iwf_sweep(_ctx: RawTracePointContext) -> i32 {
-    0
+    sweep::run()
 }
 
 /// Reads both clocks at one moment. Run, never attached.
@@ -68,6 +76,28 @@ pub fn iwf_clock(_ctx: RawTracePointContext) -> i32 {
 #[xdp(frags)]
 pub fn iwf_xdp_pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn xdp_verdict(step: Step<Outcome>) -> u32 {
+    let outcome = step.unwrap_or_else(|outcome| outcome);
+    stats::count(outcome);
+    match outcome.verdict() {
+        Verdict::Forward => xdp_action::XDP_REDIRECT,
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+/// "Unspecified" lets the next program at the hook have the packet, as if we were not there.
+#[inline(always)]
+fn tc_verdict(step: Step<Outcome>) -> i32 {
+    let outcome = step.unwrap_or_else(|outcome| outcome);
+    stats::count(outcome);
+    match outcome.verdict() {
+        Verdict::Forward | Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop => TC_ACT_SHOT,
+    }
 }
 
 /// What the programs are licensed under; the kernel lets only GPL-compatible ones use all helpers.

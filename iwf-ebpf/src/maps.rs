@@ -37,3 +37,9 @@ pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub static SWEEP: Array<SweepRequest, 1> = Array::new();
 #[btf_map]
 pub static CLOCK: Array<ClockSample, 1> = Array::new();
+
+/// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
+#[inline(never)]
+pub fn in_lan(config: &Config, addr: &[u8; 4]) -> bool {
+    config.in_lan(*addr)
+}

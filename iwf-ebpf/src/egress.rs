@@ -1,0 +1,147 @@
+//! What the stack sends out of the WAN: what it forwards, because XDP gave it up, and what the CPE sends itself.
+//!
+//! Nothing leaves with a private source (architecture decision 5).
+
+use aya_ebpf::programs::TcContext;
+use iwf_common::config::Config;
+use iwf_common::flow::{SessionFlags, SessionValue};
+use iwf_common::reason::{Done, DropReason, PassReason};
+use iwf_common::tcp;
+
+use crate::clock::tick;
+use crate::cursor::Cursor;
+use crate::headers::{ETHERNET_LEN, Icmp, Ipv4, TCP};
+use crate::hook::Hook;
+use crate::mapping;
+use crate::maps::{CONFIG, in_lan};
+use crate::next_hop::NextHop;
+use crate::outbound;
+use crate::outcome::{Outcome, Step};
+use crate::parse::{self, L3, Packet, is_unicast};
+use crate::rewrite::Hop;
+use crate::session::{self, Direction};
+
+/// One packet of the stack.
+#[inline(always)]
+pub fn run(ctx: &TcContext) -> Step<Outcome> {
+    let cursor = ctx.cursor();
+    let mut packet = Packet::EMPTY;
+    if let Err(outcome) = parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
+        return Err(guard(ctx, &cursor, outcome));
+    }
+    let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
+    if let Some(session) = session::find(&packet.key, Direction::Out) {
+        return send(ctx, &packet, session);
+    }
+    admit(ctx, config, &packet).step()?;
+    let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
+    send(ctx, &packet, session)
+}
+
+#[inline(always)]
+fn send(ctx: &TcContext, packet: &Packet, session: &mut SessionValue) -> Step<Outcome> {
+    let now = tick();
+    if session::is_due(session, now) {
+        session::prolong(&packet.key, session, now).step()?;
+    }
+    session::touch(session, packet, now);
+    ctx.rewrite(packet, session, Hop::Stack)?;
+    Ok(if session.flags & SessionFlags::HOST != 0 {
+        Done::HostOut.into()
+    } else {
+        Done::TranslatedEgress.into()
+    })
+}
+
+#[inline(never)]
+fn admit(ctx: &TcContext, config: &Config, packet: &Packet) -> Outcome {
+    Outcome::of(try_admit(ctx, config, packet))
+}
+
+#[inline(always)]
+fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet) -> Step<()> {
+    let key = &packet.key;
+    let now = tick();
+    let internal = key.source();
+    let configured = config.external_addr != [0; 4];
+    if configured && key.src == config.external_addr {
+        if !is_unicast(key.dst) || !packet.asks() || mapping::is_static_service(&internal) {
+            return Err(Done::HostOut.into());
+        }
+        if key.proto == TCP && packet.tcp_flags & tcp::RST != 0 {
+            return Err(reset_of_host(config, &internal));
+        }
+        return outbound::begin(config, now, packet, internal, true, &NextHop::NONE);
+    }
+    if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
+        return outbound::begin(config, now, packet, internal, false, &NextHop::NONE);
+    }
+    Err(untranslated(ctx, config, key.src))
+}
+
+/// A RST of the CPE begins nothing. It leaves if the port is not a LAN host's, whose connection it would end.
+#[inline(always)]
+fn reset_of_host(config: &Config, internal: &iwf_common::nat::EndpointKey) -> Outcome {
+    let mut external = *internal;
+    external.addr = config.external_addr;
+    if crate::maps::MAPPINGS_EXT.get_ptr(external).is_none()
+        || mapping::behind(&external, internal).is_some()
+    {
+        Done::HostOut.into()
+    } else {
+        DropReason::TcpStray.into()
+    }
+}
+
+/// The fate of a packet that stays as it is.
+#[inline(always)]
+fn untranslated(ctx: &TcContext, config: &Config, src: [u8; 4]) -> Outcome {
+    let forwarded = ctx.ingress() != 0;
+    if in_lan(config, &src) || (forwarded && is_private(src) && src != config.external_addr) {
+        DropReason::PrivateSource.into()
+    } else {
+        Done::EgressUntouched.into()
+    }
+}
+
+/// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
+#[inline(never)]
+fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
+    let (Some(ip), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+        return Done::EgressUntouched.into();
+    };
+    let fate = untranslated(ctx, config, ip.src);
+    if fate == DropReason::PrivateSource.into() {
+        return if outcome == PassReason::Fragment.into() {
+            DropReason::PrivateFragment.into()
+        } else {
+            fate
+        };
+    }
+    if outcome == PassReason::IcmpError.into() && quotes_lan(cursor, config, &ip) {
+        return DropReason::IcmpErrorPrivate.into();
+    }
+    fate
+}
+
+/// Whether an ICMP error of the stack quotes a packet that had been translated for it.
+#[inline(always)]
+fn quotes_lan(cursor: &Cursor, config: &Config, ip: &Ipv4) -> bool {
+    let quoted = ETHERNET_LEN + usize::from(ip.version_ihl & 0x0f) * 4 + size_of::<Icmp>();
+    match cursor.read::<Ipv4>(quoted) {
+        Some(inner) => in_lan(config, &inner.src) || in_lan(config, &inner.dst),
+        // Cut short: nothing of it is shown either, but what it was cannot be told.
+        None => true,
+    }
+}
+
+/// RFC 1918, RFC 6598 and RFC 3927.
+#[inline(always)]
+const fn is_private(addr: [u8; 4]) -> bool {
+    matches!(
+        addr,
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [169, 254, ..]
+    )
+}
+
+const _: () = assert!(L3 == ETHERNET_LEN);

@@ -1,0 +1,108 @@
+//! XDP and tc, as far as the programs must know the difference.
+
+use core::ffi::c_void;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::{bpf_skb_pull_data, bpf_xdp_get_buff_len};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use iwf_common::flow::SessionValue;
+
+use crate::cursor::Cursor;
+use crate::headers::{ETHERNET_LEN, Ipv4, Tcp};
+use crate::outcome::Step;
+use crate::parse::Packet;
+use crate::rewrite::{self, Hop};
+
+/// Where a program runs.
+pub trait Hook {
+    /// Whether a packet can leave from here; otherwise the stack forwards what is translated.
+    const REDIRECTS: bool;
+
+    /// The linear part of the packet.
+    fn cursor(&self) -> Cursor;
+    /// Octets of the frame, linear or not.
+    fn frame_len(&self) -> usize;
+    /// The interface the packet came in by; 0: it was made here.
+    fn ingress(&self) -> u32;
+    /// The kernel's context, for helpers.
+    fn context(&self) -> *mut c_void;
+    /// Translates the packet.
+    fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()>;
+}
+
+impl Hook for XdpContext {
+    const REDIRECTS: bool = true;
+
+    #[inline(always)]
+    fn cursor(&self) -> Cursor {
+        Cursor::new(self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        // SAFETY: the context is the kernel's own.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.as_ptr()
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()> {
+        rewrite::direct(&self.cursor(), packet, session, hop)
+    }
+}
+
+impl Hook for TcContext {
+    const REDIRECTS: bool = false;
+
+    #[inline(always)]
+    fn cursor(&self) -> Cursor {
+        Cursor::new(self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn frame_len(&self) -> usize {
+        self.len() as usize
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: the context is the kernel's own.
+        unsafe { (*self.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.as_ptr()
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, packet: &Packet, session: &SessionValue, _hop: Hop) -> Step<()> {
+        rewrite::through_helpers(self, packet, session)
+    }
+}
+
+/// Makes the headers of a packet of the stack linear, as far as it has them.
+#[inline(always)]
+pub fn pull_headers(ctx: &TcContext) {
+    const LONGEST: u32 = (ETHERNET_LEN + 60 + size_of::<Tcp>()) as u32;
+    const SHORTEST: usize = ETHERNET_LEN + size_of::<Ipv4>() + size_of::<Tcp>();
+    if ctx.data() + SHORTEST > ctx.data_end() {
+        let want = if ctx.len() < LONGEST {
+            ctx.len()
+        } else {
+            LONGEST
+        };
+        // A failure leaves the headers where they are, and the parser says so.
+        // SAFETY: no pointer into the packet is held.
+        unsafe { bpf_skb_pull_data(ctx.skb.skb, want) };
+    }
+}

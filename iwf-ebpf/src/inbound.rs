@@ -1,0 +1,204 @@
+//! From the WAN to the LAN: XDP on the WAN port, or tc ingress where the device cannot run XDP.
+//!
+//! What is translated but cannot leave from here goes to the stack translated, with its TTL untouched.
+
+use iwf_common::config::Config;
+use iwf_common::flow::{SessionFlags, SessionValue};
+use iwf_common::nat::{Filter, MappingKind, MappingValue};
+use iwf_common::reason::{Done, DropReason, PassReason};
+
+use iwf_common::{tcp, tick};
+
+use crate::clock::tick as now_tick;
+use crate::cursor::Cursor;
+use crate::headers::{ICMP, TCP, UDP};
+use crate::hook::Hook;
+use crate::mapping::Grant;
+use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
+use crate::next_hop::{self, NextHop};
+use crate::outcome::{Outcome, Step};
+use crate::parse::{self, Packet, is_unicast};
+use crate::rewrite::Hop;
+use crate::session::{self, Direction, Flow};
+
+/// One frame from the WAN.
+#[inline(always)]
+pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
+    let cursor = hook.cursor();
+    let mut packet = Packet::EMPTY;
+    if let Err(outcome) = parse::parse(&cursor, &mut packet, || hook.frame_len()) {
+        return Err(guard(&cursor, outcome));
+    }
+    let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
+    if let Some(session) = session::find(&packet.key, Direction::In) {
+        return deliver(hook, config, &packet, session);
+    }
+    admit(hook, config, &packet).step()?;
+    let session = session::find(&packet.key, Direction::In).ok_or(DropReason::SessionsFull)?;
+    deliver(hook, config, &packet, session)
+}
+
+/// The fast path.
+#[inline(always)]
+fn deliver<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet,
+    session: &mut SessionValue,
+) -> Step<Outcome> {
+    let now = now_tick();
+    if session::is_due(session, now) {
+        session::prolong(&packet.key, session, now).step()?;
+    }
+    if H::REDIRECTS && packet.frame_dst != session.router_mac {
+        next_hop::check_mac(hook.ingress(), packet).step()?;
+        session.router_mac = packet.frame_dst;
+    }
+    session::touch(session, packet, now);
+    match way(hook, config, packet, session) {
+        Ok(()) => {
+            hook.rewrite(packet, session, Hop::Forward)?;
+            Ok(Done::ForwardedIn.into())
+        }
+        Err(outcome) => {
+            if outcome != DropReason::TtlExceeded.into() {
+                hook.rewrite(packet, session, Hop::Stack)?;
+            }
+            Err(outcome)
+        }
+    }
+}
+
+/// Whether the packet leaves from here, and else why not.
+#[inline(always)]
+fn way<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet,
+    session: &mut SessionValue,
+) -> Step<()> {
+    if session.flags & SessionFlags::HOST != 0 {
+        return Err(PassReason::Host.into());
+    }
+    if !H::REDIRECTS {
+        return Err(PassReason::NoRedirect.into());
+    }
+    // The stack's answer would quote the packet as translated and so show a LAN address outside.
+    if packet.ttl <= 1 {
+        return Err(DropReason::TtlExceeded.into());
+    }
+    if session.next_hop_generation != config.next_hop_generation {
+        next_hop::refresh(
+            hook.context(),
+            packet,
+            session,
+            hook.ingress(),
+            Direction::In,
+        )
+        .step()?;
+    }
+    if packet.total_len > session.mtu {
+        return Err(PassReason::TooBig.into());
+    }
+    next_hop::redirect(session.egress)
+}
+
+/// A packet without a session: begins one if an explicit mapping lets it, is the CPE's own, or is dropped.
+#[inline(never)]
+fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
+    Outcome::of(try_admit(hook, config, packet))
+}
+
+#[inline(always)]
+fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
+    let key = &packet.key;
+    if H::REDIRECTS {
+        next_hop::check_mac(hook.ingress(), packet).step()?;
+    }
+    check_addresses(config, key.src, key.dst)?;
+    if config.external_addr == [0; 4] {
+        return Err(PassReason::NotConfigured.into());
+    }
+    if key.dst != config.external_addr {
+        return Err(PassReason::NotExternalAddr.into());
+    }
+    if key.proto == ICMP && packet.asks() {
+        return Err(PassReason::EchoRequest.into());
+    }
+    let external = key.destination();
+    let mapping = MAPPINGS_EXT
+        .get_ptr(external)
+        .ok_or(DropReason::Unsolicited)?;
+    // SAFETY: entries live as long as the program runs.
+    let mapping = unsafe { *mapping };
+    let now = now_tick();
+    filter(config, now, &mapping, packet)?;
+    if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
+        return Err(DropReason::TcpStray.into());
+    }
+    let flow = Flow {
+        internal: mapping.endpoint(key.proto),
+        grant: Grant {
+            external,
+            deadline: mapping.expires,
+            explicit: mapping.kind == MappingKind::Explicit as u8,
+        },
+        remote: key.source(),
+        host: false,
+    };
+    session::open(now, &flow, packet, Direction::In, &NextHop::NONE).step()
+}
+
+/// Who may come in without a session (RFC 4787 section 5).
+#[inline(always)]
+fn filter(config: &Config, now: u32, mapping: &MappingValue, packet: &Packet) -> Step<()> {
+    if mapping.expired(now) {
+        return Err(DropReason::MappingExpired.into());
+    }
+    if mapping.filter != Filter::EndpointIndependent as u8 {
+        return Err(DropReason::Unsolicited.into());
+    }
+    if !mapping.admits(packet.key.src) {
+        return Err(DropReason::Filtered.into());
+    }
+    if mapping.kind == MappingKind::Host as u8 {
+        return Err(PassReason::Host.into());
+    }
+    // An idle dynamic mapping is over even if no sweep has come by yet. Only UDP's goes by the mapping's own
+    // clock; inbound packets never begin a session of another protocol on a dynamic mapping's last hours.
+    if mapping.kind == MappingKind::Dynamic as u8
+        && packet.key.proto == UDP
+        && tick::age(now, mapping.last_used) > config.idle.udp
+    {
+        return Err(DropReason::Unsolicited.into());
+    }
+    Ok(())
+}
+
+/// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
+#[inline(always)]
+fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
+    let ours = config.external_addr != [0; 4] && src == config.external_addr;
+    if ours || in_lan(config, &src) {
+        return Err(DropReason::Spoofed.into());
+    }
+    if !is_unicast(dst) {
+        return Err(PassReason::NotUnicast.into());
+    }
+    if in_lan(config, &dst) {
+        return Err(DropReason::Unsolicited.into());
+    }
+    Ok(())
+}
+
+/// What is no flow goes to the stack, unless its addresses forbid.
+#[inline(never)]
+fn guard(cursor: &Cursor, outcome: Outcome) -> Outcome {
+    let (Some(ip), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+        return outcome;
+    };
+    match check_addresses(config, ip.src, ip.dst) {
+        Err(other) if matches!(other.verdict(), crate::outcome::Verdict::Drop) => other,
+        _ => outcome,
+    }
+}

@@ -1,0 +1,291 @@
+//! Finding and making mappings.
+//!
+//! Read before editing: RFC 4787 sections 4 and 5 (REQ-1, REQ-3), RFC 5382 REQ-1, RFC 7857 section 9.
+//!
+//! MAPPINGS_EXT decides: whoever inserts an external endpoint there first, with NOEXIST, has it. MAPPINGS_INT
+//! is written after, also with NOEXIST; a CPU that comes second gives its claim back and uses the first one's.
+//! So two CPUs never hand out one external endpoint twice, and one internal endpoint never gets two.
+
+use core::ffi::{c_long, c_void};
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
+use iwf_common::config::Config;
+use iwf_common::event::EventKind;
+use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
+use iwf_common::port::{PROBES, PortRange};
+use iwf_common::reason::{Done, DropReason};
+
+use crate::headers::ICMP;
+use crate::maps::{MAPPINGS_EXT, MAPPINGS_INT};
+use crate::outcome::{Outcome, Step};
+use crate::stats;
+
+const EEXIST: i32 = -17;
+
+/// What a session needs to know of its mapping.
+#[derive(Clone, Copy)]
+pub struct Grant {
+    /// The external endpoint.
+    pub external: EndpointKey,
+    /// When an explicit mapping ends; 0: not by itself.
+    pub deadline: u32,
+    /// Asked for, not made by a packet.
+    pub explicit: bool,
+}
+
+impl Grant {
+    /// Before one is found.
+    pub const NONE: Self = Self {
+        external: EndpointKey::new([0; 4], [0; 2], 0),
+        deadline: 0,
+        explicit: false,
+    };
+}
+
+/// The mapping of an internal endpoint that sends, made if there is none.
+///
+/// A function of its own, so that its stack is free again when the sessions are made: 512 octets have to do
+/// for a whole chain of calls.
+#[inline(never)]
+pub fn find_or_make(
+    config: &Config,
+    now: u32,
+    internal: &EndpointKey,
+    kind: MappingKind,
+    grant: &mut Grant,
+) -> Outcome {
+    match try_find_or_make(config, now, internal, kind) {
+        Ok(found) => {
+            *grant = found;
+            Outcome::NONE
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+#[inline(always)]
+fn try_find_or_make(
+    config: &Config,
+    now: u32,
+    internal: &EndpointKey,
+    kind: MappingKind,
+) -> Step<Grant> {
+    if let Some(grant) = find(config, now, internal)? {
+        return Ok(grant);
+    }
+    let external = claim(config, now, internal, kind)?;
+    let external = publish(config, now, internal, external, kind)?;
+    Ok(Grant {
+        external,
+        deadline: 0,
+        explicit: false,
+    })
+}
+
+/// The entry of MAPPINGS_EXT for `external`, if `internal` is behind it.
+#[inline(always)]
+pub fn behind<'a>(external: &EndpointKey, internal: &EndpointKey) -> Option<&'a mut MappingValue> {
+    let mapping = MAPPINGS_EXT.get_ptr_mut(external)?;
+    // SAFETY: entries live as long as the program runs; fields are words that other CPUs may write too, and
+    // none is used for memory access.
+    let mapping = unsafe { &mut *mapping };
+    (mapping.endpoint(external.proto) == *internal).then_some(mapping)
+}
+
+/// An explicit mapping governs what its host sends until it expires (RFC 6887 section 11); a dynamic one is
+/// good while MAPPINGS_EXT agrees. What lost its external endpoint is removed.
+#[inline(always)]
+fn find(config: &Config, now: u32, internal: &EndpointKey) -> Step<Option<Grant>> {
+    let Some(inner) = MAPPINGS_INT.get_ptr(internal) else {
+        return Ok(None);
+    };
+    // SAFETY: entries live as long as the program runs.
+    let external = unsafe { (*inner).endpoint(internal.proto) };
+    if external.addr == config.external_addr
+        && let Some(mapping) = behind(&external, internal)
+    {
+        if mapping.expired(now) {
+            // The next sweep makes room for a dynamic mapping.
+            return Err(DropReason::MappingExpired.into());
+        }
+        mapping.last_used = now;
+        return Ok(Some(Grant {
+            external,
+            deadline: mapping.expires,
+            explicit: mapping.kind == MappingKind::Explicit as u8,
+        }));
+    }
+    // Nothing to do about a failure: somebody else has removed it.
+    if MAPPINGS_INT.remove(internal).is_ok() {
+        stats::emit(
+            config,
+            now,
+            EventKind::MappingDisplaced,
+            internal,
+            &external,
+        );
+    }
+    Ok(None)
+}
+
+/// Takes a free external endpoint: the internal port if it may be kept (RFC 4787 REQ-4 asks for parity, this
+/// gives more), else a random one of its class.
+#[inline(always)]
+fn claim(
+    config: &Config,
+    now: u32,
+    internal: &EndpointKey,
+    kind: MappingKind,
+) -> Step<EndpointKey> {
+    let wanted = u16::from_be_bytes(internal.port);
+    let icmp = internal.proto == ICMP;
+    let value = MappingValue {
+        addr: internal.addr,
+        port: internal.port,
+        kind: kind as u8,
+        filter: config.filter,
+        last_used: now,
+        ..MappingValue::default()
+    };
+    let mut external = EndpointKey::new(config.external_addr, internal.port, internal.proto);
+    if icmp || kind == MappingKind::Host || config.ports.keeps(wanted) {
+        match MAPPINGS_EXT.insert(external, value, BPF_NOEXIST.into()) {
+            Ok(()) => return Ok(external),
+            // Ours already: another CPU is between its two insertions, or half of a mapping is left.
+            Err(EEXIST) if behind(&external, internal).is_some() => return Ok(external),
+            Err(EEXIST) => {}
+            Err(_) => return Err(full(config, now, internal)),
+        }
+    }
+    let mut search = Search {
+        ports: config.ports,
+        wanted,
+        icmp,
+        external,
+        value,
+        end: End::Exhausted,
+    };
+    // A loop of the program itself would be verified once per turn; the helper's body is verified once.
+    // SAFETY: the callback takes a `Search`, which outlives the call.
+    unsafe { bpf_loop(PROBES, probe as *mut c_void, (&raw mut search).cast(), 0) };
+    match search.end {
+        End::Found => Ok(search.external),
+        End::Full => Err(full(config, now, internal)),
+        End::Exhausted => {
+            let none = EndpointKey::default();
+            stats::emit(config, now, EventKind::PortsExhausted, internal, &none);
+            Err(DropReason::PortsExhausted.into())
+        }
+    }
+}
+
+/// A search for a free external port.
+struct Search {
+    ports: PortRange,
+    wanted: u16,
+    icmp: bool,
+    external: EndpointKey,
+    value: MappingValue,
+    end: End,
+}
+
+/// How a search has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum End {
+    Exhausted,
+    Found,
+    Full,
+}
+
+/// Tries one random port; 1 ends the search.
+extern "C" fn probe(_turn: u32, search: *mut Search) -> c_long {
+    // SAFETY: the kernel passes what was given to `bpf_loop`.
+    let search = unsafe { &mut *search };
+    // SAFETY: the helper has no preconditions.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let port = if search.icmp {
+        Some((random >> 16) as u16)
+    } else {
+        search.ports.pick(search.wanted, random)
+    };
+    let Some(port) = port else {
+        return 0;
+    };
+    search.external.port = port.to_be_bytes();
+    search.end = match MAPPINGS_EXT.insert(search.external, search.value, BPF_NOEXIST.into()) {
+        Ok(()) => End::Found,
+        Err(EEXIST) => return 0,
+        Err(_) => End::Full,
+    };
+    1
+}
+
+/// Binds the internal endpoint to the claimed external one, or to the one another CPU has bound it to since.
+#[inline(always)]
+fn publish(
+    config: &Config,
+    now: u32,
+    internal: &EndpointKey,
+    external: EndpointKey,
+    kind: MappingKind,
+) -> Step<EndpointKey> {
+    let value = MappingValue {
+        addr: external.addr,
+        port: external.port,
+        kind: kind as u8,
+        filter: config.filter,
+        last_used: now,
+        ..MappingValue::default()
+    };
+    match MAPPINGS_INT.insert(internal, value, BPF_NOEXIST.into()) {
+        Ok(()) => {
+            stats::count(Done::MappingCreated);
+            stats::emit(config, now, EventKind::MappingCreated, internal, &external);
+            Ok(external)
+        }
+        Err(EEXIST) => {
+            let Some(winner) = MAPPINGS_INT.get_ptr(internal) else {
+                // Gone again at once; the claim stands and the next packet completes it.
+                return Ok(external);
+            };
+            // SAFETY: entries live as long as the program runs.
+            let winner = unsafe { (*winner).endpoint(internal.proto) };
+            if winner != external {
+                release(&external);
+                stats::count(Done::ClaimReturned);
+            }
+            Ok(winner)
+        }
+        Err(_) => {
+            release(&external);
+            Err(full(config, now, internal))
+        }
+    }
+}
+
+/// Gives a claim back that nobody but this CPU knows of.
+#[inline(always)]
+fn release(external: &EndpointKey) {
+    // A failure means it is gone, which is what is wanted.
+    MAPPINGS_EXT.remove(external).ok();
+}
+
+#[inline(always)]
+fn full(config: &Config, now: u32, internal: &EndpointKey) -> Outcome {
+    stats::emit(
+        config,
+        now,
+        EventKind::MappingsFull,
+        internal,
+        &EndpointKey::default(),
+    );
+    DropReason::MappingsFull.into()
+}
+
+/// Whether `endpoint` is a service of the CPE that the daemon has entered.
+#[inline(always)]
+pub fn is_static_service(endpoint: &EndpointKey) -> bool {
+    behind(endpoint, endpoint).is_some_and(|mapping| mapping.flags & MappingFlags::STATIC != 0)
+}

@@ -1,0 +1,189 @@
+//! Where a translated packet goes: route, neighbour, bridge port.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibParams,
+};
+use aya_ebpf::helpers::bpf_fib_lookup;
+use iwf_common::config::{Config, FdbKey};
+use iwf_common::flow::{NO_NEXT_HOP, SessionValue};
+use iwf_common::reason::{Done, PassReason};
+
+use crate::maps::{BRIDGE_FDB, CONFIG, DEVMAP, IFACES};
+use crate::outcome::{Outcome, Step};
+use crate::parse::Packet;
+use crate::session::Direction;
+use crate::stats;
+
+const AF_INET: u8 = 2;
+
+/// What a session caches.
+pub struct NextHop {
+    egress: u32,
+    generation: u32,
+    mac: [u8; 6],
+    egress_mac: [u8; 6],
+    mtu: u16,
+}
+
+impl NextHop {
+    /// Not known: the first packet that needs it looks it up.
+    pub const NONE: Self = Self {
+        egress: 0,
+        generation: NO_NEXT_HOP,
+        mac: [0; 6],
+        egress_mac: [0; 6],
+        mtu: 0,
+    };
+
+    /// Writes it into a session, the generation last: a reader that sees it sees the rest, or at worst sends
+    /// one frame to the hop before.
+    #[inline(always)]
+    pub fn store(&self, session: &mut SessionValue) {
+        session.egress = self.egress;
+        session.next_hop_mac = self.mac;
+        session.egress_mac = self.egress_mac;
+        session.mtu = self.mtu;
+        // SAFETY: a reference is valid for writes; volatile keeps the order of the program text.
+        unsafe {
+            core::ptr::write_volatile(&raw mut session.next_hop_generation, self.generation);
+        }
+    }
+}
+
+/// What the routing table is asked.
+pub struct Query {
+    /// Which way; outbound packets must leave by the WAN and inbound ones must not.
+    pub direction: Direction,
+    /// The interface the packet came in by, as the routing table knows it.
+    pub iif: u32,
+    /// Source address.
+    pub src: [u8; 4],
+    /// Destination address.
+    pub dst: [u8; 4],
+    /// Octets of the packet.
+    pub total_len: u16,
+}
+
+/// Looks up a way. Every answer but success means that the stack must have the packet.
+///
+/// A function of its own: its stack is free again when the rest of a miss needs it.
+#[inline(never)]
+pub fn look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut NextHop) -> Outcome {
+    Outcome::of(try_look_up(ctx, config, query, found))
+}
+
+#[inline(always)]
+fn try_look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut NextHop) -> Step<()> {
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    params.family = AF_INET;
+    params.ifindex = query.iif;
+    params.__bindgen_anon_1.tot_len = query.total_len;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(query.src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(query.dst);
+    // SAFETY: the context is the kernel's own and the length is the struct's.
+    let answer =
+        unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibParams>() as i32, 0) } as u32;
+    let to_wan = params.ifindex == config.wan;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED
+            if to_wan != (query.direction == Direction::Out) =>
+        {
+            return Err(PassReason::NotToWan.into());
+        }
+        BPF_FIB_LKUP_RET_SUCCESS => {}
+        BPF_FIB_LKUP_RET_NO_NEIGH => return Err(PassReason::Unresolved.into()),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(PassReason::TooBig.into()),
+        _ => return Err(PassReason::NotToWan.into()),
+    }
+    found.egress = port_towards(params.ifindex, params.dmac);
+    found.generation = config.next_hop_generation;
+    found.mac = params.dmac;
+    found.egress_mac = params.smac;
+    // SAFETY: on success the kernel has put the MTU where the length was.
+    found.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+    Ok(())
+}
+
+/// Looks up the next hop of a session again and caches it.
+#[inline(never)]
+pub fn refresh(
+    ctx: *mut c_void,
+    packet: &Packet,
+    session: &mut SessionValue,
+    ingress: u32,
+    direction: Direction,
+) -> Outcome {
+    let Some(config) = CONFIG.get(0) else {
+        return PassReason::NotConfigured.into();
+    };
+    let (iif, src) = match direction {
+        Direction::Out => (l3_interface(ingress), packet.key.src),
+        Direction::In => (ingress, session.src),
+    };
+    let query = Query {
+        direction,
+        iif,
+        src,
+        dst: session.dst,
+        total_len: packet.total_len,
+    };
+    let mut found = NextHop::NONE;
+    let outcome = look_up(ctx, config, &query, &mut found);
+    if outcome == Outcome::NONE {
+        found.store(session);
+        stats::count(Done::NextHopRefreshed);
+    }
+    outcome
+}
+
+/// Chooses the device a frame leaves by. Only notes it: the packet may still be changed, or passed after all.
+#[inline(always)]
+pub fn redirect(egress: u32) -> Step<()> {
+    match DEVMAP.redirect(egress, 0) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(PassReason::NoRedirect.into()),
+    }
+}
+
+/// A frame that is not for the CPE's MAC address is bridged past us; whoever it is for will do with it what he
+/// does. Checked when a session does not know the address yet, or another than it knows was used.
+#[inline(never)]
+pub fn check_mac(ingress: u32, packet: &Packet) -> Outcome {
+    let Some(iface) = IFACES.get_ptr(ingress) else {
+        return PassReason::NotConfigured.into();
+    };
+    // SAFETY: entries live as long as the program runs.
+    if unsafe { (*iface).mac } != packet.frame_dst {
+        return PassReason::NotOurMac.into();
+    }
+    Outcome::NONE
+}
+
+/// The interface that has the addresses: a bridge, when packets come in by its ports.
+#[inline(always)]
+pub fn l3_interface(ingress: u32) -> u32 {
+    match IFACES.get_ptr(ingress) {
+        // SAFETY: entries live as long as the program runs.
+        Some(iface) => unsafe { (*iface).l3 },
+        None => ingress,
+    }
+}
+
+/// The bridge port that `mac` is behind, or `egress` itself if that is no bridge or the port is not known.
+#[inline(always)]
+fn port_towards(egress: u32, mac: [u8; 6]) -> u32 {
+    let key = FdbKey {
+        bridge: egress,
+        mac,
+        pad: [0; 2],
+    };
+    match BRIDGE_FDB.get_ptr(key) {
+        // SAFETY: entries live as long as the program runs.
+        Some(port) => unsafe { *port },
+        None => egress,
+    }
+}

@@ -1,0 +1,248 @@
+//! Making, finding and keeping sessions.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use iwf_common::config::Config;
+use iwf_common::csum;
+use iwf_common::event::EventKind;
+use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::nat::{EndpointKey, MappingKind};
+use iwf_common::reason::{Done, DropReason, PassReason};
+use iwf_common::{tcp, tick};
+
+use crate::headers::{ICMP, TCP};
+use crate::mapping::{self, Grant};
+use crate::maps::{CONFIG, SESSIONS};
+use crate::next_hop::NextHop;
+use crate::outcome::{Outcome, Step};
+use crate::parse::Packet;
+use crate::stats;
+
+const EEXIST: i32 = -17;
+
+/// Which direction a packet or a session entry has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the WAN.
+    Out,
+    /// From the WAN.
+    In,
+}
+
+/// Both ends of a flow and its mapping.
+pub struct Flow {
+    /// The LAN host's endpoint, or the CPE's own with the WAN address.
+    pub internal: EndpointKey,
+    /// The mapping's external endpoint and lifetime.
+    pub grant: Grant,
+    /// The other end, with port 0 for an ICMP query.
+    pub remote: EndpointKey,
+    /// A flow of the CPE itself.
+    pub host: bool,
+}
+
+/// The entry for `key`, if it is of `direction`.
+#[inline(always)]
+pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut SessionValue> {
+    let session = SESSIONS.get_ptr_mut(key)?;
+    // SAFETY: entries live as long as the program runs. Another CPU may write the same fields: each is written
+    // whole, and none is used for memory access. An entry is removed only after its flow has been silent or
+    // its mapping is gone, so that it is not reused under a packet of a flow that has a right to it.
+    let session = unsafe { &mut *session };
+    let inbound = session.flags & SessionFlags::INBOUND != 0;
+    (inbound == (direction == Direction::In)).then_some(session)
+}
+
+/// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
+/// direction of `packet` last.
+#[inline(never)]
+pub fn open(
+    now: u32,
+    flow: &Flow,
+    packet: &Packet,
+    trigger: Direction,
+    next_hop: &NextHop,
+) -> Outcome {
+    Outcome::of(try_open(now, flow, packet, trigger, next_hop))
+}
+
+#[inline(always)]
+fn try_open(
+    now: u32,
+    flow: &Flow,
+    packet: &Packet,
+    trigger: Direction,
+    next_hop: &NextHop,
+) -> Step<()> {
+    let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
+    let flags = (if flow.host { SessionFlags::HOST } else { 0 })
+        | (if flow.grant.explicit {
+            SessionFlags::EXPLICIT
+        } else {
+            0
+        });
+    let mut value = SessionValue {
+        last_seen: now,
+        deadline: flow.grant.deadline,
+        ..SessionValue::default()
+    };
+    let reverse = match trigger {
+        Direction::Out => Direction::In,
+        Direction::In => Direction::Out,
+    };
+    aim(&mut value, flow, reverse, flags);
+    insert(config, now, flow, &flow.key(reverse), &value)?;
+
+    aim(&mut value, flow, trigger, flags);
+    value.router_mac = packet.frame_dst;
+    value.tcp = tcp::observe(0, packet.tcp_flags);
+    next_hop.store(&mut value);
+    insert(config, now, flow, &flow.key(trigger), &value)?;
+    stats::count(Done::SessionCreated);
+    Ok(())
+}
+
+/// Notes that a packet of the session went by.
+#[inline(always)]
+pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
+    // Written at most once per tick: a cache line that stays clean is not passed between CPUs.
+    if session.last_seen != now {
+        session.last_seen = now;
+    }
+    if packet.key.proto == TCP {
+        if tcp::reopens(session.tcp, packet.tcp_flags) {
+            reopen(session, packet.key.proto);
+        }
+        let seen = tcp::observe(session.tcp, packet.tcp_flags);
+        if seen != session.tcp {
+            session.tcp = seen;
+        }
+    }
+}
+
+/// A session whose deadline has come goes on only if its mapping has been prolonged since.
+#[inline(never)]
+pub fn prolong(key: &SessionKey, session: &mut SessionValue, now: u32) -> Outcome {
+    let (internal, external) = session.endpoints(key);
+    match mapping::behind(&external, &internal) {
+        Some(mapping) if !mapping.expired(now) => {
+            session.deadline = mapping.expires;
+            Outcome::NONE
+        }
+        _ => DropReason::MappingExpired.into(),
+    }
+}
+
+/// Whether a session's deadline has come.
+#[inline(always)]
+pub fn is_due(session: &SessionValue, now: u32) -> bool {
+    tick::deadline_passed(now, session.deadline)
+}
+
+impl Flow {
+    #[inline(always)]
+    fn key(&self, direction: Direction) -> SessionKey {
+        let (from, to) = match direction {
+            Direction::Out => (&self.internal, &self.remote),
+            Direction::In => (&self.remote, &self.grant.external),
+        };
+        SessionKey {
+            src: from.addr,
+            dst: to.addr,
+            src_port: from.port,
+            dst_port: to.port,
+            proto: self.internal.proto,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// The mapping's kind of a flow that the CPE or a LAN host begins.
+#[inline(always)]
+pub const fn kind_of(host: bool) -> MappingKind {
+    if host {
+        MappingKind::Host
+    } else {
+        MappingKind::Dynamic
+    }
+}
+
+/// Fills in the translation of one direction.
+#[inline(always)]
+fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction, flags: u8) {
+    let external = &flow.grant.external;
+    let (old, new) = match direction {
+        Direction::Out => {
+            value.src = external.addr;
+            value.src_port = external.port;
+            value.dst = flow.remote.addr;
+            value.dst_port = flow.remote.port;
+            value.flags = flags;
+            (&flow.internal, external)
+        }
+        Direction::In => {
+            value.src = flow.remote.addr;
+            value.src_port = flow.remote.port;
+            value.dst = flow.internal.addr;
+            value.dst_port = flow.internal.port;
+            value.flags = flags | SessionFlags::INBOUND;
+            (external, &flow.internal)
+        }
+    };
+    value.l3_delta = csum::delta32(old.addr, new.addr);
+    let port = csum::delta16(old.port, new.port);
+    // The pseudo header of UDP and TCP has the addresses; ICMP has none.
+    value.l4_delta = if flow.internal.proto == ICMP {
+        port
+    } else {
+        csum::add(value.l3_delta, port)
+    };
+}
+
+/// An entry of the same translation is kept as it is, it may be in use. One of another translation is a
+/// leftover: MAPPINGS_EXT has just confirmed who the external endpoint belongs to.
+#[inline(always)]
+fn insert(
+    config: &Config,
+    now: u32,
+    flow: &Flow,
+    key: &SessionKey,
+    value: &SessionValue,
+) -> Step<()> {
+    let inserted = match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
+        Err(EEXIST) => {
+            let same = SESSIONS.get_ptr(key).is_some_and(|old| {
+                // SAFETY: as in `find`.
+                let old = unsafe { &*old };
+                old.reverse_key(key.proto) == value.reverse_key(key.proto)
+                    && old.flags == value.flags
+                    && old.deadline == value.deadline
+            });
+            if same {
+                Ok(())
+            } else {
+                SESSIONS.insert(key, value, BPF_ANY.into())
+            }
+        }
+        other => other,
+    };
+    inserted.map_err(|_| {
+        stats::emit(
+            config,
+            now,
+            EventKind::SessionsFull,
+            &flow.internal,
+            &flow.grant.external,
+        );
+        DropReason::SessionsFull.into()
+    })
+}
+
+/// A new connection on the ports of an ended one: both directions forget what they have seen.
+#[inline(never)]
+fn reopen(session: &mut SessionValue, proto: u8) {
+    session.tcp = 0;
+    if let Some(other) = SESSIONS.get_ptr_mut(session.reverse_key(proto)) {
+        // SAFETY: as in `find`.
+        unsafe { (*other).tcp = 0 };
+    }
+}

@@ -1,0 +1,297 @@
+//! Runs the packet programs without a network: maps in, frame in, verdict, frame and every change out.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray};
+use aya::programs::{
+    RawTracePoint, RawTracePointRunOptions, SchedClassifier, TestRun as _, TestRunOptions, Xdp,
+};
+use aya::{Ebpf, EbpfLoader, Pod};
+use iwf_common::config::{Config, FdbKey, IfaceValue};
+use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::nat::{EndpointKey, MappingValue};
+use iwf_common::sweep::{SweepMode, SweepRequest};
+use iwf_common::tick::ClockSample;
+use iwf_common::{names, reason};
+
+/// What a program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// The program's return value: an XDP or a tc action.
+    pub action: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// Average time of one run, as the kernel measured it.
+    pub nanos: u64,
+}
+
+/// Everything the programs can change, for comparing before with after.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// SESSIONS.
+    pub sessions: BTreeMap<SessionKey, SessionValue>,
+    /// MAPPINGS_INT.
+    pub internal: BTreeMap<EndpointKey, MappingValue>,
+    /// MAPPINGS_EXT.
+    pub external: BTreeMap<EndpointKey, MappingValue>,
+    /// Counters that are not 0, by name.
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// The loaded object with maps of its own, freed on drop.
+pub struct Plane {
+    ebpf: Ebpf,
+}
+
+impl Plane {
+    /// Loads every program, with tables for `sessions` entries and `mappings` entries.
+    ///
+    /// # Errors
+    /// If the kernel refuses; for a program the verifier's log is in the error.
+    pub fn load(object: &[u8], sessions: u32, mappings: u32) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(names::SESSIONS, sessions)
+            .map_max_entries(names::MAPPINGS_INT, mappings)
+            .map_max_entries(names::MAPPINGS_EXT, mappings)
+            .load(object)
+            .context("load the maps")?;
+        for name in [names::XDP_LAN, names::XDP_WAN, names::XDP_PASS] {
+            let program: &mut Xdp = program(&mut ebpf, name)?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        for name in [names::TC_EGRESS, names::TC_INGRESS] {
+            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        for name in [names::RUN_SWEEP, names::RUN_CLOCK] {
+            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Runs an XDP program on a frame that came in by `ingress`, an interface of the caller's namespace.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn xdp(&self, name: &str, frame: &[u8], ingress: u32, repeat: u32) -> Result<Ran> {
+        let program: &Xdp = self
+            .ebpf
+            .program(name)
+            .context("program")?
+            .try_into()
+            .context("an XDP program")?;
+        let len = u32::try_from(frame.len())?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = words(&[0, len, 0, ingress, 0, 0]);
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (ingress != 0).then_some(&context),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).context("run")?;
+        ensure!(
+            result.data_size_out == len,
+            "the program changed the length"
+        );
+        Ok(Ran {
+            action: result.return_value,
+            frame: out,
+            nanos: u64::try_from(result.duration.as_nanos())?,
+        })
+    }
+
+    /// Runs a tc program on a packet that came in by `ingress` (0: made here).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn tc(&self, name: &str, frame: &[u8], ingress: u32) -> Result<Ran> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(name)
+            .context("program")?
+            .try_into()
+            .context("a tc program")?;
+        // struct __sk_buff: ingress_ifindex is its tenth word; the kernel takes it for a run as `skb_iif`.
+        let mut context = [0; 48];
+        context[9] = ingress;
+        let context = words(&context);
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: (ingress != 0).then_some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).context("run")?;
+        Ok(Ran {
+            action: result.return_value,
+            frame: out,
+            nanos: u64::try_from(result.duration.as_nanos())?,
+        })
+    }
+
+    /// Runs the sweep.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or the program fails.
+    pub fn sweep(&mut self, mode: SweepMode, external: EndpointKey) -> Result<SweepRequest> {
+        let request = SweepRequest {
+            mode: mode as u32,
+            external,
+            ..SweepRequest::default()
+        };
+        self.array(names::SWEEP)?.set(0, request, 0)?;
+        self.run(names::RUN_SWEEP)?;
+        Ok(self.array(names::SWEEP)?.get(&0, 0)?)
+    }
+
+    /// Reads both clocks.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn clock(&mut self) -> Result<ClockSample> {
+        self.run(names::RUN_CLOCK)?;
+        Ok(self.array(names::CLOCK)?.get(&0, 0)?)
+    }
+
+    /// Writes CONFIG.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn configure(&mut self, config: Config) -> Result<()> {
+        Ok(self.array(names::CONFIG)?.set(0, config, 0)?)
+    }
+
+    /// Enters an interface.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_iface(&mut self, ifindex: u32, value: IfaceValue) -> Result<()> {
+        self.put(names::IFACES, ifindex, value)
+    }
+
+    /// Enters a station behind a bridge port.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_station(&mut self, key: FdbKey, port: u32) -> Result<()> {
+        self.put(names::BRIDGE_FDB, key, port)
+    }
+
+    /// Lets frames be redirected to an interface of the caller's namespace.
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub fn set_device(&mut self, ifindex: u32) -> Result<()> {
+        let map = self.ebpf.map_mut(names::DEVMAP).context("DEVMAP")?;
+        let mut map = aya::maps::DevMapHash::try_from(map)?;
+        Ok(map.insert(ifindex, ifindex, None, 0)?)
+    }
+
+    /// Writes a session entry.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_session(&mut self, key: SessionKey, value: SessionValue) -> Result<()> {
+        self.put(names::SESSIONS, key, value)
+    }
+
+    /// Writes an entry of MAPPINGS_EXT or MAPPINGS_INT.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_mapping(&mut self, map: &str, key: EndpointKey, value: MappingValue) -> Result<()> {
+        self.put(map, key, value)
+    }
+
+    /// Removes an entry of MAPPINGS_EXT or MAPPINGS_INT.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn remove_mapping(&mut self, map: &str, key: EndpointKey) -> Result<()> {
+        let map = self.ebpf.map_mut(map).context("map")?;
+        let mut map: BpfHashMap<_, EndpointKey, MappingValue> = BpfHashMap::try_from(map)?;
+        Ok(map.remove(&key)?)
+    }
+
+    /// Everything the programs can change.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn state(&self) -> Result<State> {
+        let counters = PerCpuArray::<_, u64>::try_from(self.map(names::COUNTERS)?)?;
+        let mut by_name = BTreeMap::new();
+        for (slot, name) in reason::all() {
+            let total: u64 = counters.get(&slot, 0)?.iter().sum();
+            if total > 0 {
+                by_name.insert(name, total);
+            }
+        }
+        Ok(State {
+            sessions: self.entries(names::SESSIONS)?,
+            internal: self.entries(names::MAPPINGS_INT)?,
+            external: self.entries(names::MAPPINGS_EXT)?,
+            counters: by_name,
+        })
+    }
+
+    fn run(&mut self, name: &str) -> Result<()> {
+        let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
+        let result = program
+            .test_run(RawTracePointRunOptions::new())
+            .with_context(|| format!("run {name}"))?;
+        ensure!(
+            result.return_value == 0,
+            "{name} failed: {}",
+            result.return_value
+        );
+        Ok(())
+    }
+
+    fn map(&self, name: &str) -> Result<&Map> {
+        self.ebpf
+            .map(name)
+            .with_context(|| format!("no map {name}"))
+    }
+
+    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        Ok(Array::try_from(map)?)
+    }
+
+    fn put<K: Pod, V: Pod>(&mut self, name: &str, key: K, value: V) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        let mut map: BpfHashMap<_, K, V> = BpfHashMap::try_from(map)?;
+        Ok(map.insert(key, value, 0)?)
+    }
+
+    fn entries<K: Pod + Ord, V: Pod>(&self, name: &str) -> Result<BTreeMap<K, V>> {
+        let map: BpfHashMap<_, K, V> = BpfHashMap::try_from(self.map(name)?)?;
+        Ok(map.iter().collect::<Result<_, _>>()?)
+    }
+}
+
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T>
+where
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    Ok(ebpf
+        .program_mut(name)
+        .with_context(|| format!("no program {name}"))?
+        .try_into()?)
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
