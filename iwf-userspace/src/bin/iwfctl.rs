@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
+use iwf_userspace::daemon::config::Config;
 use iwf_userspace::daemon::control::{Request, Response, client, table};
+use iwf_userspace::daemon::dataplane::kernel;
 use iwf_userspace::types::Protocol;
 
 /// Talk to iwfd. Exit codes: 0 good, 1 failed (for audit: differences found), 2 usage.
@@ -49,6 +51,15 @@ enum Command {
         #[arg(value_parser = clap::value_parser!(u16).range(1..))]
         external_port: u16,
     },
+    /// Remove every program, link, map and qdisc from the kernel; forwarding ends. Only when iwfd does not run.
+    Detach {
+        /// Configuration of the daemon, which names its bpffs directory and its control socket.
+        #[arg(long, default_value = "/etc/iwf/iwf.toml", value_name = "FILE")]
+        config: PathBuf,
+        /// The bpffs directory itself, without a configuration.
+        #[arg(long, value_name = "DIR", conflicts_with = "config")]
+        bpffs: Option<PathBuf>,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -69,7 +80,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let request = match arguments.command {
+    let request = match &arguments.command {
         Command::Status => Request::Status {},
         Command::Mappings => Request::Mappings {},
         Command::Leases => Request::Leases {},
@@ -83,25 +94,51 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 Transport::Tcp => Protocol::Tcp,
                 Transport::Udp => Protocol::Udp,
             },
-            external_port,
+            external_port: *external_port,
         },
+        Command::Detach { config, bpffs } => return detach(arguments, config, bpffs.as_deref()),
     };
     ask(&arguments.socket, &request, arguments.json)
 }
 
+/// A running daemon would attach again what is taken away under it, so it has to be stopped first.
+fn detach(arguments: &Arguments, config: &Path, bpffs: Option<&Path>) -> Result<ExitCode> {
+    let (bpffs_dir, socket) = match bpffs {
+        Some(dir) => (dir.to_owned(), arguments.socket.clone()),
+        None => match Config::load(config) {
+            Ok(config) => (config.paths.bpffs_dir, config.paths.control_socket),
+            Err(error) => {
+                eprintln!("iwfctl: {error}");
+                return Ok(ExitCode::from(2));
+            }
+        },
+    };
+    if client::is_alive(&socket) {
+        bail!(
+            "iwfd is running ({} answers); stop it first",
+            socket.display()
+        );
+    }
+    kernel::detach(&bpffs_dir).with_context(|| format!("detach {}", bpffs_dir.display()))?;
+    show(&Response::Done, arguments.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
     let response = client::call(socket, request)?;
-    if json {
-        println!(
-            "{}",
-            serde_json::to_string(&response).context("encode the answer")?
-        );
-    } else {
-        print!("{}", table::render(&response));
-    }
+    show(&response, json)?;
     Ok(match response {
         Response::Error(_) => ExitCode::FAILURE,
         Response::Audit(audit) if !audit.clean => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
+}
+
+fn show(response: &Response, json: bool) -> Result<()> {
+    if json {
+        println!("{}", response.to_json().context("encode the answer")?);
+    } else {
+        print!("{}", table::render(response));
+    }
+    Ok(())
 }

@@ -1,13 +1,22 @@
 //! Everything that touches the world.
 
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod eventloop;
 pub mod http;
 pub mod lan;
+mod link;
+pub mod logging;
 pub mod netlink;
 pub mod netstate;
-pub mod sockets;
+mod reconciler;
+pub mod settings;
+pub mod shell;
+pub mod signals;
+mod sockets;
 pub mod ssdp;
+pub mod start;
 pub mod store;
 pub mod upstream;

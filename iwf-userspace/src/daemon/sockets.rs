@@ -12,12 +12,12 @@ use crate::wire::ssdp;
 const BACKLOG: i32 = 64;
 
 /// Port on which PCP servers announce their restarts (RFC 6887 section 19.1), to the all-hosts group.
-pub const PCP_CLIENT_PORT: u16 = 5350;
+pub(super) const PCP_CLIENT_PORT: u16 = 5350;
 const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 
 /// A listener that accepts only what arrives on the interface: the address alone would also be reachable from
 /// the other side of the router.
-pub fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result<TcpListener> {
+pub(super) fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
@@ -28,7 +28,7 @@ pub fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result<TcpLis
 }
 
 /// What is sent to the discovery group on the interface of this address, and nothing else.
-pub fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
+pub(super) fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
     let socket = udp()?;
     // Other discovery programs on this machine listen there as well.
     socket.set_reuse_address(true)?;
@@ -39,7 +39,7 @@ pub fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
 }
 
 /// Discovery by this address: unicast searches come in, answers and announcements go out.
-pub fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Result<UdpSocket> {
+pub(super) fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Result<UdpSocket> {
     let socket = udp()?;
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
@@ -51,7 +51,7 @@ pub fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Result<UdpS
 
 /// A client socket for one PCP server, on a port that the kernel picks at random. Connected: the kernel drops
 /// datagrams of others and reports hard ICMP errors. Returned twice: for sending at once, and for waiting.
-pub fn pcp_client(own: Ipv4Addr, server: SocketAddrV4) -> io::Result<(Socket, UdpSocket)> {
+pub(super) fn pcp_client(own: Ipv4Addr, server: SocketAddrV4) -> io::Result<(Socket, UdpSocket)> {
     let socket = udp()?;
     socket.bind(&SocketAddrV4::new(own, 0).into())?;
     socket.connect(&server.into())?;
@@ -60,7 +60,7 @@ pub fn pcp_client(own: Ipv4Addr, server: SocketAddrV4) -> io::Result<(Socket, Ud
 }
 
 /// The announcements of PCP servers that arrive on the interface of this address.
-pub fn pcp_announcements(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
+pub(super) fn pcp_announcements(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
     let socket = udp()?;
     // Every PCP client of a machine shares this port (RFC 6887 section 14.1.1).
     socket.set_reuse_address(true)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -25,6 +25,13 @@ pub enum UpstreamEvent {
     Datagram {
         /// Its source.
         from: SocketAddr,
+        /// Its octets.
+        payload: Vec<u8>,
+    },
+    /// A datagram to the group on which servers announce their restarts.
+    Announcement {
+        /// Its source address.
+        from: IpAddr,
         /// Its octets.
         payload: Vec<u8>,
     },
@@ -149,7 +156,7 @@ impl Upstream {
     }
 }
 
-/// Reads until the daemon ends. `server` is the peer of a connected socket; without one every source counts.
+/// Reads until the daemon ends. `server` is the peer of a connected socket; without one it is the group's.
 async fn receive(
     socket: UdpSocket,
     server: Option<SocketAddrV4>,
@@ -158,8 +165,12 @@ async fn receive(
     let mut buffer = [0; MAX_DATAGRAM];
     loop {
         let event = match (socket.recv_from(&mut buffer).await, server) {
-            (Ok((length, from)), _) => UpstreamEvent::Datagram {
+            (Ok((length, from)), Some(_)) => UpstreamEvent::Datagram {
                 from,
+                payload: buffer.get(..length).unwrap_or_default().to_vec(),
+            },
+            (Ok((length, from)), None) => UpstreamEvent::Announcement {
+                from: from.ip(),
                 payload: buffer.get(..length).unwrap_or_default().to_vec(),
             },
             (Err(error), Some(server)) if is_hard(&error) => UpstreamEvent::Unreachable {

@@ -12,6 +12,11 @@ use super::{MAX_RESPONSE, Request, Response};
 /// How long the daemon may take. A removal waits for the PCP server, which may take most of half a minute.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Whether a daemon listens there.
+pub fn is_alive(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
+}
+
 /// Sends one request and waits for its answer.
 ///
 /// # Errors

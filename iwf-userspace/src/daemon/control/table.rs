@@ -63,7 +63,7 @@ fn render_status(status: &Status) -> String {
         "reconciler",
         format!("{when}, {} repaired, {} failed", last.repaired, last.failed),
     );
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 fn render_mappings(rows: &[MappingRow]) -> String {
@@ -96,7 +96,7 @@ fn render_mappings(rows: &[MappingRow]) -> String {
             printable(&row.description),
         ]);
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 fn render_leases(rows: &[LeaseRow]) -> String {
@@ -113,7 +113,7 @@ fn render_leases(rows: &[LeaseRow]) -> String {
             span(row.granted_left_seconds),
         ]);
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 fn render_audit(audit: &Audit) -> String {
@@ -138,7 +138,7 @@ fn render_stats(stats: &Stats) -> String {
     for counter in &stats.counters {
         table.add_row([counter.name.clone(), counter.value.to_string()]);
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }
 
 fn new(header: &[&str]) -> Table {

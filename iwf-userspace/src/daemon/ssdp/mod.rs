@@ -21,7 +21,7 @@ use super::http::Site;
 use super::netstate::LanAddress;
 use super::sockets;
 use crate::wire::description::Tree;
-use crate::wire::ssdp::{self, Advert, Arrival, Search, Sender};
+use crate::wire::ssdp::{self, Advert, Arrival, Search, SearchError, Sender};
 use queue::Queue;
 
 /// Largest datagram looked at. A search has some 200 octets; what is longer is cut and then no search.
@@ -127,6 +127,10 @@ impl Discovery {
                 return;
             }
         };
+        // Our own announcements come back to us.
+        if *from.ip() == self.link.addr {
+            return;
+        }
         // Answers go to hosts of the link only, or anybody could be flooded through us (SSDP-008).
         if !self.link.contains(*from.ip()) {
             debug!(%from, interface = self.link.interface, "search from elsewhere ignored");
@@ -137,8 +141,9 @@ impl Discovery {
         };
         let search = match Search::decode(datagram) {
             Ok(search) => search,
+            Err(SearchError::NotASearch) => return,
             Err(error) => {
-                debug!(%from, %error, "datagram ignored");
+                debug!(%from, %error, "search ignored");
                 return;
             }
         };

@@ -1,0 +1,185 @@
+//! The one task that owns core, data plane and store, and what feeds it.
+//!
+//! Everything that happens arrives over bounded channels and is taken one at a time; a sender that finds its
+//! channel full waits, or tells its client to come again. Nothing else changes state.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{error, info, warn};
+
+use super::clock;
+use super::config::Config;
+use super::control::server::Call as ControlCall;
+use super::dataplane::DataPlane;
+use super::http::SoapCall;
+use super::lan::LanServices;
+use super::link;
+use super::logging::LogFilter;
+use super::netstate::NetState;
+use super::settings;
+use super::shell::{Facts, Shell};
+use super::signals::{Signals, Wish, notify};
+use super::store::Store;
+use super::upstream::{Upstream, UpstreamEvent};
+use crate::types::Instant as BootInstant;
+
+/// Calls of control points waiting for the core. Beyond it HTTP answers 503.
+pub const MAX_WAITING_CALLS: usize = 64;
+/// Datagrams of PCP servers waiting. Beyond it the kernel's socket buffers hold them.
+pub const MAX_WAITING_DATAGRAMS: usize = 64;
+/// Requests of the owner waiting.
+pub const MAX_WAITING_REQUESTS: usize = 8;
+
+/// Time between two sweeps of idle sessions.
+const SWEEP: Duration = Duration::from_secs(5);
+/// A timer far enough away that it stands for none.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Where events come from.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Control points.
+    pub calls: mpsc::Receiver<SoapCall>,
+    /// The owner.
+    pub requests: mpsc::Receiver<ControlCall>,
+    /// PCP servers.
+    pub datagrams: mpsc::Receiver<UpstreamEvent>,
+    /// Interfaces and addresses.
+    pub network: watch::Receiver<NetState>,
+}
+
+/// Everything the loop owns.
+#[derive(Debug)]
+pub struct Daemon<P, S> {
+    /// Core, data plane and store.
+    pub shell: Shell<P, S>,
+    /// Sockets towards PCP servers.
+    pub upstream: Upstream,
+    /// Servers for LAN hosts.
+    pub lan: LanServices,
+    /// What it was told.
+    pub config: Config,
+    /// Where to read it again.
+    pub config_path: PathBuf,
+    /// Which lines are logged.
+    pub log_filter: LogFilter,
+}
+
+impl<P: DataPlane, S: Store> Daemon<P, S> {
+    /// Runs until told to stop, then says goodbye to the LAN. Programs, links and maps stay: forwarding goes on.
+    pub async fn run(mut self, mut inputs: Inputs, mut signals: Signals) {
+        let started = clock::now();
+        self.follow(&mut inputs.network);
+        self.shell.timeout(&mut self.upstream, clock::now());
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconcile = interval(self.config.reconcile_interval);
+        reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick of an interval is at once; the start has reconciled already.
+        reconcile.reset();
+        info!(mode = settings::mode_name(self.config.mode), "ready");
+        notify("READY=1");
+
+        loop {
+            let due = self.shell.poll_timeout().map_or(IDLE, |due| {
+                due.saturating_duration_since(clock::now()).min(IDLE)
+            });
+            tokio::select! {
+                wish = signals.next() => match wish {
+                    Wish::Stop => break,
+                    Wish::Reload => {
+                        let interval_before = self.config.reconcile_interval;
+                        self.reload();
+                        if self.config.reconcile_interval != interval_before {
+                            reconcile = interval(self.config.reconcile_interval);
+                            reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                        }
+                    }
+                },
+                changed = inputs.network.changed() => match changed {
+                    Ok(()) => self.follow(&mut inputs.network),
+                    Err(_) => {
+                        error!("the network watcher ended; stopping");
+                        break;
+                    }
+                },
+                Some(event) = inputs.datagrams.recv() => {
+                    self.shell.upstream(event, &mut self.upstream, clock::now());
+                }
+                Some(call) = inputs.calls.recv() => {
+                    self.shell.soap(call, &mut self.upstream, clock::now());
+                }
+                Some(request) = inputs.requests.recv() => {
+                    let facts = self.facts(started);
+                    self.shell.control(request, &facts, &mut self.upstream, clock::now());
+                }
+                _ = sweep.tick() => {
+                    let network = inputs.network.borrow().clone();
+                    let carrier = network.wan.address.is_some();
+                    let link = link::counters(self.config.wan_interface.as_str(), carrier);
+                    self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
+                    // What could not be bound is tried again.
+                    self.lan.follow(&network.lan);
+                    self.upstream.follow(network.wan.address);
+                }
+                _ = reconcile.tick() => self.shell.nudge(clock::now()),
+                () = sleep_until(Instant::now() + due) => {}
+            }
+            self.shell.timeout(&mut self.upstream, clock::now());
+        }
+        notify("STOPPING=1");
+        self.lan.stop().await;
+        info!("stopped; forwarding goes on without the daemon (iwfctl detach ends it)");
+    }
+
+    fn follow(&mut self, network: &mut watch::Receiver<NetState>) {
+        let network = network.borrow_and_update().clone();
+        // The sockets first: what the core sends on hearing of a new address leaves from that address.
+        self.upstream.follow(network.wan.address);
+        self.shell
+            .network(network.clone(), &mut self.upstream, clock::now());
+        // Hosts are served only when the kernel is ready for what they ask.
+        self.shell.timeout(&mut self.upstream, clock::now());
+        self.lan.follow(&network.lan);
+    }
+
+    /// Reads the configuration again and follows what can change at run time.
+    fn reload(&mut self) {
+        notify("RELOADING=1");
+        match Config::load(&self.config_path) {
+            Ok(new) => {
+                let restart = self.config.restart_keys(&new);
+                if !restart.is_empty() {
+                    warn!(
+                        keys = restart.join(", "),
+                        "changed, but take effect only after a restart"
+                    );
+                }
+                if let Err(error) = self.log_filter.set(&new.log_filter) {
+                    warn!("log filter not changed: {error:#}");
+                }
+                self.config.open_ports = new.open_ports;
+                self.config.reconcile_interval = new.reconcile_interval;
+                self.config.log_filter = new.log_filter;
+                self.shell
+                    .set_host_ports(settings::host_ports(&self.config), clock::now());
+                self.shell.nudge(clock::now());
+                info!("configuration read again");
+            }
+            Err(error) => error!("configuration not changed: {error}"),
+        }
+        notify("READY=1");
+    }
+
+    fn facts(&self, started: BootInstant) -> Facts {
+        Facts {
+            started,
+            configured_mode: settings::mode_name(self.config.mode),
+            wan_interface: self.config.wan_interface.to_string(),
+            listeners: self.lan.listeners(),
+        }
+    }
+}

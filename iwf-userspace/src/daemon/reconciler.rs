@@ -1,0 +1,106 @@
+//! Makes the kernel hold what the mapping table says: the one way to repair drift, at start and ever after.
+
+use tracing::{info, warn};
+
+use super::dataplane::{DataPlane, DataPlaneError};
+use crate::reconcile::plan::Plan;
+use crate::types::NatEntry;
+
+/// What one run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// Entries removed, created or updated.
+    pub(super) repaired: u64,
+    /// Repairs the kernel refused; the next run tries again.
+    pub(super) failed: u64,
+}
+
+/// Observes, plans, and applies: removals first, so that their places are free. A failure does not stop the rest.
+///
+/// # Errors
+/// The kernel could not be observed; nothing was changed.
+pub(super) fn run(
+    plane: &mut impl DataPlane,
+    desired: &[NatEntry],
+) -> Result<Outcome, DataPlaneError> {
+    let plan = Plan::new(&plane.observe()?, desired);
+    let mut outcome = Outcome::default();
+    for entry in &plan.remove {
+        outcome.count("removed", entry, plane.remove(entry));
+    }
+    for entry in &plan.create {
+        outcome.count("created", entry, plane.write(entry));
+    }
+    for entry in &plan.update {
+        outcome.count("updated", entry, plane.write(entry));
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn count(&mut self, what: &str, entry: &NatEntry, result: Result<(), DataPlaneError>) {
+        let (protocol, external, internal) = (entry.protocol, entry.external, entry.internal);
+        match result {
+            Ok(()) => {
+                self.repaired += 1;
+                info!(%protocol, %external, %internal, what, "kernel entry repaired");
+            }
+            Err(error) => {
+                self.failed += 1;
+                let error = anyhow::Error::new(error);
+                warn!(%protocol, %external, %internal, error = format!("{error:#}"), "kernel entry not {what}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::dataplane::fake::{FakePlane, Fault};
+    use super::*;
+    use crate::types::{
+        ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, Protocol,
+        RemotePeer,
+    };
+
+    fn entry(generation: u32, port: u16) -> NatEntry {
+        NatEntry {
+            protocol: Protocol::Udp,
+            external: ExternalEndpoint {
+                addr: [100, 64, 0, 2].into(),
+                port: ExternalPort::new(port).unwrap(),
+            },
+            internal: InternalEndpoint {
+                addr: [192, 168, 1, 10].into(),
+                port: InternalPort::new(port).unwrap(),
+            },
+            remote: RemotePeer::Any,
+            generation: Generation(generation),
+            expires: None,
+        }
+    }
+
+    #[test]
+    fn repairs_all_three_kinds_of_drift_and_then_rests() {
+        let mut plane = FakePlane::new();
+        plane.write(&entry(1, 1000)).unwrap();
+        plane.write(&entry(2, 2000)).unwrap();
+        let desired = [entry(3, 2000), entry(4, 3000)];
+        let outcome = run(&mut plane, &desired).unwrap();
+        assert_eq!((outcome.repaired, outcome.failed), (3, 0));
+        assert_eq!(plane.observe().unwrap(), desired);
+        assert_eq!(run(&mut plane, &desired).unwrap(), Outcome::default());
+    }
+
+    #[test]
+    fn one_failure_does_not_stop_the_rest() {
+        let mut plane = FakePlane::new();
+        plane.fail_change(1, Fault::Full);
+        let desired = [entry(1, 1000), entry(2, 2000)];
+        let outcome = run(&mut plane, &desired).unwrap();
+        assert_eq!((outcome.repaired, outcome.failed), (1, 1));
+        let outcome = run(&mut plane, &desired).unwrap();
+        assert_eq!((outcome.repaired, outcome.failed), (1, 0));
+        assert_eq!(plane.observe().unwrap(), desired);
+    }
+}

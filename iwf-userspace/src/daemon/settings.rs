@@ -1,0 +1,110 @@
+//! What the core and the documents are told, from the configuration.
+
+use std::fs;
+
+use super::config::{self, BehindPrivateAddress, Config, PcpServer};
+use super::sockets::PCP_CLIENT_PORT;
+use crate::iwf::{ModeSetting, PrivateWan, ServerSource, Settings};
+use crate::mapping::policy::{Limits, Policy, ThirdParty};
+use crate::types::Protocol;
+use crate::wire::description::{Description, DeviceInfo, DeviceUuid, Tree};
+
+/// Everything a protocol decision depends on.
+pub fn core(config: &Config, description: &Description) -> Settings {
+    let defaults = Settings::default();
+    let mut policy = Policy {
+        min_port: config.policy.min_port,
+        third_party: match config.policy.third_party {
+            config::ThirdParty::Refused => ThirdParty::Refused,
+            config::ThirdParty::Allowed => ThirdParty::Allowed,
+        },
+        ..Policy::default()
+    };
+    policy.reserved.extend(host_ports(config));
+    Settings {
+        mode: match config.mode {
+            config::Mode::Auto => ModeSetting::Auto,
+            config::Mode::Cascaded => ModeSetting::Cascaded,
+            config::Mode::Local => ModeSetting::Local,
+        },
+        servers: config
+            .pcp_servers
+            .iter()
+            .map(|server| match server {
+                PcpServer::DefaultRouter => ServerSource::DefaultRouter,
+                PcpServer::Address(address) => ServerSource::Address((*address).into()),
+            })
+            .collect(),
+        private_wan: match config.behind_private_address {
+            BehindPrivateAddress::Refuse => PrivateWan::Refuse,
+            BehindPrivateAddress::MapLocally => PrivateWan::MapLocally,
+        },
+        policy,
+        limits: Limits {
+            mappings: count(config.limits.explicit_mappings),
+            per_host: count(config.policy.max_mappings_per_host),
+            ..defaults.limits
+        },
+        default_connection_service: description.default_connection_service(Tree::Igd2),
+        ..defaults
+    }
+}
+
+/// This machine's own services on the WAN: those configured, and the announcements of PCP servers.
+pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
+    let tcp = config
+        .open_ports
+        .tcp
+        .iter()
+        .map(|port| (Protocol::Tcp, *port));
+    let udp = config
+        .open_ports
+        .udp
+        .iter()
+        .map(|port| (Protocol::Udp, *port));
+    let mut ports: Vec<_> = tcp.chain(udp).collect();
+    if config.mode != config::Mode::Local {
+        ports.push((Protocol::Udp, PCP_CLIENT_PORT));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// The configured mode in the word of the configuration.
+pub fn mode_name(mode: config::Mode) -> &'static str {
+    match mode {
+        config::Mode::Auto => "auto",
+        config::Mode::Cascaded => "cascaded",
+        config::Mode::Local => "local",
+    }
+}
+
+/// The documents for a device of this identity.
+pub fn description(uuid: DeviceUuid) -> Description {
+    Description::new(DeviceInfo {
+        uuid,
+        friendly_name: "iwf Internet gateway".to_owned(),
+        manufacturer: "iwf".to_owned(),
+        manufacturer_url: env!("CARGO_PKG_REPOSITORY").to_owned(),
+        model_description: "Internet gateway that opens ports here and in the provider's NAT"
+            .to_owned(),
+        model_name: "iwf".to_owned(),
+        model_number: env!("CARGO_PKG_VERSION").to_owned(),
+        serial_number: uuid.to_string(),
+        presentation_url: "/".to_owned(),
+    })
+}
+
+/// The SERVER header (UPnP Device Architecture 1.1 clause 2): system, architecture, product.
+pub fn server_name() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let digits = |c: char| c.is_ascii_digit() || c == '.';
+    let end = release.find(|c| !digits(c)).unwrap_or(release.len());
+    let (release, _) = release.split_at(end);
+    format!("Linux/{release} UPnP/1.1 iwf/{}", env!("CARGO_PKG_VERSION"))
+}
+
+fn count(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,373 @@
+//! Carries out what the core wants, and tells it what came of it.
+//!
+//! One owner for core, data plane and store: their order is the order of the calls here. Everything is synchronous,
+//! so a change is durable and in the kernel when the reply that promised it leaves; a commit costs one sync of a
+//! small file, which on flash takes some milliseconds.
+
+mod view;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::{debug, error, info, warn};
+
+use super::control::server::Call as ControlCall;
+use super::control::{Request, Response};
+use super::dataplane::{DataPlane, DataPlaneError};
+use super::http::SoapCall;
+use super::netstate::NetState;
+use super::reconciler;
+use super::store::{Store, StoreError};
+use super::upstream::{Upstream, UpstreamEvent};
+use crate::iwf::{
+    AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, StoreChange,
+};
+use crate::mapping::policy::LanPrefix;
+use crate::types::{Generation, Instant, Protocol, UnixTime};
+use crate::wire::soap;
+
+pub use view::Facts;
+
+/// How long after a failure the reconciler looks again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where datagrams for PCP servers go.
+pub trait Datagrams {
+    /// Sends one, or loses it.
+    fn send(&mut self, server: SocketAddr, payload: &[u8]);
+}
+
+impl Datagrams for Upstream {
+    fn send(&mut self, server: SocketAddr, payload: &[u8]) {
+        Self::send(self, server, payload);
+    }
+}
+
+/// Core, data plane and store under one hand.
+#[derive(Debug)]
+pub struct Shell<P, S> {
+    core: Iwf,
+    plane: P,
+    store: S,
+    host_ports: Vec<(Protocol, u16)>,
+    network: NetState,
+    next_request: u64,
+    soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
+    admin: BTreeMap<RequestId, oneshot::Sender<Response>>,
+    sessions: u64,
+    runs: Runs,
+}
+
+/// What the reconciler did so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Runs {
+    count: u64,
+    last: Option<Instant>,
+    outcome: reconciler::Outcome,
+    due: Option<Instant>,
+}
+
+impl<P: DataPlane, S: Store> Shell<P, S> {
+    /// A shell around a core that was restored already. `host_ports` are this machine's own services on the WAN.
+    pub fn new(core: Iwf, plane: P, store: S, host_ports: Vec<(Protocol, u16)>) -> Self {
+        Self {
+            core,
+            plane,
+            store,
+            host_ports,
+            network: NetState::default(),
+            next_request: 0,
+            soap: BTreeMap::new(),
+            admin: BTreeMap::new(),
+            sessions: 0,
+            runs: Runs::default(),
+        }
+    }
+
+    /// A control point called.
+    pub fn soap(&mut self, question: SoapCall, out: &mut impl Datagrams, now: Instant) {
+        let SoapCall {
+            caller,
+            call,
+            reply,
+        } = question;
+        debug!(%caller, action = call.action, "control point calls");
+        let request = self.new_request();
+        self.soap.insert(request, reply);
+        let input = Input::Soap {
+            request,
+            caller,
+            call,
+        };
+        self.input(input, out, now);
+    }
+
+    /// The owner asked.
+    pub fn control(
+        &mut self,
+        (request, reply): ControlCall,
+        facts: &Facts,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        let Request::Delete {
+            protocol,
+            external_port,
+        } = request
+        else {
+            answer(reply, self.look(&request, facts, now));
+            return;
+        };
+        let request = self.new_request();
+        self.admin.insert(request, reply);
+        let command = AdminCommand::Delete {
+            protocol,
+            external_port,
+        };
+        self.input(Input::Admin { request, command }, out, now);
+    }
+
+    /// A server, or the network on the way to one, told something.
+    pub fn upstream(&mut self, event: UpstreamEvent, out: &mut impl Datagrams, now: Instant) {
+        let input = match event {
+            UpstreamEvent::Datagram { from, payload } => Input::Upstream { from, payload },
+            UpstreamEvent::Announcement { from, payload } => {
+                // Only the word of a server we use counts, and the core knows it by where requests go.
+                let servers = self.core.servers();
+                let Some(server) = servers.iter().find(|s| s.address.ip() == from) else {
+                    debug!(%from, "announcement of a stranger ignored");
+                    return;
+                };
+                Input::Upstream {
+                    from: server.address,
+                    payload,
+                }
+            }
+            UpstreamEvent::Unreachable { server } => Input::UpstreamUnreachable { server },
+        };
+        self.input(input, out, now);
+    }
+
+    /// Interfaces or addresses changed. The data plane goes first, so that nothing is translated to an address
+    /// that is no longer ours.
+    pub fn network(&mut self, network: NetState, out: &mut impl Datagrams, now: Instant) {
+        if self.network.wan != network.wan {
+            info!(address = ?network.wan.address, gateway = ?network.wan.gateway, "WAN changed");
+        }
+        self.network = network;
+        self.configure(now);
+        let lan = self.network.lan.iter().map(|link| LanPrefix {
+            own: link.addr,
+            len: link.prefix_len,
+        });
+        let (lan, wan) = (lan.collect(), self.network.wan.clone());
+        self.input(Input::Lan(lan), out, now);
+        self.input(Input::Wan(wan), out, now);
+        self.nudge(now);
+    }
+
+    /// Other services of this machine are open to the WAN.
+    pub fn set_host_ports(&mut self, host_ports: Vec<(Protocol, u16)>, now: Instant) {
+        self.host_ports = host_ports;
+        self.configure(now);
+    }
+
+    /// What the WAN link has carried, and what time it is.
+    pub fn tick(
+        &mut self,
+        link: LinkCounters,
+        wall: UnixTime,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        match self.plane.sweep() {
+            Ok(sessions) => self.sessions = sessions,
+            Err(error) => log_plane("sweep", error),
+        }
+        self.input(Input::WallClock(wall), out, now);
+        self.input(Input::Link(link), out, now);
+    }
+
+    /// Does what is due.
+    pub fn timeout(&mut self, out: &mut impl Datagrams, now: Instant) {
+        self.core.handle_timeout(now);
+        self.drain(out, now);
+        if self.runs.due.is_some_and(|due| due <= now) {
+            self.reconcile(now);
+        }
+    }
+
+    /// When [`Shell::timeout`] has to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.core.poll_timeout(), self.runs.due]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Asks for a run of the reconciler. It carries no hint of what changed: there is one way to look, and it
+    /// looks at everything.
+    pub fn nudge(&mut self, now: Instant) {
+        self.runs.due = Some(self.runs.due.map_or(now, |due| due.min(now)));
+    }
+
+    /// Compares kernel and table, and repairs the kernel.
+    pub fn reconcile(&mut self, now: Instant) {
+        self.runs.due = None;
+        match reconciler::run(&mut self.plane, &self.core.desired(now)) {
+            Ok(outcome) => {
+                self.runs.count += 1;
+                self.runs.last = Some(now);
+                self.runs.outcome = outcome;
+                if outcome.failed > 0 {
+                    self.runs.due = Some(now + RETRY);
+                }
+            }
+            Err(error) => {
+                log_plane("observe", error);
+                self.runs.due = Some(now + RETRY);
+            }
+        }
+    }
+
+    fn configure(&mut self, now: Instant) {
+        let config = self.network.plane_config(self.host_ports.clone());
+        if let Err(error) = self.plane.configure(&config) {
+            log_plane("configure", error);
+            self.runs.due = Some(now + RETRY);
+        }
+    }
+
+    fn new_request(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    fn input(&mut self, input: Input, out: &mut impl Datagrams, now: Instant) {
+        self.core.handle_input(input, now);
+        self.drain(out, now);
+    }
+
+    /// Carries out effects in their order until there are none; outcomes go back at once.
+    fn drain(&mut self, out: &mut impl Datagrams, now: Instant) {
+        while let Some(effect) = self.core.poll_effect() {
+            let (ticket, result) = match effect {
+                Effect::Reply { request, result } => {
+                    if let Some(reply) = self.soap.remove(&request) {
+                        answer(reply, result);
+                    }
+                    continue;
+                }
+                Effect::AdminReply { request, result } => {
+                    if let Some(reply) = self.admin.remove(&request) {
+                        answer(
+                            reply,
+                            result.map_or_else(Response::Error, |()| Response::Done),
+                        );
+                    }
+                    continue;
+                }
+                Effect::SendUpstream { server, payload } => {
+                    out.send(server, &payload);
+                    continue;
+                }
+                Effect::Notify(notice) => {
+                    self.notify(&notice);
+                    continue;
+                }
+                Effect::WriteNat { ticket, entry } => (
+                    ticket,
+                    self.plane
+                        .write(&entry)
+                        .map_err(|e| plane_failed("write", e)),
+                ),
+                Effect::RemoveNat { ticket, entry } => (
+                    ticket,
+                    self.plane
+                        .remove(&entry)
+                        .map_err(|e| plane_failed("remove", e)),
+                ),
+                Effect::Persist { ticket, change } => (ticket, self.persist(&change)),
+            };
+            if result.is_err() {
+                self.runs.due = Some(self.runs.due.unwrap_or(now + RETRY));
+            }
+            self.core.handle_input(Input::Done { ticket, result }, now);
+        }
+    }
+
+    fn persist(&mut self, change: &StoreChange) -> Result<(), EffectError> {
+        self.store.commit(change).map_err(|error| match error {
+            StoreError::Full => {
+                error!("no space left for the store; new mappings are refused");
+                EffectError::Full
+            }
+            StoreError::Database { .. } => {
+                let error = anyhow::Error::new(error);
+                error!(
+                    error = format!("{error:#}"),
+                    "the store failed; new mappings are refused"
+                );
+                EffectError::Failed
+            }
+        })
+    }
+
+    fn notify(&self, notice: &Notice) {
+        match notice {
+            Notice::Created(generation) => self.tell(*generation, "mapping created"),
+            Notice::Renewed(generation) => self.tell(*generation, "mapping renewed"),
+            Notice::Removed(generation) => info!(%generation, "mapping removed"),
+            Notice::ExternalAddress(Some(address)) => info!(%address, "external address"),
+            Notice::ExternalAddress(None) => info!("external address is not known"),
+            Notice::EpochReset(server) => {
+                info!(%server, "PCP server lost its state; asking for the mappings again");
+            }
+        }
+    }
+
+    fn tell(&self, generation: Generation, what: &str) {
+        match self.core.mappings().find(|m| m.generation == generation) {
+            Some(mapping) => info!(
+                %generation,
+                protocol = %mapping.protocol,
+                internal = %mapping.internal,
+                nat1 = %mapping.nat1,
+                external = mapping.claim.endpoint().map(tracing::field::display),
+                "{what}"
+            ),
+            None => info!(%generation, "{what}"),
+        }
+    }
+}
+
+/// The other side may have gone; then nobody misses the answer.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        debug!("the asker has gone before the answer");
+    }
+}
+
+fn plane_failed(action: &str, error: DataPlaneError) -> EffectError {
+    let kind = match &error {
+        DataPlaneError::Full { .. } => EffectError::Full,
+        DataPlaneError::InUse => EffectError::InUse,
+        DataPlaneError::Kernel { .. } => EffectError::Failed,
+    };
+    log_plane(action, error);
+    kind
+}
+
+fn log_plane(action: &str, error: DataPlaneError) {
+    match error {
+        // A client may cause these.
+        DataPlaneError::InUse => debug!(action, "external endpoint is in use by this machine"),
+        DataPlaneError::Full { map } => warn!(action, map, "kernel map is full"),
+        DataPlaneError::Kernel { .. } => {
+            let error = anyhow::Error::new(error);
+            error!(action, error = format!("{error:#}"), "data plane failed");
+        }
+    }
+}

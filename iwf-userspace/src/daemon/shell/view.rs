@@ -1,0 +1,195 @@
+//! What the owner gets to see.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use super::super::control::{
+    Audit, Counter, LeaseRow, Listener, MappingRow, Reconciler, Request, Response, Server, Stats,
+    Status,
+};
+use super::super::dataplane::{DataPlane, DataPlaneError};
+use super::super::store::Store;
+use super::Shell;
+use crate::iwf::{Mode, ServerState};
+use crate::mapping::Mapping;
+use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
+
+/// What the shell cannot know by itself.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// When the daemon started.
+    pub started: Instant,
+    /// `auto`, `cascaded` or `local`, as configured.
+    pub configured_mode: &'static str,
+    /// The WAN interface.
+    pub wan_interface: String,
+    /// Where LAN hosts are served.
+    pub listeners: Vec<Listener>,
+}
+
+impl<P: DataPlane, S: Store> Shell<P, S> {
+    /// Answers a request that changes nothing.
+    pub(super) fn look(&self, request: &Request, facts: &Facts, now: Instant) -> Response {
+        let answer = match request {
+            Request::Status {} => Ok(Response::Status(Box::new(self.status(facts, now)))),
+            Request::Mappings {} => self.mapping_rows(now).map(Response::Mappings),
+            Request::Leases {} => Ok(Response::Leases(self.lease_rows(now))),
+            Request::Audit {} => self.audit(now).map(Response::Audit),
+            Request::Stats {} => self.stats().map(Response::Stats),
+            Request::Delete { .. } => return Response::Error("not a question".to_owned()),
+        };
+        answer.unwrap_or_else(|error| Response::Error(format!("{:#}", anyhow::Error::new(error))))
+    }
+
+    fn status(&self, facts: &Facts, now: Instant) -> Status {
+        let runs = &self.runs;
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: now.saturating_duration_since(facts.started).as_secs(),
+            configured_mode: facts.configured_mode.to_owned(),
+            mode: mode(self.core.mode()).to_owned(),
+            ready: true,
+            wan_interface: facts.wan_interface.clone(),
+            wan_address: self.network.wan.address,
+            gateway: self.network.wan.gateway,
+            external_address: self.core.external_address(),
+            listeners: facts.listeners.clone(),
+            servers: self.servers(),
+            mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
+            sessions: self.sessions,
+            reconciler: Reconciler {
+                runs: runs.count,
+                seconds_ago: runs
+                    .last
+                    .map(|at| now.saturating_duration_since(at).as_secs()),
+                repaired: runs.outcome.repaired,
+                failed: runs.outcome.failed,
+            },
+        }
+    }
+
+    fn servers(&self) -> Vec<Server> {
+        let servers = self.core.servers();
+        let known = servers.iter().map(|server| Server {
+            address: v4(server.address),
+            state: match server.state {
+                ServerState::Unknown => "unknown",
+                ServerState::Answering => "answering",
+                ServerState::Silent => "silent",
+            }
+            .to_owned(),
+            epoch: server.epoch.map(|epoch| epoch.0),
+        });
+        known.collect()
+    }
+
+    fn mapping_rows(&self, now: Instant) -> Result<Vec<MappingRow>, DataPlaneError> {
+        let observed = self.plane.observe()?;
+        let held: BTreeMap<Generation, NatEntry> = observed
+            .into_iter()
+            .map(|entry| (entry.generation, entry))
+            .collect();
+        let row = |mapping: &Mapping| {
+            let wanted = mapping.nat_entry();
+            let same = |entry: &NatEntry| {
+                (entry.protocol, entry.external, entry.internal, entry.remote)
+                    == (
+                        wanted.protocol,
+                        wanted.external,
+                        wanted.internal,
+                        wanted.remote,
+                    )
+            };
+            MappingRow {
+                generation: mapping.generation.0,
+                protocol: mapping.protocol,
+                internal: SocketAddrV4::new(mapping.internal.addr, mapping.internal.port.get()),
+                nat1: socket(mapping.nat1),
+                kernel: held.get(&mapping.generation).is_some_and(same),
+                carrier: mapping.upstream.and(mapping.claim.endpoint()).map(socket),
+                remote_host: match mapping.remote {
+                    RemotePeer::Any => None,
+                    RemotePeer::Host(host) => Some(host),
+                },
+                lease_left_seconds: u64::from(mapping.lease_left(now)),
+                granted_left_seconds: mapping
+                    .upstream
+                    .map(|lease| lease.expires.saturating_duration_since(now).as_secs()),
+                description: mapping.description.clone(),
+            }
+        };
+        Ok(self
+            .core
+            .mappings()
+            .filter(|m| m.is_installed())
+            .map(row)
+            .collect())
+    }
+
+    fn lease_rows(&self, now: Instant) -> Vec<LeaseRow> {
+        let row = |mapping: &Mapping| {
+            let lease = mapping.upstream?;
+            Some(LeaseRow {
+                generation: mapping.generation.0,
+                protocol: mapping.protocol,
+                server: v4(lease.server),
+                nat1: socket(mapping.nat1),
+                assigned: socket(mapping.claim.endpoint()?),
+                granted_left_seconds: lease.expires.saturating_duration_since(now).as_secs(),
+            })
+        };
+        self.core.mappings().filter_map(row).collect()
+    }
+
+    /// Looks at the kernel now; the last run of the reconciler has no say.
+    fn audit(&self, now: Instant) -> Result<Audit, DataPlaneError> {
+        let observed = self.plane.observe()?;
+        let differences: Vec<String> = self
+            .core
+            .audit(&observed, now)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let installed = || self.core.mappings().filter(|m| m.is_installed());
+        Ok(Audit {
+            clean: differences.is_empty(),
+            kernel_entries: observed.len() as u64,
+            leases: installed().filter(|m| m.upstream.is_some()).count() as u64,
+            mappings: installed().count() as u64,
+            differences,
+        })
+    }
+
+    fn stats(&self) -> Result<Stats, DataPlaneError> {
+        let counters = self.plane.counters()?;
+        let counter = |(name, value): (&'static str, u64)| Counter {
+            name: name.to_owned(),
+            value,
+        };
+        Ok(Stats {
+            sessions: self.sessions,
+            counters: counters.into_iter().map(counter).collect(),
+        })
+    }
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Cascaded(_) => "cascaded",
+        Mode::Local => "local",
+        Mode::NoServer => "no-server",
+        Mode::Down => "down",
+    }
+}
+
+fn socket(endpoint: ExternalEndpoint) -> SocketAddrV4 {
+    SocketAddrV4::new(endpoint.addr, endpoint.port.get())
+}
+
+/// PCP servers have IPv4 addresses; the configuration admits no others.
+fn v4(address: SocketAddr) -> SocketAddrV4 {
+    match address.ip() {
+        IpAddr::V4(addr) => SocketAddrV4::new(addr, address.port()),
+        IpAddr::V6(_) => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, address.port()),
+    }
+}

@@ -1,0 +1,165 @@
+//! The order of the start: store, kernel, core, repair, listeners, ready.
+//!
+//! Each step needs the one before it: the lock of the store says that no other daemon works here, the kernel's
+//! entries tell which identities were ever used, and nobody is served before the tables agree.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::config::Config;
+use super::control::server::ControlSocket;
+use super::dataplane::DataPlane;
+use super::dataplane::kernel::{KernelPlane, Settings as PlaneSettings};
+use super::eventloop::{
+    Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
+};
+use super::http::Site;
+use super::lan::LanServices;
+use super::logging::LogFilter;
+use super::shell::Shell;
+use super::signals::Signals;
+use super::ssdp::Identity;
+use super::store::Snapshot;
+use super::upstream::Upstream;
+use super::{clock, netlink, settings, store};
+use crate::iwf::{Iwf, Saved};
+use crate::types::UnixTime;
+use crate::wire::description::{Description, DeviceUuid};
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Something it cannot do without is missing: privileges, the state directory, the bpf file system, rtnetlink.
+pub fn run(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(serve(config, config_path, log_filter))
+}
+
+async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {
+    let signals = Signals::new().context("handle signals")?;
+    let (store, snapshot) = store::open(&config.paths.state_dir, clock::wall())?;
+    let control = ControlSocket::bind(&config.paths.control_socket)?;
+    let plane =
+        KernelPlane::open(&PlaneSettings::from(&config)).context("load the packet programs")?;
+    let (network, _watcher) = netlink::watch(netlink::Interfaces {
+        lan: config
+            .lan_interfaces
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        wan: config.wan_interface.to_string(),
+    })
+    .await
+    .context("watch the network")?;
+    report_absent(&config, &network.borrow().ports);
+
+    let uuid = DeviceUuid::parse(&snapshot.device_uuid).context("read the device's identity")?;
+    let description = settings::description(uuid);
+    let boot_id = snapshot.boot_id;
+    let core = core(&config, &description, snapshot, &plane)?;
+    let shell = Shell::new(core, plane, store, settings::host_ports(&config));
+
+    let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
+    let (request_sender, requests) = mpsc::channel(MAX_WAITING_REQUESTS);
+    let (datagram_sender, datagrams) = mpsc::channel(MAX_WAITING_DATAGRAMS);
+    let site = Site::new(
+        description,
+        settings::server_name(),
+        config.http,
+        call_sender,
+    );
+    let identity = Identity {
+        site,
+        boot_id,
+        config: config.ssdp,
+    };
+    let control = tokio::spawn(control.serve(request_sender));
+    let daemon = Daemon {
+        shell,
+        upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
+        lan: LanServices::new(identity, config.http.port),
+        config,
+        config_path,
+        log_filter,
+    };
+    let inputs = Inputs {
+        calls,
+        requests,
+        datagrams,
+        network,
+    };
+    daemon.run(inputs, signals).await;
+    // Takes the socket's file with it.
+    control.abort();
+    if let Err(error) = control.await
+        && !error.is_cancelled()
+    {
+        warn!(%error, "the control socket ended badly");
+    }
+    Ok(())
+}
+
+/// The core with what the store kept. Identities continue behind everything that was ever used: in the store,
+/// and in a kernel that an earlier store, since lost, has written to.
+fn core(
+    config: &Config,
+    description: &Description,
+    snapshot: Snapshot,
+    plane: &impl DataPlane,
+) -> Result<Iwf> {
+    let observed = plane.observe().context("read the kernel's mappings")?;
+    let in_kernel = observed
+        .iter()
+        .map(|entry| entry.generation.0)
+        .max()
+        .unwrap_or(0);
+    info!(
+        stored = snapshot.mappings.len(),
+        in_kernel = observed.len(),
+        "mappings found"
+    );
+    let saved = Saved {
+        mappings: snapshot.mappings,
+        last_generation: snapshot.last_generation.max(in_kernel),
+        epochs: snapshot
+            .epochs
+            .into_iter()
+            .map(|(server, epoch, seen)| (server, epoch, UnixTime(seen)))
+            .collect(),
+    };
+    let mut seed = [0; 32];
+    SysRng.try_fill_bytes(&mut seed).context("get entropy")?;
+    let now = clock::now();
+    let mut core = Iwf::new(
+        settings::core(config, description),
+        seed,
+        clock::wall(),
+        now,
+    );
+    core.restore(saved, now);
+    Ok(core)
+}
+
+/// An interface may come later; a misspelled one never will.
+fn report_absent(config: &Config, ports: &[super::dataplane::Port]) {
+    let configured = config.lan_interfaces.iter().chain([&config.wan_interface]);
+    for name in configured {
+        let there = std::path::Path::new("/proc/sys/net/ipv4/conf")
+            .join(name.as_str())
+            .exists();
+        if !there {
+            warn!(interface = %name, "interface is not there yet");
+        }
+    }
+    if ports.is_empty() {
+        warn!("no interface to attach to yet");
+    }
+}
