@@ -3,24 +3,37 @@
 //! A link is pinned as `<hook>-<mode>-<ifindex>`, so that a restarted daemon knows from the names alone what is
 //! attached where.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for the kernel with a deadline"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode, tc};
+use aya::sys::SyscallError;
 use tracing::{info, warn};
 
+use super::kernel::TcMode;
 use super::programs::Programs;
 use super::{Port, Role};
 use crate::daemon::config::AttachMode;
 
 /// Priority and handle of our filter where there is no tcx (kernels before 6.6): fixed, to know it again.
 const FILTER: (u16, TcHandle) = (0x4957, TcHandle::new(0, 1));
+
+/// The kernel frees what is unpinned after a grace period of some milliseconds. Longer than this, somebody
+/// else holds it.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Where a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +110,15 @@ impl Attachment {
         })
     }
 
+    /// Whether the configuration allows this mode.
+    fn suits(self, how: AttachMode) -> bool {
+        match how {
+            AttachMode::Auto => true,
+            AttachMode::Native => self.mode != Mode::Generic,
+            AttachMode::Generic => self.mode != Mode::Native,
+        }
+    }
+
     /// Whether this is XDP, whatever the side.
     pub(super) fn is_xdp(self) -> bool {
         matches!(self.hook, Hook::Lan | Hook::Wan)
@@ -123,15 +145,21 @@ pub(super) fn reconcile(
     links: &Path,
     programs: &mut Programs,
     ports: &[Port],
-    how: AttachMode,
+    how: (AttachMode, TcMode),
 ) -> io::Result<BTreeSet<Attachment>> {
     let mut there = list(links)?;
+    let mut released = BTreeSet::new();
     let wanted: BTreeSet<(u32, Hook)> = ports.iter().flat_map(hooks).collect();
     there.retain(|&attachment| {
-        let fits = wanted.contains(&(attachment.ifindex, attachment.hook))
-            && refresh(links, attachment, programs);
+        if !refresh(links, attachment, programs) {
+            unpin(links, attachment);
+            return false;
+        }
+        let fits =
+            wanted.contains(&(attachment.ifindex, attachment.hook)) && attachment.suits(how.0);
         if !fits {
             release(links, attachment);
+            released.insert(attachment.ifindex);
         }
         fits
     });
@@ -141,7 +169,8 @@ pub(super) fn reconcile(
                 .iter()
                 .any(|a| a.ifindex == port.ifindex && a.hook == hook);
             if !found {
-                there.extend(attach_one(links, port, hook, programs, how));
+                let busy = released.contains(&port.ifindex);
+                there.extend(attach_one(links, port, hook, programs, how, busy));
             }
             there
                 .iter()
@@ -198,15 +227,31 @@ pub(super) fn update_links(links: &Path, programs: &mut Programs) -> io::Result<
     Ok(())
 }
 
-/// Detaches one program. What is already gone with its device is fine.
+/// Detaches one program. The kernel does so a little after the pin is gone (a grace period, then a worker).
 pub(super) fn release(links: &Path, attachment: Attachment) {
     if attachment.mode == Mode::Clsact
         && let Err(error) = super::clsact::remove(attachment.ifindex, FILTER, attachment.hook)
     {
         warn!(link = attachment.name(), "filter not removed: {error}");
     }
-    let pin = links.join(attachment.name());
-    match fs::remove_file(&pin) {
+    unpin(links, attachment);
+}
+
+/// Polls until `done`, at most [`PATIENCE`] long; whether it was.
+pub(super) fn until(mut done: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+/// Removes a pin. What is already gone is fine.
+fn unpin(links: &Path, attachment: Attachment) {
+    match fs::remove_file(links.join(attachment.name())) {
         Ok(()) => info!(link = attachment.name(), "detached"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => warn!(link = attachment.name(), "pin not removed: {error}"),
@@ -269,7 +314,8 @@ fn attach_one(
     port: &Port,
     hook: Hook,
     programs: &mut Programs,
-    how: AttachMode,
+    (xdp, tc): (AttachMode, TcMode),
+    busy: bool,
 ) -> Option<Attachment> {
     let attachment = |mode| Attachment {
         ifindex: port.ifindex,
@@ -277,15 +323,15 @@ fn attach_one(
         mode,
     };
     let outcome = match hook {
-        Hook::Lan => attach_xdp(&mut programs.xdp_lan, port, how, |mode| {
+        Hook::Lan => attach_xdp(&mut programs.xdp_lan, port, xdp, busy, |mode| {
             links.join(attachment(mode).name())
         }),
-        Hook::Wan => attach_xdp(&mut programs.xdp_wan, port, how, |mode| {
+        Hook::Wan => attach_xdp(&mut programs.xdp_wan, port, xdp, busy, |mode| {
             links.join(attachment(mode).name())
         }),
         Hook::Egress | Hook::Ingress => {
             let (program, direction) = classifier(programs, hook);
-            attach_tc(program, port, direction, |mode| {
+            attach_tc(program, port, direction, tc, |mode| {
                 links.join(attachment(mode).name())
             })
         }
@@ -306,17 +352,27 @@ fn attach_one(
     }
 }
 
-/// In the driver if that is possible and allowed, else in the network core.
+/// In the driver if that is possible and allowed, else in the network core. A device that we have just detached
+/// from is `busy` for a moment.
 fn attach_xdp(
     program: &mut Xdp,
     port: &Port,
     how: AttachMode,
+    busy: bool,
     pin: impl Fn(Mode) -> PathBuf,
 ) -> Result<Mode, AttachError> {
     let mut attach = |mode: Mode, flag: XdpMode| -> Result<Mode, AttachError> {
-        let id = program.attach_to_if_index(port.ifindex, flag)?;
+        let mut outcome = program.attach_to_if_index(port.ifindex, flag);
+        if busy {
+            until(|| {
+                if outcome.as_ref().is_err_and(is_busy) {
+                    outcome = program.attach_to_if_index(port.ifindex, flag);
+                }
+                !outcome.as_ref().is_err_and(is_busy)
+            });
+        }
         // A link that came by way of netlink cannot be pinned: dropping it here detaches it.
-        let link: FdLink = program.take_link(id)?.try_into()?;
+        let link: FdLink = program.take_link(outcome?)?.try_into()?;
         pin_link(link, &pin(mode))?;
         Ok(mode)
     };
@@ -335,22 +391,34 @@ fn attach_xdp(
     attach(Mode::Generic, XdpMode::Skb)
 }
 
+/// Whether another program is there: `EBUSY` of the same mode, `EEXIST` of the other.
+fn is_busy(error: &ProgramError) -> bool {
+    matches!(
+        error,
+        ProgramError::SyscallError(SyscallError { io_error, .. })
+            if matches!(io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+    )
+}
+
 /// A tcx link where the kernel has them (6.6), else a filter.
 fn attach_tc(
     program: &mut SchedClassifier,
     port: &Port,
     direction: TcAttachType,
+    how: TcMode,
     pin: impl Fn(Mode) -> PathBuf,
 ) -> Result<Mode, AttachError> {
-    let tcx = TcAttachOptions::TcxOrder(LinkOrder::default());
-    match program.attach_with_options(&port.name, direction, tcx) {
-        Ok(id) => {
-            let link: FdLink = program.take_link(id)?.try_into()?;
-            pin_link(link, &pin(Mode::Tcx))?;
-            return Ok(Mode::Tcx);
-        }
-        Err(reason) => {
-            info!(interface = port.name, %reason, "no tcx link; using a clsact filter");
+    if how == TcMode::Auto {
+        let tcx = TcAttachOptions::TcxOrder(LinkOrder::default());
+        match program.attach_with_options(&port.name, direction, tcx) {
+            Ok(id) => {
+                let link: FdLink = program.take_link(id)?.try_into()?;
+                pin_link(link, &pin(Mode::Tcx))?;
+                return Ok(Mode::Tcx);
+            }
+            Err(reason) => {
+                info!(interface = port.name, %reason, "no tcx link; using a clsact filter");
+            }
         }
     }
     attach_filter(program, &port.name, direction)?;

@@ -1,13 +1,8 @@
 //! Leaves nothing behind.
 #![forbid(unsafe_code)]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "waits for the kernel with a deadline"
-)]
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::maps::{MapInfo, loaded_maps};
@@ -18,10 +13,6 @@ use tracing::{info, warn};
 
 use super::attach;
 use super::pins::{self, PinSet};
-
-/// The kernel frees unpinned objects a little later (after a grace period). Longer than this, somebody else
-/// holds them.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// See [`super::kernel::detach`].
 pub(super) fn detach(bpffs_dir: &Path) -> Result<()> {
@@ -36,7 +27,9 @@ pub(super) fn detach(bpffs_dir: &Path) -> Result<()> {
         info!(pins = %set.dir().display(), "removed");
     }
     pins::release_bpffs(bpffs_dir)?;
-    doomed.wait_until_gone();
+    if !attach::until(|| doomed.are_gone()) {
+        warn!("the kernel still holds some objects: a running daemon has them open");
+    }
     Ok(())
 }
 
@@ -75,17 +68,6 @@ impl Ids {
             );
         }
         ids
-    }
-
-    fn wait_until_gone(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.are_gone() {
-            if Instant::now() > deadline {
-                warn!("the kernel still holds some objects: a running daemon has them open");
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     fn are_gone(&self) -> bool {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub bpffs_dir: PathBuf,
     /// How XDP is attached.
     pub attach: AttachMode,
+    /// How the tc programs are attached.
+    pub tc: TcMode,
     /// Sessions, both directions of a flow counting once.
     pub sessions: u32,
     /// Explicit and dynamic mappings together.
@@ -45,11 +47,21 @@ pub struct Settings {
     pub timeouts: Timeouts,
 }
 
+/// How tc programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcMode {
+    /// By a tcx link where the kernel has them (6.6), else by a filter.
+    Auto,
+    /// By a filter of a clsact qdisc.
+    Filter,
+}
+
 impl From<&Configuration> for Settings {
     fn from(config: &Configuration) -> Self {
         Self {
             bpffs_dir: config.paths.bpffs_dir.clone(),
             attach: config.attach,
+            tc: TcMode::Auto,
             sessions: config.limits.sessions,
             mappings: config.limits.mappings,
             timeouts: config.timeouts,
@@ -59,7 +71,7 @@ impl From<&Configuration> for Settings {
 
 /// Programs and maps in the kernel. Dropping it leaves them pinned and running.
 pub struct KernelPlane {
-    attach: AttachMode,
+    attach: (AttachMode, TcMode),
     links: PathBuf,
     tables: KernelTables,
     programs: Programs,
@@ -124,7 +136,7 @@ impl KernelPlane {
                 .context("write the kernel's CONFIG")?;
         }
         Ok(Self {
-            attach: settings.attach,
+            attach: (settings.attach, settings.tc),
             links: PinSet::current(&settings.bpffs_dir).links(),
             tables: KernelTables { maps, tools },
             programs,

@@ -155,7 +155,7 @@ pub(super) fn release_bpffs(root: &Path) -> Result<()> {
         }
         return Ok(());
     }
-    if fs::read_dir(point)?.count() > 1 {
+    if others(point, MOUNT_MARK)? {
         return Ok(());
     }
     fs::remove_dir(&mark).with_context(|| format!("remove {}", mark.display()))?;
@@ -180,7 +180,20 @@ fn mount_point(root: &Path) -> &Path {
 }
 
 fn is_empty(dir: &Path) -> io::Result<bool> {
-    Ok(fs::read_dir(dir)?.next().is_none())
+    Ok(!others(dir, "")?)
+}
+
+/// Whether a directory holds anything but `known` and the kernel's own files: every bpf file system is born with
+/// a few, and only their names have a dot.
+fn others(dir: &Path, known: &str) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if name != known && !name.contains('.') {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a file system is mounted right here.
