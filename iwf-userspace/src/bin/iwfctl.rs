@@ -127,10 +127,19 @@ fn detach(arguments: &Arguments, config: &Path, bpffs: Option<&Path>) -> Result<
 fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
     let response = client::call(socket, request)?;
     show(&response, json)?;
-    Ok(match response {
-        Response::Error(_) => ExitCode::FAILURE,
-        Response::Audit(audit) if !audit.clean => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+    let failed = match &response {
+        Response::Error(_) => true,
+        Response::Audit(audit) => !audit.clean,
+        Response::Status(_)
+        | Response::Mappings(_)
+        | Response::Leases(_)
+        | Response::Stats(_)
+        | Response::Done => false,
+    };
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
     })
 }
 

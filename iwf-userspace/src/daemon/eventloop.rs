@@ -21,7 +21,7 @@ use super::logging::LogFilter;
 use super::netstate::NetState;
 use super::settings;
 use super::shell::{Facts, Shell};
-use super::signals::{Signals, Wish, notify};
+use super::signals::{Wish, notify};
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::types::Instant as BootInstant;
@@ -49,6 +49,8 @@ pub struct Inputs {
     pub datagrams: mpsc::Receiver<UpstreamEvent>,
     /// Interfaces and addresses.
     pub network: watch::Receiver<NetState>,
+    /// The operator.
+    pub wishes: mpsc::Receiver<Wish>,
 }
 
 /// Everything the loop owns.
@@ -70,7 +72,7 @@ pub struct Daemon<P, S> {
 
 impl<P: DataPlane, S: Store> Daemon<P, S> {
     /// Runs until told to stop, then says goodbye to the LAN. Programs, links and maps stay: forwarding goes on.
-    pub async fn run(mut self, mut inputs: Inputs, mut signals: Signals) {
+    pub async fn run(mut self, mut inputs: Inputs) {
         let started = clock::now();
         self.follow(&mut inputs.network);
         self.shell.timeout(&mut self.upstream, clock::now());
@@ -88,9 +90,9 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 due.saturating_duration_since(clock::now()).min(IDLE)
             });
             tokio::select! {
-                wish = signals.next() => match wish {
-                    Wish::Stop => break,
-                    Wish::Reload => {
+                wish = inputs.wishes.recv() => match wish {
+                    Some(Wish::Stop) | None => break,
+                    Some(Wish::Reload) => {
                         let interval_before = self.config.reconcile_interval;
                         self.reload();
                         if self.config.reconcile_interval != interval_before {

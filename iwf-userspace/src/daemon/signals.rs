@@ -6,7 +6,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::debug;
 
 /// What the operator wants.
@@ -18,35 +19,29 @@ pub enum Wish {
     Reload,
 }
 
-/// The signals this process handles.
-#[derive(Debug)]
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    /// From now on these signals no longer end the process.
-    ///
-    /// # Errors
-    /// The handlers cannot be installed.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) -> Wish {
-        tokio::select! {
-            _ = self.terminate.recv() => Wish::Stop,
-            _ = self.interrupt.recv() => Wish::Stop,
-            _ = self.hangup.recv() => Wish::Reload,
+/// From now on these signals no longer end the process; each is a wish instead. One waits at most: a second
+/// wish of the same kind would add nothing.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn wishes() -> io::Result<mpsc::Receiver<Wish>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let wish = tokio::select! {
+                _ = terminate.recv() => Wish::Stop,
+                _ = interrupt.recv() => Wish::Stop,
+                _ = hangup.recv() => Wish::Reload,
+            };
+            if sender.send(wish).await.is_err() {
+                return;
+            }
         }
-    }
+    });
+    Ok(receiver)
 }
 
 /// Tells the service manager, if there is one (sd_notify(3)). That it hears us is not worth failing for.

@@ -22,11 +22,10 @@ use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
 use super::shell::Shell;
-use super::signals::Signals;
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
-use super::{clock, netlink, settings, store};
+use super::{clock, netlink, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
 use crate::wire::description::{Description, DeviceUuid};
@@ -44,7 +43,7 @@ pub fn run(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Resul
 }
 
 async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {
-    let signals = Signals::new().context("handle signals")?;
+    let wishes = signals::wishes().context("handle signals")?;
     let (store, snapshot) = store::open(&config.paths.state_dir, clock::wall())?;
     let control = ControlSocket::bind(&config.paths.control_socket)?;
     let plane =
@@ -95,8 +94,9 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         requests,
         datagrams,
         network,
+        wishes,
     };
-    daemon.run(inputs, signals).await;
+    daemon.run(inputs).await;
     // Takes the socket's file with it.
     control.abort();
     if let Err(error) = control.await

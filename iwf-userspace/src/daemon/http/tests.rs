@@ -139,7 +139,7 @@ fn control_is_answered_in_every_form_seen_in_the_field() {
         format!(
             "M-POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\nMan: \"http://schemas.xmlsoap.org/soap/envelope/\"; ns=01\r\n01-{ACTION}"
         ),
-        format!("POST /igd2/ctl/WANIPConn HTTP/1.1\r\nHost: {{host}}\r\n"),
+        "POST /igd2/ctl/WANIPConn HTTP/1.1\r\nHost: {host}\r\n".to_owned(),
         format!("POST {CONTROL} HTTP/1.1\r\nHost: {{host}}\r\nExpect: 100-continue\r\n{ACTION}"),
     ];
     for form in forms {

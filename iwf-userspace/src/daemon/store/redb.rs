@@ -229,34 +229,34 @@ fn write_change(db: &Database, change: &StoreChange) -> Result<(), ::redb::Error
 
 /// Tells a bad file from a machine that would not let us at it.
 fn unusable(action: &'static str, error: impl Into<::redb::Error>) -> Unusable {
+    use io::ErrorKind::{InvalidData, UnexpectedEof};
     let error = error.into();
-    match &error {
-        ::redb::Error::Io(e)
-            if !matches!(
-                e.kind(),
-                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
-            ) =>
-        {
-            Unusable::Failed(store_error(action, error))
-        }
-        ::redb::Error::DatabaseAlreadyOpen => Unusable::Failed(store_error(action, error)),
-        _ => Unusable::Damaged(error.to_string()),
+    let machine = match io_kind(&error) {
+        Some(kind) => !matches!(kind, InvalidData | UnexpectedEof),
+        None => matches!(error, ::redb::Error::DatabaseAlreadyOpen),
+    };
+    if machine {
+        Unusable::Failed(store_error(action, error))
+    } else {
+        Unusable::Damaged(error.to_string())
     }
 }
 
 fn store_error(action: &'static str, error: ::redb::Error) -> StoreError {
-    match &error {
-        ::redb::Error::Io(e)
-            if matches!(
-                e.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            StoreError::Full
-        }
-        _ => StoreError::Database {
-            action,
-            source: Box::new(error),
-        },
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(io_kind(&error), Some(StorageFull | QuotaExceeded)) {
+        return StoreError::Full;
+    }
+    StoreError::Database {
+        action,
+        source: Box::new(error),
+    }
+}
+
+fn io_kind(error: &::redb::Error) -> Option<io::ErrorKind> {
+    if let ::redb::Error::Io(error) = error {
+        Some(error.kind())
+    } else {
+        None
     }
 }
