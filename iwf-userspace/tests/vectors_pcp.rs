@@ -49,13 +49,6 @@ fn requests() -> Vec<(&'static str, Request)> {
     let cpe = v4(192, 0, 2, 10);
     let b4: IpAddr = "2001:db8:b4::2".parse().unwrap();
     let prefer = PcpOption::PreferFailure;
-    let filter = |prefix_len, remote_addr| {
-        PcpOption::Filter(Filter {
-            prefix_len,
-            remote_port: 0,
-            remote_addr,
-        })
-    };
     let prefix64 = [&[0, 12][..], &[0; 12]].concat();
     let mut probe = map(TCP, 49321, 8080, any());
     probe.nonce = MappingNonce([
@@ -107,8 +100,12 @@ fn requests() -> Vec<(&'static str, Request)> {
                 cpe,
                 Body::Map(map(TCP, 8443, 8443, carrier)),
                 vec![
-                    filter(0, "::".parse().unwrap()),
-                    filter(120, v4(198, 51, 100, 0)),
+                    PcpOption::Filter(Filter::CLEAR),
+                    PcpOption::Filter(Filter {
+                        prefix_len: 120,
+                        remote_port: 0,
+                        remote_addr: v4(198, 51, 100, 0),
+                    }),
                 ],
             ),
         ),

@@ -5,7 +5,7 @@
 //! ```
 //! A code below 128 is mandatory to process, from 128 on optional.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::{addr_from_octets, addr_octets};
 
@@ -110,6 +110,13 @@ pub enum OptionError {
 }
 
 impl Filter {
+    /// Removes all filters of the mapping; goes in front of those that replace them.
+    pub const CLEAR: Self = Self {
+        prefix_len: 0,
+        remote_port: 0,
+        remote_addr: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+
     /// A filter that lets exactly this address in, from every port.
     pub const fn host(remote_addr: IpAddr) -> Self {
         Self {
