@@ -203,3 +203,6 @@ impl Discovery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
