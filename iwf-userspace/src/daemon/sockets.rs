@@ -76,3 +76,28 @@ fn udp() -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn discovery_sends_with_the_configured_ttl_from_its_own_port() {
+        let addr = Ipv4Addr::new(127, 0, 0, 29);
+        let socket = ssdp_unicast("lo", addr, 2).unwrap();
+        assert_eq!(SockRef::from(&socket).multicast_ttl_v4().unwrap(), 2);
+        assert_eq!(
+            socket.local_addr().unwrap(),
+            SocketAddrV4::new(addr, 1900).into()
+        );
+    }
+
+    #[tokio::test]
+    async fn pcp_clients_of_one_machine_share_the_announcements() {
+        let addr = Ipv4Addr::LOCALHOST;
+        let _ours = pcp_announcements("lo", addr).unwrap();
+        pcp_announcements("lo", addr).unwrap();
+    }
+}
