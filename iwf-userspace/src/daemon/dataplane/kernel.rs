@@ -124,13 +124,15 @@ impl KernelPlane {
             origin,
         } = programs::open(&settings.bpffs_dir, object, &sizes)?;
         let clock = tie_clock(&mut maps, &tools)?;
-        let mut config = maps.config.get(&0, 0).context("read the kernel's CONFIG")?;
-        let idle = maps::idle_times(&settings.timeouts, clock.hz());
-        if config.hz != clock.hz() {
-            config = Config::empty(clock.hz());
-        }
-        if config.idle != idle {
-            config.idle = idle;
+        let held = maps.config.get(&0, 0).context("read the kernel's CONFIG")?;
+        // Zeroes in a new map are no configuration.
+        let mut config = if held.hz == clock.hz() {
+            held
+        } else {
+            Config::empty(clock.hz())
+        };
+        config.idle = maps::idle_times(&settings.timeouts, clock.hz());
+        if config != held {
             maps.config
                 .set(0, config, 0)
                 .context("write the kernel's CONFIG")?;
