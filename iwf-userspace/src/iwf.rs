@@ -8,21 +8,35 @@
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+mod add;
+mod address;
+mod job;
+mod probe;
+mod restore;
 pub mod settings;
+mod soap_calls;
 mod status;
+mod upstream;
+mod wan;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::mapping::policy::LanPrefix;
-use crate::mapping::record::MappingRecord;
+use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
-use crate::types::{Epoch, Generation, Instant, NatEntry, Protocol, UnixTime};
+use crate::proto::pcp_client::{self, PcpClient};
+use crate::types::{Epoch, ExternalPort, Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
+use address::AddressQuery;
+use job::{Job, Stage};
+use probe::Probe;
+use soap_calls::Call;
 
+pub use crate::proto::igd::LinkCounters;
 pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use status::{ServerState, ServerStatus};
 
@@ -80,25 +94,6 @@ pub enum Input {
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
     WallClock(UnixTime),
-}
-
-/// What the WAN link has carried and what it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkCounters {
-    /// Octets sent.
-    pub tx_bytes: u64,
-    /// Octets received.
-    pub rx_bytes: u64,
-    /// Packets sent.
-    pub tx_packets: u64,
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Upstream bits per second; 0 if not known.
-    pub up_bits_per_second: u64,
-    /// Downstream bits per second; 0 if not known.
-    pub down_bits_per_second: u64,
-    /// Whether the link has a carrier.
-    pub carrier: bool,
 }
 
 /// Why an effect failed.
@@ -237,11 +232,26 @@ pub enum Notice {
 #[derive(Debug)]
 pub struct Iwf {
     settings: Settings,
-    table: Table,
+    clock: WallClock,
     rng: StdRng,
+    table: Table,
+    client: PcpClient,
     wan: WanState,
     lan: Vec<LanPrefix>,
     link: LinkCounters,
+    mode: Mode,
+    connected_since: Option<Instant>,
+    /// Address of the newest grant, kept when its mapping goes (AMB-07).
+    external: Option<Ipv4Addr>,
+    last_generation: u32,
+    last_ticket: u64,
+    jobs: BTreeMap<Generation, Job>,
+    tickets: BTreeMap<Ticket, Generation>,
+    deferred: Vec<(Generation, Call)>,
+    probes: BTreeMap<Generation, Probe>,
+    address: AddressQuery,
+    /// Ports of our NAT that a server refuses with every nonce of ours, and until when (AMB-02).
+    barred: BTreeMap<(Protocol, ExternalPort), Instant>,
     effects: VecDeque<Effect>,
 }
 
@@ -249,33 +259,113 @@ impl Iwf {
     /// A core without mappings. `seed` comes from the operating system's entropy: nonces and ports are drawn
     /// from it. `wall` is the wall clock at `now`.
     pub fn new(settings: Settings, seed: [u8; 32], wall: UnixTime, now: Instant) -> Self {
+        let mut rng = StdRng::from_seed(seed);
         Self {
+            clock: WallClock::new(wall, now),
             table: Table::new(settings.limits),
+            client: PcpClient::new(StdRng::from_seed(rng.random())),
             settings,
-            rng: StdRng::from_seed(seed),
+            rng,
             wan: WanState::default(),
             lan: Vec::new(),
             link: LinkCounters::default(),
+            mode: Mode::Down,
+            connected_since: None,
+            external: None,
+            last_generation: 0,
+            last_ticket: 0,
+            jobs: BTreeMap::new(),
+            tickets: BTreeMap::new(),
+            deferred: Vec::new(),
+            probes: BTreeMap::new(),
+            address: AddressQuery::default(),
+            barred: BTreeMap::new(),
             effects: VecDeque::new(),
         }
     }
 
-    /// Takes over what the store kept. Called once, before any input.
-    pub fn restore(&mut self, saved: Saved, now: Instant) {}
-
     /// Takes in what happened.
-    pub fn handle_input(&mut self, input: Input, now: Instant) {}
+    pub fn handle_input(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Soap {
+                request,
+                caller,
+                call,
+            } => {
+                let deadline = now + self.settings.deadline;
+                let call = Call {
+                    request,
+                    caller,
+                    call,
+                    deadline,
+                };
+                self.dispatch(call, now);
+            }
+            Input::Admin { request, command } => self.admin(request, command, now),
+            Input::Upstream { from, payload } => {
+                self.tell(pcp_client::Input::Datagram { from, payload }, now);
+            }
+            Input::UpstreamUnreachable { server } => {
+                self.tell(pcp_client::Input::Unreachable(server), now);
+            }
+            Input::Done { ticket, result } => self.done(ticket, result, now),
+            Input::Wan(state) => self.wan_changed(state, now),
+            Input::Lan(prefixes) => self.lan = prefixes,
+            Input::Link(counters) => self.link = counters,
+            Input::WallClock(wall) => self.set_clock(wall, now),
+        }
+        self.pump(now);
+    }
 
     /// Does everything due at `now`; calling twice changes nothing.
-    pub fn handle_timeout(&mut self, now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.client.handle_timeout(now);
+        self.pump(now);
+        self.end_jobs(now);
+        self.end_deferred(now);
+        self.end_leases(now);
+        self.end_probes(now);
+        self.end_address_query(now);
+        self.pump(now);
+    }
 
     /// When [`Iwf::handle_timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let waits_upstream = |job: &Job| job.stage == Stage::Upstream;
+        let jobs = self.jobs.values().filter(|job| waits_upstream(job));
+        let deferred = self.deferred.iter().map(|(_, call)| call.deadline);
+        self.client
+            .poll_timeout()
+            .into_iter()
+            .chain(jobs.map(|job| job.deadline))
+            .chain(deferred)
+            .chain(self.lease_ends())
+            .chain(self.probes.values().map(Probe::next_event))
+            .chain(self.address.next_event())
+            .min()
     }
 
     /// The next effect, until `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    fn tell(&mut self, input: pcp_client::Input, now: Instant) {
+        self.client.handle_input(input, now);
+    }
+
+    fn notify(&mut self, notice: Notice) {
+        self.effects.push_back(Effect::Notify(notice));
+    }
+
+    fn new_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        Ticket(self.last_ticket)
+    }
+
+    /// A name nobody ever had. `None` after four thousand million mappings.
+    fn new_generation(&mut self) -> Option<Generation> {
+        self.last_generation = self.last_generation.checked_add(1)?;
+        Some(Generation(self.last_generation))
     }
 }

@@ -4,20 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use super::{Iwf, Mode};
 use crate::mapping::Mapping;
+use crate::proto::pcp_client::Ignored;
 use crate::reconcile::desired::desired;
 use crate::reconcile::invariants::{self, Violation};
 use crate::types::{Epoch, Instant, NatEntry};
 
-/// What is known of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerState {
-    /// Asked, no verdict yet.
-    Unknown,
-    /// It answered the last request.
-    Answering,
-    /// It did not answer in time.
-    Silent,
-}
+pub use crate::proto::pcp_client::Liveness as ServerState;
 
 /// One upstream server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,17 +30,33 @@ impl Iwf {
 
     /// The mode in force.
     pub fn mode(&self) -> Mode {
-        Mode::Down
+        self.mode
     }
 
     /// The device-wide outermost external address (AMB-07), if known.
     pub fn external_address(&self) -> Option<Ipv4Addr> {
-        None
+        self.external
     }
 
     /// Servers in order of preference.
     pub fn servers(&self) -> Vec<ServerStatus> {
-        Vec::new()
+        let addresses = self.settings.servers.iter();
+        addresses
+            .filter_map(|source| self.resolve(*source))
+            .map(|address| ServerStatus {
+                address,
+                state: self
+                    .client
+                    .liveness(address)
+                    .unwrap_or(ServerState::Unknown),
+                epoch: self.client.epoch(address),
+            })
+            .collect()
+    }
+
+    /// Datagrams from servers that had no effect.
+    pub fn ignored_upstream(&self) -> Ignored {
+        self.client.ignored()
     }
 
     /// What the kernel should hold at `now`.

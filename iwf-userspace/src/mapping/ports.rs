@@ -13,18 +13,21 @@ const LOWEST: u16 = 1024;
 /// Random draws before the search becomes a walk.
 const DRAWS: usize = 32;
 
-/// The port for a new mapping: the wanted external one, else the internal one, else any other from 1024 up.
-/// `None`: every port of that protocol is taken.
+/// The port for a new mapping: the wanted external one, else the internal one, else any other from 1024 up, as
+/// long as nobody holds it and it is not barred. `None`: every port of that protocol is taken.
 pub fn choose_nat1(
     table: &Table,
     policy: &Policy,
     protocol: Protocol,
     wanted: Option<ExternalPort>,
     internal: InternalPort,
+    barred: impl Fn(ExternalPort) -> bool,
     rng: &mut impl Rng,
 ) -> Option<ExternalPort> {
     let free = |port: ExternalPort| {
-        table.by_nat1(protocol, port).is_none() && !policy.is_reserved(protocol, port.get())
+        table.by_nat1(protocol, port).is_none()
+            && !policy.is_reserved(protocol, port.get())
+            && !barred(port)
     };
     let same = ExternalPort::new(internal.get()).filter(|port| port.get() >= LOWEST);
     let preferred = [wanted, same].into_iter().flatten().find(|p| free(*p));
@@ -67,16 +70,25 @@ mod tests {
         let wanted = ExternalPort::new(8080);
         let internal = InternalPort::new(9090).expect("not 0");
         let mut choose = |table: &Table| {
-            choose_nat1(table, &policy, Protocol::Tcp, wanted, internal, &mut rng)
-                .expect("room")
-                .get()
+            let barred = |port: ExternalPort| port.get() == 7070;
+            choose_nat1(
+                table,
+                &policy,
+                Protocol::Tcp,
+                wanted,
+                internal,
+                barred,
+                &mut rng,
+            )
+            .expect("room")
+            .get()
         };
         assert_eq!(choose(&table), 8080);
         table.put(mapping(1, 20, 8080, 8080)).expect("room");
         assert_eq!(choose(&table), 9090);
         table.put(mapping(2, 20, 9090, 9090)).expect("room");
         let other = choose(&table);
-        assert!(other >= LOWEST && other != 8080 && other != 9090);
+        assert!(other >= LOWEST && ![7070, 8080, 9090].contains(&other));
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Lease, Mapping, PortChoice, State};
 use crate::types::{
-    ExternalEndpoint, Generation, InternalEndpoint, Lifetime, MappingNonce, Protocol, RemotePeer,
-    UnixTime,
+    ExternalEndpoint, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce, Protocol,
+    RemotePeer, UnixTime,
 };
 
 /// One mapping as stored. All instants are wall-clock seconds.
@@ -46,4 +47,139 @@ pub struct UpstreamLease {
     pub nonce: MappingNonce,
     /// When the assigned lifetime ends.
     pub expires: UnixTime,
+}
+
+/// Converts between the monotonic clock and the wall clock that records use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WallClock {
+    /// Wall clock at the monotonic clock's origin, in milliseconds since 1970; negative while the wall clock
+    /// has not been set.
+    origin: i64,
+}
+
+impl WallClock {
+    /// The clocks as they stand to each other: it is `wall` at `now`.
+    pub fn new(wall: UnixTime, now: Instant) -> Self {
+        let millis = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        Self {
+            origin: millis(wall.0.saturating_mul(1000)).saturating_sub(millis(now.as_millis())),
+        }
+    }
+
+    /// The second an instant falls into.
+    pub fn unix(&self, at: Instant) -> UnixTime {
+        let at = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
+        let millis = self.origin.saturating_add(at).max(0);
+        UnixTime(u64::try_from(millis).unwrap_or(0) / 1000)
+    }
+
+    /// The instant a second begins; the origin for what was before it.
+    pub fn instant(&self, at: UnixTime) -> Instant {
+        let at = i64::try_from(at.0.saturating_mul(1000)).unwrap_or(i64::MAX);
+        let millis = at.saturating_sub(self.origin).max(0);
+        Instant::from_millis(u64::try_from(millis).unwrap_or(0))
+    }
+}
+
+impl MappingRecord {
+    /// The durable form of a mapping; `None` while it has no external endpoint.
+    pub fn new(mapping: &Mapping, clock: &WallClock) -> Option<Self> {
+        Some(Self {
+            generation: mapping.generation,
+            protocol: mapping.protocol,
+            internal: mapping.internal,
+            nat1: mapping.nat1,
+            external: mapping.claim.endpoint()?,
+            remote: mapping.remote,
+            description: mapping.description.clone(),
+            requested: mapping.requested,
+            lease_ends: clock.unix(mapping.lease_ends),
+            any_port: mapping.port_choice == PortChoice::Any,
+            upstream: mapping.upstream.map(|lease| UpstreamLease {
+                server: lease.server,
+                nonce: lease.nonce,
+                expires: clock.unix(lease.expires),
+            }),
+        })
+    }
+
+    /// The mapping again, in force. A wall clock that has not been set, or was set back, must not make a lease
+    /// longer than it ever was.
+    pub fn mapping(self, clock: &WallClock, now: Instant) -> Mapping {
+        let longest = |lifetime: Lifetime| now + lifetime.duration();
+        Mapping {
+            generation: self.generation,
+            state: State::Active,
+            protocol: self.protocol,
+            internal: self.internal,
+            nat1: self.nat1,
+            claim: self.external.into(),
+            remote: self.remote,
+            description: self.description,
+            requested: self.requested,
+            lease_ends: clock.instant(self.lease_ends).min(longest(self.requested)),
+            port_choice: if self.any_port {
+                PortChoice::Any
+            } else {
+                PortChoice::Exact
+            },
+            upstream: self.upstream.map(|lease| Lease {
+                server: lease.server,
+                nonce: lease.nonce,
+                expires: clock.instant(lease.expires).min(longest(MAX_UPSTREAM)),
+            }),
+        }
+    }
+}
+
+/// RFC 6887 section 8.3, AMB-01: no upstream lease is taken to be longer.
+const MAX_UPSTREAM: Lifetime = Lifetime(86_400);
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::mapping;
+    use super::*;
+
+    #[test]
+    fn a_record_gives_back_the_mapping() {
+        let now = Instant::from_millis(5_000);
+        let clock = WallClock::new(UnixTime(1_800_000_000), now);
+        let mut before = mapping(7, 20, 8080, 8080);
+        before.lease_ends = now + before.requested.duration();
+        before.upstream = Some(Lease {
+            server: ([100, 64, 0, 1], 5351).into(),
+            nonce: MappingNonce([9; 12]),
+            expires: Instant::from_millis(605_000),
+        });
+        let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
+        assert_eq!(record.lease_ends, UnixTime(1_800_003_600));
+        assert_eq!(record.mapping(&clock, now), before);
+    }
+
+    #[test]
+    fn a_clock_that_was_not_set_makes_no_lease_longer() {
+        let now = Instant::from_millis(5_000);
+        let set = WallClock::new(UnixTime(1_800_000_000), now);
+        let mut before = mapping(7, 20, 8080, 8080);
+        before.upstream = Some(Lease {
+            server: ([100, 64, 0, 1], 5351).into(),
+            nonce: MappingNonce([9; 12]),
+            expires: Instant::from_millis(605_000),
+        });
+        let record = MappingRecord::new(&before, &set).expect("has an endpoint");
+        let unset = WallClock::new(UnixTime(3), now);
+        let after = record.mapping(&unset, now);
+        assert_eq!(after.lease_ends, now + Lifetime(3600).duration());
+        let ends = after.upstream.map(|lease| lease.expires);
+        assert_eq!(ends, Some(now + MAX_UPSTREAM.duration()));
+    }
+
+    #[test]
+    fn what_was_before_the_origin_is_over() {
+        let now = Instant::from_millis(5_000);
+        let clock = WallClock::new(UnixTime(1_000), now);
+        assert_eq!(clock.instant(UnixTime(990)), Instant::from_millis(0));
+        assert_eq!(clock.instant(UnixTime(1_001)), Instant::from_millis(6_000));
+        assert_eq!(clock.unix(Instant::from_millis(6_999)), UnixTime(1_001));
+    }
 }

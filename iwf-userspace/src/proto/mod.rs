@@ -1,1 +1,11 @@
 //! Sans-IO protocol machines.
+//!
+//! Machines never call each other; `iwf` carries what one says to the next.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
+)]
+
+pub mod igd;
+pub mod pcp_client;

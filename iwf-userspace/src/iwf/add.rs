@@ -1,0 +1,317 @@
+//! AddPortMapping and AddAnyPortMapping.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::job::{Job, Kind, Origin};
+use super::soap_calls::Call;
+use super::{Iwf, Mode};
+use crate::mapping::policy::PolicyError;
+use crate::mapping::ports;
+use crate::mapping::table::TableError;
+use crate::mapping::{Claim, Mapping, PortChoice, State};
+use crate::proto::igd::{NewMapping, Operation, Refusal};
+use crate::proto::pcp_client::{self, Liveness, Want};
+use crate::types::{ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime};
+
+/// How long a server that is known to be silent is waited for: two transmissions and their answers.
+const SILENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a mapping goes.
+enum Place {
+    /// A new one, at this external port or any.
+    New(Option<ExternalPort>),
+    /// The same control point's mapping, which is overwritten.
+    Same(Generation),
+    /// Something is under way there.
+    Busy(Generation),
+}
+
+impl Iwf {
+    /// Makes a mapping, or overwrites one (igd-service sections 3.2 and 3.3).
+    pub(super) fn add(&mut self, call: Call, new: NewMapping, now: Instant) {
+        let place = self.admit(&call, &new).and_then(|()| self.place(&new));
+        match place {
+            Ok(Place::Busy(generation)) => self.defer(generation, call),
+            Ok(Place::Same(generation)) => self.replace(generation, call, new, now),
+            Ok(Place::New(external)) => self.create(call, new, external, now),
+            Err(refusal) => self.refuse(&call, Operation::Add, refusal),
+        }
+    }
+
+    fn admit(&self, call: &Call, new: &NewMapping) -> Result<(), Refusal> {
+        let external = new.external.map(ExternalPort::get);
+        self.settings
+            .policy
+            .check(&self.lan, call.caller, new.internal, external)
+            .map_err(|error| match error {
+                PolicyError::OtherHost | PolicyError::NotLan | PolicyError::PortTooLow => {
+                    Refusal::NotAuthorized
+                }
+            })?;
+        if new.enabled {
+            Ok(())
+        } else {
+            Err(Refusal::Disabled)
+        }
+    }
+
+    /// The rules for a port or an internal endpoint that is held already.
+    fn place(&self, new: &NewMapping) -> Result<Place, Refusal> {
+        let busy_or_same = |generation: Generation| {
+            if self.jobs.contains_key(&generation) {
+                Place::Busy(generation)
+            } else {
+                Place::Same(generation)
+            }
+        };
+        let holder = new
+            .external
+            .and_then(|port| self.table.by_external(new.protocol, port));
+        if let Some(held) = holder {
+            let same = held.internal.addr == new.internal.addr && held.remote == new.remote;
+            if same {
+                return Ok(busy_or_same(held.generation));
+            }
+            if new.choice == PortChoice::Exact {
+                return Err(Refusal::PortTaken);
+            }
+        }
+        // One internal endpoint has one external one (RFC 4787 REQ-1).
+        if let Some(held) = self.table.by_internal(new.protocol, new.internal) {
+            let any = new.choice == PortChoice::Any && held.remote == new.remote;
+            return if any || held.state == State::Removing {
+                Ok(busy_or_same(held.generation))
+            } else {
+                Err(Refusal::PortTaken)
+            };
+        }
+        let policy = &self.settings.policy;
+        let reserved = |port: ExternalPort| policy.is_reserved(new.protocol, port.get());
+        if new.choice == PortChoice::Exact && new.external.is_some_and(reserved) {
+            return Err(Refusal::Reserved);
+        }
+        let free = |port: &ExternalPort| holder.is_none() && !reserved(*port);
+        Ok(Place::New(new.external.filter(free)))
+    }
+
+    fn create(
+        &mut self,
+        call: Call,
+        new: NewMapping,
+        external: Option<ExternalPort>,
+        now: Instant,
+    ) {
+        match self.draft(&call, &new, external, now) {
+            Err(refusal) => self.refuse(&call, Operation::Add, refusal),
+            Ok((mapping, server)) => {
+                let generation = mapping.generation;
+                let deadline = self.patience(call.deadline, now);
+                let want = server.map(|server| self.want(&mapping, server, external, now));
+                if let Err(error) = self.table.put(mapping) {
+                    self.tell(pcp_client::Input::Abandon(generation), now);
+                    return self.refuse(&call, Operation::Add, refusal_of(error));
+                }
+                let job = Job::new(Origin::ControlPoint(call), Kind::Create, deadline);
+                self.jobs.insert(generation, job);
+                match want {
+                    Some(want) => self.tell(pcp_client::Input::Request(want), now),
+                    None => self.store(generation),
+                }
+            }
+        }
+    }
+
+    /// The mapping as it will be, and the server to ask for it.
+    fn draft(
+        &mut self,
+        call: &Call,
+        new: &NewMapping,
+        external: Option<ExternalPort>,
+        now: Instant,
+    ) -> Result<(Mapping, Option<SocketAddr>), Refusal> {
+        let limits = self.table.limits();
+        if self.table.len() >= limits.mappings
+            || self.table.of_host(new.internal.addr) >= limits.per_host
+        {
+            return Err(Refusal::NoRoom);
+        }
+        let (Some(addr), server) = (self.wan.address, self.server_to_ask()?) else {
+            return Err(Refusal::Unreachable);
+        };
+        let probed = match new.choice {
+            PortChoice::Exact => self.take_probe(call, new.protocol, external, now),
+            PortChoice::Any => None,
+        };
+        let (generation, port) = match probed {
+            Some(probe) => probe,
+            None => {
+                let port = self.nat1_port(new, external, server, now)?;
+                (self.new_generation().ok_or(Refusal::NoRoom)?, port)
+            }
+        };
+        let nat1 = ExternalEndpoint { addr, port };
+        let claim = match (server, new.choice) {
+            (None, _) => nat1.into(),
+            (Some(_), PortChoice::Exact) => Claim {
+                port: external,
+                addr: None,
+            },
+            (Some(_), PortChoice::Any) => Claim::default(),
+        };
+        let mapping = Mapping {
+            generation,
+            state: State::Pending,
+            protocol: new.protocol,
+            internal: new.internal,
+            nat1,
+            claim,
+            remote: new.remote,
+            description: new.description.clone(),
+            requested: new.lease,
+            lease_ends: now + new.lease.duration(),
+            port_choice: new.choice,
+            upstream: None,
+        };
+        Ok((mapping, server))
+    }
+
+    /// The server that has to agree to a new mapping; `None`: nobody has to.
+    pub(super) fn server_to_ask(&self) -> Result<Option<SocketAddr>, Refusal> {
+        match self.mode {
+            Mode::Cascaded(server) => Ok(Some(server)),
+            Mode::Local => Ok(None),
+            Mode::NoServer => Err(Refusal::NoServer),
+            Mode::Down if self.is_server_configured() => Err(Refusal::Unreachable),
+            Mode::Down => Err(Refusal::NoServer),
+        }
+    }
+
+    fn nat1_port(
+        &mut self,
+        new: &NewMapping,
+        external: Option<ExternalPort>,
+        server: Option<SocketAddr>,
+        now: Instant,
+    ) -> Result<ExternalPort, Refusal> {
+        if server.is_some() {
+            let port = self.upstream_port(new.protocol, external, new.internal.port, now);
+            return port.ok_or(Refusal::NoRoom);
+        }
+        // Our NAT is the outermost one: its port is the one asked for.
+        let (table, policy) = (&self.table, &self.settings.policy);
+        let free = |port: ExternalPort| {
+            table.by_nat1(new.protocol, port).is_none()
+                && table.by_external(new.protocol, port).is_none()
+                && !policy.is_reserved(new.protocol, port.get())
+        };
+        match external.filter(|port| free(*port)) {
+            Some(port) => Ok(port),
+            None if new.choice == PortChoice::Exact => Err(Refusal::PortTaken),
+            None => ports::random_port(free, &mut self.rng).ok_or(Refusal::NoRoom),
+        }
+    }
+
+    /// A port of our NAT for a lease: none that a mapping or a probe holds, or that a server refuses.
+    pub(super) fn upstream_port(
+        &mut self,
+        protocol: crate::types::Protocol,
+        external: Option<ExternalPort>,
+        internal: crate::types::InternalPort,
+        now: Instant,
+    ) -> Option<ExternalPort> {
+        self.barred.retain(|_, until| *until > now);
+        let (barred, probes) = (&self.barred, &self.probes);
+        let query = self.address.port();
+        let taken = |port: ExternalPort| {
+            barred.contains_key(&(protocol, port))
+                || probes.values().any(|p| p.holds(protocol, port))
+                || query == Some((protocol, port))
+        };
+        ports::choose_nat1(
+            &self.table,
+            &self.settings.policy,
+            protocol,
+            external,
+            internal,
+            taken,
+            &mut self.rng,
+        )
+    }
+
+    /// What the PCP client is to get for a mapping.
+    pub(super) fn want(
+        &self,
+        mapping: &Mapping,
+        server: SocketAddr,
+        external: Option<ExternalPort>,
+        now: Instant,
+    ) -> Want {
+        let left = mapping.lease_ends.saturating_duration_since(now).as_secs();
+        Want {
+            id: mapping.generation,
+            server,
+            protocol: mapping.protocol,
+            port: mapping.nat1.port,
+            external,
+            choice: mapping.port_choice,
+            remote: mapping.remote,
+            lifetime: Lifetime(u32::try_from(left).unwrap_or(u32::MAX).max(1)),
+            until: mapping.lease_ends,
+        }
+    }
+
+    /// Overwrites a mapping of the same control point: description, internal port and lease change, the
+    /// external port does not.
+    fn replace(&mut self, generation: Generation, call: Call, new: NewMapping, now: Instant) {
+        let Some(before) = self.table.get(generation).cloned() else {
+            return self.refuse(&call, Operation::Add, Refusal::Failed);
+        };
+        let internal = self.table.by_internal(new.protocol, new.internal);
+        if internal.is_some_and(|held| held.generation != generation) {
+            return self.refuse(&call, Operation::Add, Refusal::PortTaken);
+        }
+        let after = Mapping {
+            internal: new.internal,
+            description: new.description,
+            requested: new.lease,
+            lease_ends: now + new.lease.duration(),
+            ..before.clone()
+        };
+        let server = match (self.server_to_ask(), before.upstream) {
+            (Ok(server), _) => server,
+            // A local mapping lives on without anybody to ask, so its owner may also refresh it.
+            (Err(_), None) => None,
+            (Err(refusal), Some(_)) => return self.refuse(&call, Operation::Add, refusal),
+        };
+        let want = server.map(|server| self.want(&after, server, before.claim.port, now));
+        let deadline = self.patience(call.deadline, now);
+        let kind = Kind::Replace {
+            before: Box::new(before),
+            after: Box::new(after),
+        };
+        let job = Job::new(Origin::ControlPoint(call), kind, deadline);
+        self.jobs.insert(generation, job);
+        match want {
+            Some(want) => self.tell(pcp_client::Input::Request(want), now),
+            None => self.store(generation),
+        }
+    }
+
+    /// Until when a server is waited for: less if it is known to be silent.
+    pub(super) fn patience(&self, deadline: Instant, now: Instant) -> Instant {
+        match self.mode {
+            Mode::Cascaded(server) if self.client.liveness(server) == Some(Liveness::Silent) => {
+                deadline.min(now + SILENT_PATIENCE)
+            }
+            Mode::Cascaded(_) | Mode::Local | Mode::NoServer | Mode::Down => deadline,
+        }
+    }
+}
+
+fn refusal_of(error: TableError) -> Refusal {
+    match error {
+        TableError::External(_) | TableError::Internal(_) => Refusal::PortTaken,
+        TableError::Nat1(_) | TableError::HostQuota | TableError::Full => Refusal::NoRoom,
+    }
+}

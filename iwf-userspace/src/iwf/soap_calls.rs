@@ -1,0 +1,227 @@
+//! Calls of control points: what can be answered at once, and what begins a job.
+
+use std::net::Ipv4Addr;
+
+use super::job::Origin;
+use super::{AdminCommand, Effect, Iwf, Mode, RequestId};
+use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
+use crate::proto::pcp_client::Liveness;
+use crate::types::{ExternalPort, Generation, Instant};
+use crate::wire::soap::{self, ActionResult, UpnpError};
+
+/// Calls that wait for a job on their mapping to end; more are refused.
+const MAX_DEFERRED: usize = 64;
+
+/// A call that has not been answered.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) request: RequestId,
+    pub(super) caller: Ipv4Addr,
+    pub(super) call: soap::Call,
+    /// When it is answered at the latest.
+    pub(super) deadline: Instant,
+}
+
+impl Iwf {
+    /// Answers a call, or sees to it that it will be answered.
+    pub(super) fn dispatch(&mut self, call: Call, now: Instant) {
+        let action = match igd::parse(&call.call, call.caller) {
+            Ok(action) => action,
+            Err(error) => return self.reply(call.request, Err(error)),
+        };
+        match action {
+            Action::Add(new) => self.add(call, new, now),
+            Action::Delete(key) => self.delete(call, key, now),
+            Action::GetSpecific(key) => self.get_specific(call, key, now),
+            Action::GetExternalIpAddress => self.get_external_address(call, now),
+            Action::GetGeneric { index } => {
+                let policy = &self.settings.policy;
+                let entry = igd::generic_entry(&self.table, policy, call.caller, index, now);
+                let result = entry.ok_or(UpnpError::SPECIFIED_ARRAY_INDEX_INVALID);
+                self.reply(call.request, result);
+            }
+            Action::SetConnectionType => self.reply(call.request, Err(UpnpError::READ_ONLY)),
+            Action::ForceTermination => {
+                self.reply(call.request, Err(UpnpError::ACTION_NOT_AUTHORIZED));
+            }
+            Action::RequestConnection => self.reply(call.request, Ok(Vec::new())),
+            Action::GetConnectionTypeInfo => self.reply(
+                call.request,
+                Ok(vec![
+                    ("NewConnectionType", "IP_Routed".to_owned()),
+                    ("NewPossibleConnectionTypes", "IP_Routed".to_owned()),
+                ]),
+            ),
+            Action::GetStatusInfo => {
+                let result = Ok(self.status_info(now));
+                self.reply(call.request, result);
+            }
+            Action::GetNatRsipStatus => self.reply(
+                call.request,
+                Ok(vec![
+                    ("NewRSIPAvailable", "0".to_owned()),
+                    ("NewNATEnabled", "1".to_owned()),
+                ]),
+            ),
+            Action::GetCommonLinkProperties => {
+                let result = Ok(igd::common_link_properties(&self.link));
+                self.reply(call.request, result);
+            }
+            Action::GetTotal(which) => {
+                let result = Ok(vec![igd::total(&self.link, which)]);
+                self.reply(call.request, result);
+            }
+            Action::GetDefaultConnectionService => {
+                let service = self.settings.default_connection_service.clone();
+                let result = Ok(vec![("NewDefaultConnectionService", service)]);
+                self.reply(call.request, result);
+            }
+            Action::SetDefaultConnectionService { service } => {
+                // There is one connection service, so this can only confirm it.
+                let same = service == self.settings.default_connection_service;
+                let result = if same {
+                    Ok(Vec::new())
+                } else {
+                    Err(UpnpError::ACTION_NOT_AUTHORIZED)
+                };
+                self.reply(call.request, result);
+            }
+        }
+    }
+
+    /// Answers a call.
+    pub(super) fn reply(&mut self, request: RequestId, result: ActionResult) {
+        self.effects.push_back(Effect::Reply { request, result });
+    }
+
+    /// Answers a call with an error.
+    pub(super) fn refuse(&mut self, call: &Call, operation: Operation, refusal: Refusal) {
+        let version_1 = igd::is_version_1(&call.call);
+        let error = igd::upnp_error(refusal, operation, version_1);
+        self.reply(call.request, Err(error));
+    }
+
+    /// Lets a call wait until the job on that mapping has ended.
+    pub(super) fn defer(&mut self, generation: Generation, call: Call) {
+        if self.deferred.len() >= MAX_DEFERRED {
+            self.reply(call.request, Err(UpnpError::ACTION_FAILED));
+        } else {
+            self.deferred.push((generation, call));
+        }
+    }
+
+    /// Dispatches the calls that waited for that mapping.
+    pub(super) fn resume(&mut self, generation: Generation, now: Instant) {
+        let (ready, waiting) = std::mem::take(&mut self.deferred)
+            .into_iter()
+            .partition(|(of, _)| *of == generation);
+        self.deferred = waiting;
+        let ready: Vec<(Generation, Call)> = ready;
+        for (_, call) in ready {
+            self.dispatch(call, now);
+        }
+    }
+
+    /// Answers the calls that have waited too long.
+    pub(super) fn end_deferred(&mut self, now: Instant) {
+        let (late, waiting) = std::mem::take(&mut self.deferred)
+            .into_iter()
+            .partition(|(_, call)| call.deadline <= now);
+        self.deferred = waiting;
+        let late: Vec<(Generation, Call)> = late;
+        for (_, call) in late {
+            self.reply(call.request, Err(UpnpError::ACTION_FAILED));
+        }
+    }
+
+    /// Checks common to the actions that name one mapping. The mapping, if the caller may have it.
+    fn find(&self, call: &Call, key: &EntryKey) -> Result<Option<Generation>, Refusal> {
+        let policy = &self.settings.policy;
+        let port = match ExternalPort::new(key.port) {
+            Some(port) if key.port >= policy.min_port => port,
+            Some(_) | None => return Err(Refusal::NotAuthorized),
+        };
+        let Some(mapping) = self.table.by_external(key.protocol, port) else {
+            return Ok(None);
+        };
+        if !policy.may_manage(call.caller, mapping.internal, key.port) {
+            return Err(Refusal::NotAuthorized);
+        }
+        if mapping.remote != key.remote {
+            return Err(Refusal::Absent);
+        }
+        Ok(Some(mapping.generation))
+    }
+
+    fn get_specific(&mut self, call: Call, key: EntryKey, now: Instant) {
+        match self.find(&call, &key) {
+            Ok(Some(generation)) if self.jobs.contains_key(&generation) => {
+                self.defer(generation, call);
+            }
+            Ok(Some(generation)) => {
+                let entry = self.table.get(generation);
+                let entry = entry.map(|mapping| igd::specific_entry(mapping, now));
+                let result = entry.ok_or(UpnpError::NO_SUCH_ENTRY_IN_ARRAY);
+                self.reply(call.request, result);
+            }
+            Ok(None) => self.probe(call, &key, now),
+            Err(refusal) => self.refuse(&call, Operation::Read, refusal),
+        }
+    }
+
+    fn delete(&mut self, call: Call, key: EntryKey, now: Instant) {
+        match self.find(&call, &key) {
+            Ok(Some(generation)) if self.jobs.contains_key(&generation) => {
+                self.defer(generation, call);
+            }
+            Ok(Some(generation)) => self.remove(generation, Origin::ControlPoint(call), now),
+            Ok(None) => self.refuse(&call, Operation::Delete, Refusal::Absent),
+            Err(refusal) => self.refuse(&call, Operation::Delete, refusal),
+        }
+    }
+
+    /// Carries out a request of the router's owner.
+    pub(super) fn admin(&mut self, request: RequestId, command: AdminCommand, now: Instant) {
+        let AdminCommand::Delete {
+            protocol,
+            external_port,
+        } = command;
+        let port = ExternalPort::new(external_port);
+        let mapping = port.and_then(|port| self.table.by_external(protocol, port));
+        let problem = match mapping.map(|m| m.generation) {
+            None => format!("no mapping has {protocol} port {external_port}"),
+            Some(generation) if self.jobs.contains_key(&generation) => {
+                "the mapping is being changed right now; try again in a moment".to_owned()
+            }
+            Some(generation) => return self.remove(generation, Origin::Admin(request), now),
+        };
+        self.effects.push_back(Effect::AdminReply {
+            request,
+            result: Err(problem),
+        });
+    }
+
+    fn status_info(&self, now: Instant) -> Vec<(&'static str, String)> {
+        let uptime = self
+            .connected_since
+            .map_or(0, |since| now.saturating_duration_since(since).as_secs());
+        vec![
+            ("NewConnectionStatus", self.connection_status().to_owned()),
+            ("NewLastConnectionError", "ERROR_NONE".to_owned()),
+            ("NewUptime", (uptime % (1 << 32)).to_string()),
+        ]
+    }
+
+    /// ConnectionStatus: connected while the WAN is up and a server that is needed answers (IWF-019).
+    pub(super) fn connection_status(&self) -> &'static str {
+        match self.mode {
+            Mode::Down => "Disconnected",
+            Mode::Local | Mode::NoServer => "Connected",
+            Mode::Cascaded(server) => match self.client.liveness(server) {
+                Some(Liveness::Answering) => "Connected",
+                Some(Liveness::Unknown) => "Connecting",
+                Some(Liveness::Silent) | None => "Disconnected",
+            },
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What the PCP client reports.
+
+use super::job::{Kind, Origin, Stage};
+use super::{Effect, Iwf, Mode, Notice, StoreChange};
+use crate::mapping::record::MappingRecord;
+use crate::mapping::{Lease, State};
+use crate::proto::igd::Refusal;
+use crate::proto::pcp_client::{self, MAX_LIFETIME};
+use crate::types::{ExternalEndpoint, Generation, Instant, Lifetime};
+use crate::wire::pcp::ResultCode;
+
+impl Iwf {
+    /// Acts on everything the client has to say.
+    pub(super) fn pump(&mut self, now: Instant) {
+        while let Some(effect) = self.client.poll_effect() {
+            match effect {
+                pcp_client::Effect::Send { server, payload } => {
+                    self.effects
+                        .push_back(Effect::SendUpstream { server, payload });
+                }
+                pcp_client::Effect::Granted {
+                    id,
+                    lease,
+                    external,
+                } => self.granted(id, lease, external, now),
+                pcp_client::Effect::Refused {
+                    id,
+                    result,
+                    lifetime,
+                } => self.refused(id, result, lifetime, now),
+                pcp_client::Effect::Lost { id } => self.lost(id, now),
+                pcp_client::Effect::Released { id, result } => self.released(id, result, now),
+                pcp_client::Effect::EpochReset(server) => {
+                    self.notify(Notice::EpochReset(server));
+                }
+                pcp_client::Effect::EpochSeen { server, epoch } => {
+                    let change = StoreChange::Epoch {
+                        server: server.ip(),
+                        epoch,
+                        seen: self.clock.unix(now),
+                    };
+                    self.persist(change, None);
+                }
+                pcp_client::Effect::Liveness(_) => self.choose_mode(now),
+            }
+        }
+        let connected = self.connection_status() == "Connected";
+        self.connected_since = if connected {
+            self.connected_since.or(Some(now))
+        } else {
+            None
+        };
+    }
+
+    fn granted(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint, now: Instant) {
+        if self.probe_granted(id, now) || self.address_granted(id, external, now) {
+            return;
+        }
+        self.learn_address(external.addr);
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return self.renewed(id, lease, external, now);
+        };
+        if let Kind::Replace { after, .. } = &mut job.kind {
+            (after.upstream, after.claim) = (Some(lease), external.into());
+        }
+        let waits = job.stage == Stage::Upstream && !matches!(job.kind, Kind::Remove);
+        if matches!(job.kind, Kind::Create) && !self.update_lease(id, lease, external) {
+            // The server gave out a port that another mapping of ours has, at another address of its pool.
+            if let Some(job) = self.jobs.remove(&id) {
+                self.undo_create(id, job, Refusal::PortTaken, now);
+            }
+            return;
+        }
+        if waits {
+            self.store(id);
+        }
+    }
+
+    /// A lease was confirmed, or came back: store and kernel follow it.
+    fn renewed(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint, now: Instant) {
+        if self.table.get(id).is_none() {
+            return self.tell(pcp_client::Input::Abandon(id), now);
+        }
+        if !self.update_lease(id, lease, external) {
+            return self.remove(id, Origin::Nobody, now);
+        }
+        let Some(mapping) = self.table.get(id) else {
+            return;
+        };
+        let entry = mapping.nat_entry();
+        if let Some(record) = MappingRecord::new(mapping, &self.clock) {
+            self.persist(StoreChange::Put(record), None);
+        }
+        self.write_nat(entry, None);
+        self.notify(Notice::Renewed(id));
+    }
+
+    /// Whether the table took the lease: another mapping may have that external port.
+    fn update_lease(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint) -> bool {
+        let Some(mut mapping) = self.table.get(id).cloned() else {
+            return false;
+        };
+        (mapping.upstream, mapping.claim) = (Some(lease), external.into());
+        self.table.put(mapping).is_ok()
+    }
+
+    fn refused(&mut self, id: Generation, result: ResultCode, lifetime: Lifetime, now: Instant) {
+        if self.probe_refused(id, now) || self.address_refused(id, now) {
+            return;
+        }
+        let waits = self
+            .jobs
+            .get(&id)
+            .is_some_and(|job| job.stage == Stage::Upstream && !matches!(job.kind, Kind::Remove));
+        if !waits {
+            return;
+        }
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
+        let refusal = Refusal::Upstream(result);
+        match &job.kind {
+            Kind::Create => {
+                if result == ResultCode::NotAuthorized
+                    && let Some(mapping) = self.table.get(id)
+                {
+                    let key = (mapping.protocol, mapping.nat1.port);
+                    let until = now + lifetime.min(MAX_LIFETIME).duration();
+                    self.barred.insert(key, until);
+                }
+                self.undo_create(id, job, refusal, now);
+            }
+            Kind::Replace { .. } => self.undo_replace(id, job, refusal, now),
+            Kind::Remove => {}
+        }
+    }
+
+    /// A lease has ended by itself: the mapping goes.
+    fn lost(&mut self, id: Generation, now: Instant) {
+        if self.probe_refused(id, now) || self.address_lost(id) {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return self.remove(id, Origin::Nobody, now);
+        };
+        job.lost = true;
+        if job.stage != Stage::Upstream {
+            return;
+        }
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
+        match &job.kind {
+            Kind::Create => self.undo_create(id, job, Refusal::Unreachable, now),
+            Kind::Replace { .. } => self.undo_replace(id, job, Refusal::Unreachable, now),
+            Kind::Remove => {
+                self.jobs.insert(id, job);
+                self.unstore(id);
+            }
+        }
+    }
+
+    fn released(&mut self, id: Generation, result: Result<(), ResultCode>, now: Instant) {
+        let waits = self
+            .jobs
+            .get(&id)
+            .is_some_and(|job| job.stage == Stage::Upstream && matches!(job.kind, Kind::Remove));
+        if !waits {
+            return;
+        }
+        match result {
+            Ok(()) => self.unstore(id),
+            Err(code) => {
+                if let Some(job) = self.jobs.remove(&id) {
+                    self.table.set_state(id, State::Active);
+                    self.finish(id, job, Err(Refusal::Upstream(code)), now);
+                }
+            }
+        }
+    }
+
+    /// Gets the lease of a mapping back, or gets one for a mapping that had none.
+    pub(super) fn reacquire(&mut self, id: Generation, now: Instant) {
+        let Mode::Cascaded(server) = self.mode else {
+            return;
+        };
+        let Some(mapping) = self.table.get(id) else {
+            return;
+        };
+        let Some(external) = mapping.claim.endpoint() else {
+            return;
+        };
+        let want = self.want(mapping, server, Some(external.port), now);
+        self.tell(pcp_client::Input::Reacquire { want, external }, now);
+    }
+}

@@ -1,0 +1,253 @@
+//! The WAN: its address, the servers behind it, and the mode that follows from them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::job::{Kind, Origin, Stage};
+use super::settings::{ModeSetting, PrivateWan, ServerSource};
+use super::{Iwf, Mode, Notice, StoreChange, WanState};
+use crate::mapping::policy::is_public;
+use crate::mapping::record::{MappingRecord, WallClock};
+use crate::mapping::{Claim, State};
+use crate::proto::pcp_client::{self, Liveness};
+use crate::types::{Generation, Instant, UnixTime};
+use crate::wire::pcp::SERVER_PORT;
+
+/// A wall clock that differs by less from what was expected was not set.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+impl Iwf {
+    /// Follows a change of the WAN. Mappings outlive its being down.
+    pub(super) fn wan_changed(&mut self, state: WanState, now: Instant) {
+        self.wan = state;
+        self.tell(pcp_client::Input::Local(self.wan.address), now);
+        let servers = self.servers_to_watch();
+        self.tell(pcp_client::Input::Servers(servers), now);
+        if let Some(addr) = self.wan.address {
+            let moved: Vec<_> = self
+                .table
+                .iter()
+                .filter(|m| m.nat1.addr != addr)
+                .map(|m| m.generation)
+                .collect();
+            if !moved.is_empty() {
+                self.forget_address();
+            }
+            self.mode = self.mode_now();
+            for generation in moved {
+                self.readdress(generation, addr, now);
+            }
+        }
+        self.choose_mode(now);
+    }
+
+    /// Moves a mapping to our new address and asks the server for it again, which has not seen us there.
+    fn readdress(&mut self, generation: Generation, addr: Ipv4Addr, now: Instant) {
+        let Some(old) = self.table.get(generation) else {
+            return;
+        };
+        let mut mapping = old.clone();
+        mapping.nat1.addr = addr;
+        if mapping.upstream.is_none() && mapping.claim.addr.is_some() {
+            mapping.claim.addr = Some(addr);
+        }
+        let (entry, installed) = (old.nat_entry(), old.is_installed());
+        if let Some(job) = self.jobs.get_mut(&generation)
+            && let Kind::Replace { before, after } = &mut job.kind
+        {
+            for half in [before, after] {
+                half.nat1.addr = addr;
+                if half.upstream.is_none() {
+                    half.claim.addr = Some(addr);
+                }
+            }
+        }
+        if self.table.put(mapping).is_err() || !installed {
+            return;
+        }
+        self.remove_nat(entry, None);
+        self.rewrite(generation);
+        let busy = self.jobs.contains_key(&generation);
+        if !busy && matches!(self.mode, Mode::Cascaded(_)) {
+            self.reacquire(generation, now);
+        }
+    }
+
+    /// Stores a mapping and tells the kernel, outside of any job.
+    fn rewrite(&mut self, generation: Generation) {
+        let Some(mapping) = self.table.get(generation) else {
+            return;
+        };
+        let entry = mapping.nat_entry();
+        if let Some(record) = MappingRecord::new(mapping, &self.clock) {
+            self.persist(StoreChange::Put(record), None);
+        }
+        self.write_nat(entry, None);
+    }
+
+    fn forget_address(&mut self) {
+        if self.external.take().is_some() {
+            self.notify(Notice::ExternalAddress(None));
+        }
+    }
+
+    /// Follows what was learned of the servers.
+    pub(super) fn choose_mode(&mut self, now: Instant) {
+        let (before, mode) = (self.mode, self.mode_now());
+        self.mode = mode;
+        if before == mode || mode == Mode::Down {
+            return;
+        }
+        if let Mode::Local = mode {
+            self.external = self.wan.address;
+            self.notify(Notice::ExternalAddress(self.wan.address));
+        }
+        if let Mode::Cascaded(_) = before {
+            self.drop_probes(now);
+            self.drop_address_query(now);
+        }
+        self.restart_creations(now);
+        let idle: Vec<_> = self
+            .table
+            .iter()
+            .filter(|m| m.state == State::Active && !self.jobs.contains_key(&m.generation))
+            .map(|m| (m.generation, m.upstream.map(|lease| lease.server)))
+            .collect();
+        for (generation, server) in idle {
+            self.follow_mode(generation, server, now);
+        }
+    }
+
+    /// A change of mode loses no mapping: a local one gets a lease, a leased one becomes local.
+    fn follow_mode(&mut self, generation: Generation, server: Option<SocketAddr>, now: Instant) {
+        match (self.mode, server) {
+            (Mode::Cascaded(_), None) => self.reacquire(generation, now),
+            // A lease at a server that is still there goes on there.
+            (Mode::Cascaded(_), Some(server)) => {
+                if !self.servers_to_watch().contains(&server) {
+                    self.reacquire(generation, now);
+                }
+            }
+            (Mode::Local, Some(_)) => {
+                self.tell(pcp_client::Input::Abandon(generation), now);
+                let Some(mut mapping) = self.table.get(generation).cloned() else {
+                    return;
+                };
+                mapping.upstream = None;
+                mapping.claim = Claim::from(mapping.nat1);
+                if self.table.put(mapping).is_ok() {
+                    self.rewrite(generation);
+                } else {
+                    self.remove(generation, Origin::Nobody, now);
+                }
+            }
+            (Mode::Local, None) | (Mode::NoServer | Mode::Down, _) => {}
+        }
+    }
+
+    /// Begins the creations anew that wait for a server which is no longer the one to ask.
+    fn restart_creations(&mut self, now: Instant) {
+        let waiting: Vec<_> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.stage == Stage::Upstream && matches!(job.kind, Kind::Create))
+            .map(|(generation, _)| *generation)
+            .collect();
+        for generation in waiting {
+            if let Some(job) = self.jobs.remove(&generation) {
+                self.table.remove(generation);
+                self.tell(pcp_client::Input::Abandon(generation), now);
+                if let Origin::ControlPoint(call) = job.origin {
+                    self.dispatch(call, now);
+                }
+                self.resume(generation, now);
+            }
+        }
+    }
+
+    /// The mode that follows from settings, WAN and servers.
+    fn mode_now(&self) -> Mode {
+        let Some(addr) = self.wan.address else {
+            return Mode::Down;
+        };
+        match self.settings.mode {
+            ModeSetting::Local => return Mode::Local,
+            ModeSetting::Auto if is_public(addr) => return Mode::Local,
+            ModeSetting::Auto | ModeSetting::Cascaded => {}
+        }
+        match (self.pick_server(), self.settings.private_wan) {
+            (Some(server), _) => Mode::Cascaded(server),
+            (None, PrivateWan::MapLocally) => Mode::Local,
+            (None, PrivateWan::Refuse) => Mode::NoServer,
+        }
+    }
+
+    /// The first server that answers, else the first that may yet, else the first that is known.
+    fn pick_server(&self) -> Option<SocketAddr> {
+        let candidates = self.settings.servers.iter().filter_map(|source| {
+            let address = self.resolve(*source)?;
+            let known = self.is_known(*source) || self.client.has_answered(address);
+            let rank = match self.client.liveness(address) {
+                Some(Liveness::Answering) => 0,
+                Some(Liveness::Unknown) => 1,
+                Some(Liveness::Silent) | None if known => 2,
+                Some(Liveness::Silent) | None => return None,
+            };
+            Some((rank, address))
+        });
+        // The first of equals, as they are in order of preference.
+        candidates.min_by_key(|(rank, _)| *rank).map(|(_, a)| a)
+    }
+
+    /// Whether a server counts as known without having answered.
+    fn is_known(&self, source: ServerSource) -> bool {
+        match source {
+            ServerSource::Address(_) => true,
+            ServerSource::DefaultRouter => self.settings.mode == ModeSetting::Cascaded,
+        }
+    }
+
+    /// Whether somebody said that there is a server.
+    pub(super) fn is_server_configured(&self) -> bool {
+        self.settings.mode != ModeSetting::Local
+            && self.settings.servers.iter().any(|s| self.is_known(*s))
+    }
+
+    pub(super) fn resolve(&self, source: ServerSource) -> Option<SocketAddr> {
+        match source {
+            ServerSource::Address(address) => Some(address),
+            ServerSource::DefaultRouter => self.wan.gateway.map(|addr| (addr, SERVER_PORT).into()),
+        }
+    }
+
+    /// Servers to keep in contact with: none if none would be used.
+    fn servers_to_watch(&self) -> Vec<SocketAddr> {
+        let unused = match self.settings.mode {
+            ModeSetting::Local => true,
+            ModeSetting::Auto => self.wan.address.is_some_and(is_public),
+            ModeSetting::Cascaded => false,
+        };
+        if unused {
+            return Vec::new();
+        }
+        let sources = self.settings.servers.iter();
+        sources.filter_map(|source| self.resolve(*source)).collect()
+    }
+
+    /// Follows the wall clock. Records carry its time, so they are written again when it was set.
+    pub(super) fn set_clock(&mut self, wall: UnixTime, now: Instant) {
+        if self.clock.unix(now).0.abs_diff(wall.0) <= CLOCK_SLACK.as_secs() {
+            return;
+        }
+        self.clock = WallClock::new(wall, now);
+        let records: Vec<_> = self
+            .table
+            .iter()
+            .filter(|m| m.state == State::Active)
+            .filter_map(|m| MappingRecord::new(m, &self.clock))
+            .collect();
+        for record in records {
+            self.persist(StoreChange::Put(record), None);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Mappings as control points see them.
+
+use std::net::Ipv4Addr;
+
+use crate::mapping::Mapping;
+use crate::mapping::policy::Policy;
+use crate::mapping::table::Table;
+use crate::types::{Instant, RemotePeer};
+
+/// Out arguments.
+type Arguments = Vec<(&'static str, String)>;
+
+/// The out arguments of GetGenericPortMappingEntry. Each caller counts only the mappings it may see, so that
+/// simple walkers are not stopped by those of others (AMB-21). `None`: beyond the end.
+pub fn generic_entry(
+    table: &Table,
+    policy: &Policy,
+    caller: Ipv4Addr,
+    index: u16,
+    now: Instant,
+) -> Option<Arguments> {
+    let visible = |mapping: &&Mapping| {
+        let port = mapping.claim.port.map_or(0, |port| port.get());
+        mapping.is_visible()
+            && mapping.lease_left(now) > 0
+            && policy.may_manage(caller, mapping.internal, port)
+    };
+    let mapping = table.iter().filter(visible).nth(index.into())?;
+    let mut out = vec![
+        ("NewRemoteHost", remote_host(mapping.remote)),
+        (
+            "NewExternalPort",
+            mapping.claim.port.map_or(0, |port| port.get()).to_string(),
+        ),
+        ("NewProtocol", mapping.protocol.to_string()),
+    ];
+    out.extend(specific_entry(mapping, now));
+    Some(out)
+}
+
+/// The out arguments of GetSpecificPortMappingEntry.
+pub fn specific_entry(mapping: &Mapping, now: Instant) -> Arguments {
+    vec![
+        ("NewInternalPort", mapping.internal.port.to_string()),
+        ("NewInternalClient", mapping.internal.addr.to_string()),
+        ("NewEnabled", "1".to_owned()),
+        ("NewPortMappingDescription", mapping.description.clone()),
+        ("NewLeaseDuration", mapping.lease_left(now).to_string()),
+    ]
+}
+
+fn remote_host(remote: RemotePeer) -> String {
+    match remote {
+        RemotePeer::Any => String::new(),
+        RemotePeer::Host(addr) => addr.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::State;
+    use crate::mapping::policy::Limits;
+    use crate::mapping::tests::mapping;
+
+    #[test]
+    fn each_caller_counts_its_own_active_mappings() {
+        let mut table = Table::new(Limits::default());
+        for (generation, host) in [(1, 20), (2, 21), (3, 20), (4, 20)] {
+            let port = 8080 + generation as u16;
+            table
+                .put(mapping(generation, host, port, port))
+                .expect("room");
+        }
+        table.set_state(crate::types::Generation(3), State::Pending);
+        let policy = Policy::default();
+        let caller = Ipv4Addr::new(192, 168, 1, 20);
+        let port = |index| {
+            let now = Instant::from_millis(0);
+            let entry = generic_entry(&table, &policy, caller, index, now)?;
+            entry
+                .into_iter()
+                .find(|(n, _)| *n == "NewExternalPort")
+                .map(|(_, v)| v)
+        };
+        assert_eq!(port(0).as_deref(), Some("8081"));
+        assert_eq!(port(1).as_deref(), Some("8084"));
+        assert_eq!(port(2), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! WANCommonInterfaceConfig:1.
+
+use super::Total;
+
+/// What the WAN link has carried and what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounters {
+    /// Octets sent.
+    pub tx_bytes: u64,
+    /// Octets received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Upstream bits per second; 0 if not known.
+    pub up_bits_per_second: u64,
+    /// Downstream bits per second; 0 if not known.
+    pub down_bits_per_second: u64,
+    /// Whether the link has a carrier.
+    pub carrier: bool,
+}
+
+/// The out arguments of GetCommonLinkProperties.
+pub fn common_link_properties(link: &LinkCounters) -> Vec<(&'static str, String)> {
+    // A rate that does not fit is the largest there is.
+    let rate = |bits: u64| u32::try_from(bits).unwrap_or(u32::MAX).to_string();
+    let status = if link.carrier { "Up" } else { "Down" };
+    vec![
+        ("NewWANAccessType", "Ethernet".to_owned()),
+        ("NewLayer1UpstreamMaxBitRate", rate(link.up_bits_per_second)),
+        (
+            "NewLayer1DownstreamMaxBitRate",
+            rate(link.down_bits_per_second),
+        ),
+        ("NewPhysicalLinkCounters", status.to_owned()),
+    ]
+}
+
+/// The out argument of one of the GetTotal actions. The counters wrap at 2^32 (WCIC-002).
+pub fn total(link: &LinkCounters, which: Total) -> (&'static str, String) {
+    let (name, value) = match which {
+        Total::BytesSent => ("NewTotalBytesSent", link.tx_bytes),
+        Total::BytesReceived => ("NewTotalBytesReceived", link.rx_bytes),
+        Total::PacketsSent => ("NewTotalPacketsSent", link.tx_packets),
+        Total::PacketsReceived => ("NewTotalPacketsReceived", link.rx_packets),
+    };
+    (name, (value % (1 << 32)).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_wrap_and_rates_do_not() {
+        let link = LinkCounters {
+            tx_bytes: (1 << 32) + 7,
+            up_bits_per_second: 10_000_000_000,
+            ..LinkCounters::default()
+        };
+        assert_eq!(total(&link, Total::BytesSent).1, "7");
+        let properties = common_link_properties(&link);
+        assert_eq!(properties[1].1, u32::MAX.to_string());
+        assert_eq!(properties[3].1, "Down");
+    }
+}

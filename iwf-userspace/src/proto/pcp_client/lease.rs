@@ -1,0 +1,301 @@
+//! One lease: its terms, its phase, its requests.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::Want;
+use super::negative::Question;
+use super::renewal::{MIN_GAP, Schedule};
+use super::retransmit::Backoff;
+use crate::mapping::PortChoice;
+use crate::types::{
+    ExternalEndpoint, ExternalPort, Instant, InternalPort, Lifetime, MappingNonce, Protocol,
+    RemotePeer,
+};
+use crate::wire::pcp::{Body, Filter, MapBody, PcpOption, Request};
+
+/// What a server tells mappings of one client apart by (RFC 6887 section 11.3).
+pub(super) type Tuple = (SocketAddr, Protocol, ExternalPort);
+
+/// Renewal is pointless when the lease reaches this close to the end of what is wanted: requests carry whole
+/// seconds.
+const ROUNDING: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) want: Want,
+    pub(super) nonce: MappingNonce,
+    /// What was assigned last, even if it has lapsed.
+    pub(super) known: Option<ExternalEndpoint>,
+    /// When what was granted ends.
+    pub(super) grant: Option<Instant>,
+    pub(super) phase: Phase,
+    /// The server has no room for its filter; our NAT enforces it.
+    pub(super) unfiltered: bool,
+    pub(super) last_sent: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Asked for until it is answered.
+    Requesting {
+        insist: Insist,
+        purpose: Purpose,
+        backoff: Backoff,
+        /// When it is sent next; `None` while its turn in the recovery has not come.
+        at: Option<Instant>,
+        /// A grant for another port has come; if none for the right one comes until then, it was the answer.
+        mismatch: Option<Instant>,
+    },
+    /// Held.
+    Bound {
+        schedule: Schedule,
+        /// The next renewal.
+        at: Option<Instant>,
+        /// Whether a renewal awaits its answer.
+        asked: bool,
+    },
+    /// Being deleted, and somebody waits for it.
+    Releasing { backoff: Backoff, at: Instant },
+}
+
+/// How much of the external endpoint is insisted on with PREFER_FAILURE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Insist {
+    /// Address and port as they were.
+    Endpoint,
+    /// The port, on any address.
+    Port,
+    /// Only a suggestion.
+    Nothing,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Somebody waits for the answer.
+    Answer,
+    /// Nobody does: the lease was there and has to come back.
+    Restore,
+}
+
+impl Want {
+    pub(super) fn tuple(&self) -> Tuple {
+        (self.server, self.protocol, self.port)
+    }
+}
+
+/// The request as far as a refusal depends on it.
+pub(super) fn question(want: &Want) -> Question {
+    Question {
+        protocol: want.protocol,
+        port: want.port,
+        exact: match want.choice {
+            PortChoice::Exact => want.external,
+            PortChoice::Any => None,
+        },
+    }
+}
+
+impl Lease {
+    /// A lease to be asked for at `now`.
+    pub(super) fn new(
+        want: Want,
+        nonce: MappingNonce,
+        insist: Insist,
+        purpose: Purpose,
+        now: Instant,
+    ) -> Self {
+        Self {
+            want,
+            nonce,
+            known: None,
+            grant: None,
+            phase: Phase::Requesting {
+                insist,
+                purpose,
+                backoff: Backoff::default(),
+                at: Some(now),
+                mismatch: None,
+            },
+            unfiltered: false,
+            last_sent: None,
+        }
+    }
+
+    pub(super) fn tuple(&self) -> Tuple {
+        self.want.tuple()
+    }
+
+    /// Waits for its turn in the recovery.
+    pub(super) fn suspend(&mut self) {
+        if let Phase::Requesting { at, .. } = &mut self.phase {
+            *at = None;
+        }
+    }
+
+    /// Asks again for what was there, at `at`.
+    pub(super) fn ask_again(&mut self, insist: Insist, at: Instant) {
+        self.phase = Phase::Requesting {
+            insist,
+            purpose: Purpose::Restore,
+            backoff: Backoff::default(),
+            at: Some(at),
+            mismatch: None,
+        };
+    }
+
+    /// Enters the time between renewals.
+    pub(super) fn bind(&mut self, now: Instant, lifetime: Duration, rng: &mut impl Rng) {
+        let mut schedule = Schedule::new(now, lifetime);
+        let at = self.next_renewal(&mut schedule, now, rng);
+        self.phase = Phase::Bound {
+            schedule,
+            at,
+            asked: false,
+        };
+    }
+
+    /// The next moment to renew at, not before `earliest`. `None`: what is granted reaches to the end of what
+    /// is wanted, or the lease is too near its end.
+    pub(super) fn next_renewal(
+        &self,
+        schedule: &mut Schedule,
+        earliest: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Instant> {
+        if self.grant? + ROUNDING >= self.want.until {
+            return None;
+        }
+        let gap = self.last_sent.map_or(earliest, |sent| sent + MIN_GAP);
+        schedule.next(earliest.max(gap), rng)
+    }
+
+    /// When something is due, given whether anything can be sent.
+    pub(super) fn next_event(&self, up: bool) -> Option<Instant> {
+        let (send, wait) = match &self.phase {
+            Phase::Requesting { at, mismatch, .. } => (*at, *mismatch),
+            Phase::Bound { at, .. } => (*at, None),
+            Phase::Releasing { at, .. } => (Some(*at), None),
+        };
+        let send = send.filter(|_| up);
+        [send, wait, self.grant].into_iter().flatten().min()
+    }
+
+    /// The MAP request as it has to be at `now`.
+    pub(super) fn request(&self, client: Ipv4Addr, filters: bool, now: Instant) -> Request {
+        let (insist, first) = match &self.phase {
+            Phase::Requesting {
+                insist, purpose, ..
+            } => (*insist, *purpose == Purpose::Answer),
+            Phase::Bound { .. } | Phase::Releasing { .. } => match self.want.choice {
+                PortChoice::Exact => (Insist::Endpoint, false),
+                PortChoice::Any => (Insist::Nothing, false),
+            },
+        };
+        let known = self.known.filter(|_| insist != Insist::Port);
+        let port = known.map(|e| e.port).or(self.want.external);
+        let addr = known.map_or(Ipv4Addr::UNSPECIFIED, |e| e.addr);
+        let mut options = Vec::new();
+        if insist != Insist::Nothing && port.is_some() {
+            options.push(PcpOption::PreferFailure);
+        }
+        if let RemotePeer::Host(remote) = self.want.remote
+            && filters
+            && !self.unfiltered
+        {
+            // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
+            if self.known.is_some() {
+                options.push(PcpOption::Filter(clear_filters()));
+            }
+            options.push(PcpOption::Filter(Filter::host(IpAddr::V4(remote))));
+        }
+        Request {
+            lifetime: if first {
+                self.want.lifetime
+            } else {
+                self.remaining(now)
+            },
+            client: IpAddr::V4(client),
+            body: map_body(self.nonce, self.want.protocol, self.want.port, port, addr),
+            options,
+        }
+    }
+
+    /// IWF-075: what is left of the wish, in whole seconds; never 0, which would delete.
+    fn remaining(&self, now: Instant) -> Lifetime {
+        let left = self.want.until.saturating_duration_since(now).as_secs();
+        Lifetime(u32::try_from(left).unwrap_or(u32::MAX).max(1))
+    }
+}
+
+/// A lease that is no longer wanted, as long as the server may know it or may yet grant it.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) nonce: MappingNonce,
+    /// When it is forgotten.
+    pub(super) until: Instant,
+    /// The deletion under way and when it is sent next.
+    pub(super) delete: Option<(Backoff, Instant)>,
+    /// Whether a grant may still be on its way.
+    pub(super) ungranted: bool,
+}
+
+impl Ended {
+    pub(super) fn deleting(lease: &Lease, until: Instant, now: Instant) -> Self {
+        Self {
+            nonce: lease.nonce,
+            until,
+            delete: Some((Backoff::default(), now)),
+            ungranted: lease.grant.is_none(),
+        }
+    }
+
+    /// When something is due, given whether anything can be sent.
+    pub(super) fn next_event(&self, up: bool) -> Instant {
+        let send = self.delete.as_ref().map(|(_, at)| *at).filter(|_| up);
+        send.map_or(self.until, |at| at.min(self.until))
+    }
+}
+
+/// The request that deletes a lease: nothing suggested, no options (erratum 3621, IWF-063).
+pub(super) fn delete_request(
+    client: Ipv4Addr,
+    nonce: MappingNonce,
+    protocol: Protocol,
+    port: ExternalPort,
+) -> Request {
+    Request {
+        lifetime: Lifetime(0),
+        client: IpAddr::V4(client),
+        body: map_body(nonce, protocol, port, None, Ipv4Addr::UNSPECIFIED),
+        options: Vec::new(),
+    }
+}
+
+fn map_body(
+    nonce: MappingNonce,
+    protocol: Protocol,
+    port: ExternalPort,
+    external: Option<ExternalPort>,
+    addr: Ipv4Addr,
+) -> Body {
+    Body::Map(MapBody {
+        nonce,
+        protocol: protocol.number(),
+        internal_port: InternalPort::new(port.get()),
+        external_port: external,
+        external_addr: IpAddr::V4(addr),
+    })
+}
+
+/// RFC 6887 section 13.3: prefix length 0 removes all filters.
+fn clear_filters() -> Filter {
+    Filter {
+        prefix_len: 0,
+        remote_port: 0,
+        remote_addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    }
+}

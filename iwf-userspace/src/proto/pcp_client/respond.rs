@@ -1,0 +1,513 @@
+//! What a server's datagram means (RFC 6887 sections 8.3, 11.4, 14.1.3, 14.2).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::epoch::Verdict;
+use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, question};
+use super::negative::hold;
+use super::renewal::MIN_GAP;
+use super::retransmit::Backoff;
+use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient};
+use crate::mapping::{Lease as Granted, PortChoice};
+use crate::types::{
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol, RemotePeer,
+};
+use crate::wire::pcp::{Body, MapBody, Response, ResultCode, ServerMessage};
+
+/// For how long a grant of the right port is waited for after one of another port (IWF-046).
+const MISMATCH_GRACE: Duration = Duration::from_secs(1);
+/// A grant that moves the end by less is a duplicate of the one before.
+const DUPLICATE: Duration = Duration::from_secs(1);
+
+impl PcpClient {
+    /// Takes in a datagram from a server.
+    pub(super) fn receive(&mut self, from: SocketAddr, payload: &[u8], now: Instant) {
+        if !self.servers.contains_key(&from) {
+            self.ignored.stranger += 1;
+            return;
+        }
+        match ServerMessage::decode(payload) {
+            Ok(ServerMessage::Response(response)) => self.response(from, &response, now),
+            Ok(ServerMessage::UnsupportedVersion { lifetime, .. }) => {
+                self.wrong_version(from, lifetime, now);
+            }
+            Ok(ServerMessage::NatPmpOnly { .. }) => self.wrong_version(from, None, now),
+            Err(_) => self.ignored.malformed += 1,
+        }
+        self.handle_timeout(now);
+    }
+
+    fn response(&mut self, from: SocketAddr, response: &Response, now: Instant) {
+        match &response.body {
+            Body::Announce => self.announce(from, response, now),
+            Body::Map(map) => self.map(from, response, map, now),
+            Body::Peer(_) | Body::Opaque { .. } => self.ignored.unmatched += 1,
+        }
+    }
+
+    fn announce(&mut self, from: SocketAddr, response: &Response, now: Instant) {
+        let asked = self.servers.get(&from).is_some_and(|s| s.is_probed());
+        // An answer to a request may be an error; a server that speaks by itself sends a success.
+        if !asked && response.result != ResultCode::Success {
+            self.ignored.unmatched += 1;
+            return;
+        }
+        let reset = self.observe_epoch(from, response.epoch, now);
+        if reset && !asked {
+            let rng = &mut self.rng;
+            if let Some(server) = self.servers.get_mut(&from) {
+                server.spread_recovery(now, rng);
+            }
+        }
+        self.answered(from);
+    }
+
+    fn map(&mut self, from: SocketAddr, response: &Response, map: &MapBody, now: Instant) {
+        let Some(tuple) = tuple_of(from, map) else {
+            self.ignored.unmatched += 1;
+            return;
+        };
+        let lease = self.by_tuple.get(&tuple).copied();
+        let lease = lease.filter(|id| {
+            self.leases
+                .get(id)
+                .is_some_and(|held| held.nonce == map.nonce && held.last_sent.is_some())
+                || self.is_adopted(*id, map)
+        });
+        let ended = self
+            .ended
+            .get(&tuple)
+            .is_some_and(|held| held.nonce == map.nonce);
+        if lease.is_none() && !ended {
+            self.ignored.unmatched += 1;
+            return;
+        }
+        self.observe_epoch(from, response.epoch, now);
+        self.answered(from);
+        let deleted = response.lifetime.0 == 0 || map.external_port.is_none();
+        match (lease, response.result) {
+            (Some(id), ResultCode::Success) if deleted => self.deleted(id, response.lifetime, now),
+            (Some(id), ResultCode::Success) => self.granted(id, response.lifetime, map, now),
+            (Some(id), error) => self.refused(id, error, response.lifetime, now),
+            (None, ResultCode::Success) if deleted => {
+                self.ended_deleted(tuple, response.lifetime, now);
+            }
+            (None, ResultCode::Success) => self.late_grant(tuple, response.lifetime, now),
+            (None, error) => self.ended_refused(tuple, error, response.lifetime, now),
+        }
+    }
+
+    /// Whether a lease of an earlier life, for which nothing has been sent yet, is what a server updates.
+    fn is_adopted(&self, id: Generation, map: &MapBody) -> bool {
+        self.leases
+            .get(&id)
+            .is_some_and(|held| held.nonce == map.nonce && held.known.is_some())
+    }
+
+    /// Runs the epoch test; on a reset puts every lease of the server among those to be asked for again.
+    fn observe_epoch(&mut self, from: SocketAddr, epoch: Epoch, now: Instant) -> bool {
+        let Some(server) = self.servers.get_mut(&from) else {
+            return false;
+        };
+        let verdict = server.clock.observe(now, epoch);
+        if verdict == Verdict::Valid {
+            return false;
+        }
+        let seen = Effect::EpochSeen {
+            server: from,
+            epoch,
+        };
+        self.effects.push_back(seen);
+        if verdict == Verdict::First {
+            return false;
+        }
+        server.filters = true;
+        server.negative.clear();
+        for (id, lease) in &self.leases {
+            if lease.want.server == from && matches!(lease.phase, Phase::Bound { .. }) {
+                server.recover(*id, now);
+            }
+        }
+        self.effects.push_back(Effect::EpochReset(from));
+        true
+    }
+
+    fn answered(&mut self, from: SocketAddr) {
+        if let Some(server) = self.servers.get_mut(&from) {
+            server.probe = None;
+            if server.liveness != Liveness::Answering {
+                server.liveness = Liveness::Answering;
+                self.effects.push_back(Effect::Liveness(from));
+            }
+        }
+    }
+
+    fn granted(&mut self, id: Generation, lifetime: Lifetime, map: &MapBody, now: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        let (IpAddr::V4(addr), Some(port)) = (map.external_addr, map.external_port) else {
+            self.ignored.unmatched += 1;
+            return;
+        };
+        let external = ExternalEndpoint { addr, port };
+        let wrong_port =
+            lease.want.choice == PortChoice::Exact && lease.want.external != Some(port);
+        match &mut lease.phase {
+            Phase::Releasing { .. } => return,
+            Phase::Requesting { mismatch, .. } if wrong_port => {
+                mismatch.get_or_insert(now + MISMATCH_GRACE);
+                return;
+            }
+            Phase::Bound { .. } if wrong_port => {
+                self.conflict(id, now);
+                return;
+            }
+            Phase::Requesting { .. } | Phase::Bound { .. } => {}
+        }
+        let lifetime = lifetime.min(MAX_LIFETIME).duration();
+        let expires = now + lifetime;
+        let duplicate = matches!(lease.phase, Phase::Bound { asked: false, .. })
+            && lease.known == Some(external)
+            && lease.grant.is_some_and(|end| {
+                end <= expires && expires.saturating_duration_since(end) < DUPLICATE
+            });
+        let server = lease.want.server;
+        if !duplicate {
+            (lease.known, lease.grant) = (Some(external), Some(expires));
+            lease.bind(now, lifetime, &mut self.rng);
+            let lease = Granted {
+                server,
+                nonce: lease.nonce,
+                expires,
+            };
+            self.effects.push_back(Effect::Granted {
+                id,
+                lease,
+                external,
+            });
+        }
+        if let Some(server) = self.servers.get_mut(&server) {
+            server.recovered(id);
+        }
+    }
+
+    fn refused(&mut self, id: Generation, error: ResultCode, lifetime: Lifetime, now: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        let Some(server) = self.servers.get_mut(&lease.want.server) else {
+            return;
+        };
+        if drops_filter(lease, server.filters, error) {
+            // An unknown option will be unknown again; too many peers concerns this mapping only.
+            if error == ResultCode::UnsuppOption {
+                server.filters = false;
+            }
+            lease.unfiltered = true;
+            match &mut lease.phase {
+                Phase::Requesting { backoff, at, .. } => {
+                    (*backoff, *at) = (Backoff::default(), Some(now));
+                }
+                Phase::Bound { at, .. } => *at = Some(now + MIN_GAP),
+                Phase::Releasing { .. } => {}
+            }
+            return;
+        }
+        match &lease.phase {
+            Phase::Releasing { .. } => {
+                if error == ResultCode::NoResources {
+                    server.quiet_until = now + hold(error, lifetime);
+                }
+                self.rebind(id, now);
+                let result = Err(error);
+                self.effects.push_back(Effect::Released { id, result });
+            }
+            Phase::Requesting {
+                insist, purpose, ..
+            } => {
+                let (insist, purpose) = (*insist, *purpose);
+                self.request_refused(id, insist, purpose, error, lifetime, now);
+            }
+            Phase::Bound { asked, .. } => {
+                let asked = *asked;
+                self.renewal_refused(id, asked, error, lifetime, now);
+            }
+        }
+    }
+
+    fn request_refused(
+        &mut self,
+        id: Generation,
+        insist: Insist,
+        purpose: Purpose,
+        error: ResultCode,
+        lifetime: Lifetime,
+        now: Instant,
+    ) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        let conflict = error == ResultCode::CannotProvideExternal;
+        // AMB-16, AMB-29: the endpoint as it was, then the port on any address, or for AddAny entries whatever
+        // there is.
+        let weaker = match (insist, lease.want.choice) {
+            (Insist::Endpoint, PortChoice::Exact) => Some(Insist::Port),
+            (Insist::Endpoint | Insist::Port, PortChoice::Any) => Some(Insist::Nothing),
+            (Insist::Port, PortChoice::Exact) | (Insist::Nothing, _) => None,
+        };
+        if conflict && let Some(weaker) = weaker {
+            lease.phase = Phase::Requesting {
+                insist: weaker,
+                purpose,
+                backoff: Backoff::default(),
+                at: Some(now),
+                mismatch: None,
+            };
+            return;
+        }
+        match purpose {
+            Purpose::Answer => {
+                let held = lease.grant.is_some_and(|end| end > now);
+                if let Some(server) = self.servers.get_mut(&lease.want.server)
+                    && !held
+                {
+                    let question = question(&lease.want);
+                    server.negative.put(question, error, lifetime, now);
+                }
+                self.effects.push_back(Effect::Refused {
+                    id,
+                    result: error,
+                    lifetime,
+                });
+                if held && !conflict {
+                    self.rebind(id, now);
+                } else {
+                    self.forget(id, now);
+                    if held {
+                        self.effects.push_back(Effect::Lost { id });
+                    }
+                }
+            }
+            Purpose::Restore if conflict => {
+                self.forget(id, now);
+                self.effects.push_back(Effect::Lost { id });
+            }
+            Purpose::Restore => {
+                let wait = hold(error, lifetime).max(MIN_GAP);
+                if let Phase::Requesting { backoff, at, .. } = &mut lease.phase {
+                    (*backoff, *at) = (Backoff::default(), Some(now + wait));
+                }
+            }
+        }
+    }
+
+    fn renewal_refused(
+        &mut self,
+        id: Generation,
+        asked: bool,
+        error: ResultCode,
+        lifetime: Lifetime,
+        now: Instant,
+    ) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        if error == ResultCode::CannotProvideExternal {
+            let weaker = match lease.want.choice {
+                PortChoice::Exact => Insist::Port,
+                PortChoice::Any => Insist::Nothing,
+            };
+            lease.ask_again(weaker, now);
+            return;
+        }
+        if !asked {
+            self.ignored.unmatched += 1;
+            return;
+        }
+        let earliest = now + hold(error, lifetime).max(MIN_GAP);
+        if let Phase::Bound { schedule, .. } = &lease.phase {
+            let mut schedule = *schedule;
+            let at = lease.next_renewal(&mut schedule, earliest, &mut self.rng);
+            lease.phase = Phase::Bound {
+                schedule,
+                at,
+                asked: false,
+            };
+        }
+        if error == ResultCode::NoResources
+            && let Some(server) = self.servers.get_mut(&lease.want.server)
+        {
+            let question = question(&lease.want);
+            server.negative.put(question, error, lifetime, now);
+        }
+    }
+
+    /// Goes on with what is granted.
+    fn rebind(&mut self, id: Generation, now: Instant) {
+        if let Some(lease) = self.leases.get_mut(&id)
+            && let Some(end) = lease.grant
+        {
+            lease.bind(now, end.saturating_duration_since(now), &mut self.rng);
+        }
+    }
+
+    /// The server confirms a deletion. A lifetime says for how long it keeps the tuple for us (IWF-067).
+    fn deleted(&mut self, id: Generation, lifetime: Lifetime, now: Instant) {
+        let Some(lease) = self.leases.get(&id) else {
+            return;
+        };
+        if !matches!(lease.phase, Phase::Releasing { .. }) {
+            return;
+        }
+        let (tuple, nonce) = (lease.tuple(), lease.nonce);
+        self.forget(id, now);
+        self.ended.remove(&tuple);
+        self.keep_nonce(tuple, nonce, lifetime, now);
+        let result = Ok(());
+        self.effects.push_back(Effect::Released { id, result });
+    }
+
+    fn ended_deleted(&mut self, tuple: Tuple, lifetime: Lifetime, now: Instant) {
+        let Some(ended) = self.ended.get_mut(&tuple) else {
+            return;
+        };
+        if ended.ungranted {
+            // The grant this deletion was ahead of may still come.
+            ended.delete = None;
+            ended.until = ended.until.max(now + lifetime.min(MAX_LIFETIME).duration());
+            return;
+        }
+        let nonce = ended.nonce;
+        self.ended.remove(&tuple);
+        self.keep_nonce(tuple, nonce, lifetime, now);
+    }
+
+    fn keep_nonce(
+        &mut self,
+        tuple: Tuple,
+        nonce: crate::types::MappingNonce,
+        lifetime: Lifetime,
+        now: Instant,
+    ) {
+        if lifetime.0 > 0 {
+            let ended = Ended {
+                nonce,
+                until: now + lifetime.min(MAX_LIFETIME).duration(),
+                delete: None,
+                ungranted: false,
+            };
+            self.end(tuple, ended, now);
+        }
+    }
+
+    /// A grant nobody waits for any more: deleted (IWF-049).
+    fn late_grant(&mut self, tuple: Tuple, lifetime: Lifetime, now: Instant) {
+        if let Some(ended) = self.ended.get_mut(&tuple) {
+            let ends = now + lifetime.min(MAX_LIFETIME).duration();
+            ended.until = ended.until.max(ends).max(now + LATE_GRANT);
+            ended.ungranted = false;
+            if ended.delete.is_none() {
+                ended.delete = Some((Backoff::default(), now));
+            }
+        }
+    }
+
+    fn ended_refused(&mut self, tuple: Tuple, error: ResultCode, lifetime: Lifetime, now: Instant) {
+        let wait = now + hold(error, lifetime);
+        if error == ResultCode::NoResources {
+            if let Some(server) = self.servers.get_mut(&tuple.0) {
+                server.quiet_until = wait;
+            }
+        } else if let Some(ended) = self.ended.get_mut(&tuple)
+            && let Some((backoff, at)) = &mut ended.delete
+        {
+            (*backoff, *at) = (Backoff::default(), wait.max(now + MIN_GAP));
+        }
+    }
+
+    /// The server does not speak PCP in our version (RFC 6887 section 9). It is asked again after at most half
+    /// an hour.
+    fn wrong_version(&mut self, from: SocketAddr, lifetime: Option<Lifetime>, now: Instant) {
+        let error = ResultCode::UnsuppVersion;
+        let lifetime = lifetime.unwrap_or(error.error_lifetime());
+        let waiting: Vec<_> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.want.server == from && lease.last_sent.is_some())
+            .map(|(id, lease)| {
+                (
+                    *id,
+                    matches!(lease.phase, Phase::Bound { asked: false, .. }),
+                )
+            })
+            .collect();
+        let probed = self.servers.get(&from).is_some_and(|s| s.is_probed());
+        if !probed && !waiting.iter().any(|(_, idle)| !idle) {
+            self.ignored.unmatched += 1;
+            return;
+        }
+        self.answered(from);
+        for (id, idle) in waiting {
+            if !idle {
+                self.refused(id, error, lifetime, now);
+            }
+        }
+        if let Some(server) = self.servers.get_mut(&from) {
+            let any = super::negative::Question {
+                protocol: Protocol::Tcp,
+                port: ANY_PORT,
+                exact: None,
+            };
+            server.negative.put(any, error, lifetime, now);
+        }
+    }
+}
+
+/// Stands for any port where a refusal concerns them all.
+const ANY_PORT: ExternalPort = ExternalPort::new(1).expect("not 0");
+
+fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
+    let protocol = Protocol::from_number(map.protocol)?;
+    let port = ExternalPort::new(map.internal_port?.get())?;
+    Some((from, protocol, port))
+}
+
+/// Whether the request carried a filter and the error may be due to it (AMB-14).
+fn drops_filter(lease: &Lease, filters: bool, error: ResultCode) -> bool {
+    let filtered = lease.want.remote != RemotePeer::Any && filters && !lease.unfiltered;
+    let asked = !matches!(
+        lease.phase,
+        Phase::Releasing { .. } | Phase::Bound { asked: false, .. }
+    );
+    filtered
+        && asked
+        && matches!(
+            error,
+            ResultCode::UnsuppOption | ResultCode::ExcessiveRemotePeers
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_tuple_needs_a_transport_protocol_and_a_port() {
+        let from = ([100, 64, 0, 1], 5351).into();
+        let map = |protocol, port| MapBody {
+            nonce: crate::types::MappingNonce([0; 12]),
+            protocol,
+            internal_port: crate::types::InternalPort::new(port),
+            external_port: None,
+            external_addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        assert!(tuple_of(from, &map(6, 8080)).is_some());
+        assert_eq!(tuple_of(from, &map(0, 0)), None);
+        assert_eq!(tuple_of(from, &map(6, 0)), None);
+        assert_eq!(tuple_of(from, &map(1, 8080)), None);
+    }
+}
