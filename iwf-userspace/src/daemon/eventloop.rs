@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use super::clock;
-use super::config::Config;
+use super::config::{Config, Mode};
 use super::control::server::Call as ControlCall;
 use super::dataplane::DataPlane;
 use super::http::SoapCall;
@@ -125,7 +125,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
                     // What could not be bound is tried again.
                     self.lan.follow(&network.lan);
-                    self.upstream.follow(network.wan.address);
+                    self.follow_upstream(&network);
                 }
                 _ = reconcile.tick() => self.shell.nudge(clock::now()),
                 () = sleep_until(Instant::now() + due) => {}
@@ -140,12 +140,19 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     fn follow(&mut self, network: &mut watch::Receiver<NetState>) {
         let network = network.borrow_and_update().clone();
         // The sockets first: what the core sends on hearing of a new address leaves from that address.
-        self.upstream.follow(network.wan.address);
+        self.follow_upstream(&network);
         self.shell
             .network(network.clone(), &mut self.upstream, clock::now());
         // Hosts are served only when the kernel is ready for what they ask.
         self.shell.timeout(&mut self.upstream, clock::now());
         self.lan.follow(&network.lan);
+    }
+
+    fn follow_upstream(&mut self, network: &NetState) {
+        // In local mode nobody upstream is asked or listened to.
+        if self.config.mode != Mode::Local {
+            self.upstream.follow(network.wan.address);
+        }
     }
 
     /// Reads the configuration again and follows what can change at run time.
