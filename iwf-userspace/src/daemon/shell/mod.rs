@@ -4,6 +4,7 @@
 //! so a change is durable and in the kernel when the reply that promised it leaves; a commit costs one sync of a
 //! small file, which on flash takes some milliseconds.
 
+mod pressure;
 mod view;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use crate::mapping::policy::LanPrefix;
 use crate::types::{Generation, Instant, Protocol, UnixTime};
 use crate::wire::soap;
 
+use pressure::Pressure;
 pub use view::Facts;
 
 /// How long after a failure the reconciler looks again.
@@ -57,6 +59,7 @@ pub struct Shell<P, S> {
     soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
     admin: BTreeMap<RequestId, oneshot::Sender<Response>>,
     sessions: u64,
+    pressure: Pressure,
     runs: Runs,
 }
 
@@ -82,6 +85,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             soap: BTreeMap::new(),
             admin: BTreeMap::new(),
             sessions: 0,
+            pressure: Pressure::default(),
             runs: Runs::default(),
         }
     }
@@ -185,6 +189,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         match self.plane.sweep() {
             Ok(sessions) => self.sessions = sessions,
             Err(error) => log_plane("sweep", error),
+        }
+        match self.plane.counters() {
+            Ok(counters) => self.pressure.report(&counters, now),
+            Err(error) => log_plane("count", error),
         }
         self.input(Input::WallClock(wall), out, now);
         self.input(Input::Link(link), out, now);
