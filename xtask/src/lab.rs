@@ -9,9 +9,9 @@ use clap::Subcommand;
 use iwf_tests::bpf::Objects;
 use iwf_tests::carrier::Miniupnpd;
 use iwf_tests::daemon::{Ctl, Files, Iwfd, Options};
-use iwf_tests::netns;
 use iwf_tests::peers::Echo;
 use iwf_tests::topology::{EXTERNAL, LAN1, Lab};
+use iwf_tests::{netns, packages};
 
 use crate::{build, setup, step};
 
@@ -87,7 +87,8 @@ fn up() -> Result<()> {
     let iwfd = Iwfd::start(&lab, &Options::default())?;
 
     step::say("starting an echo server on lan1");
-    let own = std::env::current_exe().context("find this program")?;
+    // Not by the path of this process, whose file the build may just have replaced.
+    let own = packages::built("xtask")?;
     let server = lab
         .lan1
         .spawn("echo", &[own.as_os_str(), "lab".as_ref(), "serve".as_ref()])?;
