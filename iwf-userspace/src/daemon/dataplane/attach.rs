@@ -338,7 +338,15 @@ fn attach_one(
     };
     match outcome {
         Ok(mode) => {
-            info!(interface = port.name, ?hook, ?mode, "attached");
+            if mode == Mode::Generic {
+                warn!(
+                    interface = port.name,
+                    ?hook,
+                    "attached in generic mode, which is slower"
+                );
+            } else {
+                info!(interface = port.name, ?hook, ?mode, "attached");
+            }
             Some(attachment(mode))
         }
         Err(error) => {
