@@ -87,17 +87,17 @@ fn try_look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut Nex
     // SAFETY: the context is the kernel's own and the length is the struct's.
     let answer =
         unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibParams>() as i32, 0) } as u32;
-    let to_wan = params.ifindex == config.wan;
+    // Too large is answered before the kernel names the interface; the other two come after.
     match answer {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED
-            if to_wan != (query.direction == Direction::Out) =>
-        {
-            return Err(PassReason::NotToWan.into());
-        }
-        BPF_FIB_LKUP_RET_SUCCESS => {}
-        BPF_FIB_LKUP_RET_NO_NEIGH => return Err(PassReason::Unresolved.into()),
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
         BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(PassReason::TooBig.into()),
         _ => return Err(PassReason::NotToWan.into()),
+    }
+    if (params.ifindex == config.wan) != (query.direction == Direction::Out) {
+        return Err(PassReason::NotToWan.into());
+    }
+    if answer == BPF_FIB_LKUP_RET_NO_NEIGH {
+        return Err(PassReason::Unresolved.into());
     }
     found.egress = port_towards(params.ifindex, params.dmac);
     found.generation = config.next_hop_generation;

@@ -97,6 +97,33 @@ impl Frame {
         Self::new(src, dst, Transport::Icmp { kind, id })
     }
 
+    /// Changes the source port, or the identifier of an ICMP query.
+    pub fn set_src_port(&mut self, port: u16) {
+        match &mut self.transport {
+            Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => ports.0 = port,
+            Transport::Icmp { id, .. } => *id = port,
+            Transport::Other(_) => {}
+        }
+    }
+
+    /// Changes the destination port, or the identifier of an ICMP reply.
+    pub fn set_dst_port(&mut self, port: u16) {
+        match &mut self.transport {
+            Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => ports.1 = port,
+            Transport::Icmp { id, .. } => *id = port,
+            Transport::Other(_) => {}
+        }
+    }
+
+    /// The source port, or the identifier of an ICMP query.
+    pub fn src_port(&self) -> Option<u16> {
+        match self.transport {
+            Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => Some(ports.0),
+            Transport::Icmp { id, .. } => Some(id),
+            Transport::Other(_) => None,
+        }
+    }
+
     /// The frame as octets, with right lengths and checksums.
     pub fn bytes(&self) -> Vec<u8> {
         let segment = self.segment();

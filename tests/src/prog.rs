@@ -39,6 +39,105 @@ pub struct State {
     pub counters: BTreeMap<&'static str, u64>,
 }
 
+/// How often something was added, removed and changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Keys that are new.
+    pub added: usize,
+    /// Keys that are gone.
+    pub removed: usize,
+    /// Values that are not what they were, apart from the tick of the last use.
+    pub changed: usize,
+}
+
+impl Change {
+    fn between<K: Ord, V: PartialEq>(
+        before: &BTreeMap<K, V>,
+        after: &BTreeMap<K, V>,
+        same: impl Fn(&V, &V) -> bool,
+    ) -> Self {
+        let changed = |(key, value)| after.get(key).is_some_and(|now| !same(value, now));
+        Self {
+            added: after.keys().filter(|key| !before.contains_key(key)).count(),
+            removed: before.keys().filter(|key| !after.contains_key(key)).count(),
+            changed: before.iter().filter(|entry| changed(*entry)).count(),
+        }
+    }
+}
+
+/// Everything that differs between two states. Equal to an expected one, it also says what did not change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Counters by name, with what was added to them.
+    pub counters: BTreeMap<&'static str, u64>,
+    /// SESSIONS.
+    pub sessions: Change,
+    /// MAPPINGS_INT.
+    pub internal: Change,
+    /// MAPPINGS_EXT.
+    pub external: Change,
+}
+
+impl Delta {
+    /// From one state to a later one.
+    pub fn between(before: &State, after: &State) -> Self {
+        let counters = after
+            .counters
+            .iter()
+            .map(|(name, now)| (*name, now - before.counters.get(name).unwrap_or(&0)))
+            .filter(|(_, more)| *more > 0)
+            .collect();
+        let same_session = |a: &SessionValue, b: &SessionValue| {
+            *a == SessionValue {
+                last_seen: a.last_seen,
+                ..*b
+            }
+        };
+        let same_mapping = |a: &MappingValue, b: &MappingValue| {
+            *a == MappingValue {
+                last_used: a.last_used,
+                ..*b
+            }
+        };
+        Self {
+            counters,
+            sessions: Change::between(&before.sessions, &after.sessions, same_session),
+            internal: Change::between(&before.internal, &after.internal, same_mapping),
+            external: Change::between(&before.external, &after.external, same_mapping),
+        }
+    }
+
+    /// Only these counters, by one each; no table touched.
+    pub fn counted(counters: &[&'static str]) -> Self {
+        Self {
+            counters: counters.iter().map(|name| (*name, 1)).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// And so many session entries.
+    #[must_use]
+    pub fn sessions(mut self, added: usize) -> Self {
+        self.sessions.added = added;
+        self
+    }
+
+    /// And so many session entries changed in place.
+    #[must_use]
+    pub fn sessions_changed(mut self, changed: usize) -> Self {
+        self.sessions.changed = changed;
+        self
+    }
+
+    /// And so many mappings, each with an entry in both tables.
+    #[must_use]
+    pub fn mappings(mut self, added: usize) -> Self {
+        self.internal.added = added;
+        self.external.added = added;
+        self
+    }
+}
+
 /// The loaded object with maps of its own, freed on drop.
 pub struct Plane {
     ebpf: Ebpf,
@@ -191,6 +290,26 @@ impl Plane {
         let map = self.ebpf.map_mut(names::DEVMAP).context("DEVMAP")?;
         let mut map = aya::maps::DevMapHash::try_from(map)?;
         Ok(map.insert(ifindex, ifindex, None, 0)?)
+    }
+
+    /// Takes an interface out again.
+    ///
+    /// # Errors
+    /// If it was not in.
+    pub fn remove_device(&mut self, ifindex: u32) -> Result<()> {
+        let map = self.ebpf.map_mut(names::DEVMAP).context("DEVMAP")?;
+        let mut map = aya::maps::DevMapHash::try_from(map)?;
+        Ok(map.remove(ifindex)?)
+    }
+
+    /// Removes a session entry.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn remove_session(&mut self, key: SessionKey) -> Result<()> {
+        let map = self.ebpf.map_mut(names::SESSIONS).context("SESSIONS")?;
+        let mut map: BpfHashMap<_, SessionKey, SessionValue> = BpfHashMap::try_from(map)?;
+        Ok(map.remove(&key)?)
     }
 
     /// Writes a session entry.

@@ -1,0 +1,325 @@
+//! A router with a bridge towards the LAN, a WAN, static neighbours and routes: enough for program runs.
+
+use anyhow::Result;
+use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
+use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::names;
+use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_tests::netns::{self, Namespace, Network};
+use iwf_tests::packet::Frame;
+use iwf_tests::prog::{Delta, Plane};
+use iwf_userspace::daemon::dataplane::object::OBJECT;
+
+pub(crate) const ABORTED: u32 = 0;
+pub(crate) const DROP: u32 = 1;
+pub(crate) const PASS: u32 = 2;
+pub(crate) const REDIRECT: u32 = 4;
+/// TC_ACT_UNSPEC: the next program's or the stack's.
+pub(crate) const TC_NEXT: u32 = u32::MAX;
+pub(crate) const TC_DROP: u32 = 2;
+
+pub(crate) const UDP: u8 = 17;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const ICMP: u8 = 1;
+
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const RST: u8 = 0x04;
+
+pub(crate) const HOST: [u8; 4] = [192, 168, 1, 10];
+pub(crate) const HOST2: [u8; 4] = [192, 168, 1, 11];
+pub(crate) const WAN: [u8; 4] = [100, 64, 0, 2];
+pub(crate) const REMOTE: [u8; 4] = [11, 22, 33, 4];
+pub(crate) const REMOTE2: [u8; 4] = [11, 22, 33, 5];
+
+const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 10];
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+pub(crate) const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
+pub(crate) const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
+
+/// Ticks per second of the configuration; what the kernel really has does not matter to a program run.
+pub(crate) const HZ: u32 = 250;
+
+pub(crate) struct Bed {
+    pub(crate) plane: Plane,
+    pub(crate) config: Config,
+    pub(crate) ns: Namespace,
+    pub(crate) bridge: u32,
+    pub(crate) lan: u32,
+    pub(crate) wan: u32,
+    _network: Network,
+}
+
+/// What one packet did.
+pub(crate) struct Seen {
+    pub(crate) action: u32,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) delta: Delta,
+}
+
+impl Seen {
+    /// The frame that came out, every length and checksum in it verified.
+    #[track_caller]
+    pub(crate) fn frame(&self) -> Frame {
+        Frame::parse(&self.bytes).expect("a good frame")
+    }
+
+    /// What was to happen, and nothing else.
+    #[track_caller]
+    pub(crate) fn is(&self, action: u32, delta: Delta) -> &Self {
+        assert_eq!((self.action, &self.delta), (action, &delta));
+        self
+    }
+
+    /// That, and the frame is as it was.
+    #[track_caller]
+    pub(crate) fn is_untouched(&self, action: u32, delta: Delta, frame: &Frame) {
+        self.is(action, delta);
+        assert_eq!(self.bytes, frame.bytes());
+    }
+}
+
+/// Runs `test` in a fresh bed, inside its network namespace; not at all without privilege.
+pub(crate) fn with_bed(test: impl FnOnce(&mut Bed) -> Result<()> + Send) -> Result<()> {
+    with_sized_bed(4096, 4096, test)
+}
+
+/// The same with room for so many session entries and mappings.
+pub(crate) fn with_sized_bed(
+    sessions: u32,
+    mappings: u32,
+    test: impl FnOnce(&mut Bed) -> Result<()> + Send,
+) -> Result<()> {
+    if !netns::may_run() {
+        return Ok(());
+    }
+    let network = Network::new()?;
+    let ns = network.namespace("cpe")?;
+    ns.sysctl("net/ipv4/ip_forward", "1")?;
+    for command in [
+        "link add br0 address 02:00:00:00:01:01 type bridge",
+        "link add lan0 type veth peer name lan0p",
+        "link set lan0 master br0",
+        "link add wan0 address 02:00:00:00:02:02 type veth peer name wan0p",
+        "link set br0 up",
+        "link set lan0 up",
+        "link set lan0p up",
+        "link set wan0 up",
+        "link set wan0p up",
+        "address add 192.168.1.1/24 dev br0",
+        "address add 100.64.0.2/24 dev wan0",
+        "route add default via 100.64.0.1",
+        "neigh add 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent",
+        "neigh add 192.168.1.10 dev br0 lladdr 02:00:00:00:01:0a nud permanent",
+    ] {
+        ns.ip(command)?;
+    }
+    let inside = ns.clone();
+    inside.within(move || {
+        let mut bed = Bed::new(network, ns, sessions, mappings)?;
+        test(&mut bed)
+    })?
+}
+
+impl Bed {
+    fn new(network: Network, ns: Namespace, sessions: u32, mappings: u32) -> Result<Self> {
+        let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
+        let mut plane = Plane::load(OBJECT, sessions, mappings)?;
+        let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
+            role: role as u32,
+            l3,
+            mac,
+            pad: [0; 2],
+        };
+        plane.set_iface(lan, iface(Role::Lan, bridge, BRIDGE_MAC))?;
+        plane.set_iface(wan, iface(Role::Wan, wan, WAN_MAC))?;
+        plane.set_device(lan)?;
+        plane.set_device(wan)?;
+        let station = FdbKey {
+            bridge,
+            mac: HOST_MAC,
+            pad: [0; 2],
+        };
+        plane.set_station(station, lan)?;
+        let mut config = Config::empty(HZ);
+        config.external_addr = WAN;
+        config.wan = wan;
+        config.lan_len = 1;
+        config.lan[0] = Prefix {
+            addr: [192, 168, 1, 0],
+            mask: mask(24),
+        };
+        plane.configure(config)?;
+        Ok(Self {
+            plane,
+            config,
+            ns,
+            bridge,
+            lan,
+            wan,
+            _network: network,
+        })
+    }
+
+    /// Changes the configuration.
+    pub(crate) fn reconfigure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        change(&mut self.config);
+        self.plane.configure(self.config)
+    }
+
+    /// A frame of a LAN host, addressed to the bridge, into XDP on the bridge port.
+    pub(crate) fn from_lan(&mut self, frame: &Frame) -> Result<Seen> {
+        self.raw(names::XDP_LAN, &frame.bytes(), self.lan)
+    }
+
+    /// A frame from the carrier into XDP on the WAN.
+    pub(crate) fn from_wan(&mut self, frame: &Frame) -> Result<Seen> {
+        self.raw(names::XDP_WAN, &frame.bytes(), self.wan)
+    }
+
+    /// Octets into an XDP program.
+    pub(crate) fn raw(&mut self, name: &str, bytes: &[u8], ingress: u32) -> Result<Seen> {
+        let before = self.plane.state()?;
+        let ran = self.plane.xdp(name, bytes, ingress, 1)?;
+        assert_ne!(ran.action, ABORTED, "programs name their reasons");
+        Ok(Seen {
+            action: ran.action,
+            bytes: ran.frame,
+            delta: Delta::between(&before, &self.plane.state()?),
+        })
+    }
+
+    /// A packet that the stack sends out of the WAN; `forwarded`: it came from the LAN.
+    pub(crate) fn egress(&mut self, frame: &Frame, forwarded: bool) -> Result<Seen> {
+        let ingress = if forwarded { self.bridge } else { 0 };
+        self.tc(names::TC_EGRESS, frame, ingress)
+    }
+
+    /// A packet into a tc program.
+    pub(crate) fn tc(&mut self, name: &str, frame: &Frame, ingress: u32) -> Result<Seen> {
+        let before = self.plane.state()?;
+        let ran = self.plane.tc(name, &frame.bytes(), ingress)?;
+        Ok(Seen {
+            action: ran.action,
+            bytes: ran.frame,
+            delta: Delta::between(&before, &self.plane.state()?),
+        })
+    }
+
+    /// The tick now.
+    pub(crate) fn now(&mut self) -> Result<u32> {
+        Ok(self.plane.clock()?.jiffies as u32)
+    }
+
+    /// Writes an explicit mapping of `internal` to the WAN address and `external_port`.
+    pub(crate) fn map(
+        &mut self,
+        proto: u8,
+        internal: ([u8; 4], u16),
+        external_port: u16,
+        expires: u32,
+    ) -> Result<()> {
+        let value = explicit(internal, expires);
+        self.map_with(proto, external_port, value)
+    }
+
+    /// The same with all of the inbound entry given.
+    pub(crate) fn map_with(
+        &mut self,
+        proto: u8,
+        external_port: u16,
+        value: MappingValue,
+    ) -> Result<()> {
+        let external = endpoint((WAN, external_port), proto);
+        let back = MappingValue {
+            addr: external.addr,
+            port: external.port,
+            ..value
+        };
+        let internal = value.endpoint(proto);
+        self.plane
+            .set_mapping(names::MAPPINGS_EXT, external, value)?;
+        self.plane.set_mapping(names::MAPPINGS_INT, internal, back)
+    }
+
+    /// Lets `ago` ticks pass for every session and mapping.
+    pub(crate) fn let_pass(&mut self, ago: u32) -> Result<()> {
+        let state = self.plane.state()?;
+        for (key, mut value) in state.sessions {
+            value.last_seen = value.last_seen.wrapping_sub(ago);
+            self.plane.set_session(key, value)?;
+        }
+        for (map, entries) in [
+            (names::MAPPINGS_EXT, state.external),
+            (names::MAPPINGS_INT, state.internal),
+        ] {
+            for (key, mut value) in entries {
+                value.last_used = value.last_used.wrapping_sub(ago);
+                self.plane.set_mapping(map, key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The session entries of one direction.
+    pub(crate) fn session(&self, key: SessionKey) -> Result<Option<SessionValue>> {
+        Ok(self.plane.state()?.sessions.get(&key).copied())
+    }
+}
+
+/// An explicit mapping's inbound entry for everybody.
+pub(crate) fn explicit(internal: ([u8; 4], u16), expires: u32) -> MappingValue {
+    MappingValue {
+        addr: internal.0,
+        port: internal.1.to_be_bytes(),
+        kind: MappingKind::Explicit as u8,
+        filter: Filter::EndpointIndependent as u8,
+        generation: 1,
+        expires,
+        ..MappingValue::default()
+    }
+}
+
+pub(crate) fn endpoint(endpoint: ([u8; 4], u16), proto: u8) -> EndpointKey {
+    EndpointKey::new(endpoint.0, endpoint.1.to_be_bytes(), proto)
+}
+
+/// From a LAN host by way of the bridge.
+pub(crate) fn lan_frame(frame: Frame) -> Frame {
+    Frame {
+        dst_mac: BRIDGE_MAC,
+        src_mac: HOST_MAC,
+        ..frame
+    }
+}
+
+/// From the carrier.
+pub(crate) fn wan_frame(frame: Frame) -> Frame {
+    Frame {
+        dst_mac: WAN_MAC,
+        src_mac: GATEWAY_MAC,
+        ..frame
+    }
+}
+
+/// What a frame of the LAN must look like when it has left the WAN from `port`.
+pub(crate) fn translated_out(frame: &Frame, port: u16) -> Frame {
+    let mut out = frame.clone();
+    out.src = WAN;
+    out.set_src_port(port);
+    out.ttl -= 1;
+    out.dst_mac = GATEWAY_MAC;
+    out.src_mac = WAN_MAC;
+    out
+}
+
+/// What a frame of the WAN must look like when it has left the bridge port for `internal`.
+pub(crate) fn translated_in(frame: &Frame, internal: ([u8; 4], u16)) -> Frame {
+    let mut out = frame.clone();
+    out.dst = internal.0;
+    out.set_dst_port(internal.1);
+    out.ttl -= 1;
+    out.dst_mac = HOST_MAC;
+    out.src_mac = BRIDGE_MAC;
+    out
+}

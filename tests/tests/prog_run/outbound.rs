@@ -1,0 +1,464 @@
+//! XDP on the LAN ports.
+
+use anyhow::Result;
+use iwf_common::config::Prefix;
+use iwf_common::names;
+use iwf_common::nat::mask;
+use iwf_common::port::PortRange;
+use iwf_tests::packet::{Frame, Transport};
+use iwf_tests::prog::Delta;
+
+use crate::bed::{
+    ACK, BRIDGE_MAC, Bed, DROP, HOST, HOST2, ICMP, PASS, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP,
+    UDP, WAN, endpoint, lan_frame, translated_in, translated_out, wan_frame, with_bed,
+    with_sized_bed,
+};
+
+fn opened() -> Delta {
+    Delta::counted(&["forwarded_out", "mappings_created", "sessions_created"])
+        .sessions(2)
+        .mappings(1)
+}
+
+#[test]
+fn a_flow_of_each_protocol_goes_out_and_its_answer_comes_back() -> Result<()> {
+    let udp = Frame::udp((HOST, 5000), (REMOTE, 53));
+    let mut with_options = udp.clone();
+    with_options.options = vec![0x94, 4, 0, 0, 1, 1, 1, 0];
+    let mut unchecked = udp.clone();
+    unchecked.transport = Transport::Udp {
+        ports: (5000, 53),
+        checksum: false,
+    };
+    let mut empty = udp.clone();
+    empty.payload.clear();
+    let cases = [
+        (udp, Frame::udp((REMOTE, 53), (WAN, 5000))),
+        (with_options, Frame::udp((REMOTE, 53), (WAN, 5000))),
+        (unchecked.clone(), {
+            let mut reply = unchecked;
+            (reply.src, reply.dst) = (REMOTE, WAN);
+            reply.transport = Transport::Udp {
+                ports: (53, 5000),
+                checksum: false,
+            };
+            reply
+        }),
+        (empty, Frame::udp((REMOTE, 53), (WAN, 5000))),
+        (
+            Frame::tcp((HOST, 5000), (REMOTE, 80), SYN),
+            Frame::tcp((REMOTE, 80), (WAN, 5000), SYN | ACK),
+        ),
+        (
+            Frame::icmp(HOST, REMOTE, 8, 5000),
+            Frame::icmp(REMOTE, WAN, 0, 5000),
+        ),
+    ];
+    for (request, reply) in cases {
+        with_bed(|bed| {
+            let (request, reply) = (lan_frame(request), wan_frame(reply));
+            let first = bed.from_lan(&request)?;
+            first.is(REDIRECT, opened());
+            assert_eq!(first.frame(), translated_out(&request, 5000));
+
+            let again = bed.from_lan(&request)?;
+            again.is(REDIRECT, Delta::counted(&["forwarded_out"]));
+            assert_eq!(again.frame(), translated_out(&request, 5000));
+
+            let back = bed.from_wan(&reply)?;
+            let refreshed = Delta::counted(&["forwarded_in", "next_hops_refreshed"]);
+            back.is(REDIRECT, refreshed.sessions_changed(1));
+            assert_eq!(back.frame(), translated_in(&reply, (HOST, 5000)));
+
+            let back = bed.from_wan(&reply)?;
+            back.is(REDIRECT, Delta::counted(&["forwarded_in"]));
+            assert_eq!(back.frame(), translated_in(&reply, (HOST, 5000)));
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Every payload word once makes the sum all ones somewhere on the way: 0 must never be sent.
+#[test]
+fn a_udp_checksum_that_becomes_zero_is_sent_as_ones() -> Result<()> {
+    with_bed(|bed| {
+        let mut request = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        request.payload = vec![0, 0];
+        let plain = bed.from_lan(&request)?.bytes;
+        let field = u16::from_be_bytes([plain[40], plain[41]]);
+        // Adding what the checksum field has to the covered words makes the new field 0.
+        request.payload = field.to_be_bytes().to_vec();
+        let seen = bed.from_lan(&request)?;
+        assert_eq!(seen.bytes[40..42], [0xff, 0xff]);
+        assert_eq!(seen.frame(), translated_out(&request, 5000));
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-1.
+#[test]
+fn one_mapping_for_every_destination() -> Result<()> {
+    with_bed(|bed| {
+        let queries = |dst: [u8; 4], port: u16| {
+            [
+                Frame::udp((HOST, 5000), (dst, port)),
+                Frame::tcp((HOST, 5000), (dst, port), SYN),
+                Frame::icmp(HOST, dst, 8, 5000),
+            ]
+        };
+        for frame in queries(REMOTE, 53) {
+            bed.from_lan(&lan_frame(frame))?.is(REDIRECT, opened());
+        }
+        for frame in queries(REMOTE2, 54) {
+            let frame = lan_frame(frame);
+            let seen = bed.from_lan(&frame)?;
+            let delta = Delta::counted(&["forwarded_out", "sessions_created"]).sessions(2);
+            seen.is(REDIRECT, delta);
+            assert_eq!(seen.frame(), translated_out(&frame, 5000));
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-3 and REQ-3a.
+#[test]
+fn a_taken_port_is_replaced_by_one_of_its_class() -> Result<()> {
+    with_bed(|bed| {
+        for (port, class) in [(500, 1..=1023), (5000, 1024..=65535)] {
+            for host in [HOST, HOST2] {
+                let frame = lan_frame(Frame::udp((host, port), (REMOTE, 53)));
+                let seen = bed.from_lan(&frame)?;
+                seen.is(REDIRECT, opened());
+                let got = seen.frame().src_port().expect("UDP has ports");
+                assert_eq!(seen.frame(), translated_out(&frame, got));
+                assert!(class.contains(&got), "{port} became {got}");
+                assert_eq!(got == port, host == HOST, "{port} became {got}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// NAT-44: the new flow is refused, the old ones stay.
+#[test]
+fn exhausted_ports_refuse_the_new_flow() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| {
+            config.ports = PortRange {
+                min: 20000,
+                max: 20005,
+                hole_min: 20002,
+                hole_max: 20003,
+            };
+        })?;
+        let flow = |port| lan_frame(Frame::udp((HOST, port), (REMOTE, 53)));
+        let mut given = Vec::new();
+        for port in 6000..6004 {
+            given.extend(bed.from_lan(&flow(port))?.frame().src_port());
+        }
+        given.sort_unstable();
+        assert_eq!(given, [20000, 20001, 20004, 20005]);
+        let fifth = flow(6004);
+        bed.from_lan(&fifth)?
+            .is_untouched(DROP, Delta::counted(&["drop_ports_exhausted"]), &fifth);
+        bed.from_lan(&flow(6000))?
+            .is(REDIRECT, Delta::counted(&["forwarded_out"]));
+        Ok(())
+    })
+}
+
+#[test]
+fn full_tables_refuse_the_new_flow() -> Result<()> {
+    let flow = |port| lan_frame(Frame::udp((HOST, port), (REMOTE, 53)));
+    with_sized_bed(2, 64, |bed| {
+        bed.from_lan(&flow(6000))?.is(REDIRECT, opened());
+        let refused = Delta::counted(&["drop_sessions_full", "mappings_created"]).mappings(1);
+        bed.from_lan(&flow(6001))?.is(DROP, refused);
+        bed.from_lan(&flow(6000))?
+            .is(REDIRECT, Delta::counted(&["forwarded_out"]));
+        Ok(())
+    })?;
+    with_sized_bed(64, 1, |bed| {
+        bed.from_lan(&flow(6000))?.is(REDIRECT, opened());
+        bed.from_lan(&flow(6001))?
+            .is(DROP, Delta::counted(&["drop_mappings_full"]));
+        Ok(())
+    })
+}
+
+/// Architecture decision 6.
+#[test]
+fn only_a_syn_begins_a_connection() -> Result<()> {
+    with_bed(|bed| {
+        for flags in [ACK, RST, RST | ACK, SYN | ACK, 0x01 | ACK] {
+            let frame = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), flags));
+            bed.from_lan(&frame)?
+                .is_untouched(DROP, Delta::counted(&["drop_tcp_stray"]), &frame);
+        }
+        Ok(())
+    })
+}
+
+/// An explicit mapping governs what its host sends (NAT-50).
+#[test]
+fn a_mapped_host_sends_from_its_mapped_port() -> Result<()> {
+    with_bed(|bed| {
+        let later = bed.now()?.wrapping_add(1_000_000);
+        bed.map(UDP, (HOST, 5000), 40000, later)?;
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        let seen = bed.from_lan(&frame)?;
+        let delta = Delta::counted(&["forwarded_out", "sessions_created"]).sessions(2);
+        seen.is(REDIRECT, delta);
+        assert_eq!(seen.frame(), translated_out(&frame, 40000));
+        let sessions = bed.plane.state()?.sessions;
+        assert!(sessions.values().all(|session| session.deadline == later));
+        Ok(())
+    })
+}
+
+#[test]
+fn an_expired_mapping_carries_nothing() -> Result<()> {
+    with_bed(|bed| {
+        let now = bed.now()?;
+        bed.map(UDP, (HOST, 5000), 40000, now.wrapping_sub(1))?;
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.from_lan(&frame)?
+            .is_untouched(DROP, Delta::counted(&["drop_mapping_expired"]), &frame);
+        Ok(())
+    })
+}
+
+/// MAPPINGS_EXT decides: the loser gets another port and its old entry goes.
+#[test]
+fn a_displaced_mapping_is_replaced() -> Result<()> {
+    with_bed(|bed| {
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.from_lan(&frame)?.is(REDIRECT, opened());
+        bed.map(UDP, (HOST2, 7000), 5000, 0)?;
+        let elsewhere = lan_frame(Frame::udp((HOST, 5000), (REMOTE2, 53)));
+        let seen = bed.from_lan(&elsewhere)?;
+        let got = seen.frame().src_port().expect("UDP has ports");
+        assert_ne!(got, 5000);
+        assert_eq!(seen.frame(), translated_out(&elsewhere, got));
+        let state = bed.plane.state()?;
+        assert_eq!(
+            state.internal[&endpoint((HOST, 5000), UDP)].endpoint(UDP),
+            endpoint((WAN, got), UDP)
+        );
+        Ok(())
+    })
+}
+
+/// What is not for translation stays as it is and leaves no trace but its counter.
+#[test]
+fn the_stack_gets_what_is_not_ours() -> Result<()> {
+    let ordinary = || lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+    let with = |change: fn(&mut Frame)| {
+        let mut frame = ordinary();
+        change(&mut frame);
+        frame
+    };
+    let cases = [
+        ("pass_not_our_mac", with(|f| f.dst_mac = [2, 9, 9, 9, 9, 9])),
+        ("pass_fragment", with(|f| f.fragment = 0x2000)),
+        ("pass_fragment", with(|f| f.fragment = 0x00b9)),
+        ("pass_not_unicast", with(|f| f.dst = [239, 255, 255, 250])),
+        ("pass_not_unicast", with(|f| f.dst = [255; 4])),
+        ("pass_not_lan_source", with(|f| f.src = [10, 9, 9, 9])),
+        ("pass_not_lan_source", with(|f| f.src = [0; 4])),
+        ("pass_hairpin", with(|f| f.dst = WAN)),
+        ("pass_not_to_wan", with(|f| f.dst = HOST2)),
+        ("pass_not_to_wan", with(|f| f.dst = [192, 168, 1, 1])),
+        ("pass_ttl_exceeded", with(|f| f.ttl = 1)),
+        (
+            "pass_other_protocol",
+            with(|f| f.transport = Transport::Other(47)),
+        ),
+        (
+            "pass_other_protocol",
+            lan_frame(Frame::icmp(HOST, REMOTE, 0, 7)),
+        ),
+        (
+            "pass_other_protocol",
+            lan_frame(Frame::icmp(HOST, REMOTE, 13, 7)),
+        ),
+        (
+            "pass_icmp_error",
+            lan_frame(Frame::icmp(HOST, REMOTE, 3, 7)),
+        ),
+    ];
+    with_bed(|bed| {
+        // A session must not make the rest of these be taken for its own.
+        bed.from_lan(&ordinary())?.is(REDIRECT, opened());
+        for (reason, frame) in cases {
+            let seen = bed.from_lan(&frame)?;
+            seen.is_untouched(PASS, Delta::counted(&[reason]), &frame);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn octets_that_are_no_ipv4_flow_pass() -> Result<()> {
+    with_bed(|bed| {
+        let good = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))).bytes();
+        let changed = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            bytes
+        };
+        let cases = [
+            ("pass_not_ipv4", changed(12, 0x86)),
+            ("pass_malformed", changed(14, 0x65)),
+            ("pass_malformed", changed(14, 0x44)),
+            // A header that reaches beyond the packet, and a packet beyond the frame.
+            ("pass_malformed", changed(14, 0x4f)),
+            ("pass_malformed", changed(17, 200)),
+            ("pass_malformed", changed(17, 27)),
+            ("pass_malformed", good[..40].to_vec()),
+            ("pass_malformed", good[..20].to_vec()),
+        ];
+        for (reason, bytes) in cases {
+            let seen = bed.raw(names::XDP_LAN, &bytes, bed.lan)?;
+            seen.is(PASS, Delta::counted(&[reason]));
+            assert_eq!(seen.bytes, bytes);
+        }
+        Ok(())
+    })
+}
+
+/// Ethernet pads short frames; the padding is not the packet's.
+#[test]
+fn a_padded_frame_is_translated() -> Result<()> {
+    with_bed(|bed| {
+        let mut frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        frame.payload.truncate(2);
+        let mut bytes = frame.bytes();
+        let len = bytes.len();
+        bytes.resize(60, 0);
+        let seen = bed.raw(names::XDP_LAN, &bytes, bed.lan)?;
+        seen.is(REDIRECT, opened());
+        assert_eq!(
+            Frame::parse(&seen.bytes[..len]),
+            Ok(translated_out(&frame, 5000))
+        );
+        assert!(seen.bytes[len..].iter().all(|octet| *octet == 0));
+        Ok(())
+    })
+}
+
+#[test]
+fn nothing_is_translated_before_it_is_configured() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| config.external_addr = [0; 4])?;
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.from_lan(&frame)?
+            .is_untouched(PASS, Delta::counted(&["pass_not_configured"]), &frame);
+        Ok(())
+    })
+}
+
+/// The way of a packet that cannot leave from XDP: untouched to the stack, translated on WAN egress.
+#[test]
+fn an_unresolved_next_hop_goes_by_way_of_the_stack() -> Result<()> {
+    with_bed(|bed| {
+        bed.ns.ip("neigh del 100.64.0.1 dev wan0")?;
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        let unresolved = Delta::counted(&["pass_unresolved"]);
+        bed.from_lan(&frame)?
+            .is_untouched(PASS, unresolved.clone(), &frame);
+
+        bed.egress(&frame, true)?;
+        bed.from_lan(&frame)?.is_untouched(PASS, unresolved, &frame);
+
+        bed.ns
+            .ip("neigh add 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent")?;
+        let seen = bed.from_lan(&frame)?;
+        let refreshed = Delta::counted(&["forwarded_out", "next_hops_refreshed"]);
+        seen.is(REDIRECT, refreshed.sessions_changed(1));
+        assert_eq!(seen.frame(), translated_out(&frame, 5000));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_new_generation_looks_the_next_hop_up_again() -> Result<()> {
+    with_bed(|bed| {
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.from_lan(&frame)?;
+        bed.ns
+            .ip("neigh replace 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:77 nud permanent")?;
+        bed.reconfigure(|config| config.next_hop_generation += 1)?;
+        let seen = bed.from_lan(&frame)?;
+        let refreshed = Delta::counted(&["forwarded_out", "next_hops_refreshed"]);
+        seen.is(REDIRECT, refreshed.sessions_changed(1));
+        assert_eq!(seen.frame().dst_mac, [2, 0, 0, 0, 2, 0x77]);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_the_wan_cannot_take_goes_to_the_stack() -> Result<()> {
+    with_bed(|bed| {
+        let mut frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.from_lan(&frame)?;
+        frame.payload = vec![7; 1500];
+        bed.from_lan(&frame)?
+            .is_untouched(PASS, Delta::counted(&["pass_too_big"]), &frame);
+        // As the first packet of a flow as well.
+        frame.set_src_port(5001);
+        bed.from_lan(&frame)?
+            .is_untouched(PASS, Delta::counted(&["pass_too_big"]), &frame);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_wan_without_redirects_gets_its_packets_from_the_stack() -> Result<()> {
+    with_bed(|bed: &mut Bed| {
+        bed.plane.remove_device(bed.wan)?;
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        let made = Delta::counted(&["pass_no_redirect", "mappings_created", "sessions_created"]);
+        bed.from_lan(&frame)?
+            .is_untouched(PASS, made.sessions(2).mappings(1), &frame);
+        Ok(())
+    })
+}
+
+#[test]
+fn every_configured_prefix_is_the_lans() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| {
+            config.lan[7] = Prefix {
+                addr: [10, 7, 0, 0],
+                mask: mask(16),
+            };
+        })?;
+        let mut frame = Frame::tcp(([10, 7, 3, 4], 5000), (REMOTE, 80), SYN);
+        frame.dst_mac = BRIDGE_MAC;
+        bed.from_lan(&frame)?.is(REDIRECT, opened());
+        assert!(
+            bed.plane
+                .state()?
+                .external
+                .contains_key(&endpoint((WAN, 5000), TCP))
+        );
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-1: the identifier is a port like any other.
+#[test]
+fn two_hosts_with_one_query_identifier() -> Result<()> {
+    with_bed(|bed| {
+        for host in [HOST, HOST2] {
+            bed.from_lan(&lan_frame(Frame::icmp(host, REMOTE, 8, 7)))?
+                .is(REDIRECT, opened());
+        }
+        let state = bed.plane.state()?;
+        assert_eq!(state.external.len(), 2);
+        assert!(state.external.contains_key(&endpoint((WAN, 7), ICMP)));
+        Ok(())
+    })
+}

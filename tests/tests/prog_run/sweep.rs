@@ -1,0 +1,213 @@
+//! Ageing and ending.
+
+use anyhow::Result;
+use iwf_common::names;
+use iwf_common::nat::EndpointKey;
+use iwf_common::sweep::{SweepMode, SweepRequest};
+use iwf_tests::packet::Frame;
+
+use crate::bed::{
+    ACK, Bed, DROP, HOST, HOST2, HZ, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP, UDP, WAN, endpoint,
+    lan_frame, wan_frame, with_bed,
+};
+
+fn age(bed: &mut Bed) -> Result<SweepRequest> {
+    bed.plane.sweep(SweepMode::Age, EndpointKey::default())
+}
+
+fn left(swept: SweepRequest) -> (u32, u32) {
+    (swept.sessions_left, swept.mappings_left)
+}
+
+fn open_tcp(bed: &mut Bed, host: [u8; 4], port: u16) -> Result<()> {
+    bed.from_lan(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), SYN)))?;
+    bed.from_wan(&wan_frame(Frame::tcp((REMOTE, 80), (WAN, port), SYN | ACK)))?;
+    bed.from_lan(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), ACK)))?;
+    Ok(())
+}
+
+/// RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2: kept for as long as they say, and no longer.
+#[test]
+fn each_protocol_has_its_own_patience() -> Result<()> {
+    let seconds = |bed: &mut Bed, open: &dyn Fn(&mut Bed) -> Result<()>, patience: u32| {
+        open(bed)?;
+        bed.let_pass((patience - 1) * HZ)?;
+        assert_eq!(left(age(bed)?), (2, 1));
+        bed.let_pass(2 * HZ)?;
+        let swept = age(bed)?;
+        assert_eq!(swept.sessions_removed, 2);
+        Ok(())
+    };
+    with_bed(|bed| {
+        let udp = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        seconds(bed, &|bed| bed.from_lan(&udp).map(drop), 300)
+    })?;
+    with_bed(|bed| {
+        let ping = lan_frame(Frame::icmp(HOST, REMOTE, 8, 5000));
+        seconds(bed, &|bed| bed.from_lan(&ping).map(drop), 60)
+    })?;
+    with_bed(|bed| {
+        let syn = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), SYN));
+        seconds(bed, &|bed| bed.from_lan(&syn).map(drop), 240)
+    })?;
+    with_bed(|bed| seconds(bed, &|bed| open_tcp(bed, HOST, 5000), 7440))?;
+    // RFC 7857 section 2.2: after a RST four minutes remain.
+    with_bed(|bed| {
+        let reset = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), RST));
+        let open = |bed: &mut Bed| {
+            open_tcp(bed, HOST, 5000)?;
+            bed.from_lan(&reset).map(drop)
+        };
+        seconds(bed, &open, 240)
+    })
+}
+
+#[test]
+fn everything_goes_when_its_time_has_come() -> Result<()> {
+    with_bed(|bed| {
+        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.from_lan(&lan_frame(Frame::icmp(HOST, REMOTE, 8, 5000)))?;
+        open_tcp(bed, HOST, 5000)?;
+        bed.let_pass(7441 * HZ)?;
+        age(bed)?;
+        bed.let_pass(241 * HZ)?;
+        assert_eq!(left(age(bed)?), (0, 0));
+        let state = bed.plane.state()?;
+        assert!(
+            state.sessions.is_empty() && state.internal.is_empty() && state.external.is_empty()
+        );
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-6 with inbound refresh off: a peer cannot hold a mapping open by itself.
+#[test]
+fn only_outbound_packets_keep_a_udp_mapping() -> Result<()> {
+    with_bed(|bed| {
+        let outbound = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        let inbound = wan_frame(Frame::udp((REMOTE, 53), (WAN, 5000)));
+        bed.from_lan(&outbound)?;
+        for _ in 0..4 {
+            bed.let_pass(100 * HZ)?;
+            bed.from_wan(&inbound)?;
+            age(bed)?;
+        }
+        // The mapping has gone in the last run; the session goes with the next.
+        assert_eq!(left(age(bed)?), (0, 0));
+        bed.from_wan(&inbound)?
+            .is(DROP, iwf_tests::prog::Delta::counted(&["drop_unsolicited"]));
+
+        bed.from_lan(&outbound)?;
+        for _ in 0..4 {
+            bed.let_pass(100 * HZ)?;
+            bed.from_lan(&outbound)?;
+            assert_eq!(left(age(bed)?), (2, 1));
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-5: a download keeps its connection, whichever way the packets go.
+#[test]
+fn any_packet_keeps_a_connection() -> Result<()> {
+    with_bed(|bed| {
+        open_tcp(bed, HOST, 5000)?;
+        let inbound = wan_frame(Frame::tcp((REMOTE, 80), (WAN, 5000), ACK));
+        for _ in 0..3 {
+            bed.let_pass(4000 * HZ)?;
+            bed.from_wan(&inbound)?
+                .is(REDIRECT, iwf_tests::prog::Delta::counted(&["forwarded_in"]));
+            assert_eq!(left(age(bed)?), (2, 1));
+        }
+        Ok(())
+    })
+}
+
+/// Explicit mappings outlive idle time (NAT-50) and end when they were promised to.
+#[test]
+fn an_explicit_mapping_ends_at_its_expiry_only() -> Result<()> {
+    with_bed(|bed| {
+        let now = bed.now()?;
+        bed.map(UDP, (HOST, 1), 40001, 0)?;
+        bed.map(UDP, (HOST, 2), 40002, now.wrapping_add(1_000_000))?;
+        bed.map(UDP, (HOST, 3), 40003, now.wrapping_sub(1))?;
+        bed.let_pass(100_000 * HZ)?;
+        assert_eq!(left(age(bed)?), (0, 2));
+        let state = bed.plane.state()?;
+        assert_eq!(state.internal.len(), 2);
+        assert!(!state.external.contains_key(&endpoint((WAN, 40003), UDP)));
+        Ok(())
+    })
+}
+
+/// cilium 47425: no entry keeps itself alive.
+#[test]
+fn a_session_dies_with_its_mapping() -> Result<()> {
+    with_bed(|bed| {
+        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.from_lan(&lan_frame(Frame::udp((HOST2, 6000), (REMOTE, 53))))?;
+        // One mapping disappears, the other is displaced by an explicit one of another host.
+        let gone = endpoint((WAN, 5000), UDP);
+        bed.plane.remove_mapping(names::MAPPINGS_EXT, gone)?;
+        bed.map(UDP, (HOST, 7000), 6000, 0)?;
+        bed.let_pass(10 * HZ)?;
+        let swept = age(bed)?;
+        assert_eq!((swept.sessions_left, swept.sessions_removed), (0, 4));
+        // And what pointed at them: only the explicit mapping is left.
+        let state = bed.plane.state()?;
+        assert_eq!((state.internal.len(), state.external.len()), (1, 1));
+        Ok(())
+    })
+}
+
+/// Half of a pair is left alone while the other half may still be on its way, and no longer.
+#[test]
+fn half_a_session_does_not_stay() -> Result<()> {
+    with_bed(|bed| {
+        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        let (key, _) = bed.plane.state()?.sessions.pop_first().expect("a session");
+        bed.plane.remove_session(key)?;
+        assert_eq!(age(bed)?.sessions_left, 1);
+        bed.let_pass(3 * HZ)?;
+        assert_eq!(age(bed)?.sessions_left, 0);
+        Ok(())
+    })
+}
+
+#[test]
+fn sessions_of_one_external_endpoint_can_be_ended() -> Result<()> {
+    with_bed(|bed| {
+        bed.map(UDP, (HOST, 5000), 40000, 0)?;
+        for remote in [REMOTE, REMOTE2] {
+            bed.from_wan(&wan_frame(Frame::udp((remote, 9999), (WAN, 40000))))?;
+        }
+        bed.from_lan(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
+        let request = endpoint((WAN, 40000), UDP);
+        let swept = bed.plane.sweep(SweepMode::EndSessionsOf, request)?;
+        assert_eq!((swept.sessions_removed, swept.sessions_left), (4, 2));
+        let state = bed.plane.state()?;
+        assert_eq!((state.internal.len(), state.external.len()), (2, 2));
+        Ok(())
+    })
+}
+
+/// landscape 214, einat 34: nothing of an old address stays.
+#[test]
+fn a_new_external_address_takes_nothing_over() -> Result<()> {
+    with_bed(|bed| {
+        bed.map(TCP, (HOST, 5000), 40000, 0)?;
+        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        let new = [100, 64, 0, 77];
+        bed.reconfigure(|config| config.external_addr = new)?;
+        let request = endpoint((new, 0), 0);
+        let swept = bed.plane.sweep(SweepMode::KeepOnlyAddress, request)?;
+        assert_eq!(left(swept), (0, 0));
+        let state = bed.plane.state()?;
+        assert!(
+            state.sessions.is_empty() && state.internal.is_empty() && state.external.is_empty()
+        );
+        let seen = bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        assert_eq!(seen.frame().src, new);
+        Ok(())
+    })
+}
