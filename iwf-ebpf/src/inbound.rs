@@ -100,7 +100,7 @@ fn way<H: Hook>(
     if packet.total_len > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::redirect(session.egress)
+    next_hop::redirect(session)
 }
 
 /// A packet without a session: begins one if an explicit mapping lets it, is the CPE's own, or is dropped.

@@ -141,11 +141,17 @@ pub fn refresh(
 }
 
 /// Chooses the device a frame leaves by. Only notes it: the packet may still be changed, or passed after all.
+///
+/// What cannot be redirected to is not worth remembering: behind a bridge it only means that the station's port
+/// was not known yet, and the stack, which has the packet now, is what makes the bridge learn it.
 #[inline(always)]
-pub fn redirect(egress: u32) -> Step<()> {
-    match DEVMAP.redirect(egress, 0) {
+pub fn redirect(session: &mut SessionValue) -> Step<()> {
+    match DEVMAP.redirect(session.egress, 0) {
         Ok(_) => Ok(()),
-        Err(_) => Err(PassReason::NoRedirect.into()),
+        Err(_) => {
+            session.next_hop_generation = NO_NEXT_HOP;
+            Err(PassReason::NoRedirect.into())
+        }
     }
 }
 

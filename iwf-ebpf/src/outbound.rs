@@ -69,7 +69,7 @@ fn send(
     if packet.total_len > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::redirect(session.egress)?;
+    next_hop::redirect(session)?;
     session::touch(session, packet, now);
     ctx.rewrite(packet, session, Hop::Forward)?;
     Ok(Done::ForwardedOut.into())

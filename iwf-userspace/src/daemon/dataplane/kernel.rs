@@ -78,6 +78,8 @@ pub struct KernelPlane {
     clock: Clock,
     origin: Origin,
     attached: BTreeSet<Attachment>,
+    /// Stations an earlier daemon knew. The bridge has forgotten those whose frames all take the short way.
+    adopted_stations: BTreeMap<FdbKey, u32>,
     /// What was applied last, as far as it was.
     applied: Applied,
 }
@@ -137,6 +139,8 @@ impl KernelPlane {
                 .set(0, config, 0)
                 .context("write the kernel's CONFIG")?;
         }
+        let adopted_stations = maps.fdb.iter().collect::<Result<_, _>>();
+        let adopted_stations = adopted_stations.context("read the kernel's BRIDGE_FDB")?;
         Ok(Self {
             attach: (settings.attach, settings.tc),
             links: PinSet::current(&settings.bpffs_dir).links(),
@@ -145,6 +149,7 @@ impl KernelPlane {
             clock,
             origin,
             attached: BTreeSet::new(),
+            adopted_stations,
             applied: Applied::default(),
         })
     }
@@ -199,20 +204,17 @@ impl KernelPlane {
             return Ok(());
         }
         self.applied.fdb = None;
+        let told: BTreeMap<FdbKey, u32> = config.fdb.iter().map(station).collect();
+        self.adopted_stations.retain(|key, port| {
+            let ports = &config.ports;
+            let stays = ports
+                .iter()
+                .any(|p| p.ifindex == *port && p.bridge == Some(key.bridge));
+            stays && !told.contains_key(key)
+        });
         let room = usize::try_from(limits::BRIDGE_FDB).unwrap_or(usize::MAX);
-        let stations: BTreeMap<FdbKey, u32> = config
-            .fdb
-            .iter()
-            .take(room)
-            .map(|entry| {
-                let key = FdbKey {
-                    bridge: entry.bridge,
-                    mac: entry.mac,
-                    pad: [0; 2],
-                };
-                (key, entry.port)
-            })
-            .collect();
+        let adopted = self.adopted_stations.iter().map(|(k, v)| (*k, *v));
+        let stations = told.into_iter().chain(adopted).take(room).collect();
         maps::replace_all(&mut self.tables.maps.fdb, &stations)
             .map_err(refused("tell the bridge stations"))?;
         self.applied.fdb = Some(config.fdb.clone());
@@ -504,6 +506,15 @@ fn iface_value(port: &Port) -> (u32, IfaceValue) {
         pad: [0; 2],
     };
     (port.ifindex, value)
+}
+
+fn station(entry: &FdbEntry) -> (FdbKey, u32) {
+    let key = FdbKey {
+        bridge: entry.bridge,
+        mac: entry.mac,
+        pad: [0; 2],
+    };
+    (key, entry.port)
 }
 
 /// Devices that frames may be redirected to. A driver that cannot run XDP cannot send what another driver
