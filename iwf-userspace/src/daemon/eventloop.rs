@@ -192,3 +192,6 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+//! The whole shell with a PCP server on loopback, and kernel and store in memory. Control points call where the
+//! HTTP server would hand their calls over, because hosts with loopback addresses are refused.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
+
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::daemon::control::{MappingRow, Request, Response};
+use crate::daemon::dataplane::fake::{FakePlane, Fault};
+use crate::daemon::http::Site;
+use crate::daemon::netstate::LanAddress;
+use crate::daemon::ssdp::Identity;
+use crate::daemon::store::fake::MemoryStore;
+use crate::iwf::{Iwf, WanState};
+use crate::types::{Epoch, ExternalPort, Lifetime, Protocol};
+use crate::wire::description::DeviceUuid;
+use crate::wire::pcp::{self, Body};
+use crate::wire::soap;
+
+/// Our NAT's external address: the PCP server is asked from it.
+const WAN: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
+const CARRIER: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 1);
+const SOON: Duration = Duration::from_secs(5);
+
+/// A daemon on loopback.
+struct Lab {
+    calls: mpsc::Sender<SoapCall>,
+    requests: mpsc::Sender<ControlCall>,
+    wishes: mpsc::Sender<Wish>,
+    _network: watch::Sender<NetState>,
+    running: JoinHandle<()>,
+}
+
+impl Lab {
+    async fn start(server: SocketAddr, plane: FakePlane, store: MemoryStore) -> Self {
+        let text = format!(
+            "mode = \"cascaded\"\n[lan]\ninterfaces = [\"lo\"]\n[wan]\ninterface = \"wan0\"\n\
+             [upstream]\npcp_servers = [\"{server}\"]\n[http]\nport = 0\n"
+        );
+        let config = Config::parse(&text, Path::new("test")).unwrap();
+        let description = settings::description(DeviceUuid::from_octets([7; 16]));
+        let now = clock::now();
+        let core = Iwf::new(
+            settings::core(&config, &description),
+            [1; 32],
+            clock::wall(),
+            now,
+        );
+        let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
+        let (requests, request_receiver) = mpsc::channel(MAX_WAITING_REQUESTS);
+        let (datagram_sender, datagrams) = mpsc::channel(MAX_WAITING_DATAGRAMS);
+        let (network, network_receiver) = watch::channel(NetState {
+            wan: WanState {
+                address: Some(WAN),
+                gateway: None,
+            },
+            external_addr: Some(WAN),
+            lan: vec![LanAddress {
+                interface: "lo".to_owned(),
+                ifindex: 1,
+                addr: Ipv4Addr::new(192, 168, 1, 1),
+                prefix_len: 24,
+            }],
+            ..NetState::default()
+        });
+        let (wishes, wish_receiver) = mpsc::channel(1);
+        let identity = Identity {
+            site: Site::new(
+                description,
+                settings::server_name(),
+                config.http,
+                call_sender.clone(),
+            ),
+            boot_id: 1,
+            config: config.ssdp,
+        };
+        let daemon = Daemon {
+            shell: Shell::new(core, plane, store, settings::host_ports(&config)),
+            upstream: Upstream::new("lo".to_owned(), datagram_sender),
+            lan: LanServices::new(identity, 0),
+            config,
+            config_path: "/nonexistent".into(),
+            log_filter: LogFilter::fixed(),
+        };
+        let inputs = Inputs {
+            calls,
+            requests: request_receiver,
+            datagrams,
+            network: network_receiver,
+            wishes: wish_receiver,
+        };
+        Self {
+            calls: call_sender,
+            requests,
+            wishes,
+            _network: network,
+            running: tokio::spawn(daemon.run(inputs)),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Response {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send((request, reply)).await.unwrap();
+        timeout(SOON, answer)
+            .await
+            .expect("an answer soon")
+            .unwrap()
+    }
+
+    async fn mappings(&self) -> Vec<MappingRow> {
+        match self.ask(Request::Mappings {}).await {
+            Response::Mappings(rows) => rows,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn is_clean(&self) -> bool {
+        match self.ask(Request::Audit {}).await {
+            Response::Audit(audit) => audit.clean,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn call(&self, action: &str, args: &[(&str, &str)]) -> soap::ActionResult {
+        let (reply, answer) = oneshot::channel();
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let call = SoapCall {
+            caller: HOST,
+            call: soap::Call {
+                service: "WANIPConnection".to_owned(),
+                version: 1,
+                action: action.to_owned(),
+                args: args.iter().map(owned).collect(),
+            },
+            reply,
+        };
+        self.calls.send(call).await.unwrap();
+        timeout(SOON, answer)
+            .await
+            .expect("an answer soon")
+            .unwrap()
+    }
+
+    async fn add(&self, port: &str) -> soap::ActionResult {
+        let host = HOST.to_string();
+        let args = [
+            ("NewRemoteHost", ""),
+            ("NewExternalPort", port),
+            ("NewProtocol", "TCP"),
+            ("NewInternalPort", "8080"),
+            ("NewInternalClient", host.as_str()),
+            ("NewEnabled", "1"),
+            ("NewPortMappingDescription", "test"),
+            ("NewLeaseDuration", "600"),
+        ];
+        self.call("AddPortMapping", &args).await
+    }
+
+    async fn stop(self) {
+        self.wishes.send(Wish::Stop).await.unwrap();
+        timeout(SOON, self.running)
+            .await
+            .expect("ends soon")
+            .unwrap();
+    }
+}
+
+/// A PCP server that grants what is asked for.
+async fn carrier() -> SocketAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1100];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            let request = pcp::Request::decode(&buffer[..length]).unwrap();
+            let body = match request.body {
+                Body::Map(mut map) => {
+                    map.external_addr = CARRIER.into();
+                    map.external_port = map.external_port.or(ExternalPort::new(7000));
+                    Body::Map(map)
+                }
+                other => other,
+            };
+            let response = pcp::Response {
+                result: pcp::ResultCode::Success,
+                lifetime: Lifetime(request.lifetime.0.min(120)),
+                epoch: Epoch(1000),
+                body,
+                options: request.options,
+            };
+            socket
+                .send_to(&response.encode().unwrap(), from)
+                .await
+                .unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_port_opens_in_three_tables_and_closes_again() {
+    let lab = Lab::start(carrier().await, FakePlane::new(), MemoryStore::default()).await;
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    let rows = lab.mappings().await;
+    let [row] = rows.as_slice() else {
+        panic!("one mapping, not {rows:?}");
+    };
+    assert!(row.kernel);
+    assert_eq!(row.internal, SocketAddrV4::new(HOST, 8080));
+    assert_eq!(row.carrier, Some(SocketAddrV4::new(CARRIER, 5000)));
+    assert!(
+        row.granted_left_seconds
+            .is_some_and(|left| (100..=120).contains(&left))
+    );
+    assert!(lab.is_clean().await);
+
+    let answer = lab.call("GetExternalIPAddress", &[]).await;
+    assert_eq!(
+        answer,
+        Ok(vec![("NewExternalIPAddress", CARRIER.to_string())])
+    );
+
+    let delete = Request::Delete {
+        protocol: Protocol::Tcp,
+        external_port: 5000,
+    };
+    assert_eq!(lab.ask(delete.clone()).await, Response::Done);
+    assert_eq!(lab.mappings().await, []);
+    assert!(matches!(lab.ask(delete).await, Response::Error(_)));
+    assert!(lab.is_clean().await);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_kernel_map_fails_the_call_and_leaves_nothing() {
+    let mut plane = FakePlane::new();
+    plane.fail_change(1, Fault::Full);
+    let lab = Lab::start(carrier().await, plane, MemoryStore::default()).await;
+    assert!(lab.add("5000").await.is_err());
+    assert_eq!(lab.mappings().await, []);
+    assert!(lab.is_clean().await);
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_store_fails_the_call_and_leaves_nothing() {
+    // The first commit is the epoch of the server, which nobody waits for.
+    let lab = Lab::start(
+        carrier().await,
+        FakePlane::new(),
+        MemoryStore::failing_at(2),
+    )
+    .await;
+    assert!(lab.add("5000").await.is_err());
+    assert_eq!(lab.mappings().await, []);
+    assert!(lab.is_clean().await);
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    lab.stop().await;
+}
