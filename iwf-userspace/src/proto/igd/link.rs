@@ -33,7 +33,7 @@ pub fn common_link_properties(link: &LinkCounters) -> Vec<(&'static str, String)
             "NewLayer1DownstreamMaxBitRate",
             rate(link.down_bits_per_second),
         ),
-        ("NewPhysicalLinkCounters", status.to_owned()),
+        ("NewPhysicalLinkStatus", status.to_owned()),
     ]
 }
 

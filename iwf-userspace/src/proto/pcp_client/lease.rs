@@ -208,7 +208,7 @@ impl Lease {
         {
             // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
             if self.known.is_some() {
-                options.push(PcpOption::Filter(clear_filters()));
+                options.push(PcpOption::Filter(Filter::CLEAR));
             }
             options.push(PcpOption::Filter(Filter::host(IpAddr::V4(remote))));
         }
@@ -289,13 +289,4 @@ fn map_body(
         external_port: external,
         external_addr: IpAddr::V4(addr),
     })
-}
-
-/// RFC 6887 section 13.3: prefix length 0 removes all filters.
-fn clear_filters() -> Filter {
-    Filter {
-        prefix_len: 0,
-        remote_port: 0,
-        remote_addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    }
 }

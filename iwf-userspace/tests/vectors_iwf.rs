@@ -1,0 +1,374 @@
+//! From octets to octets through the core: a control point's request in, the PCP request out, the server's
+//! response in, the answer out. The translations are those of RFC 6970 section 5.6 and 4.3.
+
+mod vector_file;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use iwf_userspace::iwf::{
+    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, WanState,
+};
+use iwf_userspace::mapping::policy::LanPrefix;
+use iwf_userspace::types::{Epoch, Instant, Lifetime, UnixTime};
+use iwf_userspace::wire::pcp::{
+    Body, PcpOption, Request, Response, ResultCode, error_reply, version_reply,
+};
+use iwf_userspace::wire::scpd::{DataType, Service};
+use iwf_userspace::wire::soap::{Call, encode_reply};
+use iwf_userspace::wire::{natpmp, services};
+use vector_file::{binary_one, header, text_one};
+
+const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 5351);
+const CALLER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
+const NONCE: std::ops::Range<usize> = 24..36;
+
+/// The core with a shell that does everything at once and always succeeds.
+struct Gateway {
+    iwf: Iwf,
+    now: Instant,
+    sent: Vec<Vec<u8>>,
+    replies: BTreeMap<RequestId, Call>,
+    answers: Vec<(u16, String)>,
+}
+
+impl Gateway {
+    fn new(mode: ModeSetting) -> Self {
+        let settings = Settings {
+            mode,
+            servers: vec![ServerSource::Address(SERVER)],
+            ..Settings::default()
+        };
+        let now = Instant::from_millis(0);
+        let mut gateway = Self {
+            iwf: Iwf::new(settings, [7; 32], UnixTime(1_700_000_000), now),
+            now,
+            sent: Vec::new(),
+            replies: BTreeMap::new(),
+            answers: Vec::new(),
+        };
+        gateway.input(Input::Lan(vec![LanPrefix {
+            own: Ipv4Addr::new(192, 168, 1, 1),
+            len: 24,
+        }]));
+        gateway.input(Input::Wan(WanState {
+            address: Some(Ipv4Addr::new(192, 0, 2, 10)),
+            gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
+        }));
+        gateway
+    }
+
+    fn input(&mut self, input: Input) {
+        self.iwf.handle_input(input, self.now);
+        while let Some(effect) = self.iwf.poll_effect() {
+            match effect {
+                Effect::Reply { request, result } => {
+                    let call = self.replies.remove(&request).expect("answered once");
+                    let reply = encode_reply(&call, &result);
+                    self.answers.push((reply.status, reply.body));
+                }
+                Effect::SendUpstream { server, payload } => {
+                    assert_eq!(server, SERVER);
+                    self.sent.push(payload);
+                }
+                Effect::WriteNat { ticket, .. }
+                | Effect::RemoveNat { ticket, .. }
+                | Effect::Persist { ticket, .. } => {
+                    let result = Ok(());
+                    let done = Input::Done { ticket, result };
+                    self.iwf.handle_input(done, self.now);
+                }
+                Effect::AdminReply { .. } | Effect::Notify(_) => {}
+            }
+        }
+    }
+
+    fn call(&mut self, call: Call) {
+        let number = u64::try_from(self.replies.len() + self.answers.len()).expect("few");
+        let request = RequestId(number);
+        self.replies.insert(request, call.clone());
+        self.input(Input::Soap {
+            request,
+            caller: CALLER,
+            call,
+        });
+    }
+
+    /// A datagram from the server.
+    fn hear(&mut self, payload: Vec<u8>) {
+        let from = SERVER;
+        self.input(Input::Upstream { from, payload });
+    }
+
+    /// The last MAP request that was sent.
+    fn map(&self) -> Vec<u8> {
+        let is_map = |octets: &&Vec<u8>| octets[1] == 1;
+        self.sent
+            .iter()
+            .rfind(is_map)
+            .expect("a MAP request")
+            .clone()
+    }
+
+    fn answer(&mut self) -> (u16, String) {
+        assert!(self.replies.is_empty(), "not answered yet");
+        self.answers.pop().expect("an answer")
+    }
+}
+
+/// A vector with the nonce of another message.
+fn with_nonce_of(mut octets: Vec<u8>, message: &[u8]) -> Vec<u8> {
+    octets[NONCE].copy_from_slice(&message[NONCE]);
+    octets
+}
+
+fn vector_call(id: &str) -> Call {
+    let (head, body) = text_one(id);
+    let action = header(&head, "SOAPACTION").expect("a SOAPACTION header");
+    Call::decode(Some(action.as_bytes()), body.as_bytes(), 1 << 16).expect("a call")
+}
+
+fn with_arg(mut call: Call, name: &str, value: &str) -> Call {
+    let (_, old) = call.args.iter_mut().find(|(n, _)| n == name).expect(name);
+    value.clone_into(old);
+    call
+}
+
+fn add(lease: &str) -> Call {
+    with_arg(vector_call("SOAP-01"), "NewLeaseDuration", lease)
+}
+
+#[test]
+fn add_port_mapping_becomes_pcp_01_and_pcp_02_becomes_soap_02() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    gateway.call(add("3600"));
+    let request = gateway.map();
+    assert_eq!(request, with_nonce_of(binary_one("PCP-01"), &request));
+    gateway.hear(with_nonce_of(binary_one("PCP-02"), &request));
+    let (_, body) = text_one("SOAP-02");
+    assert_eq!(gateway.answer(), (200, body));
+
+    gateway.call(Call {
+        service: "WANIPConnection".to_owned(),
+        version: 1,
+        action: "GetExternalIPAddress".to_owned(),
+        args: vec![],
+    });
+    let (status, body) = gateway.answer();
+    assert_eq!(status, 200);
+    assert!(body.contains("<NewExternalIPAddress>203.0.113.7</NewExternalIPAddress>"));
+    assert!(body.contains("xmlns:u=\"urn:schemas-upnp-org:service:WANIPConnection:1\""));
+}
+
+#[test]
+fn lease_0_asks_for_a_week() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    gateway.call(add("0"));
+    let request = gateway.map();
+    let mut expected = with_nonce_of(binary_one("PCP-01"), &request);
+    expected[4..8].copy_from_slice(&604_800_u32.to_be_bytes());
+    assert_eq!(request, expected);
+}
+
+#[test]
+fn cannot_provide_external_becomes_soap_03() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    gateway.call(add("3600"));
+    let request = gateway.map();
+    gateway.hear(with_nonce_of(binary_one("PCP-03"), &request));
+    let (_, body) = text_one("SOAP-03");
+    assert_eq!(gateway.answer(), (500, body));
+}
+
+#[test]
+fn a_remote_host_becomes_a_filter() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    let call = with_arg(add("7200"), "NewRemoteHost", "198.51.100.5");
+    let call = with_arg(call, "NewInternalPort", "8443");
+    gateway.call(with_arg(call, "NewExternalPort", "8443"));
+    let request = Request::decode(&gateway.map()).expect("a request");
+    let mut expected = Request::decode(&binary_one("PCP-06")).expect("a request");
+    // Descriptions stay inside (AMB-18).
+    let is_text = |option: &PcpOption| matches!(option, PcpOption::Description(_));
+    expected.options.retain(|option| !is_text(option));
+    if let (Body::Map(expected), Body::Map(sent)) = (&mut expected.body, &request.body) {
+        expected.nonce = sent.nonce;
+    }
+    assert_eq!(request, expected);
+}
+
+#[test]
+fn add_any_port_mapping_takes_what_the_server_has() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    let mut call = add("3600");
+    call.action = "AddAnyPortMapping".to_owned();
+    gateway.call(call);
+    let request = Request::decode(&gateway.map()).expect("a request");
+    assert!(!request.prefers_failure());
+    let Body::Map(mut map) = request.body else {
+        panic!("not a MAP");
+    };
+    map.external_port = iwf_userspace::types::ExternalPort::new(6598);
+    map.external_addr = Ipv4Addr::new(203, 0, 113, 7).into();
+    let response = Response {
+        result: ResultCode::Success,
+        lifetime: Lifetime(3600),
+        epoch: Epoch(1000),
+        body: Body::Map(map),
+        options: vec![],
+    };
+    gateway.hear(response.encode().expect("short"));
+    let (_, body) = text_one("SOAP-04");
+    assert_eq!(gateway.answer(), (200, body));
+}
+
+#[test]
+fn delete_names_nothing_external() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    gateway.call(add("3600"));
+    let request = gateway.map();
+    gateway.hear(with_nonce_of(binary_one("PCP-02"), &request));
+    gateway.answer();
+
+    let mut delete = add("3600");
+    delete.action = "DeletePortMapping".to_owned();
+    let names = ["NewRemoteHost", "NewExternalPort", "NewProtocol"];
+    delete
+        .args
+        .retain(|(name, _)| names.contains(&name.as_str()));
+    gateway.call(delete);
+    // As PCP-04 without THIRD_PARTY: lifetime, suggested port and address 0, no options (AMB-03).
+    let mut expected = with_nonce_of(binary_one("PCP-01"), &request);
+    expected.truncate(60);
+    expected[4..8].fill(0);
+    expected[42..44].fill(0);
+    assert_eq!(gateway.map(), expected);
+}
+
+/// RFC 6970 section 4.3, with the error replies a server builds from our own request.
+#[test]
+fn results_become_the_errors_of_either_version() {
+    for (result, version_1, version_2) in [
+        (2, 718, 606),
+        (3, 501, 501),
+        (4, 501, 501),
+        (5, 501, 501),
+        (6, 501, 501),
+        (7, 501, 501),
+        (8, 501, 728),
+        (9, 501, 501),
+        (10, 501, 728),
+        (11, 718, 718),
+        (12, 501, 501),
+        (13, 501, 501),
+        (15, 501, 501),
+        (24, 501, 501),
+        (99, 501, 501),
+    ] {
+        for (version, code) in [(1, version_1), (2, version_2)] {
+            let mut gateway = Gateway::new(ModeSetting::Cascaded);
+            let mut call = add("3600");
+            call.version = version;
+            gateway.call(call);
+            let result = ResultCode::from_number(result);
+            let lifetime = result.error_lifetime();
+            let reply = error_reply(&gateway.map(), result, lifetime, Epoch(1));
+            gateway.hear(reply);
+            let (status, body) = gateway.answer();
+            assert_eq!(status, 500, "{result}");
+            let expected = format!("<errorCode>{code}</errorCode>");
+            assert!(
+                body.contains(&expected),
+                "{result} for version {version}: {body}"
+            );
+        }
+    }
+}
+
+#[test]
+fn servers_of_other_versions_become_501() {
+    let version_1 = |request: &[u8]| {
+        let mut reply = version_reply(request, Lifetime(1800), Epoch(1));
+        reply[0] = 1;
+        reply
+    };
+    let natpmp = |_: &[u8]| natpmp::Response::UnsupportedVersion { epoch: Epoch(1) }.encode();
+    let replies: [fn(&[u8]) -> Vec<u8>; 2] = [version_1, natpmp];
+    for reply in replies {
+        let mut gateway = Gateway::new(ModeSetting::Cascaded);
+        gateway.call(add("3600"));
+        let reply = reply(&gateway.map());
+        gateway.hear(reply);
+        let (status, body) = gateway.answer();
+        assert_eq!(status, 500);
+        assert!(body.contains("<errorCode>501</errorCode>"), "{body}");
+    }
+}
+
+/// Out arguments come complete and in the order of the table, for every action that succeeds locally.
+#[test]
+fn answers_keep_the_order_of_the_table() {
+    for service in services::ALL {
+        for action in service.actions {
+            let mut gateway = Gateway::new(ModeSetting::Local);
+            // Something to list, to find and to delete.
+            gateway.call(add("3600"));
+            assert_eq!(gateway.answer().0, 200);
+            gateway.call(sample(service, action.name));
+            let (status, body) = gateway.answer();
+            let refused = [
+                "SetConnectionType",
+                "ForceTermination",
+                "SetDefaultConnectionService",
+            ];
+            if refused.contains(&action.name) {
+                assert_eq!(status, 500, "{}", action.name);
+                continue;
+            }
+            assert_eq!(status, 200, "{}: {body}", action.name);
+            let answer = Call::decode(None, body.as_bytes(), 1 << 16).expect("an envelope");
+            assert_eq!(answer.action, format!("{}Response", action.name));
+            assert_eq!(
+                (answer.service.as_str(), answer.version),
+                (service.kind, service.version)
+            );
+            let names: Vec<_> = answer.args.iter().map(|(name, _)| name.as_str()).collect();
+            let expected: Vec<_> = action.outputs().map(|argument| argument.name).collect();
+            assert_eq!(names, expected, "{}", action.name);
+            for (argument, (name, value)) in action.outputs().zip(&answer.args) {
+                check_value(service, argument.variable, name, value);
+            }
+        }
+    }
+}
+
+/// A call of an action with arguments that fit the mapping of SOAP-01.
+fn sample(service: &Service, action: &str) -> Call {
+    let action = service.action(action).expect("its action");
+    let known = add("3600");
+    let value = |name: &'static str| {
+        let value = match name {
+            "NewPortMappingIndex" => "0",
+            name => known.arg(name).unwrap_or("x"),
+        };
+        (name.to_owned(), value.to_owned())
+    };
+    Call {
+        service: service.kind.to_owned(),
+        version: service.version,
+        action: action.name.to_owned(),
+        args: action.inputs().map(|input| value(input.name)).collect(),
+    }
+}
+
+/// A value is of its variable's type and among its allowed values.
+fn check_value(service: &Service, variable: &str, name: &str, value: &str) {
+    let variable = service.variable(variable).expect("its variable");
+    let fits = match variable.data {
+        DataType::Ui2 => value.parse::<u16>().is_ok(),
+        DataType::Ui4 => value.parse::<u32>().is_ok(),
+        DataType::Boolean => ["0", "1"].contains(&value),
+        DataType::String => variable.allowed.is_empty() || variable.allowed.contains(&value),
+    };
+    assert!(fits, "{name}: {value:?}");
+}
