@@ -138,11 +138,29 @@ pub struct Forward {
     pub to: (Ipv4Addr, u16),
 }
 
-/// What the carrier's kernel forwards now, sorted.
+impl Forward {
+    /// Whether it is the short lease by which a client learns its external address: UDP, the discard port or
+    /// its stand-in above the system ports (RFC 6887 section 11.6). It runs out by itself.
+    pub fn asks_for_the_address(&self) -> bool {
+        self.protocol == "udp" && [9, 49_161].contains(&self.to.1)
+    }
+}
+
+/// What the carrier's kernel forwards now, sorted; without [`Forward::asks_for_the_address`].
 ///
 /// # Errors
 /// If `nft` fails or prints something unknown.
 pub fn forwards(cgn: &Namespace) -> Result<Vec<Forward>> {
+    let mut found = all_forwards(cgn)?;
+    found.retain(|forward| !forward.asks_for_the_address());
+    Ok(found)
+}
+
+/// What the carrier's kernel forwards now, sorted.
+///
+/// # Errors
+/// If `nft` fails or prints something unknown.
+pub fn all_forwards(cgn: &Namespace) -> Result<Vec<Forward>> {
     let text = cgn.must(&["nft", "-n", "list", "chain", "inet", "filter", CHAINS[1]])?;
     let mut found = Vec::new();
     for line in text.lines().filter(|line| line.contains("dnat")) {
@@ -159,12 +177,11 @@ fn forward(rule: &str) -> Option<Forward> {
         words.get(at + 1).copied()
     };
     let (addr, port) = words.iter().find_map(|word| word.split_once(':'))?;
-    let protocol = match after("l4proto").or_else(|| after("protocol")) {
-        Some("6") => "tcp",
-        Some("17") => "udp",
-        Some(name) => name,
-        None if words.contains(&"tcp") => "tcp",
-        None => "udp",
+    // miniupnpd compares the octet of the IPv4 header itself.
+    let protocol = match after("@nh,72,8").or_else(|| after("l4proto"))? {
+        "0x6" | "6" | "tcp" => "tcp",
+        "0x11" | "17" | "udp" => "udp",
+        _ => return None,
     };
     Some(Forward {
         protocol: protocol.to_owned(),
@@ -189,4 +206,21 @@ pub fn listing(cgn: &Namespace) -> Result<String> {
         "filter",
         CHAINS[1],
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_as_nft_prints_them() {
+        let rule = "iif \"ext0\" @nh,72,8 0x6 th dport 8080 dnat ip to 100.64.0.2:18080";
+        let expected = Forward {
+            protocol: "tcp".to_owned(),
+            external_port: 8080,
+            to: (Ipv4Addr::new(100, 64, 0, 2), 18080),
+        };
+        assert_eq!(forward(rule), Some(expected));
+        assert_eq!(forward("iif \"ext0\" accept"), None);
+    }
 }

@@ -192,6 +192,13 @@ fn tables(story: &mut Story, lab: &Lab, iwfd: &Iwfd) -> Result<()> {
         "the carrier forwards {theirs:?}, the IWF lists {ours:?}"
     );
     story.saw("both mappings are in all three, with the same addresses and ports");
+    let probes = carrier::all_forwards(&lab.cgn)?;
+    if let Some(probe) = probes.iter().find(|found| found.asks_for_the_address()) {
+        story.saw(&format!(
+            "(UDP {} at the carrier is how the gateway learnt the external address; it runs out by itself)",
+            probe.external_port
+        ));
+    }
     Ok(())
 }
 
