@@ -60,6 +60,10 @@ impl Gateway {
 
     fn input(&mut self, input: Input) {
         self.iwf.handle_input(input, self.now);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
         while let Some(effect) = self.iwf.poll_effect() {
             match effect {
                 Effect::Reply { request, result } => {
@@ -98,6 +102,13 @@ impl Gateway {
     fn hear(&mut self, payload: Vec<u8>) {
         let from = SERVER;
         self.input(Input::Upstream { from, payload });
+    }
+
+    /// Lets the time pass until the next thing is due.
+    fn wait(&mut self) {
+        self.now = self.iwf.poll_timeout().expect("something to wait for");
+        self.iwf.handle_timeout(self.now);
+        self.drain();
     }
 
     /// The last MAP request that was sent.
@@ -248,7 +259,7 @@ fn delete_names_nothing_external() {
 /// RFC 6970 section 4.3, with the error replies a server builds from our own request.
 #[test]
 fn results_become_the_errors_of_either_version() {
-    for (result, version_1, version_2) in [
+    let table = [
         (2, 718, 606),
         (3, 501, 501),
         (4, 501, 501),
@@ -261,10 +272,9 @@ fn results_become_the_errors_of_either_version() {
         (11, 718, 718),
         (12, 501, 501),
         (13, 501, 501),
-        (15, 501, 501),
-        (24, 501, 501),
-        (99, 501, 501),
-    ] {
+    ];
+    let later = (14..=27).map(|result| (result, 501, 501));
+    for (result, version_1, version_2) in table.into_iter().chain(later) {
         for (version, code) in [(1, version_1), (2, version_2)] {
             let mut gateway = Gateway::new(ModeSetting::Cascaded);
             let mut call = add("3600");
@@ -287,22 +297,77 @@ fn results_become_the_errors_of_either_version() {
 
 #[test]
 fn servers_of_other_versions_become_501() {
+    type Reply = fn(&[u8]) -> Vec<u8>;
     let version_1 = |request: &[u8]| {
         let mut reply = version_reply(request, Lifetime(1800), Epoch(1));
         reply[0] = 1;
         reply
     };
     let natpmp = |_: &[u8]| natpmp::Response::UnsupportedVersion { epoch: Epoch(1) }.encode();
-    let replies: [fn(&[u8]) -> Vec<u8>; 2] = [version_1, natpmp];
-    for reply in replies {
+    for reply in [version_1 as Reply, natpmp] {
+        for version in [1, 2] {
+            let mut gateway = Gateway::new(ModeSetting::Cascaded);
+            let mut call = add("3600");
+            call.version = version;
+            gateway.call(call);
+            gateway.hear(reply(&gateway.map()));
+            let (status, body) = gateway.answer();
+            assert_eq!(status, 500);
+            assert!(body.contains("<errorCode>501</errorCode>"), "{body}");
+        }
+    }
+}
+
+#[test]
+fn silence_becomes_501_within_28_seconds() {
+    for version in [1, 2] {
         let mut gateway = Gateway::new(ModeSetting::Cascaded);
-        gateway.call(add("3600"));
-        let reply = reply(&gateway.map());
-        gateway.hear(reply);
+        let mut call = add("3600");
+        call.version = version;
+        gateway.call(call);
+        let sent = gateway.sent.len();
+        while gateway.answers.is_empty() {
+            gateway.wait();
+            assert!(gateway.now <= Instant::from_millis(28_000), "still waiting");
+        }
+        assert!(gateway.sent.len() > sent, "asked more than once");
         let (status, body) = gateway.answer();
         assert_eq!(status, 500);
         assert!(body.contains("<errorCode>501</errorCode>"), "{body}");
     }
+}
+
+/// RFC 6970 section 5.7: a short MAP tells whether the port is free; the entry does not exist either way.
+#[test]
+fn an_unknown_entry_is_probed_as_in_pcp_29() {
+    for code in [0, 11] {
+        let mut gateway = Gateway::new(ModeSetting::Cascaded);
+        let mut call = add("3600");
+        call.action = "GetSpecificPortMappingEntry".to_owned();
+        let names = ["NewRemoteHost", "NewExternalPort", "NewProtocol"];
+        call.args.retain(|(name, _)| names.contains(&name.as_str()));
+        gateway.call(call);
+        let request = gateway.map();
+        // Which of our ports asks is free to choose.
+        let mut expected = with_nonce_of(binary_one("PCP-29"), &request);
+        expected[40..42].copy_from_slice(&request[40..42]);
+        assert_eq!(request, expected);
+
+        let mut response = with_nonce_of(binary_one("PCP-02"), &request);
+        response[3] = code;
+        response[4..8].copy_from_slice(&60_u32.to_be_bytes());
+        response[40..42].copy_from_slice(&request[40..42]);
+        gateway.hear(response);
+        let (status, body) = gateway.answer();
+        assert_eq!(status, 500);
+        assert!(body.contains("<errorCode>714</errorCode>"), "{body}");
+    }
+}
+
+#[test]
+fn a_server_is_greeted_with_pcp_10() {
+    let gateway = Gateway::new(ModeSetting::Cascaded);
+    assert_eq!(gateway.sent, [binary_one("PCP-10")]);
 }
 
 /// Out arguments come complete and in the order of the table, for every action that succeeds locally.
