@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use iwf_userspace::iwf::{
-    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, WanState,
+    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, Ticket, WanState,
 };
 use iwf_userspace::mapping::policy::LanPrefix;
-use iwf_userspace::types::{Epoch, Instant, Lifetime, UnixTime};
+use iwf_userspace::types::{Epoch, Instant, Lifetime, NatEntry, UnixTime};
 use iwf_userspace::wire::pcp::{
     Body, PcpOption, Request, Response, ResultCode, error_reply, version_reply,
 };
@@ -28,6 +28,7 @@ struct Gateway {
     iwf: Iwf,
     now: Instant,
     sent: Vec<Vec<u8>>,
+    written: Vec<NatEntry>,
     replies: BTreeMap<RequestId, Call>,
     answers: Vec<(u16, String)>,
 }
@@ -44,6 +45,7 @@ impl Gateway {
             iwf: Iwf::new(settings, [7; 32], UnixTime(1_700_000_000), now),
             now,
             sent: Vec::new(),
+            written: Vec::new(),
             replies: BTreeMap::new(),
             answers: Vec::new(),
         };
@@ -75,16 +77,22 @@ impl Gateway {
                     assert_eq!(server, SERVER);
                     self.sent.push(payload);
                 }
-                Effect::WriteNat { ticket, .. }
-                | Effect::RemoveNat { ticket, .. }
-                | Effect::Persist { ticket, .. } => {
-                    let result = Ok(());
-                    let done = Input::Done { ticket, result };
-                    self.iwf.handle_input(done, self.now);
+                Effect::WriteNat { ticket, entry } => {
+                    self.written.push(entry);
+                    self.done(ticket);
+                }
+                Effect::RemoveNat { ticket, .. } | Effect::Persist { ticket, .. } => {
+                    self.done(ticket);
                 }
                 Effect::AdminReply { .. } | Effect::Notify(_) => {}
             }
         }
+    }
+
+    fn done(&mut self, ticket: Ticket) {
+        let result = Ok(());
+        let done = Input::Done { ticket, result };
+        self.iwf.handle_input(done, self.now);
     }
 
     fn call(&mut self, call: Call) {
@@ -119,6 +127,15 @@ impl Gateway {
             .rfind(is_map)
             .expect("a MAP request")
             .clone()
+    }
+
+    /// One out argument of an action that is called for the mapping of SOAP-01.
+    fn read(&mut self, action: &str, argument: &str) -> String {
+        self.call(sample(&services::WAN_IP_CONNECTION_2, action));
+        let (status, body) = self.answer();
+        assert_eq!(status, 200, "{action}: {body}");
+        let answer = Call::decode(None, body.as_bytes(), 1 << 16).expect("an envelope");
+        answer.arg(argument).expect(argument).to_owned()
     }
 
     fn answer(&mut self) -> (u16, String) {
@@ -172,13 +189,52 @@ fn add_port_mapping_becomes_pcp_01_and_pcp_02_becomes_soap_02() {
 }
 
 #[test]
-fn lease_0_asks_for_a_week() {
+fn lease_0_asks_for_a_week_and_is_listed_as_no_more() {
     let mut gateway = Gateway::new(ModeSetting::Cascaded);
     gateway.call(add("0"));
     let request = gateway.map();
     let mut expected = with_nonce_of(binary_one("PCP-01"), &request);
     expected[4..8].copy_from_slice(&604_800_u32.to_be_bytes());
     assert_eq!(request, expected);
+
+    gateway.hear(with_nonce_of(binary_one("PCP-02"), &request));
+    gateway.answer();
+    let lease = gateway.read("GetSpecificPortMappingEntry", "NewLeaseDuration");
+    let lease: u32 = lease.parse().expect("a number");
+    assert!((1..=604_800).contains(&lease), "{lease}");
+}
+
+/// The server is told our NAT's endpoint, the control point reads its own.
+#[test]
+fn the_server_sees_nat1_and_the_control_point_its_host() {
+    let mut gateway = Gateway::new(ModeSetting::Cascaded);
+    gateway.call(with_arg(add("3600"), "NewInternalPort", "8000"));
+    let octets = gateway.map();
+    let request = Request::decode(&octets).expect("a request");
+    let Body::Map(map) = &request.body else {
+        panic!("not a MAP");
+    };
+    let mut response = with_nonce_of(binary_one("PCP-02"), &octets);
+    response[40..42].copy_from_slice(&octets[40..42]);
+    gateway.hear(response);
+    assert_eq!(gateway.answer().0, 200);
+    let [entry] = gateway.written.as_slice() else {
+        panic!("not one entry: {:?}", gateway.written);
+    };
+    assert_eq!(request.client, entry.external.addr);
+    assert_eq!(
+        map.internal_port.map(|p| p.get()),
+        Some(entry.external.port.get())
+    );
+    assert_eq!(entry.internal.to_string(), "192.168.1.20:8000");
+    for action in ["GetSpecificPortMappingEntry", "GetGenericPortMappingEntry"] {
+        assert_eq!(gateway.read(action, "NewInternalPort"), "8000");
+        assert_eq!(gateway.read(action, "NewInternalClient"), "192.168.1.20");
+    }
+    assert_eq!(
+        gateway.read("GetGenericPortMappingEntry", "NewExternalPort"),
+        "8080"
+    );
 }
 
 #[test]
