@@ -1,6 +1,7 @@
 //! The pinned maps as typed handles, and the conversions between their values and the core's types.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -165,19 +166,33 @@ pub(super) fn delete<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) 
     }
 }
 
-/// Makes `map` equal to `wanted`: takes away first, so that there is room.
-pub(super) fn replace_all<K: Pod + Ord, V: Pod + PartialEq>(
+/// Everything in a map.
+pub(super) fn contents<K: Pod + Ord, V: Pod>(
+    map: &HashMap<MapData, K, V>,
+) -> io::Result<BTreeMap<K, V>> {
+    map.iter().collect::<Result<_, _>>().map_err(to_io)
+}
+
+/// Makes `map`, which holds `held`, equal to `wanted`: takes away first, so that there is room. `held` is true to
+/// the map also after a failure.
+pub(super) fn replace<K: Pod + Ord, V: Pod + PartialEq>(
     map: &mut HashMap<MapData, K, V>,
-    wanted: &std::collections::BTreeMap<K, V>,
+    held: &mut BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
 ) -> io::Result<()> {
-    let held: Vec<(K, V)> = map.iter().collect::<Result<_, _>>().map_err(to_io)?;
-    for (key, _) in held.iter().filter(|(key, _)| !wanted.contains_key(key)) {
-        delete(map, key)?;
+    let gone: Vec<K> = held
+        .keys()
+        .filter(|key| !wanted.contains_key(key))
+        .copied()
+        .collect();
+    for key in gone {
+        delete(map, &key)?;
+        held.remove(&key);
     }
     for (key, value) in wanted {
-        let same = held.iter().any(|(k, v)| k == key && v == value);
-        if !same {
+        if held.get(key) != Some(value) {
             map.insert(key, value, 0).map_err(to_io)?;
+            held.insert(*key, *value);
         }
     }
     Ok(())

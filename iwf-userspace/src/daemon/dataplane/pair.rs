@@ -90,12 +90,16 @@ pub(super) fn write(
             outcome => outcome.map_err(|error| no_room(error, "MAPPINGS_EXT"))?,
         }
         let to_ext = explicit_value(entry, ext, clock);
-        // A packet may have mapped the internal endpoint meanwhile: to something dynamic, which gives way.
-        if let Err(error) = tables.put(Side::Int, &int, &to_ext, Expect::Anything) {
-            undo(tables, &ext, old_ext)?;
-            return Err(no_room(error, "MAPPINGS_INT"));
+        match tables.put(Side::Int, &int, &to_ext, expect(old_int)) {
+            Ok(()) => return displace(tables, (ext, old_ext), (int, old_int)),
+            Err(error) => {
+                undo(tables, &ext, old_ext)?;
+                // A packet has mapped the internal endpoint meanwhile: to something that must be displaced.
+                if error.raw_os_error() != Some(libc::EEXIST) {
+                    return Err(no_room(error, "MAPPINGS_INT"));
+                }
+            }
         }
-        return displace(tables, (ext, old_ext), (int, old_int));
     }
     Err(DataPlaneError::InUse)
 }

@@ -21,6 +21,8 @@ struct Memory {
     ended: Vec<EndpointKey>,
     /// The call after which nothing works any more, as after a kill.
     dies_after: Option<usize>,
+    /// A mapping that a packet makes right after the next change of the external table.
+    intruder: Option<(EndpointKey, EndpointKey)>,
     calls: usize,
 }
 
@@ -88,6 +90,11 @@ impl Tables for Memory {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
         table.insert(*key, *value);
+        if side == Side::Ext
+            && let Some((ext, int)) = self.intruder.take()
+        {
+            self.dynamic(ext, int);
+        }
         Ok(())
     }
 
@@ -179,6 +186,18 @@ fn dynamic_mappings_give_way_with_their_sessions() {
     assert_eq!(observe(&tables, &clock).expect("observe"), [new]);
     assert_eq!((tables.ext.len(), tables.int.len()), (1, 1));
     assert_eq!(tables.ended, [ext, former]);
+}
+
+#[test]
+fn a_packet_between_the_two_writes_is_displaced_too() {
+    let (mut tables, clock) = (Memory::new(8), clock());
+    let new = entry(1000, 10, 1);
+    let meanwhile = external_key(&entry(5000, 10, 0));
+    tables.intruder = Some((meanwhile, internal_key(&new)));
+    write(&mut tables, &new, &clock).expect("explicit wins");
+    assert_eq!(observe(&tables, &clock).expect("observe"), [new]);
+    assert_eq!((tables.ext.len(), tables.int.len()), (1, 1));
+    assert_eq!(tables.ended, [meanwhile]);
 }
 
 #[test]
