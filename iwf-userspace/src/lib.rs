@@ -8,6 +8,8 @@ pub mod iwf;
 pub mod mapping;
 pub mod proto;
 pub mod reconcile;
+#[cfg(test)]
+mod sim;
 pub mod types;
 pub mod wire;
 

@@ -314,11 +314,7 @@ impl Iwf {
             (Origin::ControlPoint(call), Ok(out)) => self.reply(call.request, Ok(out)),
             (Origin::ControlPoint(call), Err(refusal)) => self.refuse(&call, operation, refusal),
             (Origin::Admin(request), outcome) => {
-                let result = outcome.map(|_| ()).map_err(|refusal| match refusal {
-                    Refusal::Upstream(result) => format!("the PCP server answered {result}"),
-                    Refusal::Unreachable => "the PCP server did not answer".to_owned(),
-                    other => format!("not done: {other:?}"),
-                });
+                let result = outcome.map(|_| ()).map_err(|refusal| refusal.to_string());
                 self.effects
                     .push_back(Effect::AdminReply { request, result });
             }

@@ -33,16 +33,23 @@ impl Iwf {
             if !moved.is_empty() {
                 self.forget_address();
             }
-            self.mode = self.mode_now();
+            for generation in &moved {
+                self.readdress(*generation, addr);
+            }
+            self.choose_mode(now);
+            // The server has not seen us there; what it granted was for the old address.
             for generation in moved {
-                self.readdress(generation, addr, now);
+                let leased = self.table.get(generation).and_then(|m| m.upstream);
+                if leased.is_some() && !self.jobs.contains_key(&generation) {
+                    self.reacquire(generation, now);
+                }
             }
         }
         self.choose_mode(now);
     }
 
-    /// Moves a mapping to our new address and asks the server for it again, which has not seen us there.
-    fn readdress(&mut self, generation: Generation, addr: Ipv4Addr, now: Instant) {
+    /// Moves a mapping to our new address.
+    fn readdress(&mut self, generation: Generation, addr: Ipv4Addr) {
         let Some(old) = self.table.get(generation) else {
             return;
         };
@@ -67,10 +74,6 @@ impl Iwf {
         }
         self.remove_nat(entry, None);
         self.rewrite(generation);
-        let busy = self.jobs.contains_key(&generation);
-        if !busy && matches!(self.mode, Mode::Cascaded(_)) {
-            self.reacquire(generation, now);
-        }
     }
 
     /// Stores a mapping and tells the kernel, outside of any job.

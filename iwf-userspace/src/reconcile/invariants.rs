@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::desired::desired;
-use super::plan::Plan;
+use super::plan::{EXPIRY_TOLERANCE, Plan};
 use crate::mapping::table::Table;
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, Protocol};
 
@@ -66,7 +66,10 @@ pub fn check(table: &Table, observed: &[NatEntry], now: Instant) -> Vec<Violatio
     let observed: Vec<_> = observed.iter().filter(alive).copied().collect();
     let plan = Plan::new(&observed, &desired(table, now));
     let mut found: Vec<_> = plan.remove.into_iter().map(Violation::Orphan).collect();
-    found.extend(plan.create.into_iter().map(Violation::Missing));
+    // What ends within the tolerance may have ended already by the kernel's reckoning.
+    let ending = |entry: &NatEntry| entry.expires.is_some_and(|at| at <= now + EXPIRY_TOLERANCE);
+    let missing = plan.create.into_iter().filter(|entry| !ending(entry));
+    found.extend(missing.map(Violation::Missing));
     found.extend(plan.update.into_iter().map(Violation::Stale));
     found.extend(shared(table));
     found.extend(outliving(table, &observed));
@@ -96,7 +99,7 @@ fn shared(table: &Table) -> Vec<Violation> {
 fn outliving(table: &Table, observed: &[NatEntry]) -> Vec<Violation> {
     let outlives = |entry: &&NatEntry| {
         table.get(entry.generation).is_some_and(|mapping| {
-            let ends = mapping.expires() + super::plan::EXPIRY_TOLERANCE;
+            let ends = mapping.expires() + EXPIRY_TOLERANCE;
             entry.expires.is_none_or(|at| at > ends)
         })
     };

@@ -1,0 +1,91 @@
+//! The kernel's explicit mappings, with the refusals of the real ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::iwf::EffectError;
+use crate::reconcile::plan::Plan;
+use crate::types::{ExternalEndpoint, Instant, NatEntry, Protocol};
+
+#[derive(Debug, Default)]
+pub(super) struct Kernel {
+    entries: BTreeMap<(Protocol, ExternalEndpoint), NatEntry>,
+    /// External ports that belong to somebody else.
+    pub(super) taken: BTreeSet<(Protocol, u16)>,
+    /// Calls that fail, counted from 1, with their error.
+    pub(super) faults: BTreeMap<u64, EffectError>,
+    calls: u64,
+    /// Writes so far, by which a test tells that nothing was made anew.
+    pub(super) writes: u64,
+}
+
+impl Kernel {
+    /// The number of the next call.
+    pub(super) fn next_call(&self) -> u64 {
+        self.calls + 1
+    }
+
+    pub(super) fn write(&mut self, entry: NatEntry) -> Result<(), EffectError> {
+        self.count()?;
+        let key = (entry.protocol, entry.external);
+        if self
+            .taken
+            .contains(&(entry.protocol, entry.external.port.get()))
+        {
+            return Err(EffectError::InUse);
+        }
+        let clash = self.entries.values().any(|held| {
+            held.protocol == entry.protocol
+                && (held.external == entry.external) != (held.internal == entry.internal)
+        });
+        if clash {
+            return Err(EffectError::InUse);
+        }
+        self.writes += 1;
+        self.entries.insert(key, entry);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, entry: NatEntry) -> Result<(), EffectError> {
+        self.count()?;
+        let key = (entry.protocol, entry.external);
+        let same = |held: &NatEntry| held.internal == entry.internal;
+        if self.entries.get(&key).is_some_and(same) {
+            self.entries.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// The data plane ends what belongs to an old address.
+    pub(super) fn readdress(&mut self, addr: std::net::Ipv4Addr) {
+        self.entries
+            .retain(|(_, external), _| external.addr == addr);
+    }
+
+    pub(super) fn observe(&self) -> Vec<NatEntry> {
+        self.entries.values().copied().collect()
+    }
+
+    /// Entries the kernel still uses.
+    pub(super) fn alive(&self, now: Instant) -> Vec<NatEntry> {
+        let alive = |entry: &&NatEntry| entry.expires.is_none_or(|at| at > now);
+        self.entries.values().filter(alive).copied().collect()
+    }
+
+    /// One run of the reconciler; returns what it had to do.
+    pub(super) fn reconcile(&mut self, desired: &[NatEntry]) -> Plan {
+        let plan = Plan::new(&self.observe(), desired);
+        for entry in &plan.remove {
+            self.entries.remove(&(entry.protocol, entry.external));
+        }
+        for entry in plan.create.iter().chain(&plan.update) {
+            self.entries
+                .insert((entry.protocol, entry.external), *entry);
+        }
+        plan
+    }
+
+    fn count(&mut self) -> Result<(), EffectError> {
+        self.calls += 1;
+        self.faults.remove(&self.calls).map_or(Ok(()), Err)
+    }
+}

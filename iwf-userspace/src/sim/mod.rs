@@ -1,0 +1,16 @@
+//! The whole control plane on a virtual clock: the core between scripted control points, a PCP server model
+//! behind a lossy link, a kernel and a store that fail on demand.
+//!
+//! After every step the invariants of the reconciler must hold, every call must be answered once and in time,
+//! and what was answered with success must be so in all three tables.
+
+mod kernel;
+mod link;
+mod random;
+mod recovery;
+mod renewal;
+mod server;
+mod soap;
+mod store;
+mod upstream;
+mod world;

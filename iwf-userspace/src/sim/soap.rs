@@ -1,0 +1,269 @@
+//! Calls as control points write them, and what they get on a good link.
+
+use super::world::World;
+use crate::wire::soap::Call;
+
+/// A call of WANIPConnection:2.
+pub(super) fn call(action: &str, args: &[(&str, &str)]) -> Call {
+    Call {
+        service: "WANIPConnection".to_owned(),
+        version: 2,
+        action: action.to_owned(),
+        args: args
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+    }
+}
+
+/// AddPortMapping of TCP `external` to the same port of 192.168.1.`host`.
+pub(super) fn add(host: u8, external: u16, lease: u32) -> Call {
+    mapping("AddPortMapping", host, external, external, lease, "")
+}
+
+/// AddAnyPortMapping of TCP.
+pub(super) fn add_any(host: u8, external: u16, internal: u16, lease: u32) -> Call {
+    mapping("AddAnyPortMapping", host, external, internal, lease, "")
+}
+
+pub(super) fn mapping(
+    action: &str,
+    host: u8,
+    external: u16,
+    internal: u16,
+    lease: u32,
+    remote: &str,
+) -> Call {
+    call(
+        action,
+        &[
+            ("NewRemoteHost", remote),
+            ("NewExternalPort", &external.to_string()),
+            ("NewProtocol", "TCP"),
+            ("NewInternalPort", &internal.to_string()),
+            ("NewInternalClient", &format!("192.168.1.{host}")),
+            ("NewEnabled", "1"),
+            ("NewPortMappingDescription", "test"),
+            ("NewLeaseDuration", &lease.to_string()),
+        ],
+    )
+}
+
+pub(super) fn delete(external: u16) -> Call {
+    call("DeletePortMapping", &key(external))
+}
+
+pub(super) fn get_specific(external: u16) -> Call {
+    call("GetSpecificPortMappingEntry", &key(external))
+}
+
+pub(super) fn get_generic(index: u16) -> Call {
+    call(
+        "GetGenericPortMappingEntry",
+        &[("NewPortMappingIndex", &index.to_string())],
+    )
+}
+
+pub(super) fn get_address() -> Call {
+    call("GetExternalIPAddress", &[])
+}
+
+fn key(external: u16) -> [(&'static str, &'static str); 3] {
+    [
+        ("NewRemoteHost", ""),
+        ("NewExternalPort", external.to_string().leak()),
+        ("NewProtocol", "TCP"),
+    ]
+}
+
+#[test]
+fn a_mapping_is_made_listed_and_deleted() {
+    let mut world = World::new(1);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let made = world.only();
+    assert_eq!(made.nat1.port.get(), 8080);
+    assert_eq!(
+        made.claim.endpoint().map(|e| e.to_string()).as_deref(),
+        Some("11.22.33.1:8080")
+    );
+    assert_eq!(world.kernel.alive(world.now).len(), 1);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+    assert_eq!(
+        world.ask(20, get_generic(0)).expect("own entry"),
+        [
+            "",
+            "8080",
+            "TCP",
+            "8080",
+            "192.168.1.20",
+            "1",
+            "test",
+            "3600"
+        ]
+    );
+    assert_eq!(world.ask(20, get_generic(1)), Err(713));
+    assert_eq!(world.ask(21, get_generic(0)), Err(713), "AMB-21");
+    assert_eq!(
+        world.ask(20, get_specific(8080)).expect("own entry"),
+        ["8080", "192.168.1.20", "1", "test", "3600"]
+    );
+    assert_eq!(world.ask(21, get_specific(8080)), Err(606), "IGD-017");
+    assert_eq!(world.ask(21, delete(8080)), Err(606), "IWF-060");
+    assert_eq!(world.ask(20, delete(8081)), Err(714), "IWF-061");
+    assert_eq!(world.ask(20, delete(8080)), Ok(vec![]));
+    assert_eq!(world.active().len(), 0);
+    assert_eq!(world.kernel.observe(), []);
+    assert_eq!(world.server.alive(world.now).count(), 0);
+    assert!(world.store.records.is_empty());
+}
+
+#[test]
+fn one_of_two_racing_for_a_port_wins() {
+    let mut world = World::new(2);
+    world.link.delay = (100, 100);
+    let first = world.call(20, add(20, 8080, 3600));
+    let second = world.call(21, add(21, 8080, 3600));
+    let third = world.call(21, add_any(21, 8080, 8080, 3600));
+    assert_eq!(world.wait_for(second), Err(718));
+    assert_eq!(world.wait_for(first), Ok(vec![]));
+    let other = world.wait_for(third).expect("another port");
+    assert_ne!(other, ["8080"]);
+    assert_eq!(world.active().len(), 2);
+}
+
+#[test]
+fn the_same_control_point_overwrites() {
+    let mut world = World::new(3);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let before = world.only();
+    world.run(100);
+    let changed = mapping("AddPortMapping", 20, 8080, 9090, 7200, "");
+    assert_eq!(world.ask(20, changed), Ok(vec![]));
+    let after = world.only();
+    assert_eq!(after.generation, before.generation);
+    assert_eq!(after.internal.port.get(), 9090);
+    assert_eq!(after.lease_left(world.now), 7200);
+    assert_eq!(after.nat1, before.nat1);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+    assert_eq!(world.server.foreign_nonces, 0);
+}
+
+#[test]
+fn rules_for_a_port_that_is_held() {
+    let mut world = World::new(4);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let remote = "198.51.100.5";
+    let other_remote = mapping("AddPortMapping", 20, 8080, 8080, 3600, remote);
+    assert_eq!(world.ask(20, other_remote), Err(718));
+    assert_eq!(world.ask(21, add(21, 8080, 3600)), Err(718));
+    let any = mapping("AddAnyPortMapping", 20, 8080, 8080, 600, "");
+    assert_eq!(world.ask(20, any).expect("overwritten"), ["8080"]);
+    let same_internal = mapping("AddPortMapping", 20, 9090, 8080, 600, "");
+    assert_eq!(world.ask(20, same_internal), Err(718));
+    assert_eq!(world.only().lease_left(world.now), 600);
+}
+
+#[test]
+fn policy_comes_before_any_datagram() {
+    let mut world = World::new(5);
+    world.run(1);
+    let before = world.sent.len();
+    for (call, code) in [
+        (add(21, 8080, 3600), 606),
+        (mapping("AddPortMapping", 20, 80, 8080, 60, ""), 606),
+        (mapping("AddPortMapping", 20, 8080, 80, 60, ""), 606),
+        (add(20, 8080, 604_801), 601),
+        (mapping("AddPortMapping", 20, 0, 8080, 60, ""), 716),
+        (mapping("AddPortMapping", 20, 8080, 0, 60, ""), 732),
+        (get_specific(80), 606),
+        (delete(80), 606),
+    ] {
+        assert_eq!(world.ask(20, call.clone()), Err(code), "{call:?}");
+    }
+    assert_eq!(world.sent.len(), before);
+}
+
+#[test]
+fn version_1_speaks_its_own_codes() {
+    let mut world = World::new(6);
+    let mut foreign = add(21, 8080, 3600);
+    foreign.version = 1;
+    assert_eq!(world.ask(20, foreign), Err(718));
+    let mut forever = add(20, 8080, 0);
+    forever.version = 1;
+    assert_eq!(world.ask(20, forever), Ok(vec![]));
+    assert_eq!(world.only().lease_left(world.now), 604_800);
+}
+
+#[test]
+fn quotas_bound_each_host_and_the_table() {
+    let mut settings = World::new(7).settings;
+    settings.limits.per_host = 2;
+    settings.limits.mappings = 3;
+    let mut world = World::with(7, settings);
+    assert_eq!(world.ask(20, add(20, 2001, 600)), Ok(vec![]));
+    assert_eq!(world.ask(20, add(20, 2002, 600)), Ok(vec![]));
+    assert_eq!(world.ask(20, add(20, 2003, 600)), Err(728));
+    assert_eq!(
+        world.ask(21, add(21, 2004, 600)),
+        Ok(vec![]),
+        "others are served"
+    );
+    assert_eq!(world.ask(22, add(22, 2005, 600)), Err(728));
+    assert_eq!(world.ask(20, delete(2001)), Ok(vec![]));
+    assert_eq!(world.ask(22, add(22, 2005, 600)), Ok(vec![]));
+}
+
+#[test]
+fn the_external_address_is_found_without_a_mapping() {
+    let mut world = World::new(8);
+    assert_eq!(world.ask(20, get_address()).expect("asked"), ["11.22.33.1"]);
+    let asked = world.sent.len();
+    assert_eq!(world.ask(21, get_address()).expect("known"), ["11.22.33.1"]);
+    assert_eq!(world.sent.len(), asked, "cached");
+    world.run(200);
+    assert_eq!(world.server.alive(world.now).count(), 0, "nothing is left");
+}
+
+#[test]
+fn a_server_that_maps_no_low_port_tells_the_address_too() {
+    let mut world = World::new(9);
+    world.server.min_internal = 1024;
+    assert_eq!(world.ask(20, get_address()).expect("asked"), ["11.22.33.1"]);
+}
+
+#[test]
+fn the_external_address_is_empty_when_nobody_answers() {
+    let mut world = World::new(10);
+    world.link.cut = true;
+    let asked = world.now;
+    let id = world.call(20, get_address());
+    assert_eq!(world.wait_for(id).expect("empty"), [""]);
+    assert!(world.took(id, asked) <= 6);
+}
+
+#[test]
+fn a_probe_clears_the_way_for_the_mapping() {
+    let mut world = World::new(11);
+    assert_eq!(world.ask(20, get_specific(8080)), Err(714));
+    assert_eq!(world.server.alive(world.now).count(), 1, "probed");
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    assert_eq!(world.server.alive(world.now).count(), 1, "the same mapping");
+    assert_eq!(world.server.foreign_nonces, 0);
+    assert_eq!(world.ask(20, get_specific(9090)), Err(714));
+    world.run(15);
+    assert_eq!(
+        world.server.alive(world.now).count(),
+        1,
+        "deleted when unused"
+    );
+}
+
+#[test]
+fn probes_are_few_however_many_are_asked_for() {
+    let mut world = World::new(12);
+    for port in 2000..3000 {
+        assert_eq!(world.ask(20, get_specific(port)), Err(714));
+    }
+    assert!(world.server.alive(world.now).count() <= 4);
+}

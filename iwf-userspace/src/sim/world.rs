@@ -1,0 +1,347 @@
+//! Clock, wires and observers.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::kernel::Kernel;
+use super::link::Link;
+use super::server::{Server, address};
+use super::store::Store;
+use crate::iwf::{
+    AdminCommand, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings, WanState,
+};
+use crate::mapping::policy::LanPrefix;
+use crate::mapping::{Mapping, State};
+use crate::types::{Instant, Protocol, UnixTime};
+use crate::wire::pcp::Request;
+use crate::wire::soap::{ActionResult, Call};
+
+/// The WAN address at start.
+pub(super) const WAN: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
+/// Our address on the LAN.
+const LAN: LanPrefix = LanPrefix {
+    own: Ipv4Addr::new(192, 168, 1, 1),
+    len: 24,
+};
+/// Where every simulation begins: not at the origin, so that nothing relies on it.
+const START: Instant = Instant::from_millis(1_000_000);
+const WALL: u64 = 1_800_000_000;
+
+pub(super) struct World {
+    pub(super) now: Instant,
+    pub(super) iwf: Iwf,
+    pub(super) settings: Settings,
+    pub(super) server: Server,
+    pub(super) link: Link,
+    pub(super) kernel: Kernel,
+    pub(super) store: Store,
+    pub(super) rng: StdRng,
+    pub(super) wan: WanState,
+    /// Every request sent, whether it arrived or not.
+    pub(super) sent: Vec<(Instant, Request)>,
+    pub(super) notices: Vec<Notice>,
+    /// Answers by request, with the time they were given.
+    pub(super) replies: BTreeMap<u64, (Instant, ActionResult)>,
+    pub(super) admin_replies: BTreeMap<u64, Result<(), String>>,
+    /// Calls without an answer, with the time they were made.
+    pub(super) open: BTreeMap<u64, Instant>,
+    /// Effects that are carried out before the daemon dies.
+    pub(super) crash_after: Option<u64>,
+    pub(super) crashes: u32,
+    /// The WAN has had another address.
+    pub(super) moved: bool,
+    /// The kernel refused something: the shell lets the reconciler run when it has carried out everything.
+    nudged: bool,
+    wires: BTreeMap<(Instant, u64), Datagram>,
+    last_request: u64,
+    last_datagram: u64,
+}
+
+enum Datagram {
+    ToServer(IpAddr, Vec<u8>),
+    ToClient(Vec<u8>),
+}
+
+impl World {
+    /// A CPE behind a carrier with a configured server that answers.
+    pub(super) fn new(seed: u64) -> Self {
+        let settings = Settings {
+            servers: vec![ServerSource::Address(address())],
+            ..Settings::default()
+        };
+        Self::with(seed, settings)
+    }
+
+    /// A CPE with these settings behind a carrier.
+    pub(super) fn with(seed: u64, settings: Settings) -> Self {
+        let mut world = Self {
+            now: START,
+            iwf: Iwf::new(settings.clone(), [seed as u8; 32], UnixTime(WALL), START),
+            settings,
+            server: Server::new(START - Duration::from_secs(500)),
+            link: Link::default(),
+            kernel: Kernel::default(),
+            store: Store::default(),
+            rng: StdRng::seed_from_u64(seed),
+            wan: WanState {
+                address: Some(WAN),
+                gateway: Some(Ipv4Addr::new(100, 64, 0, 1)),
+            },
+            sent: Vec::new(),
+            notices: Vec::new(),
+            replies: BTreeMap::new(),
+            admin_replies: BTreeMap::new(),
+            open: BTreeMap::new(),
+            crash_after: None,
+            crashes: 0,
+            moved: false,
+            nudged: false,
+            wires: BTreeMap::new(),
+            last_request: 0,
+            last_datagram: 0,
+        };
+        world.boot();
+        world
+    }
+
+    /// The daemon dies and starts again: only store and kernel are left of it.
+    pub(super) fn crash(&mut self) {
+        self.crashes += 1;
+        self.open.clear();
+        let wall = UnixTime(WALL + self.now.saturating_duration_since(START).as_secs());
+        let seed = self.rng.random();
+        self.iwf = Iwf::new(self.settings.clone(), seed, wall, self.now);
+        self.iwf.restore(self.store.saved(), self.now);
+        self.nudged = true;
+        self.boot();
+    }
+
+    fn boot(&mut self) {
+        self.input(Input::Lan(vec![LAN]));
+        self.input(Input::Wan(self.wan.clone()));
+    }
+
+    pub(super) fn set_wan(&mut self, address: Option<Ipv4Addr>) {
+        self.wan.address = address;
+        if let Some(addr) = address {
+            self.moved |= addr != WAN;
+            self.kernel.readdress(addr);
+        }
+        self.input(Input::Wan(self.wan.clone()));
+    }
+
+    /// Lets the reconciler run, as the shell does after a failure and from time to time.
+    pub(super) fn reconcile(&mut self) {
+        self.kernel.reconcile(&self.iwf.desired(self.now));
+    }
+
+    pub(super) fn input(&mut self, input: Input) {
+        self.iwf.handle_input(input, self.now);
+        self.settle();
+    }
+
+    /// A call of 192.168.1.`host`.
+    pub(super) fn call(&mut self, host: u8, call: Call) -> u64 {
+        self.last_request += 1;
+        let id = self.last_request;
+        self.open.insert(id, self.now);
+        self.input(Input::Soap {
+            request: RequestId(id),
+            caller: Ipv4Addr::new(192, 168, 1, host),
+            call,
+        });
+        id
+    }
+
+    pub(super) fn admin_delete(&mut self, protocol: Protocol, external_port: u16) -> u64 {
+        self.last_request += 1;
+        let id = self.last_request;
+        self.input(Input::Admin {
+            request: RequestId(id),
+            command: AdminCommand::Delete {
+                protocol,
+                external_port,
+            },
+        });
+        id
+    }
+
+    /// Makes a call and waits for its answer: the out arguments, or the error code.
+    pub(super) fn ask(&mut self, host: u8, call: Call) -> Result<Vec<String>, u16> {
+        let id = self.call(host, call);
+        self.wait_for(id)
+    }
+
+    /// Waits for an answer, at most 30 s.
+    pub(super) fn wait_for(&mut self, id: u64) -> Result<Vec<String>, u16> {
+        let end = self.now + Duration::from_secs(30);
+        while !self.replies.contains_key(&id) && self.step(end) {}
+        match self.replies.get(&id) {
+            Some((_, Ok(out))) => Ok(out.iter().map(|(_, value)| value.clone()).collect()),
+            Some((_, Err(error))) => Err(error.code),
+            None => panic!("call {id} was not answered within 30 s"),
+        }
+    }
+
+    /// Seconds a call took.
+    pub(super) fn took(&self, id: u64, asked: Instant) -> u64 {
+        self.replies[&id]
+            .0
+            .saturating_duration_since(asked)
+            .as_secs()
+    }
+
+    /// Lets time pass.
+    pub(super) fn run(&mut self, seconds: u64) {
+        self.run_until(self.now + Duration::from_secs(seconds));
+    }
+
+    pub(super) fn run_until(&mut self, end: Instant) {
+        while self.step(end) {}
+        self.now = self.now.max(end);
+    }
+
+    /// Goes on to the next event before `end`. False: there is none.
+    fn step(&mut self, end: Instant) -> bool {
+        let arrival = self.wires.keys().next().map(|(at, _)| *at);
+        let timeout = self.iwf.poll_timeout();
+        let next = match arrival.into_iter().chain(timeout).min() {
+            Some(next) if next <= end => next,
+            _other => return false,
+        };
+        self.now = self.now.max(next);
+        if arrival == Some(next) {
+            let (_, datagram) = self.wires.pop_first().expect("just seen");
+            self.deliver(datagram);
+        } else {
+            self.iwf.handle_timeout(self.now);
+            self.settle();
+            let again = self.iwf.poll_timeout();
+            assert!(
+                again.is_none_or(|at| at > self.now),
+                "something is due for ever at {:?}",
+                self.now
+            );
+        }
+        true
+    }
+
+    fn deliver(&mut self, datagram: Datagram) {
+        match datagram {
+            Datagram::ToServer(source, payload) => {
+                if let Some(answer) = self.server.receive(self.now, source, &payload) {
+                    self.to_client(answer);
+                }
+            }
+            Datagram::ToClient(payload) => self.input(Input::Upstream {
+                from: address(),
+                payload,
+            }),
+        }
+    }
+
+    /// Puts a datagram of the server on its way.
+    pub(super) fn to_client(&mut self, payload: Vec<u8>) {
+        for delay in self.link.copies(&mut self.rng) {
+            self.last_datagram += 1;
+            let key = (self.now + delay, self.last_datagram);
+            self.wires.insert(key, Datagram::ToClient(payload.clone()));
+        }
+    }
+
+    /// Carries out effects until there is none, then checks everything.
+    fn settle(&mut self) {
+        while let Some(effect) = self.iwf.poll_effect() {
+            if let Some(left) = &mut self.crash_after {
+                if *left == 0 {
+                    self.crash_after = None;
+                    self.crash();
+                    return;
+                }
+                *left -= 1;
+            }
+            self.carry_out(effect);
+        }
+        if std::mem::take(&mut self.nudged) {
+            self.reconcile();
+        }
+        self.check();
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        let mut outcome = |ticket, result| {
+            self.iwf
+                .handle_input(Input::Done { ticket, result }, self.now);
+        };
+        match effect {
+            Effect::Persist { ticket, change } => outcome(ticket, self.store.commit(change)),
+            Effect::WriteNat { ticket, entry } => {
+                let result = self.kernel.write(entry);
+                self.nudged |= result.is_err();
+                outcome(ticket, result);
+            }
+            Effect::RemoveNat { ticket, entry } => {
+                let result = self.kernel.remove(entry);
+                self.nudged |= result.is_err();
+                outcome(ticket, result);
+            }
+            Effect::SendUpstream { server, payload } => {
+                assert_eq!(server, address());
+                let request = Request::decode(&payload).expect("well formed");
+                let source = request.client;
+                self.sent.push((self.now, request));
+                for delay in self.link.copies(&mut self.rng) {
+                    self.last_datagram += 1;
+                    let key = (self.now + delay, self.last_datagram);
+                    let datagram = Datagram::ToServer(source, payload.clone());
+                    self.wires.insert(key, datagram);
+                }
+            }
+            Effect::Reply { request, result } => {
+                let asked = self.open.remove(&request.0);
+                let asked = asked.expect("every call is answered once");
+                let took = self.now.saturating_duration_since(asked);
+                assert!(took <= Duration::from_secs(28), "answered after {took:?}");
+                self.replies.insert(request.0, (self.now, result));
+            }
+            Effect::AdminReply { request, result } => {
+                let before = self.admin_replies.insert(request.0, result);
+                assert_eq!(before, None, "answered twice");
+            }
+            Effect::Notify(notice) => self.notices.push(notice),
+        }
+    }
+
+    /// Active mappings.
+    pub(super) fn active(&self) -> Vec<&Mapping> {
+        let active = |m: &&Mapping| m.state == State::Active;
+        self.iwf.mappings().filter(active).collect()
+    }
+
+    /// The only active mapping.
+    pub(super) fn only(&self) -> Mapping {
+        let active = self.active();
+        assert_eq!(active.len(), 1, "{active:?}");
+        active[0].clone()
+    }
+
+    fn check(&self) {
+        let violations = self.iwf.audit(&self.kernel.observe(), self.now);
+        assert_eq!(violations, [], "at {:?}", self.now);
+        for (id, asked) in &self.open {
+            let waits = self.now.saturating_duration_since(*asked);
+            assert!(
+                waits <= Duration::from_secs(28),
+                "call {id} waits {waits:?}"
+            );
+        }
+        for mapping in self.active() {
+            let record = self.store.records.get(&mapping.generation);
+            assert!(record.is_some(), "active but not stored: {mapping:?}");
+        }
+    }
+}
