@@ -187,7 +187,7 @@ pub enum StoreChange {
     Put(MappingRecord),
     /// Remove the record of this generation; absent is fine.
     Delete(Generation),
-    /// A server's clock as seen at that second. Written when a server is met and when it restarted, not with
+    /// A server's clock as seen at that time. Written when a server is met and when it restarted, not with
     /// every response: the tolerance of the epoch test grows with the time that passed.
     Epoch {
         /// Address of the server.
@@ -206,7 +206,7 @@ pub struct Saved {
     pub mappings: Vec<MappingRecord>,
     /// The largest generation ever used.
     pub last_generation: u32,
-    /// Last epoch seen per server, with the wall-clock second it was seen.
+    /// Last epoch seen per server, with the wall-clock time it was seen.
     pub epochs: Vec<(IpAddr, Epoch, UnixTime)>,
 }
 

@@ -54,11 +54,35 @@ impl Sub<Duration> for Instant {
     }
 }
 
-/// Wall-clock seconds since 1970-01-01 UTC. Only in stored expiries: converted to [`Instant`] on load.
+/// Wall-clock time since 1970-01-01 UTC. Only in stored expiries: converted to [`Instant`] on load.
+///
+/// In milliseconds, so that a restarted daemon knows a lease's end as exactly as the kernel entry does.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
-pub struct UnixTime(pub u64);
+pub struct UnixTime(u64);
+
+impl UnixTime {
+    /// `seconds` after 1970.
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1000))
+    }
+
+    /// `millis` milliseconds after 1970.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Whole seconds since 1970.
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1000
+    }
+
+    /// Milliseconds since 1970.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+}
 
 /// Transport protocol of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

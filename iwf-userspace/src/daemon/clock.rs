@@ -19,8 +19,9 @@ pub fn now() -> Instant {
     Instant::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-/// Seconds since 1970; 0 if the clock is before that, as that of a router without a battery may be.
+/// Time since 1970; 0 if the clock is before that, as that of a router without a battery may be.
 pub fn wall() -> UnixTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    UnixTime(since.map_or(0, |since| since.as_secs()))
+    let millis = since.map_or(0, |since| since.as_millis());
+    UnixTime::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }

@@ -132,7 +132,7 @@ fn core(
         epochs: snapshot
             .epochs
             .into_iter()
-            .map(|(server, epoch, seen)| (server, epoch, UnixTime(seen)))
+            .map(|(server, epoch, seen)| (server, epoch, UnixTime::from_millis(seen)))
             .collect(),
     };
     let mut seed = [0; 32];

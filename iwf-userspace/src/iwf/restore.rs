@@ -15,7 +15,7 @@ impl Iwf {
         self.last_generation = saved.last_generation;
         let wall = self.clock.unix(now);
         for (server, epoch, seen) in saved.epochs {
-            let ago = wall.0.saturating_sub(seen.0);
+            let ago = wall.as_secs().saturating_sub(seen.as_secs());
             self.tell(pcp_client::Input::History { server, epoch, ago }, now);
         }
         for record in saved.mappings {

@@ -239,7 +239,7 @@ impl Iwf {
 
     /// Follows the wall clock. Records carry its time, so they are written again when it was set.
     pub(super) fn set_clock(&mut self, wall: UnixTime, now: Instant) {
-        if self.clock.unix(now).0.abs_diff(wall.0) <= CLOCK_SLACK.as_secs() {
+        if self.clock.unix(now).as_secs().abs_diff(wall.as_secs()) <= CLOCK_SLACK.as_secs() {
             return;
         }
         self.clock = WallClock::new(wall, now);

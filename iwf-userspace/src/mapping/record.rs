@@ -11,7 +11,7 @@ use crate::types::{
     RemotePeer, UnixTime,
 };
 
-/// One mapping as stored. All instants are wall-clock seconds.
+/// One mapping as stored. All instants are wall-clock time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappingRecord {
     /// Identity.
@@ -62,20 +62,20 @@ impl WallClock {
     pub fn new(wall: UnixTime, now: Instant) -> Self {
         let millis = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         Self {
-            origin: millis(wall.0.saturating_mul(1000)).saturating_sub(millis(now.as_millis())),
+            origin: millis(wall.as_millis()).saturating_sub(millis(now.as_millis())),
         }
     }
 
-    /// The second an instant falls into.
+    /// The wall-clock time of an instant.
     pub fn unix(&self, at: Instant) -> UnixTime {
         let at = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
         let millis = self.origin.saturating_add(at).max(0);
-        UnixTime(u64::try_from(millis).unwrap_or(0) / 1000)
+        UnixTime::from_millis(u64::try_from(millis).unwrap_or(0))
     }
 
-    /// The instant a second begins; the origin for what was before it.
+    /// The instant of a wall-clock time; the origin for what was before it.
     pub fn instant(&self, at: UnixTime) -> Instant {
-        let at = i64::try_from(at.0.saturating_mul(1000)).unwrap_or(i64::MAX);
+        let at = i64::try_from(at.as_millis()).unwrap_or(i64::MAX);
         let millis = at.saturating_sub(self.origin).max(0);
         Instant::from_millis(u64::try_from(millis).unwrap_or(0))
     }
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_record_gives_back_the_mapping() {
         let now = Instant::from_millis(5_000);
-        let clock = WallClock::new(UnixTime(1_800_000_000), now);
+        let clock = WallClock::new(UnixTime::from_secs(1_800_000_000), now);
         let mut before = mapping(7, 20, 8080, 8080);
         before.lease_ends = now + before.requested.duration();
         before.upstream = Some(Lease {
@@ -152,14 +152,14 @@ mod tests {
             expires: Instant::from_millis(605_000),
         });
         let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
-        assert_eq!(record.lease_ends, UnixTime(1_800_003_600));
+        assert_eq!(record.lease_ends, UnixTime::from_secs(1_800_003_600));
         assert_eq!(record.mapping(&clock, now), before);
     }
 
     #[test]
     fn a_clock_that_was_not_set_makes_no_lease_longer() {
         let now = Instant::from_millis(5_000);
-        let set = WallClock::new(UnixTime(1_800_000_000), now);
+        let set = WallClock::new(UnixTime::from_secs(1_800_000_000), now);
         let mut before = mapping(7, 20, 8080, 8080);
         before.upstream = Some(Lease {
             server: ([100, 64, 0, 1], 5351).into(),
@@ -167,7 +167,7 @@ mod tests {
             expires: Instant::from_millis(605_000),
         });
         let record = MappingRecord::new(&before, &set).expect("has an endpoint");
-        let unset = WallClock::new(UnixTime(3), now);
+        let unset = WallClock::new(UnixTime::from_secs(3), now);
         let after = record.mapping(&unset, now);
         assert_eq!(after.lease_ends, now + Lifetime(3600).duration());
         let ends = after.upstream.map(|lease| lease.expires);
@@ -177,9 +177,13 @@ mod tests {
     #[test]
     fn what_was_before_the_origin_is_over() {
         let now = Instant::from_millis(5_000);
-        let clock = WallClock::new(UnixTime(1_000), now);
-        assert_eq!(clock.instant(UnixTime(990)), Instant::from_millis(0));
-        assert_eq!(clock.instant(UnixTime(1_001)), Instant::from_millis(6_000));
-        assert_eq!(clock.unix(Instant::from_millis(6_999)), UnixTime(1_001));
+        let clock = WallClock::new(UnixTime::from_secs(1_000), now);
+        assert_eq!(
+            clock.instant(UnixTime::from_secs(990)),
+            Instant::from_millis(0)
+        );
+        let later = UnixTime::from_millis(1_001_999);
+        assert_eq!(clock.instant(later), Instant::from_millis(6_999));
+        assert_eq!(clock.unix(Instant::from_millis(6_999)), later);
     }
 }

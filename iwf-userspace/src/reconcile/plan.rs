@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use crate::types::{ExternalEndpoint, Instant, NatEntry, Protocol};
 
-/// Expiries this close are the same: the store keeps whole seconds of another clock, so a restarted daemon
-/// knows an entry's end only to about a second.
+/// Expiries this close are the same: the store keeps the time of another clock, which is slewed and set.
 pub const EXPIRY_TOLERANCE: Duration = Duration::from_secs(2);
 
 /// What to do, in this order. Each list is sorted.

@@ -34,7 +34,7 @@ pub struct Snapshot {
     pub device_uuid: String,
     /// The largest generation ever used.
     pub last_generation: u32,
-    /// Last epoch seen per server, with the wall-clock second it was seen.
+    /// Last epoch seen per server, with the wall-clock millisecond it was seen.
     pub epochs: Vec<(IpAddr, Epoch, u64)>,
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `meta` | name | number: `format`, `boot_id`, `last_generation` |
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
-//! | `epochs` | server address | `<epoch> <second it was seen>` |
+//! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
 
 use std::fs::File;
 use std::io;
@@ -107,7 +107,7 @@ impl Store for RedbStore {
 /// UPnP Device Architecture 1.1 clause 1.2: grows with each start. The wall clock keeps it growing when the
 /// store was lost; it fits in 31 bits as the field demands.
 fn next_boot_id(stored: u32, now: UnixTime) -> u32 {
-    let clock = u32::try_from(now.0).unwrap_or(u32::MAX) & 0x7fff_ffff;
+    let clock = u32::try_from(now.as_secs()).unwrap_or(u32::MAX) & 0x7fff_ffff;
     if stored >= 0x7fff_ffff {
         return clock.max(1);
     }
@@ -218,7 +218,10 @@ fn write_change(db: &Database, change: &StoreChange) -> Result<(), ::redb::Error
             epoch,
             seen,
         } => {
-            let (key, value) = (server.to_string(), format!("{} {}", epoch.0, seen.0));
+            let (key, value) = (
+                server.to_string(),
+                format!("{} {}", epoch.0, seen.as_millis()),
+            );
             txn.open_table(EPOCHS)?
                 .insert(key.as_str(), value.as_str())?;
         }

@@ -12,7 +12,7 @@ use crate::types::{
     MappingNonce, Protocol, RemotePeer,
 };
 
-const NOW: UnixTime = UnixTime(1_000_000);
+const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 
 /// A directory of one test, removed when dropped.
 struct Scratch(PathBuf);
@@ -68,12 +68,12 @@ fn record(generation: u32) -> MappingRecord {
         remote: RemotePeer::Any,
         description: "game \u{1f3ae}".to_owned(),
         requested: Lifetime(3600),
-        lease_ends: UnixTime(1_003_600),
+        lease_ends: UnixTime::from_secs(1_003_600),
         any_port: false,
         upstream: Some(UpstreamLease {
             server: "100.64.0.1:5351".parse().unwrap(),
             nonce: MappingNonce([7; 12]),
-            expires: UnixTime(1_000_120),
+            expires: UnixTime::from_secs(1_000_120),
         }),
     }
 }
@@ -207,7 +207,7 @@ fn identity_survives_the_store_and_the_boot_id_grows() {
     let (store, before) = open(&scratch.0, NOW).unwrap();
     drop(store);
     fs::write(scratch.file(), b"gone").unwrap();
-    let (_store, after) = open(&scratch.0, UnixTime(NOW.0 + 5)).unwrap();
+    let (_store, after) = open(&scratch.0, UnixTime::from_secs(NOW.as_secs() + 5)).unwrap();
     assert_eq!(after.device_uuid, before.device_uuid);
     assert!(after.boot_id > before.boot_id);
 }
