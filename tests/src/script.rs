@@ -18,6 +18,10 @@ use crate::pcp::{self, Map, Opcode, Request, Response, result};
 use crate::topology::{CARRIER, EXTERNAL, Lab};
 use crate::wait;
 
+/// Epoch of a server that has just been started, in seconds: not new, so that a restart is a step back that
+/// RFC 6887 section 8.5 lets no client overlook.
+const AGE: u32 = 1000;
+
 /// How the server answers MAP requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -47,7 +51,8 @@ pub struct Arrival {
 #[derive(Debug)]
 struct State {
     manner: Manner,
-    epoch_start: Instant,
+    /// The epoch when the counting began, and when that was.
+    epoch: (u32, Instant),
     leases: BTreeMap<(u8, u16), Map>,
     arrivals: Vec<Arrival>,
 }
@@ -80,7 +85,7 @@ impl ScriptedServer {
         let start = Instant::now();
         let state = Arc::new(Mutex::new(State {
             manner,
-            epoch_start: start,
+            epoch: (AGE, start),
             leases: BTreeMap::new(),
             arrivals: Vec::new(),
         }));
@@ -127,7 +132,7 @@ impl ScriptedServer {
     pub fn lose_state(&self) {
         let mut state = lock(&self.state);
         state.leases.clear();
-        state.epoch_start = Instant::now();
+        state.epoch = (0, Instant::now());
     }
 
     /// Sends octets to a client from the server's port.
@@ -205,7 +210,8 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>, stop: &AtomicBool, start: Ins
 
 impl State {
     fn epoch(&self) -> u32 {
-        u32::try_from(self.epoch_start.elapsed().as_secs()).unwrap_or(u32::MAX)
+        let (base, since) = self.epoch;
+        base.saturating_add(u32::try_from(since.elapsed().as_secs()).unwrap_or(u32::MAX))
     }
 
     fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {

@@ -58,9 +58,10 @@ fn each_refusal_becomes_the_error_of_the_services_version() -> Result<()> {
     let table = [
         (result::NOT_AUTHORIZED, 718, 606),
         (result::NETWORK_FAILURE, 501, 501),
-        (result::NO_RESOURCES, 501, 728),
         (result::USER_EX_QUOTA, 501, 728),
         (result::CANNOT_PROVIDE_EXTERNAL, 718, 718),
+        // Last, because it speaks for every later request too until its lifetime ends.
+        (result::NO_RESOURCES, 501, 728),
     ];
     for (row, (code, one, two)) in (0_u16..).zip(table) {
         scripted.server.set(Manner::Refuse(code));
