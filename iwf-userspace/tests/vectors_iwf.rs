@@ -42,7 +42,7 @@ impl Gateway {
         };
         let now = Instant::from_millis(0);
         let mut gateway = Self {
-            iwf: Iwf::new(settings, [7; 32], UnixTime(1_700_000_000), now),
+            iwf: Iwf::new(settings, [7; 32], UnixTime::from_secs(1_700_000_000), now),
             now,
             sent: Vec::new(),
             written: Vec::new(),
