@@ -80,7 +80,12 @@ impl World {
     pub(super) fn with(seed: u64, settings: Settings) -> Self {
         let mut world = Self {
             now: START,
-            iwf: Iwf::new(settings.clone(), [seed as u8; 32], UnixTime(WALL), START),
+            iwf: Iwf::new(
+                settings.clone(),
+                [seed as u8; 32],
+                UnixTime::from_secs(WALL),
+                START,
+            ),
             settings,
             server: Server::new(START - Duration::from_secs(500)),
             link: Link::default(),
@@ -112,7 +117,8 @@ impl World {
     pub(super) fn crash(&mut self) {
         self.crashes += 1;
         self.open.clear();
-        let wall = UnixTime(WALL + self.now.saturating_duration_since(START).as_secs());
+        let up = self.now.saturating_duration_since(START).as_millis() as u64;
+        let wall = UnixTime::from_millis(WALL * 1000 + up);
         let seed = self.rng.random();
         self.iwf = Iwf::new(self.settings.clone(), seed, wall, self.now);
         self.iwf.restore(self.store.saved(), self.now);
