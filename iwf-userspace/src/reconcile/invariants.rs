@@ -65,10 +65,11 @@ pub fn check(table: &Table, observed: &[NatEntry], now: Instant) -> Vec<Violatio
     let alive = |entry: &&NatEntry| entry.expires.is_none_or(|at| at > now);
     let observed: Vec<_> = observed.iter().filter(alive).copied().collect();
     let plan = Plan::new(&observed, &desired(table, now));
-    let mut found: Vec<_> = plan.remove.into_iter().map(Violation::Orphan).collect();
-    // What ends within the tolerance may have ended already by the kernel's reckoning.
-    let ending = |entry: &NatEntry| entry.expires.is_some_and(|at| at <= now + EXPIRY_TOLERANCE);
-    let missing = plan.create.into_iter().filter(|entry| !ending(entry));
+    // What ends within the tolerance may have ended already by the reckoning of one side.
+    let lasting = |entry: &NatEntry| entry.expires.is_none_or(|at| at > now + EXPIRY_TOLERANCE);
+    let orphans = plan.remove.into_iter().filter(lasting);
+    let missing = plan.create.into_iter().filter(lasting);
+    let mut found: Vec<_> = orphans.map(Violation::Orphan).collect();
     found.extend(missing.map(Violation::Missing));
     found.extend(plan.update.into_iter().map(Violation::Stale));
     found.extend(shared(table));

@@ -96,7 +96,7 @@ fn step(world: &mut World) {
         79..83 => {
             world.server.restart(world.now);
             let announcement = world.server.announce(world.now);
-            world.to_client(announcement);
+            world.answer(announcement);
         }
         83..86 => world.link.cut = !world.link.cut,
         86..90 => {

@@ -28,7 +28,7 @@ fn an_announcement_with_a_low_epoch_brings_every_mapping_back() {
         let restarted = world.now;
         let before = world.sent.len();
         for _ in 0..10 {
-            world.to_client(world.server.announce(world.now));
+            world.answer(world.server.announce(world.now));
         }
         world.run(7);
         assert_eq!(world.server.alive(world.now).count(), 20);
@@ -61,7 +61,7 @@ fn a_plausible_announcement_does_nothing() {
     let mut world = with_mappings(30);
     world.run(1000);
     let before = world.sent.len();
-    world.to_client(world.server.announce(world.now));
+    world.answer(world.server.announce(world.now));
     world.run(10);
     assert_eq!(world.sent.len(), before);
 }
@@ -85,7 +85,7 @@ fn what_cannot_come_back_is_removed() {
     world.run(100);
     world.server.restart(world.now);
     world.server.taken = vec![(Protocol::Tcp, 2000), (Protocol::Tcp, 2001)];
-    world.to_client(world.server.announce(world.now));
+    world.answer(world.server.announce(world.now));
     world.run(10);
     let left = world.only();
     assert_eq!(left.internal.port.get(), 2001, "any port will do for it");
@@ -98,7 +98,7 @@ fn a_new_external_address_is_accepted_for_the_same_port() {
     let mut world = with_mappings(33);
     world.server.restart(world.now);
     world.server.external = Ipv4Addr::new(11, 22, 33, 99);
-    world.to_client(world.server.announce(world.now));
+    world.answer(world.server.announce(world.now));
     world.run(10);
     assert_eq!(world.active().len(), 20);
     let addr = Some(world.server.external);

@@ -163,10 +163,13 @@ impl Server {
         });
         held.expires = now + Lifetime(lifetime).duration();
         for option in &request.options {
-            match option {
-                PcpOption::Filter(filter) if filter.clears() => held.filters.clear(),
-                PcpOption::Filter(filter) => held.filters.push(filter.remote_addr),
-                _other => {}
+            let PcpOption::Filter(filter) = option else {
+                continue;
+            };
+            if filter.clears() {
+                held.filters.clear();
+            } else {
+                held.filters.push(filter.remote_addr);
             }
         }
         let granted = MapBody {
@@ -229,9 +232,11 @@ impl Server {
 /// The MAP requests of a log.
 pub(super) fn maps(log: &[(Instant, Request)]) -> Vec<(Instant, Lifetime, MapBody)> {
     log.iter()
-        .filter_map(|(at, request)| match &request.body {
-            Body::Map(map) => Some((*at, request.lifetime, *map)),
-            _other => None,
+        .filter_map(|(at, request)| {
+            let Body::Map(map) = &request.body else {
+                return None;
+            };
+            Some((*at, request.lifetime, *map))
         })
         .collect()
 }

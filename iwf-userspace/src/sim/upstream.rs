@@ -163,7 +163,7 @@ fn a_stray_grant_of_another_port_is_not_the_answer() {
     let payload = request.encode().expect("short");
     let source = IpAddr::V4(super::world::WAN);
     let answer = world.server.receive(world.now, source, &payload);
-    world.to_client(answer.expect("granted"));
+    world.answer(answer.expect("granted"));
     assert_eq!(world.wait_for(id), Ok(vec![]), "IWF-046");
     assert_eq!(world.only().claim.port.map(|p| p.get()), Some(8080));
 }
@@ -202,9 +202,11 @@ fn remote_hosts_become_filters() {
             .clone();
         options
             .into_iter()
-            .filter_map(|o| match o {
-                PcpOption::Filter(filter) => Some(filter),
-                _other => None,
+            .filter_map(|option| {
+                let PcpOption::Filter(filter) = option else {
+                    return None;
+                };
+                Some(filter)
             })
             .collect()
     };
@@ -282,9 +284,9 @@ fn junk_from_the_server_changes_nothing() {
     let before = world.only();
     let good = world.server.announce(world.now);
     for cut in 0..good.len() {
-        world.to_client(good[..cut].to_vec());
+        world.answer(good[..cut].to_vec());
     }
-    world.to_client(vec![0xff; 2000]);
+    world.answer(vec![0xff; 2000]);
     let stranger = (Ipv4Addr::new(100, 64, 0, 77), 5351).into();
     world.input(Input::Upstream {
         from: stranger,

@@ -31,6 +31,11 @@ const LAN: LanPrefix = LanPrefix {
 const START: Instant = Instant::from_millis(1_000_000);
 const WALL: u64 = 1_800_000_000;
 
+/// The wall clock at `now`.
+fn wall(now: Instant) -> UnixTime {
+    UnixTime::from_millis(WALL * 1000 + now.as_millis() - START.as_millis())
+}
+
 pub(super) struct World {
     pub(super) now: Instant,
     pub(super) iwf: Iwf,
@@ -80,12 +85,7 @@ impl World {
     pub(super) fn with(seed: u64, settings: Settings) -> Self {
         let mut world = Self {
             now: START,
-            iwf: Iwf::new(
-                settings.clone(),
-                [seed as u8; 32],
-                UnixTime::from_secs(WALL),
-                START,
-            ),
+            iwf: Iwf::new(settings.clone(), [seed as u8; 32], wall(START), START),
             settings,
             server: Server::new(START - Duration::from_secs(500)),
             link: Link::default(),
@@ -117,8 +117,7 @@ impl World {
     pub(super) fn crash(&mut self) {
         self.crashes += 1;
         self.open.clear();
-        let up = self.now.saturating_duration_since(START).as_millis() as u64;
-        let wall = UnixTime::from_millis(WALL * 1000 + up);
+        let wall = wall(self.now);
         let seed = self.rng.random();
         self.iwf = Iwf::new(self.settings.clone(), seed, wall, self.now);
         self.iwf.restore(self.store.saved(), self.now);
@@ -240,7 +239,7 @@ impl World {
         match datagram {
             Datagram::ToServer(source, payload) => {
                 if let Some(answer) = self.server.receive(self.now, source, &payload) {
-                    self.to_client(answer);
+                    self.answer(answer);
                 }
             }
             Datagram::ToClient(payload) => self.input(Input::Upstream {
@@ -251,7 +250,7 @@ impl World {
     }
 
     /// Puts a datagram of the server on its way.
-    pub(super) fn to_client(&mut self, payload: Vec<u8>) {
+    pub(super) fn answer(&mut self, payload: Vec<u8>) {
         for delay in self.link.copies(&mut self.rng) {
             self.last_datagram += 1;
             let key = (self.now + delay, self.last_datagram);
