@@ -74,6 +74,32 @@ fn traffic_of_every_kind_takes_the_fast_path_in_both_directions() -> Result<()> 
     Ok(())
 }
 
+/// The kernel drops frames redirected to a veth whose other end has neither XDP nor GRO.
+#[test]
+fn a_device_that_takes_no_redirected_frames_is_served_by_the_stack() -> Result<()> {
+    let Some(mut router) = Router::new()? else {
+        return Ok(());
+    };
+    let gro = |router: &Router, state: &str| {
+        let argv = ["ethtool", "-K", "eth0", "gro", state];
+        router.lab.lan1.must(&argv).map(drop)
+    };
+    gro(&router, "off")?;
+    router.configure()?;
+    let far = Echo::listen(&router.lab.inet, 0)?;
+    let inet = SocketAddrV4::new(REMOTE, far.port());
+    peers::udp_echo(&router.lab.lan1, inet, "udp", SOON)?;
+    peers::tcp_echo(&router.lab.lan1, inet, "tcp", SOON)?;
+    assert_eq!(router.count("forwarded_in")?, 0);
+    assert!(router.count("pass_no_redirect")? > 0);
+
+    gro(&router, "on")?;
+    router.follow(|state| !state.fdb.is_empty())?;
+    peers::udp_echo(&router.lab.lan1, inet, "the short way again", SOON)?;
+    assert!(router.count("forwarded_in")? > 0);
+    Ok(())
+}
+
 #[test]
 fn a_mapping_lets_the_wan_in_until_it_is_removed() -> Result<()> {
     let Some(mut router) = Router::new()? else {

@@ -13,6 +13,7 @@ mod clock;
 mod clsact;
 mod detach;
 pub mod fake;
+mod features;
 pub mod kernel;
 mod maps;
 pub mod object;

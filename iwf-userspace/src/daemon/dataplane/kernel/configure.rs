@@ -10,10 +10,11 @@ use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, mask};
 use iwf_common::sweep::SweepMode;
 use iwf_common::{limits, tick};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::KernelPlane;
 use crate::daemon::dataplane::attach::{self, Attachment, Mode};
+use crate::daemon::dataplane::features;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::pair::{Expect, Side, Tables as _};
 use crate::daemon::dataplane::{DataPlaneError, FdbEntry, PlaneConfig, Port, Role};
@@ -25,6 +26,7 @@ pub(super) struct Applied {
     ports: Option<Vec<Port>>,
     /// When a device refused a program, in ticks.
     refused_at: Option<u32>,
+    receivers: Option<BTreeSet<u32>>,
     told_stations: Option<Vec<FdbEntry>>,
     next_hops: Option<u32>,
     services: Option<BTreeSet<EndpointKey>>,
@@ -40,6 +42,7 @@ impl KernelPlane {
             || self.applied.ports.as_ref() != Some(&config.ports);
         let outcomes = [
             self.follow_ports(config),
+            self.follow_receivers(),
             self.follow_stations(config),
             self.follow_addresses(config, next_hops_changed),
             self.follow_services(config),
@@ -57,6 +60,8 @@ impl KernelPlane {
             return Ok(());
         }
         self.applied.ports = None;
+        // An index may stand for a new device by now.
+        self.applied.receivers = None;
         // Which side an interface is on must be known before its first packet.
         let ifaces = config.ports.iter().map(iface_value).collect();
         let mut held =
@@ -66,15 +71,39 @@ impl KernelPlane {
         self.attached =
             attach::reconcile(&self.links, &mut self.programs, &config.ports, self.attach)
                 .map_err(refused("attach the programs"))?;
-        let receivers = receivers(&self.attached);
-        replace_devices(&mut self.tables.maps, &receivers)
-            .map_err(refused("tell the devices to redirect to"))?;
         let complete = config.ports.iter().all(|port| {
             let mut here = self.attached.iter().filter(|a| a.ifindex == port.ifindex);
             here.any(|a| a.is_xdp())
         });
         self.applied.refused_at = (!complete).then_some(self.clock.now());
         self.applied.ports = Some(config.ports.clone());
+        Ok(())
+    }
+
+    /// Tells which devices frames may be redirected to. What a device can do may change with its peer, so it is
+    /// asked every time.
+    fn follow_receivers(&mut self) -> Result<(), DataPlaneError> {
+        let without = features::without_redirect().unwrap_or_else(|error| {
+            debug!("the kernel does not tell XDP features: {error}");
+            BTreeSet::new()
+        });
+        let receivers = receivers(&self.attached, &without);
+        if self.applied.receivers.as_ref() == Some(&receivers) {
+            return Ok(());
+        }
+        for attachment in self.attached.iter().filter(|a| a.is_xdp()) {
+            if attachment.mode == Mode::Native && !receivers.contains(&attachment.ifindex) {
+                warn!(
+                    ifindex = attachment.ifindex,
+                    "this device cannot send what XDP redirects to it; frames to it take the kernel's stack, which \
+                     is slower (a veth needs GRO or XDP at its other end)"
+                );
+            }
+        }
+        self.applied.receivers = None;
+        replace_devices(&mut self.tables.maps, &receivers)
+            .map_err(refused("tell the devices to redirect to"))?;
+        self.applied.receivers = Some(receivers);
         Ok(())
     }
 
@@ -219,13 +248,13 @@ fn station(entry: &FdbEntry) -> (FdbKey, u32) {
     (key, entry.port)
 }
 
-/// Devices that frames may be redirected to. A driver that cannot run XDP cannot send what another driver
-/// redirects to it either; among generic ones the network core does it.
-fn receivers(attached: &BTreeSet<Attachment>) -> BTreeSet<u32> {
+/// Devices that frames may be redirected to: not those whose driver cannot (`without`), and no generic one if
+/// another is native, because then the network core is not there to help.
+fn receivers(attached: &BTreeSet<Attachment>, without: &BTreeSet<u32>) -> BTreeSet<u32> {
     let xdp = || attached.iter().filter(|a| a.is_xdp());
     let all_generic = xdp().all(|a| a.mode == Mode::Generic);
     xdp()
-        .filter(|a| all_generic || a.mode == Mode::Native)
+        .filter(|a| all_generic || (a.mode == Mode::Native && !without.contains(&a.ifindex)))
         .map(|a| a.ifindex)
         .collect()
 }
@@ -319,14 +348,20 @@ mod tests {
             hook: Hook::Egress,
             mode: Mode::Tcx,
         };
-        let of = |list: &[Attachment]| receivers(&list.iter().copied().collect());
+        let of =
+            |list: &[Attachment]| receivers(&list.iter().copied().collect(), &BTreeSet::from([3]));
         assert_eq!(
-            of(&[on(1, Mode::Native), on(2, Mode::Generic), tc]),
+            of(&[
+                on(1, Mode::Native),
+                on(2, Mode::Generic),
+                on(3, Mode::Native),
+                tc
+            ]),
             BTreeSet::from([1])
         );
         assert_eq!(
-            of(&[on(1, Mode::Generic), on(2, Mode::Generic), tc]),
-            BTreeSet::from([1, 2])
+            of(&[on(1, Mode::Generic), on(3, Mode::Generic), tc]),
+            BTreeSet::from([1, 3])
         );
     }
 
