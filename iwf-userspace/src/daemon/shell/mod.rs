@@ -26,7 +26,7 @@ use crate::iwf::{
     AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, StoreChange,
 };
 use crate::mapping::policy::LanPrefix;
-use crate::types::{Generation, Instant, Protocol, UnixTime};
+use crate::types::{Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
 
 use pressure::Pressure;
@@ -59,6 +59,9 @@ pub struct Shell<P, S> {
     soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
     admin: BTreeMap<RequestId, oneshot::Sender<Response>>,
     sessions: u64,
+    /// The last entry that left the kernel: the notice that its mapping is gone comes next and has no more
+    /// than the name.
+    removed: Option<NatEntry>,
     pressure: Pressure,
     runs: Runs,
 }
@@ -85,6 +88,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             soap: BTreeMap::new(),
             admin: BTreeMap::new(),
             sessions: 0,
+            removed: None,
             pressure: Pressure::default(),
             runs: Runs::default(),
         }
@@ -291,12 +295,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                         .write(&entry)
                         .map_err(|e| plane_failed("write", e)),
                 ),
-                Effect::RemoveNat { ticket, entry } => (
-                    ticket,
-                    self.plane
-                        .remove(&entry)
-                        .map_err(|e| plane_failed("remove", e)),
-                ),
+                Effect::RemoveNat { ticket, entry } => {
+                    self.removed = Some(entry);
+                    let removed = self.plane.remove(&entry);
+                    (ticket, removed.map_err(|e| plane_failed("remove", e)))
+                }
                 Effect::Persist { ticket, change } => (ticket, self.persist(&change)),
             };
             if result.is_err() {
@@ -327,7 +330,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         match notice {
             Notice::Created(generation) => self.tell(*generation, "mapping created"),
             Notice::Renewed(generation) => self.tell(*generation, "mapping renewed"),
-            Notice::Removed(generation) => info!(%generation, "mapping removed"),
+            Notice::Removed(generation) => match self.removed {
+                Some(entry) if entry.generation == *generation => info!(
+                    %generation,
+                    protocol = %entry.protocol,
+                    internal = %entry.internal,
+                    nat1 = %entry.external,
+                    "mapping removed"
+                ),
+                Some(_) | None => info!(%generation, "mapping removed"),
+            },
             Notice::ExternalAddress(Some(address)) => info!(%address, "external address"),
             Notice::ExternalAddress(None) => info!("external address is not known"),
             Notice::EpochReset(server) => {

@@ -52,7 +52,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             wan_interface: facts.wan_interface.clone(),
             wan_address: self.network.wan.address,
             gateway: self.network.wan.gateway,
-            external_address: self.core.external_address(),
+            external_address: match self.core.mode() {
+                Mode::Local => self.network.wan.address,
+                Mode::Cascaded(_) | Mode::NoServer | Mode::Down => self.core.external_address(),
+            },
             listeners: facts.listeners.clone(),
             servers: self.servers(),
             mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
