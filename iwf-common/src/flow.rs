@@ -18,11 +18,33 @@ pub struct SessionKey {
     pub dst_port: [u8; 2],
     /// IANA protocol number.
     pub proto: u8,
+    /// Zero. Two fields, because the compiler would call a function to clear three octets.
+    pub pad: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad_word: u16,
 }
 
 impl SessionKey {
+    /// The key of a packet.
+    #[inline(always)]
+    pub const fn new(
+        src: [u8; 4],
+        src_port: [u8; 2],
+        dst: [u8; 4],
+        dst_port: [u8; 2],
+        proto: u8,
+    ) -> Self {
+        Self {
+            src,
+            dst,
+            src_port,
+            dst_port,
+            proto,
+            pad: 0,
+            pad_word: 0,
+        }
+    }
+
     /// The source as an endpoint: the internal one of an outbound packet.
     #[inline(always)]
     pub const fn source(&self) -> EndpointKey {
@@ -83,14 +105,7 @@ impl SessionValue {
     /// The key of the other direction: what the peer's answer looks like when it arrives.
     #[inline(always)]
     pub const fn reverse_key(&self, proto: u8) -> SessionKey {
-        SessionKey {
-            src: self.dst,
-            dst: self.src,
-            src_port: self.dst_port,
-            dst_port: self.src_port,
-            proto,
-            pad: [0; 3],
-        }
+        SessionKey::new(self.dst, self.dst_port, self.src, self.src_port, proto)
     }
 
     /// The internal and the external endpoint of the mapping this direction uses.
@@ -141,14 +156,7 @@ mod tests {
             dst_port: [0, 53],
             ..Default::default()
         };
-        let key = SessionKey {
-            src: [192, 168, 1, 10],
-            dst: out.dst,
-            src_port: [0x13, 0x88],
-            dst_port: out.dst_port,
-            proto: 17,
-            pad: [0; 3],
-        };
+        let key = SessionKey::new([192, 168, 1, 10], [0x13, 0x88], out.dst, out.dst_port, 17);
         let reverse = out.reverse_key(17);
         assert_eq!(reverse.destination().addr, [100, 64, 0, 2]);
         assert_eq!(

@@ -1,10 +1,6 @@
-//! The only place where an offset becomes a pointer into a packet.
+//! The only place where an offset becomes a pointer into a packet, and where packets are read and written.
 
-/// Header types: any bytes are a value, and no alignment is asked for.
-///
-/// # Safety
-/// Implementors are `repr(C)` and made of `u8` and arrays of it.
-pub unsafe trait Wire: Copy {}
+use core::arch::asm;
 
 /// The linear part of a packet.
 #[derive(Clone, Copy)]
@@ -26,25 +22,96 @@ impl Cursor {
         self.end.wrapping_sub(self.start)
     }
 
-    /// The header at `offset`, if all of it is there.
+    /// The `LEN` octets at `offset`, if all of them are there.
     ///
     /// The pointer is good until a helper moves packet data; callers keep it for a few statements only, and
     /// every access goes through it, never through a reference.
     #[inline(always)]
-    pub fn at<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+    pub fn at<const LEN: usize>(&self, offset: usize) -> Option<*mut u8> {
         let header = self.start + offset;
         // The verifier proves the same comparison: in bounds on this branch, unreachable on the other.
-        if header + size_of::<T>() > self.end {
+        if header + LEN > self.end {
             return None;
         }
-        Some(header as *mut T)
+        Some(header as *mut u8)
     }
+}
 
-    /// A copy of the header at `offset`.
-    #[inline(always)]
-    pub fn read<T: Wire>(&self, offset: usize) -> Option<T> {
-        let header = self.at::<T>(offset)?;
-        // SAFETY: `at` proved the bounds; `Wire` allows any bytes and needs no alignment.
-        Some(unsafe { header.read() })
+// Fields of 16 and 32 bits, read and written by one instruction. Headers have no alignment, so that the compiler
+// would put such a field together from single octets; a packet needs none, and the verifier knows it.
+
+/// Reads the 16-bit field that is `AT` octets into a header.
+///
+/// # Safety
+/// The header is in bounds and the field inside of it.
+#[inline(always)]
+pub unsafe fn load16<const AT: usize>(header: *const u8) -> [u8; 2] {
+    let value: u64;
+    // SAFETY: one load, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "{value} = *(u16 *)({header} + {at})",
+            value = lateout(reg) value,
+            header = in(reg) header,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    (value as u16).to_ne_bytes()
+}
+
+/// Reads the 32-bit field that is `AT` octets into a header.
+///
+/// # Safety
+/// As for [`load16`].
+#[inline(always)]
+pub unsafe fn load32<const AT: usize>(header: *const u8) -> [u8; 4] {
+    let value: u64;
+    // SAFETY: one load, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "{value} = *(u32 *)({header} + {at})",
+            value = lateout(reg) value,
+            header = in(reg) header,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    (value as u32).to_ne_bytes()
+}
+
+/// Writes the 16-bit field that is `AT` octets into a header.
+///
+/// # Safety
+/// As for [`load16`], and nothing else points there.
+#[inline(always)]
+pub unsafe fn store16<const AT: usize>(header: *mut u8, octets: [u8; 2]) {
+    // SAFETY: one store, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "*(u16 *)({header} + {at}) = {value}",
+            header = in(reg) header,
+            at = const AT,
+            value = in(reg) u64::from(u16::from_ne_bytes(octets)),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Writes the 32-bit field that is `AT` octets into a header.
+///
+/// # Safety
+/// As for [`store16`].
+#[inline(always)]
+pub unsafe fn store32<const AT: usize>(header: *mut u8, octets: [u8; 4]) {
+    // SAFETY: one store, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "*(u32 *)({header} + {at}) = {value}",
+            header = in(reg) header,
+            at = const AT,
+            value = in(reg) u64::from(u32::from_ne_bytes(octets)),
+            options(nostack, preserves_flags),
+        );
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Nothing leaves with a private source (architecture decision 5).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::TcContext;
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionValue};
@@ -10,14 +12,14 @@ use iwf_common::tcp;
 
 use crate::clock::tick;
 use crate::cursor::Cursor;
-use crate::headers::{ETHERNET_LEN, Icmp, Ipv4, TCP};
+use crate::headers::TCP;
 use crate::hook::Hook;
 use crate::mapping;
 use crate::maps::{CONFIG, in_lan};
 use crate::next_hop::NextHop;
 use crate::outbound;
 use crate::outcome::{Outcome, Step};
-use crate::parse::{self, L3, Packet, is_unicast};
+use crate::parse::{self, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction};
 
@@ -25,17 +27,18 @@ use crate::session::{self, Direction};
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> Step<Outcome> {
     let cursor = ctx.cursor();
-    let mut packet = Packet::EMPTY;
-    if let Err(outcome) = parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
-        return Err(guard(ctx, &cursor, outcome));
-    }
+    let mut packet = MaybeUninit::uninit();
+    let packet = match parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
+        Ok(packet) => packet,
+        Err(outcome) => return Err(guard(ctx, &cursor, outcome)),
+    };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
     if let Some(session) = session::find(&packet.key, Direction::Out) {
-        return send(ctx, &packet, session);
+        return send(ctx, packet, session);
     }
-    admit(ctx, config, &packet).step()?;
+    admit(ctx, config, packet).step()?;
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
-    send(ctx, &packet, session)
+    send(ctx, packet, session)
 }
 
 #[inline(always)]
@@ -107,10 +110,10 @@ fn untranslated(ctx: &TcContext, config: &Config, src: [u8; 4]) -> Outcome {
 /// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
 #[inline(never)]
 fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
-    let (Some(ip), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+    let (Some((src, _)), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
         return Done::EgressUntouched.into();
     };
-    let fate = untranslated(ctx, config, ip.src);
+    let fate = untranslated(ctx, config, src);
     if fate == DropReason::PrivateSource.into() {
         return if outcome == PassReason::Fragment.into() {
             DropReason::PrivateFragment.into()
@@ -118,7 +121,7 @@ fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
             fate
         };
     }
-    if outcome == PassReason::IcmpError.into() && quotes_lan(cursor, config, &ip) {
+    if outcome == PassReason::IcmpError.into() && quotes_lan(cursor, config) {
         return DropReason::IcmpErrorPrivate.into();
     }
     fate
@@ -126,10 +129,9 @@ fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
 
 /// Whether an ICMP error of the stack quotes a packet that had been translated for it.
 #[inline(always)]
-fn quotes_lan(cursor: &Cursor, config: &Config, ip: &Ipv4) -> bool {
-    let quoted = ETHERNET_LEN + usize::from(ip.version_ihl & 0x0f) * 4 + size_of::<Icmp>();
-    match cursor.read::<Ipv4>(quoted) {
-        Some(inner) => in_lan(config, &inner.src) || in_lan(config, &inner.dst),
+fn quotes_lan(cursor: &Cursor, config: &Config) -> bool {
+    match parse::quoted_addresses(cursor) {
+        Some((src, dst)) => in_lan(config, &src) || in_lan(config, &dst),
         // Cut short: nothing of it is shown either, but what it was cannot be told.
         None => true,
     }
@@ -143,5 +145,3 @@ const fn is_private(addr: [u8; 4]) -> bool {
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [169, 254, ..]
     )
 }
-
-const _: () = assert!(L3 == ETHERNET_LEN);

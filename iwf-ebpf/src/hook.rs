@@ -8,7 +8,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use iwf_common::flow::SessionValue;
 
 use crate::cursor::Cursor;
-use crate::headers::{ETHERNET_LEN, Ipv4, Tcp};
+use crate::headers::{ethernet, ipv4, tcp};
 use crate::outcome::Step;
 use crate::parse::Packet;
 use crate::rewrite::{self, Hop};
@@ -93,8 +93,8 @@ impl Hook for TcContext {
 /// Makes the headers of a packet of the stack linear, as far as it has them.
 #[inline(always)]
 pub fn pull_headers(ctx: &TcContext) {
-    const LONGEST: u32 = (ETHERNET_LEN + 60 + size_of::<Tcp>()) as u32;
-    const SHORTEST: usize = ETHERNET_LEN + size_of::<Ipv4>() + size_of::<Tcp>();
+    const LONGEST: u32 = (ethernet::LEN + ipv4::MAX_LEN + tcp::LEN) as u32;
+    const SHORTEST: usize = ethernet::LEN + ipv4::LEN + tcp::LEN;
     if ctx.data() + SHORTEST > ctx.data_end() {
         let want = if ctx.len() < LONGEST {
             ctx.len()

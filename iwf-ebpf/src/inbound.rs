@@ -2,6 +2,8 @@
 //!
 //! What is translated but cannot leave from here goes to the stack translated, with its TTL untouched.
 
+use core::mem::MaybeUninit;
+
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionValue};
 use iwf_common::nat::{Filter, MappingKind, MappingValue};
@@ -11,7 +13,7 @@ use iwf_common::{tcp, tick};
 
 use crate::clock::tick as now_tick;
 use crate::cursor::Cursor;
-use crate::headers::{ICMP, TCP, UDP};
+use crate::headers::{ICMP, Mac, TCP, UDP};
 use crate::hook::Hook;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
@@ -25,17 +27,18 @@ use crate::session::{self, Direction, Flow};
 #[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let cursor = hook.cursor();
-    let mut packet = Packet::EMPTY;
-    if let Err(outcome) = parse::parse(&cursor, &mut packet, || hook.frame_len()) {
-        return Err(guard(&cursor, outcome));
-    }
+    let mut packet = MaybeUninit::uninit();
+    let packet = match parse::parse(&cursor, &mut packet, || hook.frame_len()) {
+        Ok(packet) => packet,
+        Err(outcome) => return Err(guard(&cursor, outcome)),
+    };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if let Some(session) = session::find(&packet.key, Direction::In) {
-        return deliver(hook, config, &packet, session);
+        return deliver(hook, config, packet, session);
     }
-    admit(hook, config, &packet).step()?;
+    admit(hook, config, packet).step()?;
     let session = session::find(&packet.key, Direction::In).ok_or(DropReason::SessionsFull)?;
-    deliver(hook, config, &packet, session)
+    deliver(hook, config, packet, session)
 }
 
 /// The fast path.
@@ -50,9 +53,9 @@ fn deliver<H: Hook>(
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
     }
-    if H::REDIRECTS && packet.frame_dst != session.router_mac {
+    if H::REDIRECTS && packet.frame_dst != Mac::new(&session.router_mac) {
         next_hop::check_mac(hook.ingress(), packet).step()?;
-        session.router_mac = packet.frame_dst;
+        session.router_mac = packet.frame_dst.octets();
     }
     session::touch(session, packet, now);
     match way(hook, config, packet, session) {
@@ -194,10 +197,10 @@ fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
 /// What is no flow goes to the stack, unless its addresses forbid.
 #[inline(never)]
 fn guard(cursor: &Cursor, outcome: Outcome) -> Outcome {
-    let (Some(ip), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+    let (Some((src, dst)), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
         return outcome;
     };
-    match check_addresses(config, ip.src, ip.dst) {
+    match check_addresses(config, src, dst) {
         Err(other) if matches!(other.verdict(), crate::outcome::Verdict::Drop) => other,
         _ => outcome,
     }

@@ -1,6 +1,7 @@
 //! Entry points: run, count the outcome, turn it into the hook's action.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod clock;
 mod cursor;

@@ -148,7 +148,7 @@ fn claim(
         last_used: now,
         ..MappingValue::default()
     };
-    let mut external = EndpointKey::new(config.external_addr, internal.port, internal.proto);
+    let external = EndpointKey::new(config.external_addr, internal.port, internal.proto);
     if icmp || kind == MappingKind::Host || config.ports.keeps(wanted) {
         match MAPPINGS_EXT.insert(external, value, BPF_NOEXIST.into()) {
             Ok(()) => return Ok(external),

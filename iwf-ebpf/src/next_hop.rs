@@ -11,6 +11,7 @@ use iwf_common::config::{Config, FdbKey};
 use iwf_common::flow::{NO_NEXT_HOP, SessionValue};
 use iwf_common::reason::{Done, PassReason};
 
+use crate::headers::Mac;
 use crate::maps::{BRIDGE_FDB, CONFIG, DEVMAP, IFACES};
 use crate::outcome::{Outcome, Step};
 use crate::parse::Packet;
@@ -163,7 +164,7 @@ pub fn check_mac(ingress: u32, packet: &Packet) -> Outcome {
         return PassReason::NotConfigured.into();
     };
     // SAFETY: entries live as long as the program runs.
-    if unsafe { (*iface).mac } != packet.frame_dst {
+    if Mac::new(unsafe { &(*iface).mac }) != packet.frame_dst {
         return PassReason::NotOurMac.into();
     }
     Outcome::NONE

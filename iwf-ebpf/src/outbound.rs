@@ -3,6 +3,8 @@
 //! What cannot leave from here goes to the stack as it came: it forwards the packet, and the program on WAN
 //! egress translates it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::programs::XdpContext;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
@@ -12,7 +14,7 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick;
-use crate::headers::TCP;
+use crate::headers::{Mac, TCP};
 use crate::hook::Hook;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, in_lan};
@@ -26,15 +28,15 @@ use crate::{mapping, stats};
 /// One frame of a LAN host.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Step<Outcome> {
-    let mut packet = Packet::EMPTY;
-    parse(&ctx.cursor(), &mut packet, || ctx.frame_len())?;
+    let mut packet = MaybeUninit::uninit();
+    let packet = parse(&ctx.cursor(), &mut packet, || ctx.frame_len())?;
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if let Some(session) = session::find(&packet.key, Direction::Out) {
-        return send(ctx, config, &packet, session);
+        return send(ctx, config, packet, session);
     }
-    admit(ctx, config, &packet).step()?;
+    admit(ctx, config, packet).step()?;
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
-    send(ctx, config, &packet, session)
+    send(ctx, config, packet, session)
 }
 
 /// The fast path.
@@ -49,9 +51,9 @@ fn send(
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
     }
-    if packet.frame_dst != session.router_mac {
+    if packet.frame_dst != Mac::new(&session.router_mac) {
         next_hop::check_mac(ctx.ingress(), packet).step()?;
-        session.router_mac = packet.frame_dst;
+        session.router_mac = packet.frame_dst.octets();
     }
     if packet.ttl <= 1 {
         return Err(PassReason::TtlExceeded.into());

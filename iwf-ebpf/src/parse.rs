@@ -1,17 +1,19 @@
 //! Packet to flow.
 
+use core::mem::MaybeUninit;
+
 use iwf_common::flow::SessionKey;
 use iwf_common::reason::PassReason;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, load16, load32};
 use crate::headers::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, Ethernet, ICMP, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Icmp, Ipv4,
-    TCP, Tcp, UDP, Udp,
+    ETHERTYPE_IPV4, ICMP, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Mac, TCP, UDP, ethernet, icmp, ipv4,
+    ports, tcp, udp,
 };
 use crate::outcome::Step;
 
 /// Where the IPv4 header begins.
-pub const L3: usize = ETHERNET_LEN;
+pub const L3: usize = ethernet::LEN;
 
 /// What the programs need of a packet that belongs to a flow.
 pub struct Packet {
@@ -26,27 +28,10 @@ pub struct Packet {
     /// Flags octet of a TCP header, else 0.
     pub tcp_flags: u8,
     /// Destination of the frame.
-    pub frame_dst: [u8; 6],
+    pub frame_dst: Mac,
 }
 
 impl Packet {
-    /// Before [`parse`] has filled it in.
-    pub const EMPTY: Self = Self {
-        key: SessionKey {
-            src: [0; 4],
-            dst: [0; 4],
-            src_port: [0; 2],
-            dst_port: [0; 2],
-            proto: 0,
-            pad: [0; 3],
-        },
-        l4: 0,
-        total_len: 0,
-        ttl: 0,
-        tcp_flags: 0,
-        frame_dst: [0; 6],
-    };
-
     /// Whether the packet asks: everything but an ICMP reply, which answers a query of the other side.
     ///
     /// An ICMP identifier is the port of the side that asked, and the other side's port is 0: so a reply never
@@ -58,76 +43,140 @@ impl Packet {
 }
 
 /// Reads the flow of a packet into `packet`, or says why it has none. `frame_len` is all of the frame, linear or
-/// not. Filled in place: a copy would cost stack that the calls of a miss need.
+/// not. Written in place and at once: a copy would cost stack that the calls of a miss need.
 #[inline(always)]
-pub fn parse(cursor: &Cursor, packet: &mut Packet, frame_len: impl FnOnce() -> usize) -> Step<()> {
-    let ethernet: Ethernet = cursor.read(0).ok_or(PassReason::Malformed)?;
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
+pub fn parse<'a>(
+    cursor: &Cursor,
+    packet: &'a mut MaybeUninit<Packet>,
+    frame_len: impl FnOnce() -> usize,
+) -> Step<&'a mut Packet> {
+    let frame = cursor
+        .at::<{ ethernet::LEN }>(0)
+        .ok_or(PassReason::Malformed)?;
+    // SAFETY: `at` proved the bounds of each header, here and below.
+    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV4 {
         return Err(PassReason::NotIpv4.into());
     }
-    let ip: Ipv4 = cursor.read(L3).ok_or(PassReason::Malformed)?;
-    let header_len = usize::from(ip.version_ihl & 0x0f) * 4;
-    if ip.version_ihl >> 4 != 4 || header_len < size_of::<Ipv4>() {
+    let ip = cursor
+        .at::<{ ipv4::LEN }>(L3)
+        .ok_or(PassReason::Malformed)?;
+    // SAFETY: see above.
+    let version_ihl = unsafe { *ip.add(ipv4::VERSION_IHL) };
+    let header_len = usize::from(version_ihl & 0x0f) * 4;
+    if version_ihl >> 4 != 4 || header_len < ipv4::LEN {
         return Err(PassReason::Malformed.into());
     }
     // More fragments, or an offset: ports are not there or not all of the packet is.
-    if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
+    // SAFETY: see above.
+    let fragment = unsafe { load16::<{ ipv4::FRAGMENT }>(ip) };
+    if u16::from_ne_bytes(fragment) & FRAGMENT != 0 {
         return Err(PassReason::Fragment.into());
     }
+    // SAFETY: see above.
+    let proto = unsafe { *ip.add(ipv4::PROTO) };
     let l4 = L3 + header_len;
-    packet.key.src = ip.src;
-    packet.key.dst = ip.dst;
-    packet.key.proto = ip.proto;
-    packet.l4 = l4;
-    packet.total_len = u16::from_be_bytes(ip.total_len);
-    packet.ttl = ip.ttl;
-    packet.frame_dst = ethernet.dst;
-    let transport_len = match ip.proto {
+    let mut src_port = [0; 2];
+    let mut dst_port = [0; 2];
+    let mut tcp_flags = 0;
+    let transport_len = match proto {
         UDP => {
-            let udp: Udp = cursor.read(l4).ok_or(PassReason::Malformed)?;
-            packet.key.src_port = udp.src_port;
-            packet.key.dst_port = udp.dst_port;
-            size_of::<Udp>()
+            let udp = cursor.at::<{ udp::LEN }>(l4).ok_or(PassReason::Malformed)?;
+            // SAFETY: see above.
+            src_port = unsafe { load16::<{ ports::SRC }>(udp) };
+            // SAFETY: see above.
+            dst_port = unsafe { load16::<{ ports::DST }>(udp) };
+            udp::LEN
         }
         TCP => {
-            let tcp: Tcp = cursor.read(l4).ok_or(PassReason::Malformed)?;
-            packet.key.src_port = tcp.src_port;
-            packet.key.dst_port = tcp.dst_port;
-            packet.tcp_flags = tcp.flags;
-            size_of::<Tcp>()
+            let tcp = cursor.at::<{ tcp::LEN }>(l4).ok_or(PassReason::Malformed)?;
+            // SAFETY: see above.
+            src_port = unsafe { load16::<{ ports::SRC }>(tcp) };
+            // SAFETY: see above.
+            dst_port = unsafe { load16::<{ ports::DST }>(tcp) };
+            // SAFETY: see above.
+            tcp_flags = unsafe { *tcp.add(tcp::FLAGS) };
+            tcp::LEN
         }
         ICMP => {
-            let icmp: Icmp = cursor.read(l4).ok_or(PassReason::Malformed)?;
-            match icmp.kind {
-                ICMP_ECHO_REQUEST => packet.key.src_port = icmp.id,
-                ICMP_ECHO_REPLY => packet.key.dst_port = icmp.id,
+            let icmp = cursor
+                .at::<{ icmp::LEN }>(l4)
+                .ok_or(PassReason::Malformed)?;
+            // SAFETY: see above.
+            let id = unsafe { load16::<{ icmp::ID }>(icmp) };
+            // SAFETY: see above.
+            match unsafe { *icmp.add(icmp::KIND) } {
+                ICMP_ECHO_REQUEST => src_port = id,
+                ICMP_ECHO_REPLY => dst_port = id,
                 // RFC 792: unreachable, quench, redirect, time exceeded, parameter problem.
                 3..=5 | 11 | 12 => return Err(PassReason::IcmpError.into()),
                 _ => return Err(PassReason::OtherProtocol.into()),
             }
-            size_of::<Icmp>()
+            icmp::LEN
         }
         _ => return Err(PassReason::OtherProtocol.into()),
     };
-    let total_len = usize::from(packet.total_len);
-    if total_len < header_len + transport_len {
+    // SAFETY: see above.
+    let total_len = u16::from_be_bytes(unsafe { load16::<{ ipv4::TOTAL_LEN }>(ip) });
+    if usize::from(total_len) < header_len + transport_len {
         return Err(PassReason::Malformed.into());
     }
     // Only a packet that continues in fragments of the buffer needs the costlier length.
-    if L3 + total_len > cursor.len() && L3 + total_len > frame_len() {
+    let end = L3 + usize::from(total_len);
+    if end > cursor.len() && end > frame_len() {
         return Err(PassReason::Malformed.into());
     }
-    Ok(())
+    // SAFETY: see above.
+    let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
+    // SAFETY: see above.
+    let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
+    // SAFETY: see above.
+    let ttl = unsafe { *ip.add(ipv4::TTL) };
+    // SAFETY: see above.
+    let frame_dst = unsafe { Mac::destination(frame) };
+    Ok(packet.write(Packet {
+        key: SessionKey::new(src, src_port, dst, dst_port, proto),
+        l4,
+        total_len,
+        ttl,
+        tcp_flags,
+        frame_dst,
+    }))
 }
 
-/// The addresses of an IPv4 packet whatever else it is, for packets that [`parse`] finds no flow in.
+/// More fragments, or an offset, in network order (RFC 791 section 3.1).
+const FRAGMENT: u16 = u16::from_be(0x3fff);
+
+/// Source and destination address.
+pub type Addresses = ([u8; 4], [u8; 4]);
+
+/// The addresses of an IPv4 packet that [`parse`] finds no flow in.
 #[inline(always)]
-pub fn addresses(cursor: &Cursor) -> Option<Ipv4> {
-    let ethernet: Ethernet = cursor.read(0)?;
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
+pub fn addresses(cursor: &Cursor) -> Option<Addresses> {
+    let frame = cursor.at::<{ ethernet::LEN }>(0)?;
+    // SAFETY: `at` proved the bounds.
+    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV4 {
         return None;
     }
-    cursor.read(L3)
+    addresses_at(cursor, L3)
+}
+
+/// The addresses of the packet that an ICMP error quotes.
+#[inline(always)]
+pub fn quoted_addresses(cursor: &Cursor) -> Option<Addresses> {
+    let ip = cursor.at::<{ ipv4::LEN }>(L3)?;
+    // SAFETY: `at` proved the bounds.
+    let version_ihl = unsafe { *ip.add(ipv4::VERSION_IHL) };
+    addresses_at(cursor, L3 + usize::from(version_ihl & 0x0f) * 4 + icmp::LEN)
+}
+
+#[inline(always)]
+fn addresses_at(cursor: &Cursor, offset: usize) -> Option<Addresses> {
+    let ip = cursor.at::<{ ipv4::LEN }>(offset)?;
+    // SAFETY: `at` proved the bounds.
+    let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
+    // SAFETY: see above.
+    let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
+    Some((src, dst))
 }
 
 /// Neither multicast, broadcast, loopback nor unspecified.

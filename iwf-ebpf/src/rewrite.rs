@@ -5,8 +5,8 @@ use iwf_common::csum;
 use iwf_common::flow::SessionValue;
 use iwf_common::reason::DropReason;
 
-use crate::cursor::Cursor;
-use crate::headers::{Ethernet, ICMP, Icmp, Ipv4, TCP, Tcp, UDP, Udp};
+use crate::cursor::{Cursor, load16, store16, store32};
+use crate::headers::{ICMP, TCP, UDP, ethernet, icmp, ipv4, ports, set_macs, tcp, udp};
 use crate::outcome::Step;
 use crate::parse::{L3, Packet};
 
@@ -22,60 +22,84 @@ pub enum Hop {
 /// Translates a packet that is all in memory (XDP), with the session's precomputed checksum changes.
 #[inline(always)]
 pub fn direct(cursor: &Cursor, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()> {
-    let ip: *mut Ipv4 = cursor.at(L3).ok_or(DropReason::RewriteFailed)?;
+    let ip = cursor
+        .at::<{ ipv4::LEN }>(L3)
+        .ok_or(DropReason::RewriteFailed)?;
     let delta = match hop {
         Hop::Forward => csum::add(session.l3_delta, csum::TTL_DELTA),
         Hop::Stack => session.l3_delta,
     };
-    // SAFETY: `at` proved the bounds of the header; nothing else holds a pointer into the packet.
-    unsafe {
-        (*ip).checksum = csum::apply(u16::from_ne_bytes((*ip).checksum), delta).to_ne_bytes();
-        (*ip).src = session.src;
-        (*ip).dst = session.dst;
-        if hop == Hop::Forward {
-            (*ip).ttl = packet.ttl.wrapping_sub(1);
-        }
+    // SAFETY: `at` proved the bounds of the header; nothing else holds a pointer into the packet. So everywhere
+    // below.
+    let field = u16::from_ne_bytes(unsafe { load16::<{ ipv4::CHECKSUM }>(ip) });
+    // SAFETY: see above.
+    unsafe { store16::<{ ipv4::CHECKSUM }>(ip, csum::apply(field, delta).to_ne_bytes()) };
+    // SAFETY: see above.
+    unsafe { store32::<{ ipv4::SRC }>(ip, session.src) };
+    // SAFETY: see above.
+    unsafe { store32::<{ ipv4::DST }>(ip, session.dst) };
+    if hop == Hop::Forward {
+        // SAFETY: see above.
+        unsafe { *ip.add(ipv4::TTL) = packet.ttl.wrapping_sub(1) };
     }
     match packet.key.proto {
         UDP => {
-            let udp: *mut Udp = cursor.at(packet.l4).ok_or(DropReason::RewriteFailed)?;
-            // SAFETY: as above.
-            unsafe {
-                let field = u16::from_ne_bytes((*udp).checksum);
-                (*udp).checksum = csum::apply_udp(field, session.l4_delta).to_ne_bytes();
-                (*udp).src_port = session.src_port;
-                (*udp).dst_port = session.dst_port;
-            }
+            let udp = cursor
+                .at::<{ udp::LEN }>(packet.l4)
+                .ok_or(DropReason::RewriteFailed)?;
+            // SAFETY: see above.
+            let field = u16::from_ne_bytes(unsafe { load16::<{ udp::CHECKSUM }>(udp) });
+            let field = csum::apply_udp(field, session.l4_delta).to_ne_bytes();
+            // SAFETY: see above.
+            unsafe { store16::<{ udp::CHECKSUM }>(udp, field) };
+            // SAFETY: see above.
+            unsafe { set_ports(udp, session) };
         }
         TCP => {
-            let tcp: *mut Tcp = cursor.at(packet.l4).ok_or(DropReason::RewriteFailed)?;
-            // SAFETY: as above.
-            unsafe {
-                let field = u16::from_ne_bytes((*tcp).checksum);
-                (*tcp).checksum = csum::apply(field, session.l4_delta).to_ne_bytes();
-                (*tcp).src_port = session.src_port;
-                (*tcp).dst_port = session.dst_port;
-            }
+            let tcp = cursor
+                .at::<{ tcp::LEN }>(packet.l4)
+                .ok_or(DropReason::RewriteFailed)?;
+            // SAFETY: see above.
+            let field = u16::from_ne_bytes(unsafe { load16::<{ tcp::CHECKSUM }>(tcp) });
+            let field = csum::apply(field, session.l4_delta).to_ne_bytes();
+            // SAFETY: see above.
+            unsafe { store16::<{ tcp::CHECKSUM }>(tcp, field) };
+            // SAFETY: see above.
+            unsafe { set_ports(tcp, session) };
         }
         _ => {
-            let icmp: *mut Icmp = cursor.at(packet.l4).ok_or(DropReason::RewriteFailed)?;
-            // SAFETY: as above.
-            unsafe {
-                let field = u16::from_ne_bytes((*icmp).checksum);
-                (*icmp).checksum = csum::apply(field, session.l4_delta).to_ne_bytes();
-                (*icmp).id = icmp_id(packet, session);
-            }
+            let icmp = cursor
+                .at::<{ icmp::LEN }>(packet.l4)
+                .ok_or(DropReason::RewriteFailed)?;
+            // SAFETY: see above.
+            let field = u16::from_ne_bytes(unsafe { load16::<{ icmp::CHECKSUM }>(icmp) });
+            let field = csum::apply(field, session.l4_delta).to_ne_bytes();
+            // SAFETY: see above.
+            unsafe { store16::<{ icmp::CHECKSUM }>(icmp, field) };
+            // SAFETY: see above.
+            unsafe { store16::<{ icmp::ID }>(icmp, icmp_id(packet, session)) };
         }
     }
     if hop == Hop::Forward {
-        let ethernet: *mut Ethernet = cursor.at(0).ok_or(DropReason::RewriteFailed)?;
-        // SAFETY: as above.
-        unsafe {
-            (*ethernet).dst = session.next_hop_mac;
-            (*ethernet).src = session.egress_mac;
-        }
+        let frame = cursor
+            .at::<{ ethernet::LEN }>(0)
+            .ok_or(DropReason::RewriteFailed)?;
+        // SAFETY: see above.
+        unsafe { set_macs(frame, &session.next_hop_mac, &session.egress_mac) };
     }
     Ok(())
+}
+
+/// Writes both ports of a UDP or TCP header.
+///
+/// # Safety
+/// The header is in bounds, and nothing else points there.
+#[inline(always)]
+unsafe fn set_ports(header: *mut u8, session: &SessionValue) {
+    // SAFETY: the caller's promise.
+    unsafe { store16::<{ ports::SRC }>(header, session.src_port) };
+    // SAFETY: the caller's promise.
+    unsafe { store16::<{ ports::DST }>(header, session.dst_port) };
 }
 
 /// Translates a packet of the stack (tc). The helpers know about checksums that hardware will finish and about
@@ -85,9 +109,9 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
     let key = &packet.key;
     let edits = Edits { ctx };
     let (l4_checksum, ports) = match key.proto {
-        UDP => (packet.l4 + 6, true),
-        TCP => (packet.l4 + 16, true),
-        _ => (packet.l4 + 2, false),
+        UDP => (packet.l4 + udp::CHECKSUM, true),
+        TCP => (packet.l4 + tcp::CHECKSUM, true),
+        _ => (packet.l4 + icmp::CHECKSUM, false),
     };
     let flags = if key.proto == UDP {
         BPF_F_MARK_MANGLED_0
@@ -96,7 +120,7 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
     };
     if key.src != session.src {
         edits.address(
-            L3 + 12,
+            L3 + ipv4::SRC,
             key.src,
             session.src,
             ports.then_some(l4_checksum),
@@ -105,7 +129,7 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
     }
     if key.dst != session.dst {
         edits.address(
-            L3 + 16,
+            L3 + ipv4::DST,
             key.dst,
             session.dst,
             ports.then_some(l4_checksum),
@@ -118,11 +142,17 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
         } else {
             key.dst_port
         };
-        return edits.word(packet.l4 + 4, old, icmp_id(packet, session), l4_checksum, 0);
+        return edits.word(
+            packet.l4 + icmp::ID,
+            old,
+            icmp_id(packet, session),
+            l4_checksum,
+            0,
+        );
     }
     if key.src_port != session.src_port {
         edits.word(
-            packet.l4,
+            packet.l4 + ports::SRC,
             key.src_port,
             session.src_port,
             l4_checksum,
@@ -131,7 +161,7 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
     }
     if key.dst_port != session.dst_port {
         edits.word(
-            packet.l4 + 2,
+            packet.l4 + ports::DST,
             key.dst_port,
             session.dst_port,
             l4_checksum,
@@ -178,7 +208,7 @@ impl Edits<'_> {
                 .map_err(|_| DropReason::RewriteFailed)?;
         }
         self.ctx
-            .l3_csum_replace(L3 + 10, from, to, 4)
+            .l3_csum_replace(L3 + ipv4::CHECKSUM, from, to, 4)
             .map_err(|_| DropReason::RewriteFailed)?;
         self.ctx
             .store(offset, &new, 0)

@@ -93,7 +93,7 @@ fn try_open(
     insert(config, now, flow, &flow.key(reverse), &value)?;
 
     aim(&mut value, flow, trigger, flags);
-    value.router_mac = packet.frame_dst;
+    value.router_mac = packet.frame_dst.octets();
     value.tcp = tcp::observe(0, packet.tcp_flags);
     next_hop.store(&mut value);
     insert(config, now, flow, &flow.key(trigger), &value)?;
@@ -145,14 +145,7 @@ impl Flow {
             Direction::Out => (&self.internal, &self.remote),
             Direction::In => (&self.remote, &self.grant.external),
         };
-        SessionKey {
-            src: from.addr,
-            dst: to.addr,
-            src_port: from.port,
-            dst_port: to.port,
-            proto: self.internal.proto,
-            pad: [0; 3],
-        }
+        SessionKey::new(from.addr, from.port, to.addr, to.port, self.internal.proto)
     }
 }
 

@@ -40,6 +40,23 @@ pub(crate) const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
 /// Ticks per second of the configuration; what the kernel really has does not matter to a program run.
 pub(crate) const HZ: u32 = 250;
 
+const LINKS: &str = "
+link add br0 address 02:00:00:00:01:01 type bridge
+link add lan0 type veth peer name lan0p
+link set lan0 master br0
+link add wan0 address 02:00:00:00:02:02 type veth peer name wan0p
+link set br0 up
+link set lan0 up
+link set lan0p up
+link set wan0 up
+link set wan0p up
+address add 192.168.1.1/24 dev br0
+address add 100.64.0.2/24 dev wan0
+route add default via 100.64.0.1
+neigh add 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent
+neigh add 192.168.1.10 dev br0 lladdr 02:00:00:00:01:0a nud permanent
+";
+
 pub(crate) struct Bed {
     pub(crate) plane: Plane,
     pub(crate) config: Config,
@@ -96,24 +113,10 @@ pub(crate) fn with_sized_bed(
     let network = Network::new()?;
     let ns = network.namespace("cpe")?;
     ns.sysctl("net/ipv4/ip_forward", "1")?;
-    for command in [
-        "link add br0 address 02:00:00:00:01:01 type bridge",
-        "link add lan0 type veth peer name lan0p",
-        "link set lan0 master br0",
-        "link add wan0 address 02:00:00:00:02:02 type veth peer name wan0p",
-        "link set br0 up",
-        "link set lan0 up",
-        "link set lan0p up",
-        "link set wan0 up",
-        "link set wan0p up",
-        "address add 192.168.1.1/24 dev br0",
-        "address add 100.64.0.2/24 dev wan0",
-        "route add default via 100.64.0.1",
-        "neigh add 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent",
-        "neigh add 192.168.1.10 dev br0 lladdr 02:00:00:00:01:0a nud permanent",
-    ] {
-        ns.ip(command)?;
-    }
+    // One process for all of it: the suite makes dozens of these.
+    let batch = network.dir().join("bed");
+    std::fs::write(&batch, LINKS)?;
+    ns.ip(&format!("-batch {}", batch.display()))?;
     let inside = ns.clone();
     inside.within(move || {
         let mut bed = Bed::new(network, ns, sessions, mappings)?;

@@ -15,14 +15,13 @@ fn a_hit_is_measured() -> Result<()> {
         let one_way = |from: ([u8; 4], u16), to: ([u8; 4], u16), mtu| {
             let l3_delta = csum::delta32(from.0, to.0);
             let port = csum::delta16(from.1.to_be_bytes(), to.1.to_be_bytes());
-            let key = SessionKey {
-                src: from.0,
-                dst: REMOTE,
-                src_port: from.1.to_be_bytes(),
-                dst_port: 53u16.to_be_bytes(),
-                proto: UDP,
-                pad: [0; 3],
-            };
+            let key = SessionKey::new(
+                from.0,
+                from.1.to_be_bytes(),
+                REMOTE,
+                53u16.to_be_bytes(),
+                UDP,
+            );
             let value = SessionValue {
                 src: to.0,
                 dst: REMOTE,
