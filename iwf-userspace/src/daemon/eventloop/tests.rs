@@ -38,7 +38,7 @@ struct Lab {
 }
 
 impl Lab {
-    async fn start(server: SocketAddr, plane: FakePlane, store: MemoryStore) -> Self {
+    fn start(server: SocketAddr, plane: FakePlane, store: MemoryStore) -> Self {
         let text = format!(
             "mode = \"cascaded\"\n[lan]\ninterfaces = [\"lo\"]\n[wan]\ninterface = \"wan0\"\n\
              [upstream]\npcp_servers = [\"{server}\"]\n[http]\nport = 0\n"
@@ -114,17 +114,17 @@ impl Lab {
     }
 
     async fn mappings(&self) -> Vec<MappingRow> {
-        match self.ask(Request::Mappings {}).await {
-            Response::Mappings(rows) => rows,
-            other => panic!("{other:?}"),
-        }
+        let Response::Mappings(rows) = self.ask(Request::Mappings {}).await else {
+            panic!("not the mappings");
+        };
+        rows
     }
 
     async fn is_clean(&self) -> bool {
-        match self.ask(Request::Audit {}).await {
-            Response::Audit(audit) => audit.clean,
-            other => panic!("{other:?}"),
-        }
+        let Response::Audit(audit) = self.ask(Request::Audit {}).await else {
+            panic!("not an audit");
+        };
+        audit.clean
     }
 
     async fn call(&self, action: &str, args: &[(&str, &str)]) -> soap::ActionResult {
@@ -180,14 +180,11 @@ async fn carrier() -> SocketAddr {
         loop {
             let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
             let request = pcp::Request::decode(&buffer[..length]).unwrap();
-            let body = match request.body {
-                Body::Map(mut map) => {
-                    map.external_addr = CARRIER.into();
-                    map.external_port = map.external_port.or(ExternalPort::new(7000));
-                    Body::Map(map)
-                }
-                other => other,
-            };
+            let mut body = request.body;
+            if let Body::Map(map) = &mut body {
+                map.external_addr = CARRIER.into();
+                map.external_port = map.external_port.or(ExternalPort::new(7000));
+            }
             let response = pcp::Response {
                 result: pcp::ResultCode::Success,
                 lifetime: Lifetime(request.lifetime.0.min(120)),
@@ -206,7 +203,7 @@ async fn carrier() -> SocketAddr {
 
 #[tokio::test]
 async fn a_port_opens_in_three_tables_and_closes_again() {
-    let lab = Lab::start(carrier().await, FakePlane::new(), MemoryStore::default()).await;
+    let lab = Lab::start(carrier().await, FakePlane::new(), MemoryStore::default());
     assert_eq!(lab.add("5000").await, Ok(Vec::new()));
     let rows = lab.mappings().await;
     let [row] = rows.as_slice() else {
@@ -242,7 +239,7 @@ async fn a_port_opens_in_three_tables_and_closes_again() {
 async fn a_full_kernel_map_fails_the_call_and_leaves_nothing() {
     let mut plane = FakePlane::new();
     plane.fail_change(1, Fault::Full);
-    let lab = Lab::start(carrier().await, plane, MemoryStore::default()).await;
+    let lab = Lab::start(carrier().await, plane, MemoryStore::default());
     assert!(lab.add("5000").await.is_err());
     assert_eq!(lab.mappings().await, []);
     assert!(lab.is_clean().await);
@@ -257,8 +254,7 @@ async fn a_full_store_fails_the_call_and_leaves_nothing() {
         carrier().await,
         FakePlane::new(),
         MemoryStore::failing_at(2),
-    )
-    .await;
+    );
     assert!(lab.add("5000").await.is_err());
     assert_eq!(lab.mappings().await, []);
     assert!(lab.is_clean().await);
