@@ -5,10 +5,11 @@ use iwf_common::names;
 use iwf_common::nat::EndpointKey;
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_tests::packet::Frame;
+use iwf_tests::prog::Delta;
 
 use crate::bed::{
     ACK, Bed, DROP, HOST, HOST2, HZ, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP, UDP, WAN, endpoint,
-    lan_frame, wan_frame, with_bed,
+    lan_frame, translated_in, translated_out, wan_frame, with_bed,
 };
 
 fn age(bed: &mut Bed) -> Result<SweepRequest> {
@@ -95,7 +96,7 @@ fn only_outbound_packets_keep_a_udp_mapping() -> Result<()> {
         // The mapping has gone in the last run; the session goes with the next.
         assert_eq!(left(age(bed)?), (0, 0));
         bed.from_wan(&inbound)?
-            .is(DROP, iwf_tests::prog::Delta::counted(&["drop_unsolicited"]));
+            .is(DROP, Delta::counted(&["drop_unsolicited"]));
 
         bed.from_lan(&outbound)?;
         for _ in 0..4 {
@@ -116,7 +117,7 @@ fn any_packet_keeps_a_connection() -> Result<()> {
         for _ in 0..3 {
             bed.let_pass(4000 * HZ)?;
             bed.from_wan(&inbound)?
-                .is(REDIRECT, iwf_tests::prog::Delta::counted(&["forwarded_in"]));
+                .is(REDIRECT, Delta::counted(&["forwarded_in"]));
             assert_eq!(left(age(bed)?), (2, 1));
         }
         Ok(())
@@ -136,6 +137,37 @@ fn an_explicit_mapping_ends_at_its_expiry_only() -> Result<()> {
         let state = bed.plane.state()?;
         assert_eq!(state.internal.len(), 2);
         assert!(!state.external.contains_key(&endpoint((WAN, 40003), UDP)));
+        Ok(())
+    })
+}
+
+/// RFC 6887 section 15.1, NAT-50: what ends a connection does not end the mapping it came by.
+#[test]
+fn an_explicit_mapping_outlives_its_connections() -> Result<()> {
+    const FIN: u8 = 1;
+    let inbound = |flags| wan_frame(Frame::tcp((REMOTE, 9999), (WAN, 40000), flags));
+    let outbound = |flags| lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 9999), flags));
+    with_bed(|bed| {
+        bed.map(TCP, (HOST, 5000), 40000, 0)?;
+        for closing in [FIN | ACK, RST] {
+            let opened = ["forwarded_in", "next_hops_refreshed", "sessions_created"];
+            bed.from_wan(&inbound(SYN))?
+                .is(REDIRECT, Delta::counted(&opened).sessions(2));
+            bed.from_lan(&outbound(SYN | ACK))?;
+            bed.from_wan(&inbound(ACK))?;
+            bed.from_wan(&wan_frame(Frame::icmp(REMOTE, WAN, 3, 1)))?;
+            // The closing segments are translated like any other.
+            let seen = bed.from_wan(&inbound(closing))?;
+            let changed = Delta::counted(&["forwarded_in"]).sessions_changed(1);
+            seen.is(REDIRECT, changed);
+            assert_eq!(seen.frame(), translated_in(&inbound(closing), (HOST, 5000)));
+            let seen = bed.from_lan(&outbound(closing))?;
+            let changed = Delta::counted(&["forwarded_out"]).sessions_changed(1);
+            seen.is(REDIRECT, changed);
+            assert_eq!(seen.frame(), translated_out(&outbound(closing), 40000));
+            bed.let_pass(241 * HZ)?;
+            assert_eq!(left(age(bed)?), (0, 1));
+        }
         Ok(())
     })
 }
