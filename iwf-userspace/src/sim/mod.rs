@@ -3,12 +3,14 @@
 //!
 //! After every step the invariants of the reconciler must hold, every call must be answered once and in time,
 //! and what was answered with success must be so in all three tables.
+#![forbid(unsafe_code)]
 
 mod kernel;
 mod link;
 mod random;
 mod recovery;
 mod renewal;
+mod rules;
 mod server;
 mod soap;
 mod store;
