@@ -3,6 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
@@ -172,38 +174,79 @@ impl Lab {
 }
 
 /// A PCP server that grants what is asked for.
-async fn carrier() -> SocketAddr {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let address = socket.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut buffer = [0; 1100];
-        loop {
-            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
-            let request = pcp::Request::decode(&buffer[..length]).unwrap();
-            let mut body = request.body;
-            if let Body::Map(map) = &mut body {
-                map.external_addr = CARRIER.into();
-                map.external_port = map.external_port.or(ExternalPort::new(7000));
-            }
-            let response = pcp::Response {
-                result: pcp::ResultCode::Success,
-                lifetime: Lifetime(request.lifetime.0.min(120)),
-                epoch: Epoch(1000),
-                body,
-                options: request.options,
-            };
-            socket
-                .send_to(&response.encode().unwrap(), from)
-                .await
-                .unwrap();
+struct Carrier {
+    socket: Arc<UdpSocket>,
+    address: SocketAddr,
+    epoch: Arc<AtomicU32>,
+    /// What it was asked to map, in order.
+    asked: mpsc::Receiver<pcp::MapBody>,
+}
+
+impl Carrier {
+    /// Each test has a server of its own, so that none hears what another one announces.
+    async fn start(last: u8) -> Self {
+        let addr = Ipv4Addr::new(127, 0, 0, last);
+        let socket = Arc::new(UdpSocket::bind((addr, 0)).await.unwrap());
+        socket2::SockRef::from(&*socket)
+            .set_multicast_if_v4(&Ipv4Addr::LOCALHOST)
+            .unwrap();
+        let epoch = Arc::new(AtomicU32::new(1000));
+        let (sender, asked) = mpsc::channel(16);
+        tokio::spawn(serve(Arc::clone(&socket), Arc::clone(&epoch), sender));
+        Self {
+            address: socket.local_addr().unwrap(),
+            socket,
+            epoch,
+            asked,
         }
-    });
-    address
+    }
+
+    /// Loses its state and says so.
+    async fn restart(&self) {
+        self.epoch.store(1, Ordering::SeqCst);
+        let message = response(Body::Announce, Lifetime(0), Epoch(1));
+        let group = (Ipv4Addr::new(224, 0, 0, 1), pcp::CLIENT_PORT);
+        self.socket.send_to(&message, group).await.unwrap();
+    }
+
+    async fn next_asked(&mut self) -> pcp::MapBody {
+        let wait = timeout(SOON, self.asked.recv()).await;
+        wait.expect("a request soon").unwrap()
+    }
+}
+
+async fn serve(socket: Arc<UdpSocket>, epoch: Arc<AtomicU32>, asked: mpsc::Sender<pcp::MapBody>) {
+    let mut buffer = [0; 1100];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+        let request = pcp::Request::decode(&buffer[..length]).unwrap();
+        let mut body = request.body;
+        if let Body::Map(map) = &mut body {
+            asked.try_send(map.clone()).unwrap();
+            map.external_addr = CARRIER.into();
+            map.external_port = map.external_port.or(ExternalPort::new(7000));
+        }
+        let lifetime = Lifetime(request.lifetime.0.min(120));
+        let message = response(body, lifetime, Epoch(epoch.load(Ordering::SeqCst)));
+        socket.send_to(&message, from).await.unwrap();
+    }
+}
+
+fn response(body: Body, lifetime: Lifetime, epoch: Epoch) -> Vec<u8> {
+    let response = pcp::Response {
+        result: pcp::ResultCode::Success,
+        lifetime,
+        epoch,
+        body,
+        options: Vec::new(),
+    };
+    response.encode().unwrap()
 }
 
 #[tokio::test]
 async fn a_port_opens_in_three_tables_and_closes_again() {
-    let lab = Lab::start(carrier().await, FakePlane::new(), MemoryStore::default());
+    let carrier = Carrier::start(31).await;
+    let lab = Lab::start(carrier.address, FakePlane::new(), MemoryStore::default());
     assert_eq!(lab.add("5000").await, Ok(Vec::new()));
     let rows = lab.mappings().await;
     let [row] = rows.as_slice() else {
@@ -239,7 +282,8 @@ async fn a_port_opens_in_three_tables_and_closes_again() {
 async fn a_full_kernel_map_fails_the_call_and_leaves_nothing() {
     let mut plane = FakePlane::new();
     plane.fail_change(1, Fault::Full);
-    let lab = Lab::start(carrier().await, plane, MemoryStore::default());
+    let carrier = Carrier::start(32).await;
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
     assert!(lab.add("5000").await.is_err());
     assert_eq!(lab.mappings().await, []);
     assert!(lab.is_clean().await);
@@ -250,8 +294,9 @@ async fn a_full_kernel_map_fails_the_call_and_leaves_nothing() {
 #[tokio::test]
 async fn a_full_store_fails_the_call_and_leaves_nothing() {
     // The first commit is the epoch of the server, which nobody waits for.
+    let carrier = Carrier::start(33).await;
     let lab = Lab::start(
-        carrier().await,
+        carrier.address,
         FakePlane::new(),
         MemoryStore::failing_at(2),
     );
@@ -259,5 +304,18 @@ async fn a_full_store_fails_the_call_and_leaves_nothing() {
     assert_eq!(lab.mappings().await, []);
     assert!(lab.is_clean().await);
     assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn an_announced_restart_of_the_server_brings_the_mapping_back_at_once() {
+    let mut carrier = Carrier::start(40).await;
+    let lab = Lab::start(carrier.address, FakePlane::new(), MemoryStore::default());
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    let first = carrier.next_asked().await;
+    carrier.restart().await;
+    let again = carrier.next_asked().await;
+    assert_eq!(again.nonce, first.nonce);
+    assert_eq!(again.internal_port, first.internal_port);
     lab.stop().await;
 }
