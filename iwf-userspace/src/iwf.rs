@@ -11,6 +11,7 @@
 mod add;
 mod address;
 mod job;
+mod pace;
 mod probe;
 mod restore;
 pub mod settings;
@@ -33,6 +34,7 @@ use crate::types::{Epoch, ExternalPort, Generation, Instant, NatEntry, Protocol,
 use crate::wire::soap;
 use address::AddressQuery;
 use job::{Job, Stage};
+use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
 
@@ -237,6 +239,8 @@ pub struct Iwf {
     table: Table,
     client: PcpClient,
     wan: WanState,
+    /// The last address the WAN had.
+    last_wan: Option<Ipv4Addr>,
     lan: Vec<LanPrefix>,
     link: LinkCounters,
     mode: Mode,
@@ -249,6 +253,7 @@ pub struct Iwf {
     tickets: BTreeMap<Ticket, Generation>,
     deferred: Vec<(Generation, Call)>,
     probes: BTreeMap<Generation, Probe>,
+    pace: Pace,
     address: AddressQuery,
     /// Ports of our NAT that a server refuses with every nonce of ours, and until when (AMB-02).
     barred: BTreeMap<(Protocol, ExternalPort), Instant>,
@@ -267,6 +272,7 @@ impl Iwf {
             settings,
             rng,
             wan: WanState::default(),
+            last_wan: None,
             lan: Vec::new(),
             link: LinkCounters::default(),
             mode: Mode::Down,
@@ -278,6 +284,7 @@ impl Iwf {
             tickets: BTreeMap::new(),
             deferred: Vec::new(),
             probes: BTreeMap::new(),
+            pace: Pace::default(),
             address: AddressQuery::default(),
             barred: BTreeMap::new(),
             effects: VecDeque::new(),

@@ -139,6 +139,9 @@ impl Iwf {
         let (Some(addr), server) = (self.wan.address, self.server_to_ask()?) else {
             return Err(Refusal::Unreachable);
         };
+        if server.is_some() && !self.pace.admit(call.caller, now) {
+            return Err(Refusal::NoRoom);
+        }
         let probed = match new.choice {
             PortChoice::Exact => self.take_probe(call, new.protocol, external, now),
             PortChoice::Any => None,
@@ -284,6 +287,9 @@ impl Iwf {
             (Err(_), None) => None,
             (Err(refusal), Some(_)) => return self.refuse(&call, Operation::Add, refusal),
         };
+        if server.is_some() && !self.pace.admit(call.caller, now) {
+            return self.refuse(&call, Operation::Add, Refusal::NoRoom);
+        }
         let want = server.map(|server| self.want(&after, server, before.claim.port, now));
         let deadline = self.patience(call.deadline, now);
         let kind = Kind::Replace {

@@ -20,6 +20,13 @@ impl Iwf {
     /// Follows a change of the WAN. Mappings outlive its being down.
     pub(super) fn wan_changed(&mut self, state: WanState, now: Instant) {
         self.wan = state;
+        if let Some(addr) = self.wan.address
+            && self.last_wan.replace(addr).is_some_and(|last| last != addr)
+        {
+            // What a server said of the old address does not hold for the new one.
+            self.drop_address_query(now);
+            self.forget_address();
+        }
         self.tell(pcp_client::Input::Local(self.wan.address), now);
         let servers = self.servers_to_watch();
         self.tell(pcp_client::Input::Servers(servers), now);
@@ -30,9 +37,6 @@ impl Iwf {
                 .filter(|m| m.nat1.addr != addr)
                 .map(|m| m.generation)
                 .collect();
-            if !moved.is_empty() {
-                self.forget_address();
-            }
             for generation in &moved {
                 self.readdress(*generation, addr);
             }
@@ -98,12 +102,14 @@ impl Iwf {
     pub(super) fn choose_mode(&mut self, now: Instant) {
         let (before, mode) = (self.mode, self.mode_now());
         self.mode = mode;
+        if let (Mode::Local, Some(addr)) = (mode, self.wan.address) {
+            self.learn_address(addr);
+        }
         if before == mode || mode == Mode::Down {
             return;
         }
-        if let Mode::Local = mode {
-            self.external = self.wan.address;
-            self.notify(Notice::ExternalAddress(self.wan.address));
+        if let (Mode::Local, Mode::Cascaded(_)) | (Mode::NoServer, _) = (before, mode) {
+            self.forget_address();
         }
         if let Mode::Cascaded(_) = before {
             self.drop_probes(now);

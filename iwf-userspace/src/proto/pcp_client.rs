@@ -394,10 +394,7 @@ impl PcpClient {
         let tuple = lease.tuple();
         self.by_tuple.remove(&tuple);
         if lease.last_sent.is_some() || lease.grant.is_some() {
-            let until = lease
-                .grant
-                .unwrap_or(now + LATE_GRANT)
-                .max(now + LATE_GRANT);
+            let until = lease.may_last_until(now).max(now + LATE_GRANT);
             self.end(tuple, Ended::deleting(&lease, until, now), now);
         }
         self.handle_timeout(now);

@@ -16,7 +16,9 @@ use crate::iwf::EffectError;
 use crate::types::Protocol;
 
 /// Runs in a plain `cargo test`.
-const RUNS: u64 = 300;
+const RUNS: u64 = 150;
+/// The longest lease asked for: outlives the calm.
+const LONGEST: u32 = 8000;
 /// Steps of one run.
 const STEPS: u32 = 60;
 
@@ -37,27 +39,41 @@ fn seeded_runs() {
 /// One run: chaos, then calm, then the end of every lease.
 fn run(seed: u64) {
     let mut world = World::new(seed);
+    let lossless = seed.is_multiple_of(4);
     world.link = Link {
         delay: (1, world.rng.random_range(1..2000)),
-        loss: world.rng.random_range(0..40),
+        loss: if lossless {
+            0
+        } else {
+            world.rng.random_range(0..40)
+        },
         twice: world.rng.random_range(0..30),
         cut: false,
     };
     world.server.lifetimes = (120, world.rng.random_range(120..4000));
     for _ in 0..STEPS {
         step(&mut world);
+        world.link.cut &= !lossless;
         let pause = world.rng.random_range(0..60_000);
         world.run_until(world.now + Duration::from_millis(pause));
         world.reconcile();
     }
     calm(&mut world);
+    // A nonce can be lost with a daemon that dies between grant and store, with an address, or with the answer
+    // to a repetition that overtook the deletion.
+    if lossless && world.crashes == 0 && !world.moved {
+        assert_eq!(world.server.foreign_nonces, 0);
+    }
     end(&mut world);
 }
 
 fn step(world: &mut World) {
     let host = world.rng.random_range(20..24);
     let port = world.rng.random_range(2000..2012);
-    let lease = world.rng.random_range(30..4000);
+    let lease = match world.rng.random_range(0..4) {
+        0 => LONGEST,
+        _ => world.rng.random_range(30..4000),
+    };
     match world.rng.random_range(0..100) {
         0..30 => {
             world.call(host, add(host, port, lease));
@@ -135,6 +151,11 @@ fn calm(world: &mut World) {
     // Longer than any lifetime granted, so that every lease was confirmed or has ended.
     world.run(4100);
     world.reconcile();
+    assert_eq!(
+        world.ask(20, add(20, 3000, 600)),
+        Ok(vec![]),
+        "it works still"
+    );
     let now = world.now;
     for mapping in world.active() {
         let lease = mapping.upstream.expect("there is a server");
@@ -154,15 +175,11 @@ fn calm(world: &mut World) {
         "nothing else is held"
     );
     assert_eq!(world.kernel.alive(now).len(), active);
-    // A nonce can be lost with a daemon that dies between grant and store, or with an address.
-    if world.crashes == 0 && !world.moved {
-        assert_eq!(world.server.foreign_nonces, 0);
-    }
 }
 
 /// When every lease has ended nothing is left of anything.
 fn end(world: &mut World) {
-    world.run(4100);
+    world.run(LONGEST.into());
     assert_eq!(world.iwf.mappings().count(), 0);
     assert_eq!(world.kernel.alive(world.now), []);
     assert_eq!(world.server.alive(world.now).count(), 0);

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::Want;
 use super::negative::Question;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
+use super::{MAX_LIFETIME, Want};
 use crate::mapping::PortChoice;
 use crate::types::{
     ExternalEndpoint, ExternalPort, Instant, InternalPort, Lifetime, MappingNonce, Protocol,
@@ -127,6 +127,27 @@ impl Lease {
 
     pub(super) fn tuple(&self) -> Tuple {
         self.want.tuple()
+    }
+
+    /// Until when the server may hold it: a request without an answer may have been granted all the same.
+    pub(super) fn may_last_until(&self, now: Instant) -> Instant {
+        let granted = self.grant.unwrap_or(now);
+        if self.is_unanswered() {
+            let asked = self.want.until.min(now + MAX_LIFETIME.duration());
+            granted.max(asked)
+        } else {
+            granted
+        }
+    }
+
+    /// Whether something was sent that has not been answered.
+    pub(super) fn is_unanswered(&self) -> bool {
+        match &self.phase {
+            Phase::Requesting { backoff, .. } | Phase::Releasing { backoff, .. } => {
+                backoff.sent() > 0
+            }
+            Phase::Bound { asked, .. } => *asked,
+        }
     }
 
     /// Waits for its turn in the recovery.

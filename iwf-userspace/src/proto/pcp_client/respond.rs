@@ -376,7 +376,8 @@ impl PcpClient {
         if ended.ungranted {
             // The grant this deletion was ahead of may still come.
             ended.delete = None;
-            ended.until = ended.until.max(now + lifetime.min(MAX_LIFETIME).duration());
+            let held = lifetime.min(MAX_LIFETIME).duration().max(LATE_GRANT);
+            ended.until = now + held;
             return;
         }
         let nonce = ended.nonce;

@@ -1,1 +1,249 @@
+//! The machine by itself; with everything around it see `sim`.
 
+use rand::SeedableRng;
+
+use super::*;
+use crate::types::InternalPort;
+use crate::wire::pcp::{Body, MapBody, Request, Response};
+
+const SERVER: ([u8; 4], u16) = ([100, 64, 0, 1], 5351);
+
+fn server() -> SocketAddr {
+    SERVER.into()
+}
+
+fn at(seconds: u64) -> Instant {
+    Instant::from_millis(seconds * 1000)
+}
+
+fn client() -> PcpClient {
+    let mut client = PcpClient::new(StdRng::seed_from_u64(1));
+    let local = Some(Ipv4Addr::new(100, 64, 0, 2));
+    client.handle_input(Input::Local(local), at(0));
+    client
+}
+
+fn want(id: u32, port: u16) -> Want {
+    let port = ExternalPort::new(port).expect("not 0");
+    Want {
+        id: Generation(id),
+        server: server(),
+        protocol: Protocol::Tcp,
+        port,
+        external: Some(port),
+        choice: PortChoice::Exact,
+        remote: RemotePeer::Any,
+        lifetime: Lifetime(3600),
+        until: at(3600),
+    }
+}
+
+/// Everything the client has to say, requests decoded.
+fn drain(client: &mut PcpClient) -> (Vec<Request>, Vec<Effect>) {
+    let (mut requests, mut rest) = (Vec::new(), Vec::new());
+    while let Some(effect) = client.poll_effect() {
+        match effect {
+            Effect::Send { payload, .. } => {
+                requests.push(Request::decode(&payload).expect("well formed"));
+            }
+            other @ (Effect::Granted { .. }
+            | Effect::Refused { .. }
+            | Effect::Lost { .. }
+            | Effect::Released { .. }
+            | Effect::EpochReset(_)
+            | Effect::EpochSeen { .. }
+            | Effect::Liveness(_)) => rest.push(other),
+        }
+    }
+    (requests, rest)
+}
+
+fn datagram(client: &mut PcpClient, payload: Vec<u8>, now: Instant) {
+    let from = server();
+    client.handle_input(Input::Datagram { from, payload }, now);
+}
+
+/// The answer to a request with this result, lifetime and epoch.
+fn answer(request: &Request, result: ResultCode, lifetime: u32, epoch: u32) -> Vec<u8> {
+    let response = Response {
+        result,
+        lifetime: Lifetime(lifetime),
+        epoch: Epoch(epoch),
+        body: match &request.body {
+            Body::Map(map) if map.external_port.is_some() => Body::Map(MapBody {
+                external_addr: [11, 22, 33, 1].into(),
+                ..*map
+            }),
+            body => body.clone(),
+        },
+        options: Vec::new(),
+    };
+    response.encode().expect("short")
+}
+
+#[test]
+fn a_server_is_asked_for_a_sign_of_life_until_it_gives_one() {
+    let mut client = client();
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    let mut sent = Vec::new();
+    let mut now = at(0);
+    while now < at(30) {
+        client.handle_timeout(now);
+        let (requests, effects) = drain(&mut client);
+        sent.extend(requests.iter().map(|_| now.as_millis() / 1000));
+        for effect in effects {
+            assert_eq!(effect, Effect::Liveness(server()));
+            assert!((16..=27).contains(&(now.as_millis() / 1000)), "{now:?}");
+        }
+        now = client.poll_timeout().expect("asks for ever");
+    }
+    assert_eq!(client.liveness(server()), Some(Liveness::Silent));
+    assert_eq!(sent.len(), 4, "{sent:?}");
+    let request = Request {
+        lifetime: Lifetime(0),
+        client: [100, 64, 0, 2].into(),
+        body: Body::Announce,
+        options: Vec::new(),
+    };
+    let payload = answer(&request, ResultCode::Success, 0, 77);
+    datagram(&mut client, payload, at(40));
+    assert_eq!(client.liveness(server()), Some(Liveness::Answering));
+    assert_eq!(client.epoch(server()), Some(Epoch(77)));
+    assert_eq!(client.poll_timeout(), None, "nothing more to do");
+}
+
+#[test]
+fn timeouts_handled_twice_change_nothing() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    drain(&mut client);
+    for now in [at(4), at(20), at(60)] {
+        client.handle_timeout(now);
+        drain(&mut client);
+        let next = client.poll_timeout();
+        client.handle_timeout(now);
+        assert_eq!(drain(&mut client), (vec![], vec![]));
+        assert_eq!(client.poll_timeout(), next);
+    }
+}
+
+#[test]
+fn servers_of_another_version_are_left_alone_for_a_while() {
+    let nat_pmp = vec![0, 0x81, 0, 1, 0, 0, 0, 9];
+    let mut version_3 = vec![0; 24];
+    (version_3[0], version_3[1], version_3[3], version_3[7]) = (3, 0x81, 1, 60);
+    for (payload, pause) in [(nat_pmp, 1800), (version_3, 60)] {
+        let mut client = client();
+        datagram(&mut client, payload.clone(), at(0));
+        client.handle_input(Input::Request(want(1, 8080)), at(1));
+        drain(&mut client);
+        datagram(&mut client, payload, at(2));
+        let (_, effects) = drain(&mut client);
+        assert!(effects.contains(&Effect::Refused {
+            id: Generation(1),
+            result: ResultCode::UnsuppVersion,
+            lifetime: Lifetime(pause),
+        }));
+        let last = at(2) + Duration::from_secs(u64::from(pause) - 1);
+        client.handle_input(Input::Request(want(2, 8081)), last);
+        let (requests, effects) = drain(&mut client);
+        assert_eq!(requests, []);
+        assert!(matches!(effects[..], [Effect::Refused { .. }]));
+        let later = last + Duration::from_secs(1);
+        client.handle_input(Input::Request(want(3, 8082)), later);
+        assert_eq!(drain(&mut client).0.len(), 1, "PCPC-080");
+    }
+}
+
+#[test]
+fn only_the_right_fields_make_an_answer() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    let (requests, _) = drain(&mut client);
+    let map = match &requests[0].body {
+        Body::Map(map) => *map,
+        other => panic!("{other:?}"),
+    };
+    let altered = [
+        MapBody {
+            nonce: MappingNonce([0; 12]),
+            ..map
+        },
+        MapBody {
+            protocol: 17,
+            ..map
+        },
+        MapBody {
+            internal_port: InternalPort::new(8081),
+            ..map
+        },
+    ];
+    for body in altered {
+        let request = Request {
+            body: Body::Map(body),
+            ..requests[0].clone()
+        };
+        let payload = answer(&request, ResultCode::Success, 600, 5);
+        datagram(&mut client, payload, at(1));
+        assert_eq!(drain(&mut client).1, [], "PCPC-035");
+    }
+    assert_eq!(client.ignored().unmatched, 3);
+    let payload = answer(&requests[0], ResultCode::Success, 600, 5);
+    let stranger = ([100, 64, 0, 1], 5352).into();
+    let from_elsewhere = Input::Datagram {
+        from: stranger,
+        payload: payload.clone(),
+    };
+    client.handle_input(from_elsewhere, at(1));
+    assert_eq!(client.ignored().stranger, 1, "PCPC-030");
+    datagram(&mut client, payload, at(2));
+    let (_, effects) = drain(&mut client);
+    let granted =
+        |e: &Effect| matches!(e, Effect::Granted { lease, .. } if lease.expires == at(602));
+    assert_eq!(effects.iter().filter(|e| granted(e)).count(), 1);
+}
+
+#[test]
+fn absurd_lifetimes_are_cut_to_a_day() {
+    let mut client = client();
+    let mut forever = want(1, 8080);
+    forever.until = at(10_000_000);
+    client.handle_input(Input::Request(forever), at(0));
+    let (requests, _) = drain(&mut client);
+    let payload = answer(&requests[0], ResultCode::Success, u32::MAX, 5);
+    datagram(&mut client, payload, at(0));
+    drain(&mut client);
+    let renewal = client.poll_timeout().expect("a renewal");
+    assert!(renewal <= at(15 * 3600), "PCPC-033");
+}
+
+#[test]
+fn what_is_given_up_is_deleted_and_remembered_within_bounds() {
+    let mut client = client();
+    for id in 1..3000 {
+        let port = 1024 + id as u16;
+        client.handle_input(Input::Request(want(id, port)), at(0));
+        client.handle_input(Input::Abandon(Generation(id)), at(0));
+        drain(&mut client);
+    }
+    assert_eq!(client.ended.len(), MAX_ENDED);
+    assert!(client.leases.is_empty() && client.by_tuple.is_empty());
+}
+
+#[test]
+fn nonces_differ_and_are_not_shown() {
+    let mut client = client();
+    let mut seen = std::collections::BTreeSet::new();
+    for id in 1..1000 {
+        let port = 1024 + id as u16;
+        client.handle_input(Input::Request(want(id, port)), at(0));
+    }
+    for request in drain(&mut client).0 {
+        if let Body::Map(map) = request.body {
+            assert!(seen.insert(map.nonce));
+            assert!(!format!("{map:?}").contains(&format!("{:?}", map.nonce.0)));
+        }
+    }
+    assert_eq!(seen.len(), 999);
+}

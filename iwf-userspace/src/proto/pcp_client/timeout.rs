@@ -83,7 +83,12 @@ impl PcpClient {
         };
         if lease.grant.is_some_and(|end| end <= now) {
             let released = matches!(lease.phase, Phase::Releasing { .. });
-            self.forget(id, now);
+            // An answer that was lost may have made the lease longer.
+            if lease.is_unanswered() {
+                self.abandon(id, now);
+            } else {
+                self.forget(id, now);
+            }
             self.effects.push_back(if released {
                 let result = Ok(());
                 Effect::Released { id, result }
