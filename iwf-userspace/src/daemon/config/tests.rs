@@ -40,6 +40,12 @@ fn example_shows_every_key() {
 fn refusals_name_line_problem_and_remedy() {
     let cases = [
         (
+            "[ssdp]\nmax_age_seconds = 1799\n",
+            2,
+            "max_age_seconds: 1799",
+            "1800 to",
+        ),
+        (
             "mode = \"cascade\"\n",
             1,
             "mode: \"cascade\" is unknown",

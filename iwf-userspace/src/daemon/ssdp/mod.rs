@@ -98,9 +98,7 @@ impl Discovery {
                     announce_at = if sets_sent == 1 {
                         Instant::now() + REPEAT_AFTER
                     } else {
-                        // At a random time before half of the validity (clause 1.2.2).
-                        let quarter = self.identity.config.max_age / 4;
-                        self.in_random(quarter) + quarter
+                        Instant::now() + until_renewal(self.identity.config.max_age, &mut self.rng)
                     };
                 }
                 () = sleep_until(next_answer) => self.answer_due().await,
@@ -202,6 +200,12 @@ impl Discovery {
             warn!(%to, %error, interface = self.link.interface, "cannot send to the LAN");
         }
     }
+}
+
+/// How long an announcement stands alone: a random time in the second quarter of its validity (clause 1.2.2
+/// wants it renewed at random and before half of it).
+fn until_renewal(max_age: Duration, rng: &mut StdRng) -> Duration {
+    (max_age / 4).mul_f64(rng.random_range(1.0..2.0))
 }
 
 #[cfg(test)]

@@ -136,6 +136,16 @@ async fn announces_goodbye_then_twice_alive_then_goodbye() {
     }
 }
 
+#[test]
+fn announcements_are_renewed_at_random_before_half_of_their_validity() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let max_age = Duration::from_secs(1800);
+    let waits: Vec<_> = (0..200).map(|_| until_renewal(max_age, &mut rng)).collect();
+    assert!(waits.iter().all(|wait| *wait < max_age / 2));
+    let spread = *waits.iter().max().unwrap() - *waits.iter().min().unwrap();
+    assert!(spread > max_age / 5, "they differ by {spread:?} only");
+}
+
 #[tokio::test]
 async fn answers_hosts_of_the_link_by_unicast_and_multicast() {
     let device = Device::start(21);
