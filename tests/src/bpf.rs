@@ -1,11 +1,15 @@
 //! What the kernel holds of BPF, seen from outside the daemon: by id, through the kernel's own listings.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::loaded_maps;
+use aya::maps::{HashMap, Map, MapData, loaded_maps};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs};
+use iwf_common::names;
+use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
 use serde_json::Value;
 
 use crate::netns::Namespace;
@@ -99,6 +103,46 @@ impl Objects {
             Ok(())
         })
     }
+}
+
+/// An explicit mapping as the kernel's NAT table holds it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NatMapping {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// External endpoint of the CPE.
+    pub external: SocketAddrV4,
+    /// The LAN host's endpoint.
+    pub internal: SocketAddrV4,
+}
+
+/// The explicit mappings of the kernel's NAT table, sorted; read from the pinned map itself.
+///
+/// # Errors
+/// If the map is not pinned below `bpffs_dir` or cannot be read.
+pub fn nat_mappings(bpffs_dir: &Path) -> Result<Vec<NatMapping>> {
+    let pin = bpffs_dir
+        .join(format!("v{}", names::LAYOUT_VERSION))
+        .join("maps")
+        .join(names::MAPPINGS_EXT);
+    let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    let table: HashMap<_, EndpointKey, MappingValue> = Map::HashMap(data).try_into()?;
+    let socket = |end: EndpointKey| {
+        SocketAddrV4::new(Ipv4Addr::from(end.addr), u16::from_be_bytes(end.port))
+    };
+    let mut found = Vec::new();
+    for entry in table.iter() {
+        let (external, value) = entry.context("read the NAT table")?;
+        if value.kind == MappingKind::Explicit as u8 {
+            found.push(NatMapping {
+                protocol: if external.proto == 6 { "tcp" } else { "udp" },
+                external: socket(external),
+                internal: socket(value.endpoint(external.proto)),
+            });
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Queueing disciplines made for classifier programs (clsact) on a host, one line each.

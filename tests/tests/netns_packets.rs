@@ -3,7 +3,7 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use iwf_tests::bpf::Objects;
 use iwf_tests::cascade::Cascade;
 use iwf_tests::daemon::Options;
@@ -11,6 +11,7 @@ use iwf_tests::igd::Gateway;
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{CARRIER, EXTERNAL, GATEWAY, LAN1, LAN2, REMOTE, WAN};
+use iwf_tests::wait;
 use iwf_tests::wire_tap::Tap;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -29,6 +30,17 @@ fn ping(host: &Namespace, to: std::net::Ipv4Addr) -> Result<()> {
         &to.to_string(),
     ])
     .map(drop)
+}
+
+/// Counters of that name, as the daemon reads them from the kernel.
+fn counter(cascade: &Cascade, name: &str) -> Result<u64> {
+    let stats = cascade.iwfd.ctl().json(&["stats"])?;
+    let counters = stats["counters"].as_array().context("a list of counters")?;
+    counters
+        .iter()
+        .find(|counter| counter["name"] == name)
+        .and_then(|counter| counter["value"].as_u64())
+        .with_context(|| format!("a counter {name}"))
 }
 
 #[test]
@@ -146,29 +158,27 @@ fn nothing_unsolicited_comes_in_and_the_drop_is_counted() -> Result<()> {
         Echo::listen(&cascade.lab.lan1, 30000)?,
         Echo::listen(&cascade.lab.cpe, 30001)?,
     );
-    let dropped = || -> Result<u64> {
-        let stats = cascade.iwfd.ctl().json(&["stats"])?;
-        let counters = stats["counters"].as_array().cloned().unwrap_or_default();
-        Ok(counters
-            .iter()
-            .filter(|counter| {
-                counter["name"]
-                    .as_str()
-                    .is_some_and(|name| name.contains("unsolicited"))
-            })
-            .filter_map(|counter| counter["value"].as_u64())
-            .sum())
-    };
+    let dropped = || counter(&cascade, "drop_unsolicited");
     let before = dropped()?;
 
     // From the carrier's own network, so that the carrier's NAT has no say. 5000 is the daemon's HTTP server,
     // 1900 its discovery.
     let ports = [30000, 30001, gateway.address().port(), 1900, 5351, 22, 80];
-    for port in ports {
-        let target = SocketAddrV4::new(WAN, port);
-        peers::tcp_is_closed(&cascade.lab.cgn, target, SILENCE)?;
-        peers::udp_is_closed(&cascade.lab.cgn, target, SILENCE)?;
-    }
+    let cgn = &cascade.lab.cgn;
+    std::thread::scope(|scope| {
+        let attempts = ports.map(|port| {
+            let target = SocketAddrV4::new(WAN, port);
+            scope.spawn(move || {
+                peers::tcp_is_closed(cgn, target, SILENCE)?;
+                peers::udp_is_closed(cgn, target, SILENCE)
+            })
+        });
+        attempts.into_iter().try_for_each(|attempt| {
+            attempt
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
     assert!(
         dropped()? >= before + ports.len() as u64,
         "each is counted under its reason"
@@ -227,4 +237,41 @@ fn native_mode_is_what_runs_on_every_port() -> Result<()> {
     let expected = ["lan1p", "lan2p", "wan0"].map(|name| (name.to_owned(), "native"));
     assert_eq!(attached, expected);
     Ok(())
+}
+
+#[test]
+fn an_established_flow_bypasses_the_stack_in_both_directions() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let cascade = Cascade::up(&Options::default())?;
+    let (lan1, cpe) = (&cascade.lab.lan1, &cascade.lab.cpe);
+    // Neighbours and the bridge's stations are learnt.
+    wait::until_ok("a flow that the stack never sees", SOON, || {
+        ping(lan1, REMOTE)?;
+        let forwarded = |path: &str| -> Result<u64> {
+            let text = cpe.must(&["cat", "/proc/net/snmp"])?;
+            let line = text.lines().filter(|line| line.starts_with(path)).nth(1);
+            let fields = line.context("/proc/net/snmp has the protocol")?;
+            // Ip: Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams ...
+            let count = fields.split_whitespace().nth(6);
+            count.context("a sixth field")?.parse().context("a number")
+        };
+        let (stack, out, back) = (
+            forwarded("Ip:")?,
+            counter(&cascade, "forwarded_out")?,
+            counter(&cascade, "forwarded_in")?,
+        );
+        ping(lan1, REMOTE)?;
+        anyhow::ensure!(
+            counter(&cascade, "forwarded_out")? >= out + 3,
+            "not out by XDP"
+        );
+        anyhow::ensure!(
+            counter(&cascade, "forwarded_in")? >= back + 3,
+            "not in by XDP"
+        );
+        anyhow::ensure!(forwarded("Ip:")? == stack, "the stack forwarded");
+        Ok(())
+    })
 }

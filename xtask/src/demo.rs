@@ -8,8 +8,10 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use comfy_table::Table;
 use iwf_tests::bpf::{self, Objects};
 use iwf_tests::carrier::{self, Miniupnpd};
+use iwf_tests::cascade;
 use iwf_tests::daemon::{Ctl, Iwfd, Options};
 use iwf_tests::pcp::Request;
 use iwf_tests::peers::{self, Echo, Transfer};
@@ -151,54 +153,64 @@ fn open(story: &mut Story, lab: &Lab) -> Result<(SocketAddrV4, SocketAddrV4)> {
 
 fn tables(story: &mut Story, lab: &Lab, iwfd: &Iwfd) -> Result<()> {
     story.step("Three tables agree: the IWF's, this kernel's, the carrier's");
-    story.asked("iwfctl mappings");
-    story.saw(&iwfd.ctl().must(&["mappings"])?);
-    story.asked("on cgn: nft list chain inet filter prerouting_miniupnpd");
-    story.saw(&carrier::listing(&lab.cgn)?);
-
-    let rows = iwfd.ctl().json(&["mappings"])?;
-    let rows = rows.as_array().context("mappings are a list")?;
-    ensure!(
-        rows.len() == 2,
-        "two mappings should be listed, not {}",
-        rows.len()
-    );
-    let mut ours = BTreeSet::new();
-    for row in rows {
+    story.asked("iwfctl mappings; the pinned eBPF map; on cgn: nft list chain");
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header([
+        "protocol",
+        "IWF mapping table",
+        "eBPF NAT table of the router",
+        "nftables of the carrier",
+    ]);
+    let kernel = bpf::nat_mappings(&iwfd.files().bpffs_dir)?;
+    let carrier = carrier::all_forwards(&lab.cgn)?;
+    let rows = cascade::rows(iwfd)?;
+    for row in &rows {
+        let protocol = row["protocol"].as_str().unwrap_or_default().to_lowercase();
+        let internal = cascade::endpoint(row, "internal")?;
+        let nat1 = cascade::endpoint(row, "nat1")?;
+        let outer = cascade::endpoint(row, "carrier")?;
+        let here = kernel
+            .iter()
+            .find(|held| held.protocol == protocol && held.external == nat1)
+            .with_context(|| format!("the kernel does not hold {nat1}"))?;
         ensure!(
-            row["kernel"] == true,
-            "the kernel does not hold {}",
-            row["internal"]
+            here.internal == internal,
+            "the kernel leads {nat1} to {}, not {internal}",
+            here.internal
         );
-        ours.insert((
-            row["protocol"].as_str().unwrap_or_default().to_lowercase(),
-            row["carrier"].as_str().unwrap_or_default().to_owned(),
-            row["nat1"].as_str().unwrap_or_default().to_owned(),
-        ));
+        let there = carrier
+            .iter()
+            .find(|held| held.protocol == protocol && held.external_port == outer.port())
+            .with_context(|| format!("the carrier does not forward {outer}"))?;
+        let (addr, port) = there.to;
+        ensure!(
+            SocketAddrV4::new(addr, port) == nat1,
+            "the carrier leads {outer} to {addr}:{port}, not {nat1}"
+        );
+        table.add_row([
+            protocol.clone(),
+            format!("{outer} -> {internal}"),
+            format!("{} -> {}", here.external, here.internal),
+            format!("{EXTERNAL}:{} -> {addr}:{port}", there.external_port),
+        ]);
     }
-    let theirs: BTreeSet<_> = carrier::forwards(&lab.cgn)?
-        .into_iter()
-        .map(|forward| {
-            let (addr, port) = forward.to;
-            (
-                forward.protocol,
-                format!("{EXTERNAL}:{}", forward.external_port),
-                format!("{addr}:{port}"),
-            )
-        })
-        .collect();
+    story.saw(&table.to_string());
     ensure!(
-        ours == theirs,
-        "the carrier forwards {theirs:?}, the IWF lists {ours:?}"
+        rows.len() == 2 && kernel.len() == 2,
+        "two mappings were made, {} are listed and {} in the kernel",
+        rows.len(),
+        kernel.len()
     );
-    story.saw("both mappings are in all three, with the same addresses and ports");
-    let probes = carrier::all_forwards(&lab.cgn)?;
-    if let Some(probe) = probes.iter().find(|found| found.asks_for_the_address()) {
-        story.saw(&format!(
-            "(UDP {} at the carrier is how the gateway learnt the external address; it runs out by itself)",
-            probe.external_port
-        ));
+    for other in carrier {
+        if other.asks_for_the_address() {
+            story.saw(&format!(
+                "(the carrier also holds UDP {}: how the router learnt the external address; it runs out)",
+                other.external_port
+            ));
+        }
     }
+    story.asked("iwfctl audit");
+    story.saw(&iwfd.ctl().must(&["audit"])?);
     Ok(())
 }
 
