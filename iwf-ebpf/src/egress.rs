@@ -12,7 +12,7 @@ use iwf_common::tcp;
 
 use crate::clock::tick;
 use crate::cursor::Cursor;
-use crate::headers::TCP;
+use crate::headers::{ETHERTYPE_IPV4, TCP};
 use crate::hook::Hook;
 use crate::mapping;
 use crate::maps::{CONFIG, in_lan};
@@ -107,11 +107,23 @@ fn untranslated(ctx: &TcContext, config: &Config, src: [u8; 4]) -> Outcome {
     }
 }
 
+/// ETH_P_IP as the stack notes it for every packet, in network order.
+const IPV4: u32 = u16::from_ne_bytes(ETHERTYPE_IPV4) as u32;
+
 /// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
 #[inline(never)]
 fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
-    let (Some((src, _)), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+    let Some(config) = CONFIG.get(0) else {
         return Done::EgressUntouched.into();
+    };
+    let src = match parse::addresses(cursor) {
+        Some((src, _)) => src,
+        None if ctx.skb.protocol() == IPV4 => match parse::bare_addresses(cursor) {
+            // Not translated on such a device, so that at least nothing private may leave by it.
+            Some((src, _)) => src,
+            None => return DropReason::Malformed.into(),
+        },
+        None => return Done::EgressUntouched.into(),
     };
     let fate = untranslated(ctx, config, src);
     if fate == DropReason::PrivateSource.into() {

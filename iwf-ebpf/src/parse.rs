@@ -160,6 +160,12 @@ pub fn addresses(cursor: &Cursor) -> Option<Addresses> {
     addresses_at(cursor, L3)
 }
 
+/// The addresses of an IPv4 packet that has no Ethernet header before it, as on PPP links and tunnels.
+#[inline(always)]
+pub fn bare_addresses(cursor: &Cursor) -> Option<Addresses> {
+    addresses_at(cursor, 0)
+}
+
 /// The addresses of the packet that an ICMP error quotes.
 #[inline(always)]
 pub fn quoted_addresses(cursor: &Cursor) -> Option<Addresses> {

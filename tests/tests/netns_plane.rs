@@ -1,6 +1,7 @@
 //! The data plane and the netlink watcher against live maps, devices and traffic, without the daemon above
 //! them.
 
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use iwf_tests::topology::{CARRIER, LAN_BRIDGE, LAN1, LAN2, Lab, REMOTE, WAN, WAN
 use iwf_tests::{netns, wait};
 use iwf_userspace::daemon::config::{AttachMode, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Settings, TcMode};
-use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN};
+use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN, Port, Role};
 use iwf_userspace::daemon::netlink::{self, Interfaces};
 use iwf_userspace::daemon::netstate::NetState;
 use iwf_userspace::reconcile::plan::Plan;
@@ -251,6 +252,7 @@ fn next_hops_follow_a_host_that_moves() -> Result<()> {
     let mut transfer = peers::Transfer::start(&router.lab.lan1, carrier)?;
     transfer.goes_on(100_000, SOON)?;
 
+    let before = router.state().next_hops;
     // Another network card with the same address: the bridge and the neighbour table hear of it.
     router
         .lab
@@ -264,7 +266,6 @@ fn next_hops_follow_a_host_that_moves() -> Result<()> {
         "2",
         &Ipv4Addr::new(192, 168, 1, 1).to_string(),
     ])?;
-    let before = router.state().next_hops;
     router.follow(|state| {
         state.next_hops != before && state.fdb.iter().any(|e| e.mac == [2, 0, 0, 0, 0x77, 1])
     })?;
@@ -444,6 +445,74 @@ fn a_half_written_mapping_is_told_and_completed() -> Result<()> {
     router.plane.remove(&half)?;
     assert_eq!(router.plane.observe()?, []);
     Ok(())
+}
+
+/// PPP links and tunnels carry packets without an Ethernet header, which the programs cannot translate yet.
+#[test]
+fn a_wan_without_ethernet_leaks_no_private_source() -> Result<()> {
+    let Some(mut router) = Router::new()? else {
+        return Ok(());
+    };
+    let cpe = &router.lab.cpe;
+    let mut tunnel = cpe.within(|| open_tunnel("tun0"))??;
+    cpe.address("tun0", Ipv4Addr::new(100, 64, 9, 2), 24)?;
+    cpe.ip("route replace default dev tun0")?;
+    let mut config = router.state().plane_config(Vec::new());
+    config.external_addr = Some(Ipv4Addr::new(100, 64, 9, 2));
+    config.ports.retain(|port| port.role == Role::Lan);
+    config.ports.push(Port {
+        ifindex: cpe.ifindex("tun0")?,
+        name: "tun0".to_owned(),
+        role: Role::Wan,
+        bridge: None,
+        mac: [0; 6],
+    });
+    let Router { lab, plane, .. } = &mut router;
+    lab.cpe.within(|| plane.configure(&config))??;
+
+    let before = router.count("drop_private_source")?;
+    let nobody = SocketAddrV4::new(REMOTE, 9);
+    peers::udp_is_closed(&router.lab.lan1, nobody, SILENCE)?;
+    ensure!(router.count("drop_private_source")? > before, "was judged");
+    // The router's own packets do leave, and after them nothing of the LAN can still be on its way.
+    peers::udp_is_closed(&router.lab.cpe, nobody, SILENCE)?;
+    let mut packet = [0; 2048];
+    loop {
+        let len = tunnel.read(&mut packet)?;
+        let src = packet.get(12..16).filter(|_| len >= 20).context("IPv4")?;
+        ensure!(src[..2] != [192, 168], "a LAN address left: {src:?}");
+        if src == [100, 64, 9, 2] && packet[9] == 17 {
+            return Ok(());
+        }
+    }
+}
+
+/// A device that carries bare IP packets, and the descriptor its packets come out of.
+fn open_tunnel(name: &str) -> Result<std::fs::File> {
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .context("open /dev/net/tun")?;
+    // struct ifreq: 16 octets of name, then flags, padded to 40.
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    let flags = u16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: the descriptor is open and the request is as large as struct ifreq; the kernel keeps no pointer.
+    let outcome = unsafe {
+        libc::ioctl(
+            std::os::fd::AsRawFd::as_raw_fd(&file),
+            libc::TUNSETIFF,
+            request.as_mut_ptr(),
+        )
+    };
+    ensure!(
+        outcome == 0,
+        "make {name}: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(file)
 }
 
 /// One reconciler run, after which a second one has nothing to do.
