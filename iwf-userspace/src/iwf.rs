@@ -17,6 +17,7 @@ mod restore;
 pub mod settings;
 mod soap_calls;
 mod status;
+mod unsaved;
 mod upstream;
 mod wan;
 
@@ -37,6 +38,7 @@ use job::{Job, Stage};
 use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
+use unsaved::Unsaved;
 
 pub use crate::proto::igd::LinkCounters;
 pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
@@ -257,6 +259,7 @@ pub struct Iwf {
     address: AddressQuery,
     /// Ports of our NAT that a server refuses with every nonce of ours, and until when (AMB-02).
     barred: BTreeMap<(Protocol, ExternalPort), Instant>,
+    unsaved: Unsaved,
     effects: VecDeque<Effect>,
 }
 
@@ -287,6 +290,7 @@ impl Iwf {
             pace: Pace::default(),
             address: AddressQuery::default(),
             barred: BTreeMap::new(),
+            unsaved: Unsaved::default(),
             effects: VecDeque::new(),
         }
     }
@@ -333,6 +337,7 @@ impl Iwf {
         self.end_leases(now);
         self.end_probes(now);
         self.end_address_query(now);
+        self.store_again(now);
         self.pump(now);
     }
 
@@ -349,6 +354,7 @@ impl Iwf {
             .chain(self.lease_ends())
             .chain(self.probes.values().map(Probe::next_event))
             .chain(self.address.next_event())
+            .chain(self.unsaved.next_event())
             .min()
     }
 

@@ -279,6 +279,7 @@ impl Iwf {
             description: new.description,
             requested: new.lease,
             lease_ends: now + new.lease.duration(),
+            port_choice: new.choice,
             ..before.clone()
         };
         let server = match (self.server_to_ask(), before.upstream) {

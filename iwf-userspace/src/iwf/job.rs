@@ -119,7 +119,7 @@ impl Iwf {
     /// The outcome of an effect.
     pub(super) fn done(&mut self, ticket: Ticket, result: Result<(), EffectError>, now: Instant) {
         let Some(generation) = self.tickets.remove(&ticket) else {
-            return;
+            return self.store_done(ticket, result, now);
         };
         let Some(job) = self.jobs.remove(&generation) else {
             return;
@@ -180,8 +180,9 @@ impl Iwf {
                 self.reacquire(generation, now);
                 self.finish(generation, job, Err(refusal), now);
             }
-            // Nobody can be told. What the record says is over, or will be when its lease ends.
+            // Nobody can be told, so the mapping goes, and its record when the store can do it.
             (Kind::Remove, Origin::Admin(_) | Origin::Nobody) => {
+                self.store_later(generation, now);
                 self.stored(generation, job, now);
             }
         }
@@ -259,8 +260,10 @@ impl Iwf {
             if let (Some(old), Some(new)) = (&mut mapping.upstream, after.upstream) {
                 *old = new;
             }
-            let until = pcp_client::Input::Until(generation, mapping.lease_ends);
-            self.tell(until, now);
+            if let Some(lease) = mapping.upstream {
+                let want = self.want(&mapping, lease.server, mapping.claim.port, now);
+                self.tell(pcp_client::Input::Terms(want), now);
+            }
             let record = MappingRecord::new(&mapping, &self.clock);
             let entry = mapping.nat_entry();
             if job.stage == Stage::Kernel {
@@ -377,6 +380,9 @@ impl Iwf {
 
     pub(super) fn persist(&mut self, change: StoreChange, job: Option<Generation>) {
         let ticket = self.ticket_for(job);
+        if job.is_none() {
+            self.unsaved.watch(ticket, &change);
+        }
         self.effects.push_back(Effect::Persist { ticket, change });
     }
 

@@ -118,7 +118,11 @@ impl Iwf {
         self.deferred = waiting;
         let ready: Vec<(Generation, Call)> = ready;
         for (_, call) in ready {
-            self.dispatch(call, now);
+            if call.deadline <= now {
+                self.reply(call.request, Err(UpnpError::ACTION_FAILED));
+            } else {
+                self.dispatch(call, now);
+            }
         }
     }
 

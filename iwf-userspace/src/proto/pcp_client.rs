@@ -95,8 +95,8 @@ pub enum Input {
     Release(Generation),
     /// Stop deleting it and make sure that it is still there.
     Keep(Generation),
-    /// It is wanted only until then, on the terms it has.
-    Until(Generation, Instant),
+    /// It is wanted on these terms from the next request on, which is sent when it is due.
+    Terms(Want),
     /// Our address on the WAN; `None` while it is down, when nothing is sent. What was granted to another
     /// address is not touched: see [`Input::Reacquire`].
     Local(Option<Ipv4Addr>),
@@ -248,9 +248,10 @@ impl PcpClient {
             Input::Abandon(id) => self.abandon(id, now),
             Input::Release(id) => self.release(id, now),
             Input::Keep(id) => self.keep(id, now),
-            Input::Until(id, until) => {
-                if let Some(lease) = self.leases.get_mut(&id) {
-                    lease.want.until = until;
+            Input::Terms(want) => {
+                let lease = self.leases.get_mut(&want.id);
+                if let Some(lease) = lease.filter(|lease| lease.tuple() == want.tuple()) {
+                    lease.want = want;
                 }
             }
             Input::Local(local) => self.set_local(local, now),

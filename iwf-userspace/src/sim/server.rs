@@ -17,6 +17,8 @@ pub(super) struct Held {
     pub(super) external: ExternalEndpoint,
     pub(super) expires: Instant,
     pub(super) filters: Vec<IpAddr>,
+    /// Deleted, but kept for its owner for a while (RFC 6887 section 15).
+    pub(super) released: bool,
 }
 
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) struct Server {
     pub(super) filters: bool,
     /// Grants another port although PREFER_FAILURE is set.
     pub(super) ignores_prefer_failure: bool,
+    /// For how many seconds a deleted mapping is kept for its owner.
+    pub(super) quarantine: u32,
     /// Internal ports below this one are refused, as Debian's miniupnpd is usually set up.
     pub(super) min_internal: u16,
     started: Instant,
@@ -60,6 +64,7 @@ impl Server {
             script: VecDeque::new(),
             filters: true,
             ignores_prefer_failure: false,
+            quarantine: 0,
             min_internal: 0,
             // Its clock does not begin with ours.
             started: now,
@@ -81,7 +86,9 @@ impl Server {
 
     /// Mappings in force.
     pub(super) fn alive(&self, now: Instant) -> impl Iterator<Item = (&Key, &Held)> {
-        self.mappings.iter().filter(move |(_, m)| m.expires > now)
+        self.mappings
+            .iter()
+            .filter(move |(_, m)| m.expires > now && !m.released)
     }
 
     /// An announcement of its own accord.
@@ -141,8 +148,16 @@ impl Server {
                 "IWF-063"
             );
             assert_eq!(request.options, [], "IWF-063");
-            self.mappings.remove(&key);
-            return Some(self.encode(Body::Map(map), ResultCode::Success, 0, now));
+            let quarantine = self.quarantine;
+            if let Some(held) = self.mappings.get_mut(&key)
+                && quarantine > 0
+            {
+                held.released = true;
+                held.expires = now + Lifetime(quarantine).duration();
+            } else {
+                self.mappings.remove(&key);
+            }
+            return Some(self.encode(Body::Map(map), ResultCode::Success, quarantine, now));
         }
         if port < self.min_internal {
             return error(self, ResultCode::NotAuthorized, 1800);
@@ -160,7 +175,9 @@ impl Server {
             external,
             expires: now,
             filters: Vec::new(),
+            released: false,
         });
+        held.released = false;
         held.expires = now + Lifetime(lifetime).duration();
         for option in &request.options {
             let PcpOption::Filter(filter) = option else {

@@ -1,6 +1,8 @@
 //! Calls as control points write them, and what they get on a good link.
 
 use super::world::World;
+use crate::types::Protocol;
+use crate::wire::pcp::PcpOption;
 use crate::wire::soap::Call;
 
 /// A call of WANIPConnection:2.
@@ -266,4 +268,60 @@ fn probes_are_few_however_many_are_asked_for() {
         assert_eq!(world.ask(20, get_specific(port)), Err(714));
     }
     assert!(world.server.alive(world.now).count() <= 4);
+}
+
+#[test]
+fn add_port_mapping_over_add_any_insists_on_the_port() {
+    let mut world = World::new(13);
+    let port = world.ask(20, add_any(20, 8080, 8080, 3600));
+    assert_eq!(port, Ok(vec!["8080".to_owned()]));
+    // The server has forgotten it, and somebody else has the port now.
+    world.server.mappings.clear();
+    world.server.taken.push((Protocol::Tcp, 8080));
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(718));
+    world.run(2);
+    assert_eq!(world.active().len(), 0);
+    assert_eq!(world.kernel.observe(), []);
+    let last = world.server.log.last().expect("asked");
+    assert_eq!(last.1.options, [PcpOption::PreferFailure]);
+}
+
+#[test]
+fn a_call_that_has_waited_until_its_deadline_begins_nothing() {
+    let mut world = World::new(14);
+    world.run(1);
+    world.link.cut = true;
+    let first = world.call(20, add(20, 8080, 3600));
+    let second = world.call(20, add(20, 8080, 7200));
+    world.run(28);
+    assert_eq!(world.wait_for(first), Err(501));
+    assert_eq!(world.wait_for(second), Err(501));
+    assert_eq!(world.iwf.mappings().count(), 0);
+}
+
+#[test]
+fn a_call_waits_for_the_one_before_it() {
+    let mut world = World::new(15);
+    world.link.delay = (100, 100);
+    let made = world.call(20, add(20, 8080, 3600));
+    let read = world.call(20, get_specific(8080));
+    let deleted = world.call(20, delete(8080));
+    assert_eq!(world.wait_for(made), Ok(vec![]));
+    assert!(world.wait_for(read).is_ok());
+    assert_eq!(world.wait_for(deleted), Ok(vec![]));
+    world.run(1);
+    assert_eq!(world.server.alive(world.now).count(), 0);
+}
+
+#[test]
+fn a_deleted_tuple_that_the_server_keeps_is_taken_again_with_its_nonce() {
+    let mut world = World::new(16);
+    world.server.quarantine = 90;
+    for _ in 0..3 {
+        assert_eq!(world.ask(20, get_specific(8080)), Err(714));
+        assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]), "IWF-067");
+        assert_eq!(world.ask(20, delete(8080)), Ok(vec![]));
+        world.run(60);
+    }
+    assert_eq!(world.server.foreign_nonces, 0);
 }

@@ -444,3 +444,51 @@ fn a_public_address_needs_no_server() {
     assert_eq!(maps(&world.sent).len(), before);
     assert_clean(&world);
 }
+
+#[test]
+fn a_repetition_that_overtakes_the_deletion_is_deleted_again() {
+    let mut world = World::new(26);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let (_, request) = world.sent.last().expect("a MAP").clone();
+    assert_eq!(world.ask(20, delete(8080)), Ok(vec![]));
+    let payload = request.encode().expect("short");
+    let source = IpAddr::V4(super::world::WAN);
+    let late = world.server.receive(world.now, source, &payload);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+    world.answer(late.expect("granted"));
+    world.run(1);
+    assert_clean(&world);
+}
+
+#[test]
+fn a_record_the_store_could_not_remove_goes_later() {
+    let mut world = World::new(27);
+    assert_eq!(world.ask(20, add(20, 8080, 600)), Ok(vec![]));
+    for call in 0..3 {
+        let call = world.store.next_call() + call;
+        world.store.faults.insert(call, EffectError::Failed);
+    }
+    world.run(600);
+    assert_eq!(world.active().len(), 0);
+    assert_eq!(world.store.records.len(), 1, "refused");
+    world.run(6);
+    assert_eq!(world.store.records.len(), 1, "and again after 1 and 2 s");
+    world.run(4);
+    assert_clean(&world);
+}
+
+#[test]
+fn a_renewal_the_store_could_not_take_is_stored_later() {
+    let mut world = World::new(28);
+    world.server.lifetimes = (120, 600);
+    assert_eq!(world.ask(20, add(20, 8080, 86_400)), Ok(vec![]));
+    let next = world.store.next_call();
+    world.store.faults.insert(next, EffectError::Full);
+    let stored = |world: &World| {
+        let record = world.store.records.values().next().expect("stored");
+        record.upstream.expect("a lease").expires
+    };
+    let before = stored(&world);
+    world.run(390);
+    assert!(stored(&world) > before);
+}

@@ -260,8 +260,6 @@ pub(super) struct Ended {
     pub(super) until: Instant,
     /// The deletion under way and when it is sent next.
     pub(super) delete: Option<(Backoff, Instant)>,
-    /// Whether a grant may still be on its way.
-    pub(super) ungranted: bool,
 }
 
 impl Ended {
@@ -270,7 +268,6 @@ impl Ended {
             nonce: lease.nonce,
             until,
             delete: Some((Backoff::default(), now)),
-            ungranted: lease.grant.is_none(),
         }
     }
 

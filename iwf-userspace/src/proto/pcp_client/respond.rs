@@ -29,10 +29,11 @@ impl PcpClient {
         }
         match ServerMessage::decode(payload) {
             Ok(ServerMessage::Response(response)) => self.response(from, &response, now),
-            Ok(ServerMessage::UnsupportedVersion { lifetime, .. }) => {
-                self.wrong_version(from, lifetime, now);
-            }
-            Ok(ServerMessage::NatPmpOnly { .. }) => self.wrong_version(from, None, now),
+            Ok(ServerMessage::UnsupportedVersion {
+                lifetime, epoch, ..
+            }) => self.wrong_version(from, lifetime, epoch, now),
+            // Its clock is another protocol's.
+            Ok(ServerMessage::NatPmpOnly { .. }) => self.wrong_version(from, None, None, now),
             Err(_) => self.ignored.malformed += 1,
         }
         self.handle_timeout(now);
@@ -370,19 +371,9 @@ impl PcpClient {
     }
 
     fn ended_deleted(&mut self, tuple: Tuple, lifetime: Lifetime, now: Instant) {
-        let Some(ended) = self.ended.get_mut(&tuple) else {
-            return;
-        };
-        if ended.ungranted {
-            // The grant this deletion was ahead of may still come.
-            ended.delete = None;
-            let held = lifetime.min(MAX_LIFETIME).duration().max(LATE_GRANT);
-            ended.until = now + held;
-            return;
+        if let Some(nonce) = self.ended.get(&tuple).map(|ended| ended.nonce) {
+            self.keep_nonce(tuple, nonce, lifetime, now);
         }
-        let nonce = ended.nonce;
-        self.ended.remove(&tuple);
-        self.keep_nonce(tuple, nonce, lifetime, now);
     }
 
     fn keep_nonce(
@@ -392,15 +383,14 @@ impl PcpClient {
         lifetime: Lifetime,
         now: Instant,
     ) {
-        if lifetime.0 > 0 {
-            let ended = Ended {
-                nonce,
-                until: now + lifetime.min(MAX_LIFETIME).duration(),
-                delete: None,
-                ungranted: false,
-            };
-            self.end(tuple, ended, now);
-        }
+        // A repetition of the request that overtook the deletion may still be granted.
+        let held = lifetime.min(MAX_LIFETIME).duration().max(LATE_GRANT);
+        let ended = Ended {
+            nonce,
+            until: now + held,
+            delete: None,
+        };
+        self.end(tuple, ended, now);
     }
 
     /// A grant nobody waits for any more: deleted (IWF-049).
@@ -408,7 +398,6 @@ impl PcpClient {
         if let Some(ended) = self.ended.get_mut(&tuple) {
             let ends = now + lifetime.min(MAX_LIFETIME).duration();
             ended.until = ended.until.max(ends).max(now + LATE_GRANT);
-            ended.ungranted = false;
             if ended.delete.is_none() {
                 ended.delete = Some((Backoff::default(), now));
             }
@@ -430,7 +419,13 @@ impl PcpClient {
 
     /// The server does not speak PCP in our version (RFC 6887 section 9). It is asked again after at most half
     /// an hour.
-    fn wrong_version(&mut self, from: SocketAddr, lifetime: Option<Lifetime>, now: Instant) {
+    fn wrong_version(
+        &mut self,
+        from: SocketAddr,
+        lifetime: Option<Lifetime>,
+        epoch: Option<Epoch>,
+        now: Instant,
+    ) {
         let error = ResultCode::UnsuppVersion;
         let lifetime = lifetime.unwrap_or(error.error_lifetime());
         let waiting: Vec<_> = self
@@ -448,6 +443,9 @@ impl PcpClient {
         if !probed && !waiting.iter().any(|(_, idle)| !idle) {
             self.ignored.unmatched += 1;
             return;
+        }
+        if let Some(epoch) = epoch {
+            self.observe_epoch(from, epoch, now);
         }
         self.answered(from);
         for (id, idle) in waiting {

@@ -74,7 +74,9 @@ fn answer(request: &Request, result: ResultCode, lifetime: u32, epoch: u32) -> V
                 external_addr: [11, 22, 33, 1].into(),
                 ..*map
             }),
-            body => body.clone(),
+            body @ (Body::Announce | Body::Map(_) | Body::Peer(_) | Body::Opaque { .. }) => {
+                body.clone()
+            }
         },
         options: Vec::new(),
     };
@@ -161,9 +163,8 @@ fn only_the_right_fields_make_an_answer() {
     let mut client = client();
     client.handle_input(Input::Request(want(1, 8080)), at(0));
     let (requests, _) = drain(&mut client);
-    let map = match &requests[0].body {
-        Body::Map(map) => *map,
-        other => panic!("{other:?}"),
+    let Body::Map(map) = requests[0].body else {
+        panic!("{requests:?}");
     };
     let altered = [
         MapBody {
@@ -246,4 +247,28 @@ fn nonces_differ_and_are_not_shown() {
         }
     }
     assert_eq!(seen.len(), 999);
+}
+
+#[test]
+fn the_epoch_of_a_version_error_counts() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    let (requests, _) = drain(&mut client);
+    datagram(
+        &mut client,
+        answer(&requests[0], ResultCode::Success, 600, 5000),
+        at(0),
+    );
+    client.handle_input(Input::Request(want(2, 8081)), at(10));
+    drain(&mut client);
+    let mut other_version = vec![0; 24];
+    (
+        other_version[0],
+        other_version[1],
+        other_version[3],
+        other_version[7],
+    ) = (3, 0x81, 1, 60);
+    datagram(&mut client, other_version, at(11));
+    let (_, effects) = drain(&mut client);
+    assert!(effects.contains(&Effect::EpochReset(server())), "PCPC-044");
 }

@@ -247,7 +247,6 @@ impl PcpClient {
             nonce: lease.nonce,
             until: now + LATE_GRANT,
             delete: None,
-            ungranted: true,
         };
         self.end(lease.tuple(), ended, now);
     }
