@@ -201,9 +201,9 @@ impl Namespace {
     /// # Errors
     /// If `ip` fails.
     pub fn ip(&self, args: &str) -> Result<String> {
-        let mut argv = vec!["ip", "-n", &self.name];
+        let mut argv = vec!["ip"];
         argv.extend(args.split_whitespace());
-        process::must(&argv)
+        self.must(&argv)
     }
 
     /// Sets a sysctl given as a path below /proc/sys, for example `net/ipv4/ip_forward`.
