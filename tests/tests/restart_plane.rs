@@ -15,6 +15,8 @@ use iwf_userspace::daemon::config::{AttachMode, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Origin, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 use iwf_userspace::daemon::dataplane::{DataPlane, PlaneConfig, Port, Role};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 const FREED: Duration = Duration::from_secs(5);
 
@@ -333,6 +335,46 @@ fn a_device_that_runs_anothers_program_is_left_alone() -> Result<()> {
     router.detach()
 }
 
+/// Nothing can be made below /sys, so a file system must be mounted where distributions do.
+#[test]
+fn the_usual_directory_works_where_nobody_has_mounted_a_bpf_file_system() -> Result<()> {
+    let Some(router) = Router::new()? else {
+        return Ok(());
+    };
+    let dir = PathBuf::from(format!("/sys/fs/bpf/iwf-{}", std::process::id()));
+    let settings = Settings {
+        bpffs_dir: dir.clone(),
+        ..router.settings()
+    };
+    let config = router.config()?;
+    router.cpe.within(|| -> Result<()> {
+        // A view of the file systems for this thread alone, as on a machine that has just started.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        while is_mounted(Path::new("/sys/fs/bpf"))? {
+            umount2("/sys/fs/bpf", MntFlags::MNT_DETACH)?;
+        }
+        for origin in [Origin::Created, Origin::Adopted] {
+            let mut plane = KernelPlane::open(&settings)?;
+            assert_eq!(plane.origin(), origin);
+            plane.configure(&config)?;
+        }
+        assert!(is_mounted(Path::new("/sys/fs/bpf"))?);
+        // Somebody else's pins keep the file system.
+        let theirs = Path::new("/sys/fs/bpf/theirs");
+        fs::create_dir(theirs)?;
+        kernel::detach(&dir)?;
+        assert!(theirs.exists() && !dir.exists());
+        fs::remove_dir(theirs)?;
+        kernel::detach(&dir)?;
+        assert!(!is_mounted(Path::new("/sys/fs/bpf"))?);
+        kernel::detach(&dir)
+    })??;
+    assert!(router.objects()?.is_empty());
+    Ok(())
+}
+
 /// A router with a LAN and a WAN device, and the other ends of both.
 struct Router {
     cpe: Namespace,
@@ -463,7 +505,8 @@ impl Router {
 }
 
 fn is_mounted(dir: &Path) -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    // Of this thread: it may have a view of its own.
+    let mounts = fs::read_to_string("/proc/thread-self/mounts")?;
     let dir = dir.display().to_string();
     Ok(mounts
         .lines()

@@ -19,6 +19,7 @@ use iwf_common::tick::ClockSample;
 
 use super::attach::{Attachment, Mode};
 use super::clock::{self, Clock};
+use super::events;
 use super::maps::{self, Maps, Sizes, refused, to_io};
 use super::object::OBJECT;
 use super::pair::{self, Expect, Side, Tables};
@@ -200,6 +201,7 @@ impl DataPlane for KernelPlane {
 
     fn sweep(&mut self) -> Result<u64, DataPlaneError> {
         self.tick_clock()?;
+        events::log_all(&mut self.tables.maps.events);
         let done = self
             .tables
             .run_sweep(SweepMode::Age, EndpointKey::default())

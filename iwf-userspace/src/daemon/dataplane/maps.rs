@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use aya::Pod;
 use aya::maps::{
-    Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, xdp::XdpMapError,
+    Array, DevMapHash, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf,
+    xdp::XdpMapError,
 };
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
@@ -120,6 +121,7 @@ pub(super) struct Maps {
     pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
     pub(super) sweep: Array<MapData, SweepRequest>,
     pub(super) clock: Array<MapData, ClockSample>,
+    pub(super) events: RingBuf<MapData>,
 }
 
 impl Maps {
@@ -142,6 +144,7 @@ impl Maps {
             sessions: typed(set, names::SESSIONS)?,
             sweep: typed(set, names::SWEEP)?,
             clock: typed(set, names::CLOCK)?,
+            events: typed(set, names::EVENTS)?,
         })
     }
 }

@@ -140,19 +140,14 @@ pub(super) fn ensure_bpffs(root: &Path) -> Result<()> {
 
 /// Removes the now empty directory, and the file system it is in if we mounted it and nobody else uses it.
 pub(super) fn release_bpffs(root: &Path) -> Result<()> {
-    if !root.exists() {
-        return Ok(());
-    }
     let point = mount_point(root);
     let mark = point.join(MOUNT_MARK);
-    if root != point && is_empty(root)? {
+    // A plain directory is ours to remove; the root of somebody else's mount is not.
+    let removable = root.exists() && is_empty(root)?;
+    if removable && !is_mount_root(root)? {
         fs::remove_dir(root).with_context(|| format!("remove {}", root.display()))?;
     }
     if !mark.exists() {
-        // Somebody else's mount, or a plain directory below one: ours goes, theirs stays.
-        if root == point && is_empty(root)? && !is_mount_root(root)? {
-            fs::remove_dir(root).with_context(|| format!("remove {}", root.display()))?;
-        }
         return Ok(());
     }
     if others(point, MOUNT_MARK)? {

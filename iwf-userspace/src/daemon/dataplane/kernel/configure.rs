@@ -75,6 +75,13 @@ impl KernelPlane {
             let mut here = self.attached.iter().filter(|a| a.ifindex == port.ifindex);
             here.any(|a| a.is_xdp())
         });
+        for port in config.ports.iter().filter(|port| port.mac == [0; 6]) {
+            warn!(
+                interface = port.name,
+                "has no Ethernet header (PPP or a tunnel): its packets are not translated yet, those with a private \
+                 source are dropped"
+            );
+        }
         self.applied.refused_at = (!complete).then_some(self.clock.now());
         self.applied.ports = Some(config.ports.clone());
         Ok(())
