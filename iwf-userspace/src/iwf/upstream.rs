@@ -181,11 +181,14 @@ impl Iwf {
 
     /// Gets the lease of a mapping back, or gets one for a mapping that had none.
     pub(super) fn reacquire(&mut self, id: Generation, now: Instant) {
-        let Mode::Cascaded(server) = self.mode else {
-            return;
-        };
         let Some(mapping) = self.table.get(id) else {
             return;
+        };
+        // While the WAN is down the client waits with it.
+        let server = match (self.mode, mapping.upstream) {
+            (Mode::Cascaded(server), _) => server,
+            (Mode::Down | Mode::NoServer, Some(lease)) => lease.server,
+            (Mode::Local, _) | (Mode::Down | Mode::NoServer, None) => return,
         };
         let Some(external) = mapping.claim.endpoint() else {
             return;

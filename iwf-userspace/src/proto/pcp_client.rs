@@ -95,7 +95,8 @@ pub enum Input {
     Release(Generation),
     /// Stop deleting it and make sure that it is still there.
     Keep(Generation),
-    /// It is wanted on these terms from the next request on, which is sent when it is due.
+    /// It is wanted on these terms from the next request on, which is sent when it is due. Nobody waits for an
+    /// answer any more: an end of it is reported by [`Effect::Lost`].
     Terms(Want),
     /// Our address on the WAN; `None` while it is down, when nothing is sent. What was granted to another
     /// address is not touched: see [`Input::Reacquire`].
@@ -252,6 +253,9 @@ impl PcpClient {
                 let lease = self.leases.get_mut(&want.id);
                 if let Some(lease) = lease.filter(|lease| lease.tuple() == want.tuple()) {
                     lease.want = want;
+                    if let Phase::Requesting { purpose, .. } = &mut lease.phase {
+                        *purpose = Purpose::Restore;
+                    }
                 }
             }
             Input::Local(local) => self.set_local(local, now),

@@ -5,6 +5,7 @@
 //! and what was answered with success must be so in all three tables.
 #![forbid(unsafe_code)]
 
+mod arbitrary;
 mod kernel;
 mod link;
 mod random;

@@ -1,6 +1,7 @@
 //! Servers that refuse, are silent, are late, or do not heed what was asked.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use super::server::{Scripted, address, maps};
 use super::soap::{add, add_any, delete, get_address, get_specific, mapping};
@@ -156,7 +157,7 @@ fn a_stray_grant_of_another_port_is_not_the_answer() {
     world.run(1);
     world.server.script.push_back(Scripted::Port(9999));
     let id = world.call(20, add(20, 8080, 3600));
-    world.run_until(world.now + std::time::Duration::from_millis(100));
+    world.run_until(world.now + Duration::from_millis(100));
     assert!(!world.replies.contains_key(&id), "waits for the right one");
     // The right one follows at once, as if the first had been an update meant for something else.
     let (_, request) = world.sent.last().expect("a MAP").clone();
@@ -458,6 +459,28 @@ fn a_repetition_that_overtakes_the_deletion_is_deleted_again() {
     world.answer(late.expect("granted"));
     world.run(1);
     assert_clean(&world);
+}
+
+#[test]
+fn a_lapsed_mapping_that_was_overwritten_in_vain_is_lost_when_refused() {
+    for refusal in [ResultCode::CannotProvideExternal, ResultCode::NotAuthorized] {
+        let mut world = World::new(29);
+        world.server.lifetimes = (120, 600);
+        assert_eq!(world.ask(20, add(20, 8080, 86_400)), Ok(vec![]));
+        world.link.cut = true;
+        world.now = world.now + Duration::from_secs(3000);
+        world.crash();
+        assert_eq!(world.ask(20, add(20, 8080, 86_400)), Err(501));
+        assert_eq!(world.active().len(), 1, "may come back yet");
+        for _ in 0..2 {
+            let refusal = Scripted::Error(refusal, 1800);
+            world.server.script.push_back(refusal);
+        }
+        world.link.cut = false;
+        world.run(1100);
+        assert_eq!(world.iwf.mappings().count(), 0, "{refusal}");
+        assert!(world.store.records.is_empty());
+    }
 }
 
 #[test]

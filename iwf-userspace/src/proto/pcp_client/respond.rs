@@ -13,7 +13,7 @@ use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol, RemotePeer,
 };
-use crate::wire::pcp::{Body, MapBody, Response, ResultCode, ServerMessage};
+use crate::wire::pcp::{Body, MapBody, Response, ResultClass, ResultCode, ServerMessage};
 
 /// For how long a grant of the right port is waited for after one of another port (IWF-046).
 const MISMATCH_GRACE: Duration = Duration::from_secs(1);
@@ -291,7 +291,10 @@ impl PcpClient {
                     }
                 }
             }
-            Purpose::Restore if conflict => {
+            // What has lapsed and is refused for good will not come back.
+            Purpose::Restore
+                if conflict || (lease.grant.is_none() && error.class() == ResultClass::Long) =>
+            {
                 self.forget(id, now);
                 self.effects.push_back(Effect::Lost { id });
             }
