@@ -62,9 +62,15 @@ const UDP_TOTAL: u16 = (FRAME_LEN - 34) as u16;
 const UDP: u16 = 17;
 const OUR_TTL_PROTO: u16 = u16::from_ne_bytes([TTL, UDP as u8]);
 
-/// Runs of the generator without a frame, some tens of nanoseconds each, after which what has not arrived is
-/// taken for lost.
-const PATIENCE: u64 = 400_000;
+/// Runs of the generator without a frame after which what has not arrived is taken for lost: tens of
+/// milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// How long a run of the generator waits, in nanoseconds.
+const PAUSE: u64 = 3_000;
+
+/// Runs after which the kernel hands over what they redirected.
+const BATCH: u64 = 64;
 
 /// How long the far end waits for a burst, in nanoseconds: several times what one takes.
 const HOLD: u64 = 200_000;
@@ -124,13 +130,20 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
         )
     };
     let number = sent.frames;
-    // Not waited for in here: the kernel hands out the last frames when it has done a batch of runs.
     if number & (setup.burst - 1) == 0 {
         // SAFETY: a map value. The far end writes it on another CPU, hence the volatile read.
         let arrived = unsafe { (&raw const (*received).frames).read_volatile() };
         if arrived + sent.written_off < number {
             sent.waits += 1;
             if sent.waits < PATIENCE {
+                // Not in the batch of runs that sent the burst: its last frames leave with the batch's end.
+                if sent.waits > BATCH {
+                    // SAFETY: a map value.
+                    unsafe {
+                        let frames = &raw const (*received).frames;
+                        await_count(frames, number - sent.written_off, PAUSE);
+                    }
+                }
                 return None;
             }
             sent.written_off = number - arrived;
@@ -273,13 +286,23 @@ fn hold(setup: &Setup, sent: *const Sent, arrived: u64) {
     if gone & (setup.burst - 1) != 0 {
         return;
     }
+    // SAFETY: a map value.
+    unsafe { await_count(&raw const (*sent).frames, gone + setup.burst, HOLD) };
+}
+
+/// Looks at a counter of the other side until it is `target` or `nanos` have passed.
+///
+/// # Safety
+/// `counter` points into a map value.
+#[inline(always)]
+unsafe fn await_count(counter: *const u64, target: u64, nanos: u64) {
     // SAFETY: no preconditions.
-    let until = unsafe { bpf_ktime_get_ns() } + HOLD;
+    let until = unsafe { bpf_ktime_get_ns() } + nanos;
     for _ in 0..LOOKS {
-        // SAFETY: a map value. The generator writes it on another CPU, hence the volatile read.
-        let frames = unsafe { (&raw const (*sent).frames).read_volatile() };
+        // SAFETY: the caller's promise. Another CPU writes it, hence the volatile read.
+        let count = unsafe { counter.read_volatile() };
         // SAFETY: no preconditions.
-        if frames >= gone + setup.burst || unsafe { bpf_ktime_get_ns() } > until {
+        if count >= target || unsafe { bpf_ktime_get_ns() } > until {
             break;
         }
     }

@@ -10,10 +10,11 @@ use iwf_tests::netns::{Namespace, Network, veth};
 
 use crate::abi::Setup;
 use crate::cpu::{self, Placement};
+use crate::nat::Nat;
 use crate::traffic::{Counts, Seen, Traffic};
 
-/// Frames of a burst: two full polls of the router, and half of what a veth ring holds.
-const BURST: u64 = 128;
+/// Frames of a burst: one full poll of the router, and a quarter of what a veth ring holds.
+const BURST: u64 = 64;
 
 /// Calls of the generator after which a stretch ends however little came through.
 const MOST_CALLS: u32 = 200;
@@ -32,18 +33,20 @@ pub(crate) enum Mode {
     Plain,
     /// The same with nftables masquerade.
     Nftables,
+    /// Our data plane, loaded and attached as the daemon does.
+    Iwf,
     /// XDP that redirects without looking anything up: what no XDP router can beat.
     Redirect,
 }
 
 impl Mode {
     /// All of them, in the order they take turns.
-    pub(crate) const ALL: [Self; 3] = [Self::Plain, Self::Nftables, Self::Redirect];
+    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Nftables, Self::Iwf, Self::Redirect];
 
     /// Whether packets leave with the router's own address.
     pub(crate) fn translates(self) -> bool {
         match self {
-            Self::Nftables => true,
+            Self::Nftables | Self::Iwf => true,
             Self::Plain | Self::Redirect => false,
         }
     }
@@ -54,6 +57,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Plain => "plain",
             Self::Nftables => "nftables",
+            Self::Iwf => "iwf",
             Self::Redirect => "xdp-redirect",
         })
     }
@@ -68,6 +72,8 @@ pub(crate) struct Sample {
     pub(crate) seen: Seen,
     /// CPU time of the router's packet thread.
     pub(crate) cpu: Duration,
+    /// Packets that our programs forwarded by themselves, if they are what is measured.
+    pub(crate) fast: Option<u64>,
 }
 
 /// A router with traffic attached.
@@ -77,6 +83,7 @@ pub(crate) struct Bed {
     router_thread: i32,
     placement: Placement,
     traffic: Traffic,
+    nat: Option<Nat>,
     // Last: the namespaces go when everything in them is gone.
     _network: Network,
 }
@@ -130,6 +137,11 @@ impl Bed {
             burst: BURST,
         };
         let mut traffic = Traffic::start(object, setup, &far, &far_if)?;
+        // After the far end: only since then does the WAN device take redirected frames.
+        let nat = match mode {
+            Mode::Iwf => Some(Nat::attach(network.dir(), &router, &router_lan, "wan0")?),
+            Mode::Plain | Mode::Nftables | Mode::Redirect => None,
+        };
         if mode == Mode::Redirect {
             traffic.redirect(&router, &router_lan, router.ifindex("wan0")?)?;
         }
@@ -142,6 +154,7 @@ impl Bed {
             router_thread,
             placement,
             traffic,
+            nat,
             _network: network,
         })
     }
@@ -181,6 +194,7 @@ impl Bed {
         self.traffic.set_flows(flows)?;
         self.traffic.forget_flows()?;
         let before = self.traffic.counts()?;
+        let fast = self.fast()?;
         let start = cpu::time_of(self.router_thread)?;
         let mut sample;
         let mut calls = 0;
@@ -200,7 +214,12 @@ impl Bed {
             counts: sample.0,
             cpu: sample.1,
             seen: self.traffic.seen()?,
+            fast: self.fast()?.zip(fast).map(|(after, before)| after - before),
         })
+    }
+
+    fn fast(&self) -> Result<Option<u64>> {
+        self.nat.as_ref().map(Nat::forwarded).transpose()
     }
 }
 

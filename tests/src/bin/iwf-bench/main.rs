@@ -15,6 +15,8 @@
 mod abi;
 mod bed;
 mod cpu;
+mod hit;
+mod nat;
 mod report;
 mod traffic;
 
@@ -74,6 +76,7 @@ fn run(args: &Args) -> Result<()> {
     let rounds = args.rounds.unwrap_or(rounds);
     let stretch = Duration::from_millis(args.stretch.unwrap_or(stretch).into());
 
+    let mut rows = hit::measure(&args.object).context("measure a session hit")?;
     let mut beds = Vec::new();
     for mode in Mode::ALL {
         stop()?;
@@ -96,7 +99,7 @@ fn run(args: &Args) -> Result<()> {
     }
     drop(beds);
 
-    let rows = samples.rows();
+    rows.splice(0..0, samples.rows());
     println!("{}", report::table(&rows));
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&rows).context("write rows as JSON")?;
