@@ -330,10 +330,12 @@ fn adopt(
         new.iter().all(|request| known.contains(&owner(request))),
         "a mapping was asked for with another nonce or port: {new:?}"
     );
-    story.saw(&format!(
-        "on the wire to the carrier since the kill: {} MAP requests, all with the nonces of before",
-        new.len()
-    ));
+    story.saw(&match new.len() {
+        0 => "on the wire to the carrier since the kill: no MAP request at all".to_owned(),
+        count => {
+            format!("on the wire since the kill: {count} MAP requests, with the nonces of before")
+        }
+    });
     transfer.goes_on(MORE, SOON)?;
     let moved = transfer.finish()?;
     story.saw(&format!(

@@ -222,7 +222,7 @@ async fn serve(socket: Arc<UdpSocket>, epoch: Arc<AtomicU32>, asked: mpsc::Sende
         let request = pcp::Request::decode(&buffer[..length]).unwrap();
         let mut body = request.body;
         if let Body::Map(map) = &mut body {
-            asked.try_send(map.clone()).unwrap();
+            asked.try_send(*map).unwrap();
             map.external_addr = CARRIER.into();
             map.external_port = map.external_port.or(ExternalPort::new(7000));
         }
