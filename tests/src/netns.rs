@@ -354,6 +354,10 @@ pub fn privileged() -> Result<()> {
     for (bit, name) in [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")] {
         ensure!(effective & (1 << bit) != 0, "{name} is missing");
     }
+    // Root of a user namespace has every capability, and still no BPF.
+    if let Some(Err(error)) = aya::programs::loaded_programs().next() {
+        return Err(error).context("the kernel refuses BPF");
+    }
     Ok(())
 }
 
