@@ -414,6 +414,7 @@ impl PcpClient {
         lease.phase = Phase::Releasing {
             backoff: retransmit::Backoff::default(),
             at: now,
+            again: false,
         };
         self.handle_timeout(now);
     }

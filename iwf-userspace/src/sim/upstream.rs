@@ -462,6 +462,29 @@ fn a_repetition_that_overtakes_the_deletion_is_deleted_again() {
 }
 
 #[test]
+fn a_late_grant_ahead_of_the_deletions_answer_is_deleted_too() {
+    let mut world = World::new(30);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let (_, request) = world.sent.last().expect("a MAP").clone();
+    world.link.delay = (100, 100);
+    let deleted = world.call(20, delete(8080));
+    world.run_until(world.now + Duration::from_millis(150));
+    assert_eq!(
+        world.server.alive(world.now).count(),
+        0,
+        "its answer is on its way"
+    );
+    let payload = request.encode().expect("short");
+    let source = IpAddr::V4(super::world::WAN);
+    let late = world.server.receive(world.now, source, &payload);
+    world.link.delay = (0, 0);
+    world.answer(late.expect("granted"));
+    assert_eq!(world.wait_for(deleted), Ok(vec![]));
+    world.run(1);
+    assert_clean(&world);
+}
+
+#[test]
 fn a_lapsed_mapping_that_was_overwritten_in_vain_is_lost_when_refused() {
     for refusal in [ResultCode::CannotProvideExternal, ResultCode::NotAuthorized] {
         let mut world = World::new(29);

@@ -58,7 +58,12 @@ pub(super) enum Phase {
         asked: bool,
     },
     /// Being deleted, and somebody waits for it.
-    Releasing { backoff: Backoff, at: Instant },
+    Releasing {
+        backoff: Backoff,
+        at: Instant,
+        /// A grant has come since, so the server may have carried out a repetition after the deletion.
+        again: bool,
+    },
 }
 
 /// How much of the external endpoint is insisted on with PREFER_FAILURE.
@@ -260,6 +265,8 @@ pub(super) struct Ended {
     pub(super) until: Instant,
     /// The deletion under way and when it is sent next.
     pub(super) delete: Option<(Backoff, Instant)>,
+    /// A grant has come since it is being deleted: once confirmed, it is deleted again.
+    pub(super) again: bool,
 }
 
 impl Ended {
@@ -268,6 +275,7 @@ impl Ended {
             nonce: lease.nonce,
             until,
             delete: Some((Backoff::default(), now)),
+            again: false,
         }
     }
 

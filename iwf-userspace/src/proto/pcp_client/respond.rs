@@ -156,7 +156,10 @@ impl PcpClient {
         let wrong_port =
             lease.want.choice == PortChoice::Exact && lease.want.external != Some(port);
         match &mut lease.phase {
-            Phase::Releasing { .. } => return,
+            Phase::Releasing { again, .. } => {
+                *again = true;
+                return;
+            }
             Phase::Requesting { mismatch, .. } if wrong_port => {
                 mismatch.get_or_insert(now + MISMATCH_GRACE);
                 return;
@@ -362,20 +365,21 @@ impl PcpClient {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
-        if !matches!(lease.phase, Phase::Releasing { .. }) {
+        let Phase::Releasing { again, .. } = lease.phase else {
             return;
-        }
+        };
         let (tuple, nonce) = (lease.tuple(), lease.nonce);
         self.forget(id, now);
         self.ended.remove(&tuple);
-        self.keep_nonce(tuple, nonce, lifetime, now);
+        self.keep_nonce(tuple, nonce, lifetime, again, now);
         let result = Ok(());
         self.effects.push_back(Effect::Released { id, result });
     }
 
     fn ended_deleted(&mut self, tuple: Tuple, lifetime: Lifetime, now: Instant) {
-        if let Some(nonce) = self.ended.get(&tuple).map(|ended| ended.nonce) {
-            self.keep_nonce(tuple, nonce, lifetime, now);
+        if let Some(ended) = self.ended.get(&tuple) {
+            let (nonce, again) = (ended.nonce, ended.again);
+            self.keep_nonce(tuple, nonce, lifetime, again, now);
         }
     }
 
@@ -384,6 +388,7 @@ impl PcpClient {
         tuple: Tuple,
         nonce: crate::types::MappingNonce,
         lifetime: Lifetime,
+        again: bool,
         now: Instant,
     ) {
         // A repetition of the request that overtook the deletion may still be granted.
@@ -391,7 +396,8 @@ impl PcpClient {
         let ended = Ended {
             nonce,
             until: now + held,
-            delete: None,
+            delete: again.then_some((Backoff::default(), now)),
+            again: false,
         };
         self.end(tuple, ended, now);
     }
@@ -401,8 +407,10 @@ impl PcpClient {
         if let Some(ended) = self.ended.get_mut(&tuple) {
             let ends = now + lifetime.min(MAX_LIFETIME).duration();
             ended.until = ended.until.max(ends).max(now + LATE_GRANT);
-            if ended.delete.is_none() {
-                ended.delete = Some((Backoff::default(), now));
+            match ended.delete {
+                // The deletion may have been carried out before what was granted here.
+                Some(_) => ended.again = true,
+                None => ended.delete = Some((Backoff::default(), now)),
             }
         }
     }

@@ -169,7 +169,7 @@ impl PcpClient {
                 }
                 *asked = true;
             }
-            Phase::Releasing { backoff, at } => {
+            Phase::Releasing { backoff, at, .. } => {
                 if *at > now {
                     return;
                 }
@@ -247,6 +247,7 @@ impl PcpClient {
             nonce: lease.nonce,
             until: now + LATE_GRANT,
             delete: None,
+            again: false,
         };
         self.end(lease.tuple(), ended, now);
     }
