@@ -118,7 +118,7 @@ impl Upstream {
         let own = self.own.ok_or(io::ErrorKind::NetworkDown)?;
         if !self.clients.contains_key(&server) {
             if self.clients.len() >= MAX_PCP_SERVERS {
-                // Servers come from the configuration and the default route; the oldest route is stale.
+                // Too many default routes came and went. Whichever is closed is opened again when it is needed.
                 self.clients.pop_first();
             }
             let (socket, receiving) = sockets::pcp_client(own, server)?;

@@ -172,6 +172,19 @@ mod tests {
     }
 
     #[test]
+    fn a_protocol_that_is_not_supported_says_nothing_of_the_other() {
+        let mut cache = NegativeCache::default();
+        let udp = Question {
+            protocol: Protocol::Udp,
+            ..question(8080)
+        };
+        let result = ResultCode::UnsuppProtocol;
+        cache.put(udp, result, Lifetime(1800), at(0));
+        assert_eq!(cache.get(&udp, at(1)), Some(result));
+        assert_eq!(cache.get(&question(8080), at(1)), None);
+    }
+
+    #[test]
     fn stays_bounded() {
         let mut cache = NegativeCache::default();
         for port in 1..2000 {
