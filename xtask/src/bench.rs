@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use iwf_tests::netns;
 
-use crate::{step, toolchain};
+use crate::{setup, step, toolchain};
 
 /// Measure packet forwarding against kernel nftables and plain forwarding.
 ///
@@ -32,6 +32,8 @@ pub(crate) struct Args {
 /// If something is missing. What the measurement itself says is the exit status of this process.
 pub(crate) fn run(args: &Args) -> Result<()> {
     netns::privileged().context("bench cannot run here")?;
+    setup::toolchain()?;
+    setup::lab()?;
     let root = step::root();
     let toolchain = toolchain::resolve(&root)?;
     let target = root.join("target/ebpf-bench");

@@ -167,13 +167,12 @@ impl Bed {
     /// Sends each of `flows` flows at least once, so that their sessions exist.
     ///
     /// # Errors
-    /// If the generator fails or `stop` does.
-    pub(crate) fn warm_up(&mut self, flows: u32, stop: &dyn Fn() -> Result<()>) -> Result<()> {
+    /// If the generator fails.
+    pub(crate) fn warm_up(&mut self, flows: u32) -> Result<()> {
         self.traffic.set_flows(flows)?;
         let target = self.traffic.counts()?.sent.frames + 2 * u64::from(flows);
         let mut calls = 0;
         while self.traffic.counts()?.sent.frames < target && calls < MOST_CALLS {
-            stop()?;
             self.traffic.run(&self.lan, self.placement.generator)?;
             calls += 1;
         }
@@ -181,16 +180,11 @@ impl Bed {
     }
 
     /// Sends `flows` flows until the router has spent `stretch` of CPU time on them; gives up early when
-    /// next to nothing gets through. `stop` is asked between calls.
+    /// next to nothing gets through.
     ///
     /// # Errors
-    /// If the generator fails or `stop` does.
-    pub(crate) fn measure(
-        &mut self,
-        flows: u32,
-        stretch: Duration,
-        stop: &dyn Fn() -> Result<()>,
-    ) -> Result<Sample> {
+    /// If the generator fails.
+    pub(crate) fn measure(&mut self, flows: u32, stretch: Duration) -> Result<Sample> {
         self.traffic.set_flows(flows)?;
         self.traffic.forget_flows()?;
         let before = self.traffic.counts()?;
@@ -199,7 +193,6 @@ impl Bed {
         let mut sample;
         let mut calls = 0;
         loop {
-            stop()?;
             self.traffic.run(&self.lan, self.placement.generator)?;
             calls += 1;
             let counts = self.traffic.counts()?.since(&before);

@@ -22,14 +22,11 @@ mod traffic;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use iwf_tests::netns;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::bed::{Bed, Mode};
 use crate::cpu::Placement;
@@ -71,7 +68,6 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     netns::privileged().context("the bench cannot run here")?;
     let placement = Placement::choose()?;
-    let stop = stop_on_signal()?;
     let (rounds, stretch) = if args.quick { (3, 100) } else { (7, 400) };
     let rounds = args.rounds.unwrap_or(rounds);
     let stretch = Duration::from_millis(args.stretch.unwrap_or(stretch).into());
@@ -79,7 +75,6 @@ fn run(args: &Args) -> Result<()> {
     let mut rows = hit::measure(&args.object).context("measure a session hit")?;
     let mut beds = Vec::new();
     for mode in Mode::ALL {
-        stop()?;
         let bed =
             Bed::new(mode, placement, &args.object).with_context(|| format!("set up {mode}"))?;
         beds.push(bed);
@@ -87,11 +82,11 @@ fn run(args: &Args) -> Result<()> {
     let mut samples = report::Samples::default();
     for flows in FLOWS {
         for bed in &mut beds {
-            bed.warm_up(flows, &stop)?;
+            bed.warm_up(flows)?;
         }
         for round in 1..=rounds {
             for bed in &mut beds {
-                let sample = bed.measure(flows, stretch, &stop)?;
+                let sample = bed.measure(flows, stretch)?;
                 eprintln!("{}", report::progress(round, bed.mode(), flows, &sample));
                 samples.push(bed.mode(), flows, sample);
             }
@@ -110,16 +105,4 @@ fn run(args: &Args) -> Result<()> {
         "a figure is void: too few packets arrived as they should"
     );
     Ok(())
-}
-
-/// A check that fails once SIGINT or SIGTERM has come: an error unwinds through the guards of the namespaces.
-fn stop_on_signal() -> Result<impl Fn() -> Result<()>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&flag)).context("catch signals")?;
-    }
-    Ok(move || {
-        ensure!(!flag.load(Ordering::Relaxed), "interrupted");
-        Ok(())
-    })
 }

@@ -156,3 +156,80 @@ fn valid(mode: Mode, flows: u32, sample: &Sample) -> bool {
         .is_none_or(|fast| share(fast, sample) > LEAST_SHARE);
     told_apart && by_program && delivered(sample) > LEAST_SHARE && good(sample) > LEAST_SHARE
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::abi::{Received, Sent};
+    use crate::traffic::{Counts, Seen};
+
+    fn sample(sent: u64, received: u64, good: u64) -> Sample {
+        Sample {
+            counts: Counts {
+                sent: Sent {
+                    frames: sent,
+                    ..Sent::default()
+                },
+                received: Received {
+                    frames: received,
+                    good,
+                    ..Received::default()
+                },
+            },
+            seen: Seen { flows: 4, ports: 4 },
+            cpu: Duration::from_micros(100),
+            fast: None,
+        }
+    }
+
+    #[test]
+    fn too_few_or_wrong_packets_void_a_row() {
+        for mode in Mode::ALL {
+            assert!(valid(mode, 4, &sample(1000, 1000, 1000)));
+            assert!(!valid(mode, 4, &sample(1000, 990, 990)), "lost");
+            assert!(!valid(mode, 4, &sample(1000, 1000, 990)), "wrong");
+            assert!(!valid(mode, 4, &sample(0, 0, 0)), "nothing sent");
+            assert!(!valid(mode, 8, &sample(1000, 1000, 1000)), "flows missing");
+        }
+    }
+
+    #[test]
+    fn flows_that_share_a_port_void_only_what_translates() {
+        let mut shared = sample(1000, 1000, 1000);
+        shared.seen.ports = 3;
+        assert!(!valid(Mode::Nftables, 4, &shared));
+        assert!(!valid(Mode::Iwf, 4, &shared));
+        assert!(valid(Mode::Plain, 4, &shared));
+    }
+
+    #[test]
+    fn what_the_stack_forwarded_does_not_count_for_the_programs() {
+        let mut slow = sample(1000, 1000, 1000);
+        slow.fast = Some(10);
+        assert!(!valid(Mode::Iwf, 4, &slow));
+        slow.fast = Some(1000);
+        assert!(valid(Mode::Iwf, 4, &slow));
+    }
+
+    #[test]
+    fn one_bad_round_voids_the_row_and_ratios_are_of_a_round() {
+        let mut samples = Samples::default();
+        for (nft, iwf) in [(100, 400), (1000, 3000), (10, 50)] {
+            samples.push(Mode::Nftables, 4, sample(nft, nft, nft));
+            samples.push(Mode::Iwf, 4, sample(iwf, iwf, iwf));
+        }
+        let rows = samples.rows();
+        let iwf = rows.iter().find(|row| row.mode == "iwf").expect("a row");
+        assert_eq!(iwf.ratio, Some(4.0));
+        assert!(iwf.valid);
+        assert_eq!((iwf.delivered, iwf.translated), (1.0, 1.0));
+
+        samples.push(Mode::Iwf, 4, sample(100, 50, 50));
+        let rows = samples.rows();
+        let iwf = rows.iter().find(|row| row.mode == "iwf").expect("a row");
+        assert!(!iwf.valid);
+        assert_eq!(iwf.delivered, 0.5);
+    }
+}
