@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -17,6 +18,8 @@ use crate::{build, setup, step};
 
 /// Name of the one lab that outlives its command.
 const NAME: &str = "lab";
+/// The kernel frees programs some time after their last pin.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Directory below the lab's own that `exec` puts first in PATH.
 const SHORTCUTS: &str = "bin";
 
@@ -131,12 +134,10 @@ fn serve() -> Result<()> {
 
 fn down() -> Result<()> {
     let lab = adopt()?;
-    let ctl = Ctl::of(&lab);
-    // Programs go with their pins; asking first lets the daemon tidy up. It may be gone already.
     let kernel = Objects::of(&lab.cpe).unwrap_or_default();
-    ctl.detach().ok();
+    // Ends every process in the namespaces; the programs go with the file system that pins them.
     drop(lab);
-    kernel.are_gone(std::time::Duration::from_secs(10))?;
+    kernel.are_gone(GONE_WITHIN)?;
     step::say("the lab is gone");
     Ok(())
 }
