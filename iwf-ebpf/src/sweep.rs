@@ -86,9 +86,13 @@ extern "C" fn sweep_session(
     session: *mut SessionValue,
     run: *mut Run,
 ) -> c_long {
-    // SAFETY: the kernel passes an entry of SESSIONS and the pointer given to `for_each`. The key is copied,
-    // because the entry may be reused once it is removed.
-    let (key, session, run) = unsafe { (*key, &mut *session, &mut *run) };
+    // SAFETY: the kernel passes an entry of SESSIONS. The key is copied, because the entry may be reused once it
+    // is removed.
+    let key = unsafe { *key };
+    // SAFETY: see above.
+    let session = unsafe { &mut *session };
+    // SAFETY: the kernel passes what was given to `for_each`.
+    let run = unsafe { &mut *run };
     if keeps_session(run, &key, session) {
         run.sessions_left += 1;
     } else if SESSIONS.remove(key).is_ok() {
@@ -104,7 +108,11 @@ extern "C" fn sweep_external(
     run: *mut Run,
 ) -> c_long {
     // SAFETY: as above, with an entry of MAPPINGS_EXT.
-    let (external, mapping, run) = unsafe { (*external, *mapping, &mut *run) };
+    let external = unsafe { *external };
+    // SAFETY: see above.
+    let mapping = unsafe { *mapping };
+    // SAFETY: see above.
+    let run = unsafe { &mut *run };
     if keeps_mapping(run, &external, &mapping) {
         run.mappings_left += 1;
         return 0;
@@ -128,7 +136,11 @@ extern "C" fn sweep_internal(
     run: *mut Run,
 ) -> c_long {
     // SAFETY: as above, with an entry of MAPPINGS_INT.
-    let (internal, mapping, run) = unsafe { (*internal, *mapping, &mut *run) };
+    let internal = unsafe { *internal };
+    // SAFETY: see above.
+    let mapping = unsafe { *mapping };
+    // SAFETY: see above.
+    let run = unsafe { &mut *run };
     let external = mapping.endpoint(internal.proto);
     if mapping::behind(&external, &internal).is_none()
         && !in_grace(run.now, mapping.last_used)

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray};
 use aya::programs::{
-    RawTracePoint, RawTracePointRunOptions, SchedClassifier, TestRun as _, TestRunOptions, Xdp,
+    Program, ProgramError, RawTracePoint, RawTracePointRunOptions, SchedClassifier, TestRun as _,
+    TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
@@ -144,33 +145,51 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// Loads every program, with tables for `sessions` entries and `mappings` entries.
+    /// Makes the maps, with tables for `sessions` entries and `mappings` entries. Programs are loaded when they
+    /// are first run, since the verifier takes its time.
     ///
     /// # Errors
-    /// If the kernel refuses; for a program the verifier's log is in the error.
+    /// If the kernel refuses.
     pub fn load(object: &[u8], sessions: u32, mappings: u32) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
+        let ebpf = EbpfLoader::new()
             .map_max_entries(names::SESSIONS, sessions)
             .map_max_entries(names::MAPPINGS_INT, mappings)
             .map_max_entries(names::MAPPINGS_EXT, mappings)
             .load(object)
             .context("load the maps")?;
-        for name in [names::XDP_LAN, names::XDP_WAN, names::XDP_PASS] {
-            let program: &mut Xdp = program(&mut ebpf, name)?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
-        for name in [names::TC_EGRESS, names::TC_INGRESS] {
-            let program: &mut SchedClassifier = program(&mut ebpf, name)?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
-        for name in [names::RUN_SWEEP, names::RUN_CLOCK] {
-            let program: &mut RawTracePoint = program(&mut ebpf, name)?;
-            program.load().with_context(|| format!("load {name}"))?;
-        }
         Ok(Self { ebpf })
     }
 
-    /// Runs an XDP program on a frame that came in by `ingress`, an interface of the caller's namespace.
+    /// Loads a program, if it is not.
+    ///
+    /// # Errors
+    /// If the verifier refuses; its log is in the error.
+    pub fn ready(&mut self, name: &str) -> Result<()> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("no program {name}"))?;
+        if program.fd().is_ok() {
+            return Ok(());
+        }
+        let loaded = if let Ok(program) = <&mut Xdp>::try_from(&mut *program) {
+            program.load()
+        } else if let Ok(program) = <&mut SchedClassifier>::try_from(&mut *program) {
+            program.load()
+        } else {
+            <&mut RawTracePoint>::try_from(program)?.load()
+        };
+        loaded.with_context(|| format!("load {name}"))
+    }
+
+    /// Names of all programs of the object.
+    pub fn programs(&self) -> Vec<String> {
+        let names = self.ebpf.programs();
+        names.map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Runs an XDP program that is [ready](Self::ready) on a frame that came in by `ingress`, an interface of the
+    /// caller's namespace.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -204,7 +223,7 @@ impl Plane {
         })
     }
 
-    /// Runs a tc program on a packet that came in by `ingress` (0: made here).
+    /// Runs a tc program that is [ready](Self::ready) on a packet that came in by `ingress` (0: made here).
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -360,6 +379,7 @@ impl Plane {
     }
 
     fn run(&mut self, name: &str) -> Result<()> {
+        self.ready(name)?;
         let program: &mut RawTracePoint = program(&mut self.ebpf, name)?;
         let result = program
             .test_run(RawTracePointRunOptions::new())
@@ -403,7 +423,7 @@ impl Plane {
 
 fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T>
 where
-    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     Ok(ebpf
         .program_mut(name)

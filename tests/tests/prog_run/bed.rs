@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
-use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
 use iwf_tests::netns::{self, Namespace, Network};
@@ -171,17 +170,18 @@ impl Bed {
     }
 
     /// A frame of a LAN host, addressed to the bridge, into XDP on the bridge port.
-    pub(crate) fn from_lan(&mut self, frame: &Frame) -> Result<Seen> {
+    pub(crate) fn lan_in(&mut self, frame: &Frame) -> Result<Seen> {
         self.raw(names::XDP_LAN, &frame.bytes(), self.lan)
     }
 
     /// A frame from the carrier into XDP on the WAN.
-    pub(crate) fn from_wan(&mut self, frame: &Frame) -> Result<Seen> {
+    pub(crate) fn wan_in(&mut self, frame: &Frame) -> Result<Seen> {
         self.raw(names::XDP_WAN, &frame.bytes(), self.wan)
     }
 
     /// Octets into an XDP program.
     pub(crate) fn raw(&mut self, name: &str, bytes: &[u8], ingress: u32) -> Result<Seen> {
+        self.plane.ready(name)?;
         let before = self.plane.state()?;
         let ran = self.plane.xdp(name, bytes, ingress, 1)?;
         assert_ne!(ran.action, ABORTED, "programs name their reasons");
@@ -200,6 +200,7 @@ impl Bed {
 
     /// A packet into a tc program.
     pub(crate) fn tc(&mut self, name: &str, frame: &Frame, ingress: u32) -> Result<Seen> {
+        self.plane.ready(name)?;
         let before = self.plane.state()?;
         let ran = self.plane.tc(name, &frame.bytes(), ingress)?;
         Ok(Seen {
@@ -262,11 +263,6 @@ impl Bed {
             }
         }
         Ok(())
-    }
-
-    /// The session entries of one direction.
-    pub(crate) fn session(&self, key: SessionKey) -> Result<Option<SessionValue>> {
-        Ok(self.plane.state()?.sessions.get(&key).copied())
     }
 }
 

@@ -1,11 +1,21 @@
-//! What a hit costs. Printed, not judged: the machine decides.
+//! What a hit and a sweep cost. Printed, not judged: the machine decides.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "measures on the machine's own clock"
+)]
+
+use std::time::Instant;
 
 use anyhow::Result;
-use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::{csum, names};
 use iwf_tests::packet::Frame;
 
-use crate::bed::{BRIDGE_MAC, HOST, REDIRECT, REMOTE, UDP, WAN, lan_frame, with_bed};
+use iwf_common::sweep::SweepMode;
+
+use crate::bed::{
+    BRIDGE_MAC, HOST, REDIRECT, REMOTE, UDP, WAN, endpoint, lan_frame, with_bed, with_sized_bed,
+};
 
 /// A pair of sessions that rewrite each other's packets back, so that one buffer serves every repetition.
 #[test]
@@ -36,12 +46,12 @@ fn a_hit_is_measured() -> Result<()> {
             };
             (key, value)
         };
-        assert_eq!(SessionFlags::INBOUND, 1);
         for (key, mut value) in [one_way(a, b, 1500), one_way(b, a, 1500)] {
             value.egress = bed.wan;
             value.next_hop_generation = bed.config.next_hop_generation;
             bed.plane.set_session(key, value)?;
         }
+        bed.plane.ready(names::XDP_LAN)?;
         let mut frame = lan_frame(Frame::udp((a.0, a.1), (REMOTE, 53)));
         frame.ttl = 255;
         let repeat = 200;
@@ -57,10 +67,30 @@ fn a_hit_is_measured() -> Result<()> {
         }
         let hits = bed.plane.state()?.counters["forwarded_out"];
         assert_eq!(hits, 50 * u64::from(repeat));
-        println!(
+        eprintln!(
             "session hit, UDP, {} octets: {best} ns",
             frame.bytes().len()
         );
+        Ok(())
+    })
+}
+
+/// Sessions that stay are the dear ones: each is compared with its other half and its mapping.
+#[test]
+fn a_sweep_is_measured() -> Result<()> {
+    with_sized_bed(65536, 4096, |bed| {
+        bed.plane.ready(names::XDP_LAN)?;
+        for flow in 0..16384u16 {
+            let to = ([11, 22, (flow >> 8) as u8, flow as u8], 53);
+            let frame = lan_frame(Frame::udp((HOST, 5000 + flow % 16), to));
+            bed.plane.xdp(names::XDP_LAN, &frame.bytes(), bed.lan, 1)?;
+        }
+        bed.plane.ready(names::RUN_SWEEP)?;
+        let start = Instant::now();
+        let swept = bed.plane.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+        let took = start.elapsed();
+        assert_eq!((swept.sessions_left, swept.mappings_left), (32768, 16));
+        eprintln!("sweep of {} session entries: {took:?}", swept.sessions_left);
         Ok(())
     })
 }

@@ -184,7 +184,7 @@ fn a_flow_of_the_cpe_gets_a_mapping_and_its_answer_reaches_the_stack() -> Result
         bed.egress(&frame, false)?
             .is_untouched(TC_NEXT, opened("host_out"), &frame);
         let reply = wan_frame(Frame::tcp((REMOTE, 80), (WAN, 5000), SYN | ACK));
-        let seen = bed.from_wan(&reply)?;
+        let seen = bed.wan_in(&reply)?;
         seen.is_untouched(
             PASS,
             Delta::counted(&["pass_host"]).sessions_changed(1),
@@ -192,7 +192,7 @@ fn a_flow_of_the_cpe_gets_a_mapping_and_its_answer_reaches_the_stack() -> Result
         );
         // And a LAN host's same port becomes another one.
         let lan = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), SYN));
-        assert_ne!(bed.from_lan(&lan)?.frame().src_port(), Some(5000));
+        assert_ne!(bed.lan_in(&lan)?.frame().src_port(), Some(5000));
         Ok(())
     })
 }
@@ -200,7 +200,7 @@ fn a_flow_of_the_cpe_gets_a_mapping_and_its_answer_reaches_the_stack() -> Result
 #[test]
 fn a_flow_of_the_cpe_from_a_lan_hosts_port_is_translated() -> Result<()> {
     with_bed(|bed| {
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let frame = Frame::udp((WAN, 5000), (REMOTE, 53));
         let seen = bed.egress(&frame, false)?;
         seen.is(TC_NEXT, opened("host_out"));
@@ -209,7 +209,7 @@ fn a_flow_of_the_cpe_from_a_lan_hosts_port_is_translated() -> Result<()> {
         assert_eq!(seen.frame(), from_port(&frame, got));
 
         let reply = wan_frame(Frame::udp((REMOTE, 53), (WAN, got)));
-        let seen = bed.from_wan(&reply)?;
+        let seen = bed.wan_in(&reply)?;
         seen.is(PASS, Delta::counted(&["pass_host"]).sessions_changed(1));
         let mut expected = reply;
         expected.set_dst_port(5000);
@@ -237,7 +237,7 @@ fn what_begins_no_flow_of_the_cpe_leaves_no_trace() -> Result<()> {
                 .is_untouched(TC_NEXT, Delta::counted(&["host_out"]), &frame);
         }
         // Its RST must not end the connection of a LAN host on that port.
-        bed.from_lan(&lan_frame(Frame::tcp((HOST, 81), (REMOTE, 80), SYN)))?;
+        bed.lan_in(&lan_frame(Frame::tcp((HOST, 81), (REMOTE, 80), SYN)))?;
         let got = bed
             .plane
             .state()?

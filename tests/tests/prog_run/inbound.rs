@@ -33,11 +33,11 @@ fn an_explicit_mapping_lets_everybody_in_and_answers_leave_from_it() -> Result<(
         with_bed(|bed| {
             bed.map(proto, (HOST, 5000), 40000, 0)?;
             let (request, reply) = (wan_frame(request), lan_frame(reply));
-            let seen = bed.from_wan(&request)?;
+            let seen = bed.wan_in(&request)?;
             seen.is(REDIRECT, opened());
             assert_eq!(seen.frame(), translated_in(&request, (HOST, 5000)));
 
-            let seen = bed.from_lan(&reply)?;
+            let seen = bed.lan_in(&reply)?;
             let refreshed = Delta::counted(&["forwarded_out", "next_hops_refreshed"]);
             seen.is(REDIRECT, refreshed.sessions_changed(1));
             assert_eq!(seen.frame(), translated_out(&reply, 40000));
@@ -56,7 +56,7 @@ fn unsolicited_packets_are_dropped_and_counted() -> Result<()> {
             Frame::icmp(REMOTE, WAN, 0, 5000),
         ] {
             let frame = wan_frame(frame);
-            bed.from_wan(&frame)?
+            bed.wan_in(&frame)?
                 .is_untouched(DROP, Delta::counted(&["drop_unsolicited"]), &frame);
         }
         Ok(())
@@ -67,17 +67,16 @@ fn unsolicited_packets_are_dropped_and_counted() -> Result<()> {
 #[test]
 fn a_dynamic_mapping_lets_in_whom_its_host_has_sent_to() -> Result<()> {
     with_bed(|bed| {
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let unsolicited = Delta::counted(&["drop_unsolicited"]);
         for (addr, port) in [(REMOTE, 54), (REMOTE2, 53)] {
             let frame = wan_frame(Frame::udp((addr, port), (WAN, 5000)));
-            bed.from_wan(&frame)?
+            bed.wan_in(&frame)?
                 .is_untouched(DROP, unsolicited.clone(), &frame);
         }
         // NAT-02: nor by another protocol.
         let frame = wan_frame(Frame::tcp((REMOTE, 53), (WAN, 5000), SYN));
-        bed.from_wan(&frame)?
-            .is_untouched(DROP, unsolicited, &frame);
+        bed.wan_in(&frame)?.is_untouched(DROP, unsolicited, &frame);
         Ok(())
     })
 }
@@ -87,15 +86,15 @@ fn a_dynamic_mapping_lets_in_whom_its_host_has_sent_to() -> Result<()> {
 fn endpoint_independent_filtering_can_be_configured() -> Result<()> {
     with_bed(|bed| {
         bed.reconfigure(|config| config.filter = Filter::EndpointIndependent as u8)?;
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let frame = wan_frame(Frame::udp((REMOTE2, 7), (WAN, 5000)));
-        let seen = bed.from_wan(&frame)?;
+        let seen = bed.wan_in(&frame)?;
         seen.is(REDIRECT, opened());
         assert_eq!(seen.frame(), translated_in(&frame, (HOST, 5000)));
         // Until the mapping is idle, whether swept or not.
         bed.let_pass(bed.config.idle.udp + 1)?;
         let frame = wan_frame(Frame::udp((REMOTE2, 8), (WAN, 5000)));
-        bed.from_wan(&frame)?
+        bed.wan_in(&frame)?
             .is_untouched(DROP, Delta::counted(&["drop_unsolicited"]), &frame);
         Ok(())
     })
@@ -111,10 +110,10 @@ fn a_remote_prefix_keeps_the_others_out() -> Result<()> {
         };
         bed.map_with(UDP, 40000, only)?;
         let frame = wan_frame(Frame::udp((REMOTE2, 9999), (WAN, 40000)));
-        bed.from_wan(&frame)?
+        bed.wan_in(&frame)?
             .is_untouched(DROP, Delta::counted(&["drop_filtered"]), &frame);
         let frame = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
-        bed.from_wan(&frame)?.is(REDIRECT, opened());
+        bed.wan_in(&frame)?.is(REDIRECT, opened());
         Ok(())
     })
 }
@@ -125,7 +124,7 @@ fn only_a_syn_begins_a_connection() -> Result<()> {
         bed.map(TCP, (HOST, 5000), 40000, 0)?;
         for flags in [ACK, RST, RST | ACK, SYN | ACK] {
             let frame = wan_frame(Frame::tcp((REMOTE, 80), (WAN, 40000), flags));
-            bed.from_wan(&frame)?
+            bed.wan_in(&frame)?
                 .is_untouched(DROP, Delta::counted(&["drop_tcp_stray"]), &frame);
         }
         Ok(())
@@ -140,8 +139,8 @@ fn a_mapping_ends_with_its_sessions_unless_it_is_prolonged() -> Result<()> {
         bed.map(UDP, (HOST, 5000), 40000, later)?;
         let inbound = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
         let outbound = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 9999)));
-        bed.from_wan(&inbound)?;
-        bed.from_lan(&outbound)?;
+        bed.wan_in(&inbound)?;
+        bed.lan_in(&outbound)?;
 
         // The deadline comes, and the mapping has been prolonged.
         let now = bed.now()?;
@@ -150,9 +149,9 @@ fn a_mapping_ends_with_its_sessions_unless_it_is_prolonged() -> Result<()> {
             bed.plane.set_session(key, value)?;
         }
         let changed = Delta::counted(&["forwarded_in"]).sessions_changed(1);
-        bed.from_wan(&inbound)?.is(REDIRECT, changed);
+        bed.wan_in(&inbound)?.is(REDIRECT, changed);
         let changed = Delta::counted(&["forwarded_out"]).sessions_changed(1);
-        bed.from_lan(&outbound)?.is(REDIRECT, changed);
+        bed.lan_in(&outbound)?.is(REDIRECT, changed);
 
         // The deadline comes, and it has not.
         bed.map(UDP, (HOST, 5000), 40000, now.wrapping_sub(1))?;
@@ -161,14 +160,14 @@ fn a_mapping_ends_with_its_sessions_unless_it_is_prolonged() -> Result<()> {
             bed.plane.set_session(key, value)?;
         }
         let expired = Delta::counted(&["drop_mapping_expired"]);
-        bed.from_wan(&inbound)?
+        bed.wan_in(&inbound)?
             .is_untouched(DROP, expired.clone(), &inbound);
-        bed.from_lan(&outbound)?
+        bed.lan_in(&outbound)?
             .is_untouched(DROP, expired.clone(), &outbound);
 
         // For a new session just as well.
         let other = wan_frame(Frame::udp((REMOTE2, 1), (WAN, 40000)));
-        bed.from_wan(&other)?.is_untouched(DROP, expired, &other);
+        bed.wan_in(&other)?.is_untouched(DROP, expired, &other);
         Ok(())
     })
 }
@@ -204,7 +203,7 @@ fn nothing_from_the_wan_pretends_to_be_ours_or_aims_past_the_nat() -> Result<()>
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         for (reason, frame) in cases {
             let frame = wan_frame(frame);
-            bed.from_wan(&frame)?
+            bed.wan_in(&frame)?
                 .is_untouched(DROP, Delta::counted(&[reason]), &frame);
         }
         Ok(())
@@ -238,7 +237,7 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         for (reason, frame) in cases {
-            bed.from_wan(&frame)?
+            bed.wan_in(&frame)?
                 .is_untouched(PASS, Delta::counted(&[reason]), &frame);
         }
         Ok(())
@@ -256,7 +255,7 @@ fn a_static_service_reaches_the_stack() -> Result<()> {
         };
         bed.map_with(UDP, 68, service)?;
         let frame = wan_frame(Frame::udp((REMOTE, 67), (WAN, 68)));
-        bed.from_wan(&frame)?
+        bed.wan_in(&frame)?
             .is_untouched(PASS, Delta::counted(&["pass_host"]), &frame);
         Ok(())
     })
@@ -278,10 +277,10 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         bed.ns.ip("neigh del 192.168.1.10 dev br0")?;
-        let seen = bed.from_wan(&frame)?;
+        let seen = bed.wan_in(&frame)?;
         seen.is(PASS, made("pass_unresolved"));
         assert_eq!(seen.frame(), for_stack(&frame));
-        let seen = bed.from_wan(&frame)?;
+        let seen = bed.wan_in(&frame)?;
         seen.is(PASS, Delta::counted(&["pass_unresolved"]));
         assert_eq!(seen.frame(), for_stack(&frame));
         Ok(())
@@ -290,7 +289,7 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         bed.plane.remove_device(bed.lan)?;
-        let seen = bed.from_wan(&frame)?;
+        let seen = bed.wan_in(&frame)?;
         let reasons = [
             "pass_no_redirect",
             "sessions_created",
@@ -303,10 +302,10 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
     // Larger than the LAN takes.
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
-        bed.from_wan(&frame)?;
+        bed.wan_in(&frame)?;
         let mut large = frame.clone();
         large.payload = vec![7; 1500];
-        let seen = bed.from_wan(&large)?;
+        let seen = bed.wan_in(&large)?;
         seen.is(PASS, Delta::counted(&["pass_too_big"]));
         assert_eq!(seen.frame(), for_stack(&large));
         Ok(())
@@ -319,9 +318,9 @@ fn a_used_up_ttl_is_the_end() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         let mut frame = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
-        bed.from_wan(&frame)?;
+        bed.wan_in(&frame)?;
         frame.ttl = 1;
-        bed.from_wan(&frame)?
+        bed.wan_in(&frame)?
             .is_untouched(DROP, Delta::counted(&["drop_ttl_exceeded"]), &frame);
         Ok(())
     })

@@ -57,20 +57,20 @@ fn a_flow_of_each_protocol_goes_out_and_its_answer_comes_back() -> Result<()> {
     for (request, reply) in cases {
         with_bed(|bed| {
             let (request, reply) = (lan_frame(request), wan_frame(reply));
-            let first = bed.from_lan(&request)?;
+            let first = bed.lan_in(&request)?;
             first.is(REDIRECT, opened());
             assert_eq!(first.frame(), translated_out(&request, 5000));
 
-            let again = bed.from_lan(&request)?;
+            let again = bed.lan_in(&request)?;
             again.is(REDIRECT, Delta::counted(&["forwarded_out"]));
             assert_eq!(again.frame(), translated_out(&request, 5000));
 
-            let back = bed.from_wan(&reply)?;
+            let back = bed.wan_in(&reply)?;
             let refreshed = Delta::counted(&["forwarded_in", "next_hops_refreshed"]);
             back.is(REDIRECT, refreshed.sessions_changed(1));
             assert_eq!(back.frame(), translated_in(&reply, (HOST, 5000)));
 
-            let back = bed.from_wan(&reply)?;
+            let back = bed.wan_in(&reply)?;
             back.is(REDIRECT, Delta::counted(&["forwarded_in"]));
             assert_eq!(back.frame(), translated_in(&reply, (HOST, 5000)));
             Ok(())
@@ -85,11 +85,11 @@ fn a_udp_checksum_that_becomes_zero_is_sent_as_ones() -> Result<()> {
     with_bed(|bed| {
         let mut request = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         request.payload = vec![0, 0];
-        let plain = bed.from_lan(&request)?.bytes;
+        let plain = bed.lan_in(&request)?.bytes;
         let field = u16::from_be_bytes([plain[40], plain[41]]);
         // Adding what the checksum field has to the covered words makes the new field 0.
         request.payload = field.to_be_bytes().to_vec();
-        let seen = bed.from_lan(&request)?;
+        let seen = bed.lan_in(&request)?;
         assert_eq!(seen.bytes[40..42], [0xff, 0xff]);
         assert_eq!(seen.frame(), translated_out(&request, 5000));
         Ok(())
@@ -108,11 +108,11 @@ fn one_mapping_for_every_destination() -> Result<()> {
             ]
         };
         for frame in queries(REMOTE, 53) {
-            bed.from_lan(&lan_frame(frame))?.is(REDIRECT, opened());
+            bed.lan_in(&lan_frame(frame))?.is(REDIRECT, opened());
         }
         for frame in queries(REMOTE2, 54) {
             let frame = lan_frame(frame);
-            let seen = bed.from_lan(&frame)?;
+            let seen = bed.lan_in(&frame)?;
             let delta = Delta::counted(&["forwarded_out", "sessions_created"]).sessions(2);
             seen.is(REDIRECT, delta);
             assert_eq!(seen.frame(), translated_out(&frame, 5000));
@@ -128,7 +128,7 @@ fn a_taken_port_is_replaced_by_one_of_its_class() -> Result<()> {
         for (port, class) in [(500, 1..=1023), (5000, 1024..=65535)] {
             for host in [HOST, HOST2] {
                 let frame = lan_frame(Frame::udp((host, port), (REMOTE, 53)));
-                let seen = bed.from_lan(&frame)?;
+                let seen = bed.lan_in(&frame)?;
                 seen.is(REDIRECT, opened());
                 let got = seen.frame().src_port().expect("UDP has ports");
                 assert_eq!(seen.frame(), translated_out(&frame, got));
@@ -155,14 +155,14 @@ fn exhausted_ports_refuse_the_new_flow() -> Result<()> {
         let flow = |port| lan_frame(Frame::udp((HOST, port), (REMOTE, 53)));
         let mut given = Vec::new();
         for port in 6000..6004 {
-            given.extend(bed.from_lan(&flow(port))?.frame().src_port());
+            given.extend(bed.lan_in(&flow(port))?.frame().src_port());
         }
         given.sort_unstable();
         assert_eq!(given, [20000, 20001, 20004, 20005]);
         let fifth = flow(6004);
-        bed.from_lan(&fifth)?
+        bed.lan_in(&fifth)?
             .is_untouched(DROP, Delta::counted(&["drop_ports_exhausted"]), &fifth);
-        bed.from_lan(&flow(6000))?
+        bed.lan_in(&flow(6000))?
             .is(REDIRECT, Delta::counted(&["forwarded_out"]));
         Ok(())
     })
@@ -172,16 +172,16 @@ fn exhausted_ports_refuse_the_new_flow() -> Result<()> {
 fn full_tables_refuse_the_new_flow() -> Result<()> {
     let flow = |port| lan_frame(Frame::udp((HOST, port), (REMOTE, 53)));
     with_sized_bed(2, 64, |bed| {
-        bed.from_lan(&flow(6000))?.is(REDIRECT, opened());
+        bed.lan_in(&flow(6000))?.is(REDIRECT, opened());
         let refused = Delta::counted(&["drop_sessions_full", "mappings_created"]).mappings(1);
-        bed.from_lan(&flow(6001))?.is(DROP, refused);
-        bed.from_lan(&flow(6000))?
+        bed.lan_in(&flow(6001))?.is(DROP, refused);
+        bed.lan_in(&flow(6000))?
             .is(REDIRECT, Delta::counted(&["forwarded_out"]));
         Ok(())
     })?;
     with_sized_bed(64, 1, |bed| {
-        bed.from_lan(&flow(6000))?.is(REDIRECT, opened());
-        bed.from_lan(&flow(6001))?
+        bed.lan_in(&flow(6000))?.is(REDIRECT, opened());
+        bed.lan_in(&flow(6001))?
             .is(DROP, Delta::counted(&["drop_mappings_full"]));
         Ok(())
     })
@@ -193,7 +193,7 @@ fn only_a_syn_begins_a_connection() -> Result<()> {
     with_bed(|bed| {
         for flags in [ACK, RST, RST | ACK, SYN | ACK, 0x01 | ACK] {
             let frame = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), flags));
-            bed.from_lan(&frame)?
+            bed.lan_in(&frame)?
                 .is_untouched(DROP, Delta::counted(&["drop_tcp_stray"]), &frame);
         }
         Ok(())
@@ -207,7 +207,7 @@ fn a_mapped_host_sends_from_its_mapped_port() -> Result<()> {
         let later = bed.now()?.wrapping_add(1_000_000);
         bed.map(UDP, (HOST, 5000), 40000, later)?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        let seen = bed.from_lan(&frame)?;
+        let seen = bed.lan_in(&frame)?;
         let delta = Delta::counted(&["forwarded_out", "sessions_created"]).sessions(2);
         seen.is(REDIRECT, delta);
         assert_eq!(seen.frame(), translated_out(&frame, 40000));
@@ -223,7 +223,7 @@ fn an_expired_mapping_carries_nothing() -> Result<()> {
         let now = bed.now()?;
         bed.map(UDP, (HOST, 5000), 40000, now.wrapping_sub(1))?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(DROP, Delta::counted(&["drop_mapping_expired"]), &frame);
         Ok(())
     })
@@ -234,10 +234,10 @@ fn an_expired_mapping_carries_nothing() -> Result<()> {
 fn a_displaced_mapping_is_replaced() -> Result<()> {
     with_bed(|bed| {
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        bed.from_lan(&frame)?.is(REDIRECT, opened());
+        bed.lan_in(&frame)?.is(REDIRECT, opened());
         bed.map(UDP, (HOST2, 7000), 5000, 0)?;
         let elsewhere = lan_frame(Frame::udp((HOST, 5000), (REMOTE2, 53)));
-        let seen = bed.from_lan(&elsewhere)?;
+        let seen = bed.lan_in(&elsewhere)?;
         let got = seen.frame().src_port().expect("UDP has ports");
         assert_ne!(got, 5000);
         assert_eq!(seen.frame(), translated_out(&elsewhere, got));
@@ -290,9 +290,9 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
     ];
     with_bed(|bed| {
         // A session must not make the rest of these be taken for its own.
-        bed.from_lan(&ordinary())?.is(REDIRECT, opened());
+        bed.lan_in(&ordinary())?.is(REDIRECT, opened());
         for (reason, frame) in cases {
-            let seen = bed.from_lan(&frame)?;
+            let seen = bed.lan_in(&frame)?;
             seen.is_untouched(PASS, Delta::counted(&[reason]), &frame);
         }
         Ok(())
@@ -353,7 +353,7 @@ fn nothing_is_translated_before_it_is_configured() -> Result<()> {
     with_bed(|bed| {
         bed.reconfigure(|config| config.external_addr = [0; 4])?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(PASS, Delta::counted(&["pass_not_configured"]), &frame);
         Ok(())
     })
@@ -366,15 +366,15 @@ fn an_unresolved_next_hop_goes_by_way_of_the_stack() -> Result<()> {
         bed.ns.ip("neigh del 100.64.0.1 dev wan0")?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         let unresolved = Delta::counted(&["pass_unresolved"]);
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(PASS, unresolved.clone(), &frame);
 
         bed.egress(&frame, true)?;
-        bed.from_lan(&frame)?.is_untouched(PASS, unresolved, &frame);
+        bed.lan_in(&frame)?.is_untouched(PASS, unresolved, &frame);
 
         bed.ns
             .ip("neigh add 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent")?;
-        let seen = bed.from_lan(&frame)?;
+        let seen = bed.lan_in(&frame)?;
         let refreshed = Delta::counted(&["forwarded_out", "next_hops_refreshed"]);
         seen.is(REDIRECT, refreshed.sessions_changed(1));
         assert_eq!(seen.frame(), translated_out(&frame, 5000));
@@ -386,11 +386,11 @@ fn an_unresolved_next_hop_goes_by_way_of_the_stack() -> Result<()> {
 fn a_new_generation_looks_the_next_hop_up_again() -> Result<()> {
     with_bed(|bed| {
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        bed.from_lan(&frame)?;
+        bed.lan_in(&frame)?;
         bed.ns
             .ip("neigh replace 100.64.0.1 dev wan0 lladdr 02:00:00:00:02:77 nud permanent")?;
         bed.reconfigure(|config| config.next_hop_generation += 1)?;
-        let seen = bed.from_lan(&frame)?;
+        let seen = bed.lan_in(&frame)?;
         let refreshed = Delta::counted(&["forwarded_out", "next_hops_refreshed"]);
         seen.is(REDIRECT, refreshed.sessions_changed(1));
         assert_eq!(seen.frame().dst_mac, [2, 0, 0, 0, 2, 0x77]);
@@ -402,13 +402,13 @@ fn a_new_generation_looks_the_next_hop_up_again() -> Result<()> {
 fn what_the_wan_cannot_take_goes_to_the_stack() -> Result<()> {
     with_bed(|bed| {
         let mut frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        bed.from_lan(&frame)?;
+        bed.lan_in(&frame)?;
         frame.payload = vec![7; 1500];
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(PASS, Delta::counted(&["pass_too_big"]), &frame);
         // As the first packet of a flow as well.
         frame.set_src_port(5001);
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(PASS, Delta::counted(&["pass_too_big"]), &frame);
         Ok(())
     })
@@ -420,7 +420,7 @@ fn a_wan_without_redirects_gets_its_packets_from_the_stack() -> Result<()> {
         bed.plane.remove_device(bed.wan)?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         let made = Delta::counted(&["pass_no_redirect", "mappings_created", "sessions_created"]);
-        bed.from_lan(&frame)?
+        bed.lan_in(&frame)?
             .is_untouched(PASS, made.sessions(2).mappings(1), &frame);
         Ok(())
     })
@@ -437,7 +437,7 @@ fn every_configured_prefix_is_the_lans() -> Result<()> {
         })?;
         let mut frame = Frame::tcp(([10, 7, 3, 4], 5000), (REMOTE, 80), SYN);
         frame.dst_mac = BRIDGE_MAC;
-        bed.from_lan(&frame)?.is(REDIRECT, opened());
+        bed.lan_in(&frame)?.is(REDIRECT, opened());
         assert!(
             bed.plane
                 .state()?
@@ -453,7 +453,7 @@ fn every_configured_prefix_is_the_lans() -> Result<()> {
 fn two_hosts_with_one_query_identifier() -> Result<()> {
     with_bed(|bed| {
         for host in [HOST, HOST2] {
-            bed.from_lan(&lan_frame(Frame::icmp(host, REMOTE, 8, 7)))?
+            bed.lan_in(&lan_frame(Frame::icmp(host, REMOTE, 8, 7)))?
                 .is(REDIRECT, opened());
         }
         let state = bed.plane.state()?;

@@ -14,7 +14,8 @@ use crate::bed::{Bed, HOST, HOST2, REDIRECT, REMOTE, REMOTE2, UDP, lan_frame, wi
 const ROUNDS: u16 = 1500;
 
 /// Runs both frames of every round at the same moment on different CPUs.
-fn collide(bed: &Bed, frames: impl Fn(u16) -> [Frame; 2] + Sync) -> Result<()> {
+fn collide(bed: &mut Bed, frames: impl Fn(u16) -> [Frame; 2] + Sync) -> Result<()> {
+    bed.plane.ready(names::XDP_LAN)?;
     let start = Barrier::new(2);
     let (plane, ingress) = (&bed.plane, bed.lan);
     let one_side = |side: usize| -> Result<()> {
@@ -89,7 +90,7 @@ fn one_internal_endpoint_never_gets_two_external_ports() -> Result<()> {
         assert_one_to_one(bed, usize::from(ROUNDS))?;
         let state = bed.plane.state()?;
         assert_eq!(state.sessions.len(), usize::from(ROUNDS) * 4);
-        println!(
+        eprintln!(
             "claims given back: {:?}",
             state.counters.get("claims_returned")
         );

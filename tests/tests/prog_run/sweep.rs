@@ -21,9 +21,9 @@ fn left(swept: SweepRequest) -> (u32, u32) {
 }
 
 fn open_tcp(bed: &mut Bed, host: [u8; 4], port: u16) -> Result<()> {
-    bed.from_lan(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), SYN)))?;
-    bed.from_wan(&wan_frame(Frame::tcp((REMOTE, 80), (WAN, port), SYN | ACK)))?;
-    bed.from_lan(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), ACK)))?;
+    bed.lan_in(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), SYN)))?;
+    bed.wan_in(&wan_frame(Frame::tcp((REMOTE, 80), (WAN, port), SYN | ACK)))?;
+    bed.lan_in(&lan_frame(Frame::tcp((host, port), (REMOTE, 80), ACK)))?;
     Ok(())
 }
 
@@ -41,15 +41,15 @@ fn each_protocol_has_its_own_patience() -> Result<()> {
     };
     with_bed(|bed| {
         let udp = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
-        seconds(bed, &|bed| bed.from_lan(&udp).map(drop), 300)
+        seconds(bed, &|bed| bed.lan_in(&udp).map(drop), 300)
     })?;
     with_bed(|bed| {
         let ping = lan_frame(Frame::icmp(HOST, REMOTE, 8, 5000));
-        seconds(bed, &|bed| bed.from_lan(&ping).map(drop), 60)
+        seconds(bed, &|bed| bed.lan_in(&ping).map(drop), 60)
     })?;
     with_bed(|bed| {
         let syn = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), SYN));
-        seconds(bed, &|bed| bed.from_lan(&syn).map(drop), 240)
+        seconds(bed, &|bed| bed.lan_in(&syn).map(drop), 240)
     })?;
     with_bed(|bed| seconds(bed, &|bed| open_tcp(bed, HOST, 5000), 7440))?;
     // RFC 7857 section 2.2: after a RST four minutes remain.
@@ -57,7 +57,7 @@ fn each_protocol_has_its_own_patience() -> Result<()> {
         let reset = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), RST));
         let open = |bed: &mut Bed| {
             open_tcp(bed, HOST, 5000)?;
-            bed.from_lan(&reset).map(drop)
+            bed.lan_in(&reset).map(drop)
         };
         seconds(bed, &open, 240)
     })
@@ -66,8 +66,8 @@ fn each_protocol_has_its_own_patience() -> Result<()> {
 #[test]
 fn everything_goes_when_its_time_has_come() -> Result<()> {
     with_bed(|bed| {
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
-        bed.from_lan(&lan_frame(Frame::icmp(HOST, REMOTE, 8, 5000)))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::icmp(HOST, REMOTE, 8, 5000)))?;
         open_tcp(bed, HOST, 5000)?;
         bed.let_pass(7441 * HZ)?;
         age(bed)?;
@@ -87,21 +87,21 @@ fn only_outbound_packets_keep_a_udp_mapping() -> Result<()> {
     with_bed(|bed| {
         let outbound = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         let inbound = wan_frame(Frame::udp((REMOTE, 53), (WAN, 5000)));
-        bed.from_lan(&outbound)?;
+        bed.lan_in(&outbound)?;
         for _ in 0..4 {
             bed.let_pass(100 * HZ)?;
-            bed.from_wan(&inbound)?;
+            bed.wan_in(&inbound)?;
             age(bed)?;
         }
         // The mapping has gone in the last run; the session goes with the next.
         assert_eq!(left(age(bed)?), (0, 0));
-        bed.from_wan(&inbound)?
+        bed.wan_in(&inbound)?
             .is(DROP, Delta::counted(&["drop_unsolicited"]));
 
-        bed.from_lan(&outbound)?;
+        bed.lan_in(&outbound)?;
         for _ in 0..4 {
             bed.let_pass(100 * HZ)?;
-            bed.from_lan(&outbound)?;
+            bed.lan_in(&outbound)?;
             assert_eq!(left(age(bed)?), (2, 1));
         }
         Ok(())
@@ -116,7 +116,7 @@ fn any_packet_keeps_a_connection() -> Result<()> {
         let inbound = wan_frame(Frame::tcp((REMOTE, 80), (WAN, 5000), ACK));
         for _ in 0..3 {
             bed.let_pass(4000 * HZ)?;
-            bed.from_wan(&inbound)?
+            bed.wan_in(&inbound)?
                 .is(REDIRECT, Delta::counted(&["forwarded_in"]));
             assert_eq!(left(age(bed)?), (2, 1));
         }
@@ -151,17 +151,17 @@ fn an_explicit_mapping_outlives_its_connections() -> Result<()> {
         bed.map(TCP, (HOST, 5000), 40000, 0)?;
         for closing in [FIN | ACK, RST] {
             let opened = ["forwarded_in", "next_hops_refreshed", "sessions_created"];
-            bed.from_wan(&inbound(SYN))?
+            bed.wan_in(&inbound(SYN))?
                 .is(REDIRECT, Delta::counted(&opened).sessions(2));
-            bed.from_lan(&outbound(SYN | ACK))?;
-            bed.from_wan(&inbound(ACK))?;
-            bed.from_wan(&wan_frame(Frame::icmp(REMOTE, WAN, 3, 1)))?;
+            bed.lan_in(&outbound(SYN | ACK))?;
+            bed.wan_in(&inbound(ACK))?;
+            bed.wan_in(&wan_frame(Frame::icmp(REMOTE, WAN, 3, 1)))?;
             // The closing segments are translated like any other.
-            let seen = bed.from_wan(&inbound(closing))?;
+            let seen = bed.wan_in(&inbound(closing))?;
             let changed = Delta::counted(&["forwarded_in"]).sessions_changed(1);
             seen.is(REDIRECT, changed);
             assert_eq!(seen.frame(), translated_in(&inbound(closing), (HOST, 5000)));
-            let seen = bed.from_lan(&outbound(closing))?;
+            let seen = bed.lan_in(&outbound(closing))?;
             let changed = Delta::counted(&["forwarded_out"]).sessions_changed(1);
             seen.is(REDIRECT, changed);
             assert_eq!(seen.frame(), translated_out(&outbound(closing), 40000));
@@ -176,8 +176,8 @@ fn an_explicit_mapping_outlives_its_connections() -> Result<()> {
 #[test]
 fn a_session_dies_with_its_mapping() -> Result<()> {
     with_bed(|bed| {
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
-        bed.from_lan(&lan_frame(Frame::udp((HOST2, 6000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST2, 6000), (REMOTE, 53))))?;
         // One mapping disappears, the other is displaced by an explicit one of another host.
         let gone = endpoint((WAN, 5000), UDP);
         bed.plane.remove_mapping(names::MAPPINGS_EXT, gone)?;
@@ -196,7 +196,7 @@ fn a_session_dies_with_its_mapping() -> Result<()> {
 #[test]
 fn half_a_session_does_not_stay() -> Result<()> {
     with_bed(|bed| {
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let (key, _) = bed.plane.state()?.sessions.pop_first().expect("a session");
         bed.plane.remove_session(key)?;
         assert_eq!(age(bed)?.sessions_left, 1);
@@ -211,9 +211,9 @@ fn sessions_of_one_external_endpoint_can_be_ended() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         for remote in [REMOTE, REMOTE2] {
-            bed.from_wan(&wan_frame(Frame::udp((remote, 9999), (WAN, 40000))))?;
+            bed.wan_in(&wan_frame(Frame::udp((remote, 9999), (WAN, 40000))))?;
         }
-        bed.from_lan(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
         let request = endpoint((WAN, 40000), UDP);
         let swept = bed.plane.sweep(SweepMode::EndSessionsOf, request)?;
         assert_eq!((swept.sessions_removed, swept.sessions_left), (4, 2));
@@ -228,7 +228,7 @@ fn sessions_of_one_external_endpoint_can_be_ended() -> Result<()> {
 fn a_new_external_address_takes_nothing_over() -> Result<()> {
     with_bed(|bed| {
         bed.map(TCP, (HOST, 5000), 40000, 0)?;
-        bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let new = [100, 64, 0, 77];
         bed.reconfigure(|config| config.external_addr = new)?;
         let request = endpoint((new, 0), 0);
@@ -238,7 +238,7 @@ fn a_new_external_address_takes_nothing_over() -> Result<()> {
         assert!(
             state.sessions.is_empty() && state.internal.is_empty() && state.external.is_empty()
         );
-        let seen = bed.from_lan(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+        let seen = bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         assert_eq!(seen.frame().src, new);
         Ok(())
     })
