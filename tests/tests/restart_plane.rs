@@ -62,6 +62,28 @@ fn detach_works_twice_and_beside_a_running_daemon() -> Result<()> {
 }
 
 #[test]
+fn only_one_daemon_works_on_a_set_of_pins() -> Result<()> {
+    let Some(router) = Router::new()? else {
+        return Ok(());
+    };
+    let plane = router.open()?;
+    let dir = router.settings().bpffs_dir;
+    assert!(!kernel::is_claimed(&dir)?);
+    let first = kernel::claim(&dir)?;
+    assert!(kernel::is_claimed(&dir)?);
+    let refused = kernel::claim(&dir)
+        .expect_err("a second daemon")
+        .to_string();
+    assert!(refused.contains("paths.bpffs_dir"), "{refused}");
+    drop(first);
+    drop(kernel::claim(&dir)?);
+    drop(plane);
+    router.detach()?;
+    assert!(!kernel::is_claimed(&dir)?, "nothing is there any more");
+    Ok(())
+}
+
+#[test]
 fn a_device_without_native_xdp_runs_it_generically() -> Result<()> {
     let Some(router) = Router::new()? else {
         return Ok(());

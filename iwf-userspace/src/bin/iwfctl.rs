@@ -119,6 +119,11 @@ fn detach(arguments: &Arguments, config: &Path, bpffs: Option<&Path>) -> Result<
             socket.display()
         );
     }
+    let in_use = kernel::is_claimed(&bpffs_dir)
+        .with_context(|| format!("look at {}", bpffs_dir.display()))?;
+    if in_use {
+        bail!("iwfd is running on {}; stop it first", bpffs_dir.display());
+    }
     kernel::detach(&bpffs_dir).with_context(|| format!("detach {}", bpffs_dir.display()))?;
     show(&Response::Done, arguments.json)?;
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! The order of the start: store, kernel, core, repair, listeners, ready.
 //!
-//! Each step needs the one before it: the lock of the store says that no other daemon works here, the kernel's
-//! entries tell which identities were ever used, and nobody is served before the tables agree.
+//! Each step needs the one before it: the locks of the store and of the pins say that no other daemon works here, the
+//! kernel's entries tell which identities were ever used, and nobody is served before the tables agree.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::config::Config;
 use super::control::server::ControlSocket;
 use super::dataplane::DataPlane;
-use super::dataplane::kernel::{KernelPlane, Settings as PlaneSettings};
+use super::dataplane::kernel::{self, KernelPlane, Settings as PlaneSettings};
 use super::eventloop::{
     Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
 };
@@ -45,6 +45,7 @@ pub fn run(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Resul
 async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {
     let wishes = signals::wishes().context("handle signals")?;
     let (store, snapshot) = store::open(&config.paths.state_dir, clock::wall())?;
+    let _claim = kernel::claim(&config.paths.bpffs_dir)?;
     let control = ControlSocket::bind(&config.paths.control_socket)?;
     let plane =
         KernelPlane::open(&PlaneSettings::from(&config)).context("load the packet programs")?;

@@ -83,6 +83,7 @@ fn refusals_name_line_problem_and_remedy() {
             "starts with /",
         ),
         ("[log]\nfilter = \"iwf=loud\"\n", 2, "log.filter", "info"),
+        ("[log]\nfilter = \"infoo\"\n", 2, "no level", "info"),
         ("[xdp\n", 1, "", "valid TOML"),
     ];
     for (text, line, problem, advice) in cases {

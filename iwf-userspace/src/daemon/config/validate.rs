@@ -278,13 +278,28 @@ fn timeouts(written: &raw::Timeouts) -> Result<Timeouts, Invalid> {
 
 fn log_filter(written: &Spanned<String>) -> Result<String, Invalid> {
     let text = written.get_ref();
+    let refused = |why: String| {
+        invalid(
+            written,
+            format!("log.filter: {why}"),
+            "write a level (error, warn, info, debug, trace), or target=level pairs with commas",
+        )
+    };
+    // A lone word that is no level would be taken for a target, and all other lines would be lost.
+    let is_level = |word: &str| {
+        word.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    let misspelled = text
+        .split(',')
+        .map(str::trim)
+        .find(|part| !part.contains(['=', '[']) && !is_level(part));
+    if let Some(part) = misspelled {
+        return Err(refused(format!("{part:?} is no level")));
+    }
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.clone()),
-        Err(e) => Err(invalid(
-            written,
-            format!("log.filter: {e}"),
-            "write a level (error, warn, info, debug, trace), or target=level pairs with commas",
-        )),
+        Err(e) => Err(refused(e.to_string())),
     }
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -336,6 +337,32 @@ fn run(program: &RawTracePoint) -> io::Result<()> {
         .test_run(options)
         .map(|_| ())
         .map_err(io::Error::other)
+}
+
+/// Takes the directory of the pins for this process alone, until the value is dropped, and mounts a bpf file system
+/// there if need be.
+///
+/// # Errors
+/// No privilege, or another daemon works on it.
+pub fn claim(bpffs_dir: &Path) -> Result<Claim> {
+    pins::ensure_bpffs(bpffs_dir)?;
+    Ok(Claim {
+        _dir: pins::lock(bpffs_dir)?,
+    })
+}
+
+/// Whether a daemon works on the directory of the pins, whatever its other paths are.
+///
+/// # Errors
+/// The directory is there and cannot be opened.
+pub fn is_claimed(bpffs_dir: &Path) -> io::Result<bool> {
+    pins::is_locked(bpffs_dir)
+}
+
+/// The directory of the pins is this process's. See [`claim`].
+#[derive(Debug)]
+pub struct Claim {
+    _dir: File,
 }
 
 /// Removes everything an iwf daemon has left in `bpffs_dir`: links, programs, maps, qdiscs, and the file

@@ -9,9 +9,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use iwf_common::names;
@@ -136,6 +137,46 @@ pub(super) fn ensure_bpffs(root: &Path) -> Result<()> {
         info!(at = %point.display(), "mounted a bpf file system");
     }
     fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))
+}
+
+/// Takes the bpffs directory `root` for this process until the file is dropped: two daemons with one set of maps
+/// would remove each other's entries. A bpf file system holds no plain files, so the directory itself is locked.
+///
+/// Waits a moment for a process that is just going.
+///
+/// # Errors
+/// Another process has it, or the directory cannot be opened.
+pub(super) fn lock(root: &Path) -> Result<File> {
+    const TRIES: u32 = 10;
+    const APART: Duration = Duration::from_millis(100);
+    let dir = File::open(root).with_context(|| format!("open {}", root.display()))?;
+    for left in (0..TRIES).rev() {
+        match dir.try_lock() {
+            Ok(()) => return Ok(dir),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", root.display()));
+            }
+            Err(TryLockError::WouldBlock) if left > 0 => std::thread::sleep(APART),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    anyhow::bail!(
+        "another iwfd works on {}; stop it, or give this one its own paths.bpffs_dir",
+        root.display()
+    )
+}
+
+/// Whether another process holds [`lock`] of `root`.
+pub(super) fn is_locked(root: &Path) -> io::Result<bool> {
+    let dir = match File::open(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        dir => dir?,
+    };
+    match dir.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Removes the now empty directory, and the file system it is in if we mounted it and nobody else uses it.
