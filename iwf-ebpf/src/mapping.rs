@@ -12,7 +12,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
-use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use iwf_common::port::{PROBES, PortRange};
 use iwf_common::reason::{Done, DropReason};
 
@@ -144,7 +144,7 @@ fn claim(
         addr: internal.addr,
         port: internal.port,
         kind: kind as u8,
-        filter: config.filter,
+        filter: filter_of(config, kind),
         last_used: now,
         ..MappingValue::default()
     };
@@ -235,7 +235,7 @@ fn publish(
         addr: external.addr,
         port: external.port,
         kind: kind as u8,
-        filter: config.filter,
+        filter: filter_of(config, kind),
         last_used: now,
         ..MappingValue::default()
     };
@@ -262,6 +262,15 @@ fn publish(
             release(&external);
             Err(full(config, now, internal))
         }
+    }
+}
+
+/// The CPE's own flows never let strangers in, however open the LAN's are: what listens says so in a static entry.
+#[inline(always)]
+const fn filter_of(config: &Config, kind: MappingKind) -> u8 {
+    match kind {
+        MappingKind::Host => Filter::AddressAndPortDependent as u8,
+        MappingKind::Dynamic | MappingKind::Explicit => config.filter,
     }
 }
 

@@ -1,13 +1,13 @@
 //! tc on WAN egress: what the stack forwards, and what the CPE sends itself.
 
 use anyhow::Result;
-use iwf_common::nat::{MappingFlags, MappingKind, MappingValue};
+use iwf_common::nat::{Filter, MappingFlags, MappingKind, MappingValue};
 use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, UDP, WAN, explicit, lan_frame, wan_frame,
-    with_bed,
+    ACK, DROP, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, UDP, WAN, explicit, lan_frame,
+    wan_frame, with_bed,
 };
 
 fn opened(reason: &'static str) -> Delta {
@@ -193,6 +193,19 @@ fn a_flow_of_the_cpe_gets_a_mapping_and_its_answer_reaches_the_stack() -> Result
         // And a LAN host's same port becomes another one.
         let lan = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), SYN));
         assert_ne!(bed.lan_in(&lan)?.frame().src_port(), Some(5000));
+        Ok(())
+    })
+}
+
+/// A resolver's ephemeral port is not a service, whatever filter the LAN's mappings have.
+#[test]
+fn a_flow_of_the_cpe_lets_no_stranger_in() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| config.filter = Filter::EndpointIndependent as u8)?;
+        bed.egress(&Frame::udp((WAN, 5000), (REMOTE, 53)), false)?;
+        let stranger = wan_frame(Frame::udp((REMOTE, 54), (WAN, 5000)));
+        bed.wan_in(&stranger)?
+            .is_untouched(DROP, Delta::counted(&["drop_unsolicited"]), &stranger);
         Ok(())
     })
 }
