@@ -20,6 +20,7 @@ mod session;
 mod stats;
 mod sweep;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
@@ -31,27 +32,27 @@ use crate::outcome::{Outcome, Step, Verdict};
 /// Every LAN port.
 #[xdp(frags)]
 pub fn iwf_xdp_lan(ctx: XdpContext) -> u32 {
-    xdp_verdict(outbound::run(&ctx))
+    xdp_verdict(&ctx, outbound::run(&ctx))
 }
 
 /// The WAN port.
 #[xdp(frags)]
 pub fn iwf_xdp_wan(ctx: XdpContext) -> u32 {
-    xdp_verdict(inbound::run(&ctx))
+    xdp_verdict(&ctx, inbound::run(&ctx))
 }
 
 /// WAN egress.
 #[classifier]
 pub fn iwf_tc_egress(ctx: TcContext) -> i32 {
     hook::pull_headers(&ctx);
-    tc_verdict(egress::run(&ctx))
+    tc_verdict(&ctx, egress::run(&ctx))
 }
 
 /// WAN ingress, where XDP cannot run.
 #[classifier]
 pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
     hook::pull_headers(&ctx);
-    tc_verdict(inbound::run(&ctx))
+    tc_verdict(&ctx, inbound::run(&ctx))
 }
 
 /// Does what SWEEP asks for. Run, never attached.
@@ -79,10 +80,21 @@ pub fn iwf_xdp_pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// Counts the outcome. A drop is logged as well if the daemon has asked for that when it loaded the programs
+/// (AYA_LOG_LEVEL, a constant for the verifier: without it the kernel removes the branch).
 #[inline(always)]
-fn xdp_verdict(step: Step<Outcome>) -> u32 {
+fn settle<C: EbpfContext>(ctx: &C, step: Step<Outcome>) -> Outcome {
     let outcome = step.unwrap_or_else(|outcome| outcome);
     stats::count(outcome);
+    if matches!(outcome.verdict(), Verdict::Drop) {
+        aya_log_ebpf::debug!(ctx, "{}", outcome.slot());
+    }
+    outcome
+}
+
+#[inline(always)]
+fn xdp_verdict(ctx: &XdpContext, step: Step<Outcome>) -> u32 {
+    let outcome = settle(ctx, step);
     match outcome.verdict() {
         Verdict::Forward => xdp_action::XDP_REDIRECT,
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -92,9 +104,8 @@ fn xdp_verdict(step: Step<Outcome>) -> u32 {
 
 /// "Unspecified" lets the next program at the hook have the packet, as if we were not there.
 #[inline(always)]
-fn tc_verdict(step: Step<Outcome>) -> i32 {
-    let outcome = step.unwrap_or_else(|outcome| outcome);
-    stats::count(outcome);
+fn tc_verdict(ctx: &TcContext, step: Step<Outcome>) -> i32 {
+    let outcome = settle(ctx, step);
     match outcome.verdict() {
         Verdict::Forward | Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,

@@ -27,6 +27,8 @@ pub struct Options {
     pub attach: &'static str,
     /// Filter of the daemon's log.
     pub log: &'static str,
+    /// Whether each dropped packet is logged.
+    pub log_drops: bool,
 }
 
 impl Default for Options {
@@ -36,6 +38,7 @@ impl Default for Options {
             pcp_servers: vec!["default-router".to_owned()],
             attach: "native",
             log: "info",
+            log_drops: false,
         }
     }
 }
@@ -83,13 +86,15 @@ impl Files {
              [xdp]\n\
              attach = \"{}\"\n\
              [log]\n\
-             filter = \"{}\"\n",
+             filter = \"{}\"\n\
+             drops = {}\n",
             options.mode,
             show(&self.state_dir),
             show(&self.bpffs_dir),
             show(&self.control_socket),
             options.attach,
             options.log,
+            options.log_drops,
         );
         std::fs::write(&self.config, text).context("write the daemon's configuration")
     }

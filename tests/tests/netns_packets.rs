@@ -196,6 +196,24 @@ fn nothing_unsolicited_comes_in_and_the_drop_is_counted() -> Result<()> {
 }
 
 #[test]
+fn each_drop_is_logged_by_name_when_asked_for() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let options = Options {
+        log: "debug",
+        log_drops: true,
+        ..Options::default()
+    };
+    let mut cascade = Cascade::up(&options)?;
+    peers::udp_is_closed(&cascade.lab.cgn, SocketAddrV4::new(WAN, 30000), SILENCE)?;
+    cascade.iwfd.process().wait_for_log(
+        "packet dropped reason=\"drop_unsolicited\"",
+        Duration::from_secs(20),
+    )
+}
+
+#[test]
 fn generic_mode_works_and_warns() -> Result<()> {
     if !may_run() {
         return Ok(());

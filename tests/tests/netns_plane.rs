@@ -577,6 +577,7 @@ impl Router {
             tc: TcMode::Auto,
             sessions: 4096,
             mappings: u32::try_from(MAPPINGS)?,
+            log_drops: false,
             timeouts: Timeouts {
                 udp_idle: Duration::from_secs(300),
                 tcp_established: Duration::from_secs(7440),

@@ -62,6 +62,30 @@ fn detach_works_twice_and_beside_a_running_daemon() -> Result<()> {
 }
 
 #[test]
+fn the_log_of_drops_is_a_matter_of_loading() -> Result<()> {
+    let Some(router) = Router::new()? else {
+        return Ok(());
+    };
+    drop(router.open()?);
+    let quiet = router.settings();
+    let loud = Settings {
+        log_drops: true,
+        ..quiet.clone()
+    };
+    for (settings, origin) in [
+        (&loud, Origin::Upgraded),
+        (&loud, Origin::Adopted),
+        (&quiet, Origin::Upgraded),
+    ] {
+        let mut plane = router.open_with(OBJECT, settings)?;
+        assert_eq!(plane.origin(), origin);
+        router.configure(&mut plane, &router.config()?)?;
+        plane.sweep()?;
+    }
+    router.detach()
+}
+
+#[test]
 fn only_one_daemon_works_on_a_set_of_pins() -> Result<()> {
     let Some(router) = Router::new()? else {
         return Ok(());
@@ -433,6 +457,7 @@ impl Router {
             tc: TcMode::Auto,
             sessions: 1024,
             mappings: 512,
+            log_drops: false,
             timeouts: Timeouts {
                 udp_idle: Duration::from_secs(300),
                 tcp_established: Duration::from_secs(7440),

@@ -44,6 +44,8 @@ pub struct Config {
     pub reconcile_interval: Duration,
     /// Log filter in the syntax of `tracing_subscriber::EnvFilter`; `RUST_LOG` overrides it.
     pub log_filter: String,
+    /// Whether the packet programs log each packet they drop.
+    pub log_drops: bool,
 }
 
 /// Most LAN interfaces one daemon serves; each costs a listener and a multicast membership.

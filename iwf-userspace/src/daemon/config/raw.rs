@@ -107,7 +107,8 @@ section!(Reconcile {
     interval_seconds: i64 = 60
 });
 section!(Log {
-    filter: String = "info"
+    filter: String = "info",
+    drops: bool = false,
 });
 
 fn mode() -> Spanned<String> {

@@ -83,6 +83,7 @@ impl TryFrom<raw::File> for Config {
                 1..=3600,
             )?,
             log_filter: log_filter(&file.log.filter)?,
+            log_drops: *file.log.drops.get_ref(),
         })
     }
 }

@@ -20,6 +20,7 @@ use iwf_common::tick::ClockSample;
 
 use super::attach::{Attachment, Mode};
 use super::clock::{self, Clock};
+use super::drop_log::DropLog;
 use super::events;
 use super::maps::{self, Maps, Sizes, refused, to_io};
 use super::object::OBJECT;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub mappings: u32,
     /// Idle times.
     pub timeouts: Timeouts,
+    /// Whether the programs log each packet they drop, at DEBUG.
+    pub log_drops: bool,
 }
 
 /// How tc programs are attached.
@@ -69,6 +72,7 @@ impl From<&Configuration> for Settings {
             sessions: config.limits.sessions,
             mappings: config.limits.mappings,
             timeouts: config.timeouts,
+            log_drops: config.log_drops,
         }
     }
 }
@@ -81,6 +85,7 @@ pub struct KernelPlane {
     programs: Programs,
     clock: Clock,
     origin: Origin,
+    drop_log: Option<DropLog>,
     attached: BTreeSet<Attachment>,
     /// What BRIDGE_FDB holds.
     stations: BTreeMap<FdbKey, u32>,
@@ -121,7 +126,7 @@ impl KernelPlane {
             programs,
             tools,
             origin,
-        } = programs::open(&settings.bpffs_dir, object, &sizes)?;
+        } = programs::open(&settings.bpffs_dir, object, &sizes, settings.log_drops)?;
         let clock = tie_clock(&mut maps, &tools)?;
         let held = maps.config.get(&0, 0).context("read the kernel's CONFIG")?;
         // Zeroes in a new map are no configuration.
@@ -136,6 +141,10 @@ impl KernelPlane {
                 .set(0, config, 0)
                 .context("write the kernel's CONFIG")?;
         }
+        let drop_log = match settings.log_drops {
+            true => Some(DropLog::open(&programs).context("follow the packet programs' log")?),
+            false => None,
+        };
         let stations = maps::contents(&maps.fdb).context("read the kernel's BRIDGE_FDB")?;
         Ok(Self {
             attach: (settings.attach, settings.tc),
@@ -144,6 +153,7 @@ impl KernelPlane {
             programs,
             clock,
             origin,
+            drop_log,
             attached: BTreeSet::new(),
             adopted_stations: stations.clone(),
             stations,
@@ -203,6 +213,9 @@ impl DataPlane for KernelPlane {
     fn sweep(&mut self) -> Result<u64, DataPlaneError> {
         self.tick_clock()?;
         events::log_all(&mut self.tables.maps.events);
+        if let Some(log) = &mut self.drop_log {
+            log.flush();
+        }
         let done = self
             .tables
             .run_sweep(SweepMode::Age, EndpointKey::default())

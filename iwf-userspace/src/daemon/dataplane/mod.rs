@@ -12,6 +12,7 @@ mod attach;
 mod clock;
 mod clsact;
 mod detach;
+mod drop_log;
 mod events;
 pub mod fake;
 mod features;

@@ -82,19 +82,54 @@ impl Tools {
     }
 }
 
+/// What is loaded: the compiled programs and the constant that is set in them.
+struct Object<'a> {
+    bytes: &'a [u8],
+    log_drops: bool,
+}
+
+impl Object<'_> {
+    /// Highest level that the programs log at; 0 is none.
+    fn log_level(&self) -> u8 {
+        match self.log_drops {
+            true => aya_log::Level::Debug as u8,
+            false => 0,
+        }
+    }
+
+    /// Tells builds and their constants apart.
+    fn build_id(&self) -> [u8; 16] {
+        fnv_1a(self.bytes.iter().copied().chain([self.log_level()]))
+    }
+}
+
+/// FNV-1a with 128 bits. Nobody attacks it, whoever can pin programs is root.
+fn fnv_1a(octets: impl Iterator<Item = u8>) -> [u8; 16] {
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let hash = octets.fold(OFFSET, |hash, octet| {
+        (hash ^ u128::from(octet)).wrapping_mul(PRIME)
+    });
+    hash.to_be_bytes()
+}
+
 /// Opens the current set under `root`, creating, adopting or upgrading it.
-pub(super) fn open(root: &Path, object: &[u8], sizes: &Sizes) -> Result<Opened> {
-    let build_id = build_id(object);
+pub(super) fn open(root: &Path, object: &[u8], sizes: &Sizes, log_drops: bool) -> Result<Opened> {
+    let object = Object {
+        bytes: object,
+        log_drops,
+    };
+    let build_id = object.build_id();
     let current = PinSet::current(root);
     resume(root, &current)?;
 
     let Some(pinned_id) = read_build_id(&current) else {
-        create(root, object, sizes, build_id).context("load the eBPF programs")?;
+        create(root, &object, sizes, build_id).context("load the eBPF programs")?;
         return opened(&current, Origin::Created);
     };
     if let Some(misfit) = sizes.misfit(&current) {
         warn!("pinned tables do not fit, sessions begin anew: {misfit}");
-        create(root, object, sizes, build_id).context("load the eBPF programs anew")?;
+        create(root, &object, sizes, build_id).context("load the eBPF programs anew")?;
         return opened(&current, Origin::Created);
     }
     if pinned_id == build_id {
@@ -103,7 +138,7 @@ pub(super) fn open(root: &Path, object: &[u8], sizes: &Sizes) -> Result<Opened> 
             Err(error) => warn!("pinned programs cannot be adopted, replacing them: {error:#}"),
         }
     }
-    upgrade(&current, object, sizes, build_id).context("replace the eBPF programs")?;
+    upgrade(&current, &object, sizes, build_id).context("replace the eBPF programs")?;
     opened(&current, Origin::Upgraded)
 }
 
@@ -134,7 +169,7 @@ fn resume(root: &Path, current: &PinSet) -> Result<()> {
 }
 
 /// Loads everything into a new set beside whatever is there, then lets it take over.
-fn create(root: &Path, object: &[u8], sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
+fn create(root: &Path, object: &Object<'_>, sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
     let fresh = PinSet::fresh(root);
     fresh.remove().context("remove half-made pins")?;
     fresh.create().context("make the pin directories")?;
@@ -159,7 +194,7 @@ fn take_over(root: &Path, fresh: &PinSet, current: &PinSet) -> Result<()> {
 }
 
 /// Replaces the programs on the maps that are there. The build id goes last: interrupted, it is done again.
-fn upgrade(set: &PinSet, object: &[u8], sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
+fn upgrade(set: &PinSet, object: &Object<'_>, sizes: &Sizes, build_id: [u8; 16]) -> Result<()> {
     set.create().context("make the pin directories")?;
     load(set, object, sizes)?;
     let mut programs = Programs::open(set).context("open the new programs")?;
@@ -169,7 +204,7 @@ fn upgrade(set: &PinSet, object: &[u8], sizes: &Sizes, build_id: [u8; 16]) -> Re
 
 /// Loads the object on the maps of `set`, making those that are missing, and pins the programs over what
 /// has their names.
-fn load(set: &PinSet, object: &[u8], sizes: &Sizes) -> Result<()> {
+fn load(set: &PinSet, object: &Object<'_>, sizes: &Sizes) -> Result<()> {
     let pins: Vec<_> = names::PINNED_MAPS
         .iter()
         .map(|name| (*name, set.map(name)))
@@ -181,8 +216,10 @@ fn load(set: &PinSet, object: &[u8], sizes: &Sizes) -> Result<()> {
     for (name, entries) in sizes.overrides() {
         loader.map_max_entries(name, entries);
     }
+    let level = object.log_level();
+    loader.override_global(aya_log::LEVEL, &level, true);
     let mut ebpf = loader
-        .load(object)
+        .load(object.bytes)
         .context("create the maps (needs root, and a kernel with BPF and BTF)")?;
     for name in PROGRAMS {
         let program = ebpf
@@ -215,16 +252,6 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     }
 }
 
-/// Tells builds apart: FNV-1a with 128 bits. Nobody attacks it, whoever can pin programs is root.
-fn build_id(object: &[u8]) -> [u8; 16] {
-    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let hash = object.iter().fold(OFFSET, |hash, octet| {
-        (hash ^ u128::from(*octet)).wrapping_mul(PRIME)
-    });
-    hash.to_be_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,13 +260,19 @@ mod tests {
     fn build_id_is_fnv_1a() {
         // Published vectors of the FNV test suite.
         assert_eq!(
-            build_id(b"").map(|b| format!("{b:02x}")).concat(),
+            fnv_1a(b"".iter().copied())
+                .map(|b| format!("{b:02x}"))
+                .concat(),
             "6c62272e07bb014262b821756295c58d"
         );
         assert_eq!(
-            build_id(b"a").map(|b| format!("{b:02x}")).concat(),
+            fnv_1a(b"a".iter().copied())
+                .map(|b| format!("{b:02x}"))
+                .concat(),
             "d228cb696f1a8caf78912b704e4a8964"
         );
-        assert_ne!(build_id(b"ab"), build_id(b"ba"));
+        let id = |bytes, log_drops| Object { bytes, log_drops }.build_id();
+        assert_ne!(id(b"ab", false), id(b"ba", false));
+        assert_ne!(id(b"ab", false), id(b"ab", true));
     }
 }

@@ -30,6 +30,7 @@ impl Nat {
             tc: TcMode::Auto,
             sessions: limits::SESSIONS / 2,
             mappings: limits::MAPPINGS,
+            log_drops: false,
             timeouts: Timeouts {
                 udp_idle: Duration::from_secs(limits::UDP_IDLE.into()),
                 tcp_established: Duration::from_secs(limits::TCP_ESTABLISHED_IDLE.into()),
