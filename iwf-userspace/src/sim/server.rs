@@ -36,6 +36,8 @@ pub(super) struct Server {
     pub(super) ignores_prefer_failure: bool,
     /// For how many seconds a deleted mapping is kept for its owner.
     pub(super) quarantine: u32,
+    /// Answers the deletion of nothing with NO_RESOURCES, as miniupnpd does.
+    pub(super) refuses_to_delete_nothing: bool,
     /// Internal ports below this one are refused, as Debian's miniupnpd is usually set up.
     pub(super) min_internal: u16,
     started: Instant,
@@ -65,6 +67,7 @@ impl Server {
             filters: true,
             ignores_prefer_failure: false,
             quarantine: 0,
+            refuses_to_delete_nothing: false,
             min_internal: 0,
             // Its clock does not begin with ours.
             started: now,
@@ -148,6 +151,9 @@ impl Server {
                 "IWF-063"
             );
             assert_eq!(request.options, [], "IWF-063");
+            if self.refuses_to_delete_nothing && !self.mappings.contains_key(&key) {
+                return error(self, ResultCode::NoResources, 30);
+            }
             let quarantine = self.quarantine;
             if let Some(held) = self.mappings.get_mut(&key)
                 && quarantine > 0

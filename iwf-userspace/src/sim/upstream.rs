@@ -8,7 +8,7 @@ use super::soap::{add, add_any, delete, get_address, get_specific, mapping};
 use super::world::World;
 use crate::iwf::{EffectError, Input, Mode, PrivateWan, ServerSource};
 use crate::types::Lifetime;
-use crate::wire::pcp::{Filter, PcpOption, ResultCode};
+use crate::wire::pcp::{Body, Filter, PcpOption, ResultCode};
 
 /// Nothing of what was asked for is left anywhere.
 fn assert_clean(world: &World) {
@@ -259,6 +259,31 @@ fn no_resources_on_delete_silences_everything() {
     world.run(19);
     assert_eq!(world.sent.len(), before, "PCPC-036");
     assert_eq!(world.wait_for(id), Ok(vec![]));
+}
+
+#[test]
+fn deleting_what_was_never_granted_keeps_nobody_waiting() {
+    let mut world = World::new(14);
+    world.server.refuses_to_delete_nothing = true;
+    world.run(1);
+    world.link.cut = true;
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(501));
+    world.link.cut = false;
+    // What is deleted here in case it was granted after all was not.
+    world.run(40);
+    let deletions = |world: &World| {
+        let log = world.server.log.iter();
+        log.filter(|(_, request)| request.lifetime == Lifetime(0) && request.body != Body::Announce)
+            .count()
+    };
+    assert!(deletions(&world) > 0);
+    for port in 9000..9020 {
+        let id = world.call(20, add(20, port, 3600));
+        let asked = world.now;
+        assert_eq!(world.wait_for(id), Ok(vec![]));
+        assert_eq!(world.took(id, asked), 0, "port {port}");
+        world.run(5);
+    }
 }
 
 #[test]

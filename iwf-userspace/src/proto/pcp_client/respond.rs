@@ -416,12 +416,11 @@ impl PcpClient {
     }
 
     fn ended_refused(&mut self, tuple: Tuple, error: ResultCode, lifetime: Lifetime, now: Instant) {
+        // Also after NO_RESOURCES only this deletion waits. What is deleted here may never have been granted, and
+        // some servers answer so when there is nothing to delete: silence (RFC 6887 section 11.4) would keep every
+        // host waiting, again and again.
         let wait = now + hold(error, lifetime);
-        if error == ResultCode::NoResources {
-            if let Some(server) = self.servers.get_mut(&tuple.0) {
-                server.quiet_until = wait;
-            }
-        } else if let Some(ended) = self.ended.get_mut(&tuple)
+        if let Some(ended) = self.ended.get_mut(&tuple)
             && let Some((backoff, at)) = &mut ended.delete
         {
             (*backoff, *at) = (Backoff::default(), wait.max(now + MIN_GAP));
