@@ -9,8 +9,9 @@ use iwf_tests::cascade::{self, Cascade};
 use iwf_tests::daemon::{Ctl, Options};
 use iwf_tests::igd::Gateway;
 use iwf_tests::netns::may_run;
+use iwf_tests::pcp::{self, Request};
 use iwf_tests::peers::{self, Echo, Transfer};
-use iwf_tests::topology::{EXTERNAL, LAN1, LAN2, WAN};
+use iwf_tests::topology::{CARRIER, EXTERNAL, LAN1, LAN2, WAN};
 use iwf_tests::wire_tap::PcpTap;
 use iwf_tests::{upnpc, wait};
 
@@ -186,6 +187,14 @@ fn mappings_come_back_after_the_carriers_server_lost_its_state() -> Result<()> {
         return Ok(());
     }
     let mut cascade = Cascade::up(&Options::default())?;
+    // The epoch of a server that has just started cannot step back far enough to be noticed (RFC 6887 8.5).
+    let what = "the server to be four seconds old";
+    wait::until_ok(what, Duration::from_secs(20), || {
+        let announce = Request::announce(WAN);
+        let age = pcp::ask(&cascade.lab.cpe, CARRIER, &announce, SOON)?.epoch;
+        anyhow::ensure!(age >= 4, "it is {age} s old");
+        Ok(())
+    })?;
     let gateway = Gateway::discover(&cascade.lab.lan1)?;
     let echo = Echo::listen(&cascade.lab.lan1, 0)?;
     for (protocol, port) in [("TCP", 22000), ("UDP", 22001)] {
