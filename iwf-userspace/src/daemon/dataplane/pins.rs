@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use iwf_common::names;
-use nix::mount::MsFlags;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::info;
 
@@ -195,7 +196,12 @@ pub(super) fn release_bpffs(root: &Path) -> Result<()> {
         return Ok(());
     }
     fs::remove_dir(&mark).with_context(|| format!("remove {}", mark.display()))?;
-    nix::mount::umount(point).with_context(|| format!("unmount {}", point.display()))
+    // It is empty now; somebody who merely stands in it keeps nothing of ours.
+    match nix::mount::umount(point) {
+        Err(Errno::EBUSY) => umount2(point, MntFlags::MNT_DETACH),
+        outcome => outcome,
+    }
+    .with_context(|| format!("unmount {}", point.display()))
 }
 
 /// Whether `path`, or the nearest directory above it that exists, is on a bpf file system.

@@ -53,6 +53,7 @@ pub(crate) fn measure(bench: &Path) -> Result<Vec<Row>> {
     let (floor, hit, translated) = router.within(|| -> Result<_> {
         let floor = floor(bench, &frame.bytes())?;
         let mut plane = Plane::load(OBJECT, 1024, 1024)?;
+        plane.ready(names::XDP_LAN)?;
         let mut config = Config::empty(250);
         config.external_addr = EXTERNAL.0;
         config.wan = wan;
