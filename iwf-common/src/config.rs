@@ -23,6 +23,24 @@ impl Prefix {
     }
 }
 
+/// One IPv6 prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Prefix6 {
+    /// Network address, host bits zero.
+    pub addr: [u8; 16],
+    /// Mask.
+    pub mask: [u8; 16],
+}
+
+impl Prefix6 {
+    /// Whether `addr` is inside.
+    #[inline(always)]
+    pub const fn contains(&self, addr: [u8; 16]) -> bool {
+        u128::from_ne_bytes(addr) & u128::from_ne_bytes(self.mask) == u128::from_ne_bytes(self.addr)
+    }
+}
+
 /// Idle times, in ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -67,18 +85,46 @@ pub struct Config {
     pub idle: IdleTimes,
     /// [`Filter`] of dynamic mappings.
     pub filter: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// [`Filter`] of IPv6 sessions.
+    pub filter6: u8,
+    /// Largest TCP segment that is let pass in a SYN, IPv4, in octets; 0: as announced.
+    pub mss: u16,
+    /// [`ConfigFlags`].
+    pub flags: u32,
+    /// Sessions one LAN host may have.
+    pub host_sessions: u32,
+    /// Dynamic mappings one LAN host may have.
+    pub host_mappings: u32,
     /// How many of `lan` are in use.
     pub lan_len: u32,
+    /// How many of `lan6` are in use.
+    pub lan6_len: u32,
+    /// External addresses besides `external_addr`; unused ones are 0.0.0.0.
+    pub pool: [[u8; 4]; limits::POOL],
     /// Sources that are translated. Unused ones have an address that no mask yields.
     pub lan: [Prefix; limits::LAN_PREFIXES],
+    /// IPv6 prefixes of the LAN. Unused ones have an address that no mask yields.
+    pub lan6: [Prefix6; limits::LAN_PREFIXES],
+}
+
+/// Bits of [`Config::flags`].
+pub struct ConfigFlags;
+
+impl ConfigFlags {
+    /// IPv6 from the WAN is let in only for sessions and pinholes (RFC 6092). Without it all of it passes.
+    pub const IPV6_FILTER: u32 = 1;
 }
 
 /// A prefix that contains nothing.
 pub const NO_PREFIX: Prefix = Prefix {
     addr: [255; 4],
     mask: [0; 4],
+};
+
+/// An IPv6 prefix that contains nothing.
+pub const NO_PREFIX6: Prefix6 = Prefix6 {
+    addr: [255; 16],
+    mask: [0; 16],
 };
 
 impl Config {
@@ -97,10 +143,37 @@ impl Config {
             },
             idle: IdleTimes::defaults(hz),
             filter: Filter::AddressAndPortDependent as u8,
-            pad: [0; 3],
+            filter6: Filter::EndpointIndependent as u8,
+            mss: 0,
+            flags: ConfigFlags::IPV6_FILTER,
+            host_sessions: limits::HOST_SESSIONS,
+            host_mappings: limits::HOST_MAPPINGS,
             lan_len: 0,
+            lan6_len: 0,
+            pool: [[0; 4]; limits::POOL],
             lan: [NO_PREFIX; limits::LAN_PREFIXES],
+            lan6: [NO_PREFIX6; limits::LAN_PREFIXES],
         }
+    }
+
+    /// Whether `addr` is one of our external addresses.
+    #[inline(always)]
+    pub fn is_external(&self, addr: [u8; 4]) -> bool {
+        let mut found = addr == self.external_addr;
+        for pooled in &self.pool {
+            found |= addr == *pooled;
+        }
+        found && addr != [0; 4]
+    }
+
+    /// Whether `addr` is in an IPv6 prefix of the LAN.
+    #[inline(always)]
+    pub fn in_lan6(&self, addr: [u8; 16]) -> bool {
+        let mut found = false;
+        for prefix in &self.lan6 {
+            found |= prefix.contains(addr);
+        }
+        found
     }
 
     /// Whether `addr` is a LAN host's.
@@ -153,7 +226,7 @@ pub struct FdbKey {
 
 const _: () = assert!(size_of::<Prefix>() == 8);
 const _: () = assert!(size_of::<IdleTimes>() == 16);
-const _: () = assert!(size_of::<Config>() == 112 && align_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 416 && align_of::<Config>() == 8);
 const _: () = assert!(size_of::<IfaceValue>() == 16);
 const _: () = assert!(size_of::<FdbKey>() == 12);
 

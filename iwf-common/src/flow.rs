@@ -97,8 +97,12 @@ pub struct SessionValue {
     pub flags: u8,
     /// TCP flags seen in this direction ([`crate::tcp`]).
     pub tcp: u8,
-    /// Zero; room for accounting.
-    pub pad: [u8; 6],
+    /// Octets of the packets of this direction, upper part of 48 bits. The IPv4 packets as they arrived.
+    pub octets_high: u16,
+    /// The same, lower part.
+    pub octets_low: u32,
+    /// Packets of this direction; wraps.
+    pub packets: u32,
 }
 
 impl SessionValue {
@@ -138,6 +142,11 @@ impl SessionFlags {
     pub const HOST: u8 = 2;
     /// The mapping is an explicit one.
     pub const EXPLICIT: u8 = 4;
+    /// Between two LAN hosts by the external address: both ends are translated. Never with [`Self::INBOUND`].
+    pub const HAIRPIN: u8 = 8;
+    /// Over: packets do not find the session any more, and the entry is removed by a later sweep, when no
+    /// packet can hold it.
+    pub const ENDED: u8 = 16;
 }
 
 const _: () = assert!(size_of::<SessionKey>() == 16 && align_of::<SessionKey>() == 4);

@@ -17,6 +17,12 @@ pub const EVENT_BYTES: u32 = 1 << 16;
 pub const EVENTS_PER_SECOND: u32 = 256;
 /// LAN prefixes.
 pub const LAN_PREFIXES: usize = 8;
+/// External addresses besides the first.
+pub const POOL: usize = 7;
+/// Sessions of one LAN host, a quarter of the default table. More: the new flow is dropped and counted.
+pub const HOST_SESSIONS: u32 = SESSIONS / 2 / 4;
+/// Dynamic mappings of one LAN host. More: as for sessions.
+pub const HOST_MAPPINGS: u32 = MAPPINGS / 4;
 
 /// Seconds without outbound traffic until a UDP mapping ends. RFC 4787 REQ-5 recommends 5 minutes or more.
 pub const UDP_IDLE: u32 = 300;

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the pinned layout. Part of the pin path: a daemon never adopts maps of another layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// XDP program of every LAN port (of the bridge's ports, not of the bridge).
 pub const XDP_LAN: &str = "iwf_xdp_lan";

@@ -34,7 +34,7 @@ impl EndpointKey {
 /// entry of MAPPINGS_INT is good while MAPPINGS_EXT points back at it. So MAPPINGS_EXT decides, and replacing
 /// one of its entries displaces whoever had it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(4))]
+#[repr(C, align(8))]
 pub struct MappingValue {
     /// External address (MAPPINGS_INT) or internal address (MAPPINGS_EXT).
     pub addr: [u8; 4],
@@ -56,6 +56,14 @@ pub struct MappingValue {
     pub remote_mask: [u8; 4],
     /// [`MappingFlags`].
     pub flags: u32,
+    /// Packets of ended sessions to the WAN. The four counters are kept in MAPPINGS_EXT.
+    pub packets_out: u64,
+    /// Octets of ended sessions to the WAN.
+    pub octets_out: u64,
+    /// Packets of ended sessions from the WAN.
+    pub packets_in: u64,
+    /// Octets of ended sessions from the WAN.
+    pub octets_in: u64,
 }
 
 impl MappingValue {
@@ -106,6 +114,8 @@ pub enum Filter {
     AddressAndPortDependent = 1,
     /// Everybody in the remote prefix, on every port.
     EndpointIndependent = 2,
+    /// Endpoints of every port at addresses the internal host has sent to.
+    AddressDependent = 3,
 }
 
 /// Bits of [`MappingValue::flags`].
@@ -114,10 +124,14 @@ pub struct MappingFlags;
 impl MappingFlags {
     /// Written by the daemon for a service of the CPE; the sweep leaves it alone.
     pub const STATIC: u32 = 1;
+    /// Whom the mapping admits stands in a list of its own, not in `remote_addr`.
+    pub const FILTER_LIST: u32 = 2;
+    /// One more external endpoint of an internal one that has another: outbound packets do not use it.
+    pub const SECONDARY: u32 = 4;
 }
 
 const _: () = assert!(size_of::<EndpointKey>() == 8 && align_of::<EndpointKey>() == 4);
-const _: () = assert!(size_of::<MappingValue>() == 32 && align_of::<MappingValue>() == 4);
+const _: () = assert!(size_of::<MappingValue>() == 64 && align_of::<MappingValue>() == 8);
 
 #[cfg(test)]
 mod tests {

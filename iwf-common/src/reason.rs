@@ -59,12 +59,28 @@ counters! {
         EventLost = "events_lost",
         /// Claims of an external port given back because another CPU had mapped the internal endpoint first.
         ClaimReturned = "claims_returned",
+        /// From a LAN host by the external address to a LAN host, translated twice and redirected.
+        Hairpinned = "hairpinned",
+        /// ICMP errors translated with the packet they quote, in any direction.
+        IcmpErrorTranslated = "icmp_errors_translated",
+        /// Fragments after the first, translated like it.
+        FragmentForwarded = "fragments_forwarded",
+        /// Fragments that came before their first one and were given to the daemon to wait for it.
+        FragmentHeld = "fragments_held",
+        /// TCP maximum segment sizes lowered.
+        MssClamped = "mss_clamped",
+        /// IPv6 to the WAN, redirected.
+        Forwarded6Out = "forwarded6_out",
+        /// IPv6 from the WAN, redirected.
+        Forwarded6In = "forwarded6_in",
+        /// IPv6 sessions made.
+        Session6Created = "sessions6_created",
     }
 }
 
 counters! {
     /// Why a packet was given to the stack.
-    PassReason from 32 {
+    PassReason from 48 {
         /// Not IPv4: ARP, IPv6, VLAN and others.
         NotIpv4 = "pass_not_ipv4",
         /// Too short for the headers it announces; the stack judges and counts it.
@@ -101,12 +117,18 @@ counters! {
         EchoRequest = "pass_echo_request",
         /// To an address that is not ours: routed, not translated.
         NotExternalAddr = "pass_not_external_addr",
+        /// IPv6 for the router itself, or of the link: neighbour discovery and multicast.
+        Ipv6Local = "pass_ipv6_local",
+        /// IPv6 that the filter is switched off for.
+        Ipv6Unfiltered = "pass_ipv6_unfiltered",
+        /// IPv6 that was admitted and goes on by way of the stack.
+        Ipv6Stack = "pass_ipv6_stack",
     }
 }
 
 counters! {
     /// Why a packet was dropped.
-    DropReason from 64 {
+    DropReason from 96 {
         /// Inbound without a mapping, or the mapping lets only known peers in.
         Unsolicited = "drop_unsolicited",
         /// Inbound and the mapping admits another remote prefix only.
@@ -135,11 +157,41 @@ counters! {
         Malformed = "drop_malformed",
         /// The kernel refused to change the packet.
         RewriteFailed = "drop_rewrite_failed",
+        /// Source and destination address are the same.
+        Land = "drop_land",
+        /// A source address that no host can have: multicast, broadcast, loopback.
+        BadSource = "drop_bad_source",
+        /// From a LAN port to the WAN with a source that is in no LAN prefix.
+        SpoofedLan = "drop_spoofed_lan",
+        /// The host has as many sessions as one host may have.
+        HostSessions = "drop_host_sessions",
+        /// The host has as many mappings as one host may have.
+        HostMappings = "drop_host_mappings",
+        /// A first fragment without all of the transport header, or a fragment that would overlap it.
+        TinyFragment = "drop_tiny_fragment",
+        /// A fragment whose first one was not seen in time, or was not let through.
+        FragmentUnknown = "drop_fragment_unknown",
+        /// More fragments wait for their first one than may.
+        FragmentsFull = "drop_fragments_full",
+        /// An ICMP error with a wrong checksum of its own or of the packet it quotes.
+        IcmpErrorBad = "drop_icmp_error_bad",
+        /// An ICMP error that quotes no packet of a session.
+        IcmpErrorStray = "drop_icmp_error_stray",
+        /// To a LAN host's external endpoint from the LAN, where nothing lets it in.
+        HairpinRefused = "drop_hairpin_refused",
+        /// IPv6 from the WAN that nothing lets in.
+        Unsolicited6 = "drop_unsolicited6",
+        /// IPv6 with an address that must not cross the WAN.
+        Forbidden6 = "drop_forbidden6",
+        /// IPv6 with extension headers out of bounds, or a type 0 routing header.
+        Headers6 = "drop_headers6",
+        /// No room for an IPv6 session.
+        Sessions6Full = "drop_sessions6_full",
     }
 }
 
 /// Slots of COUNTERS, with room in each group.
-pub const SLOTS: u32 = 96;
+pub const SLOTS: u32 = 160;
 
 /// Slot and name of every counter, in the order of the slots.
 pub fn all() -> impl Iterator<Item = (u32, &'static str)> {

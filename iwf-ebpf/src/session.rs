@@ -48,8 +48,11 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
     // whole, and none is used for memory access. An entry is removed only after its flow has been silent or
     // its mapping is gone, so that it is not reused under a packet of a flow that has a right to it.
     let session = unsafe { &mut *session };
-    let inbound = session.flags & SessionFlags::INBOUND != 0;
-    (inbound == (direction == Direction::In)).then_some(session)
+    let wanted = match direction {
+        Direction::Out => 0,
+        Direction::In => SessionFlags::INBOUND,
+    };
+    (session.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == wanted).then_some(session)
 }
 
 /// Writes both entries: the return direction first, so that no answer can come back to nothing, and the

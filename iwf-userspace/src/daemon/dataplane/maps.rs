@@ -279,7 +279,7 @@ pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock
         last_used: clock.now(),
         remote_addr,
         remote_mask,
-        flags: 0,
+        ..MappingValue::default()
     }
 }
 
