@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bpf;
+pub mod capture;
 pub mod carrier;
 pub mod cascade;
 pub mod daemon;

@@ -357,6 +357,26 @@ impl Plane {
         Ok(map.remove(&key)?)
     }
 
+    /// Empties SESSIONS and both mapping tables.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn forget(&mut self) -> Result<()> {
+        let state = self.state()?;
+        for key in state.sessions.into_keys() {
+            self.remove_session(key)?;
+        }
+        for (map, entries) in [
+            (names::MAPPINGS_EXT, state.external),
+            (names::MAPPINGS_INT, state.internal),
+        ] {
+            for key in entries.into_keys() {
+                self.remove_mapping(map, key)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Everything the programs can change.
     ///
     /// # Errors

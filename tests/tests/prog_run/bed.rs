@@ -4,9 +4,10 @@ use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_tests::capture::Capture;
 use iwf_tests::netns::{self, Namespace, Network};
 use iwf_tests::packet::Frame;
-use iwf_tests::prog::{Delta, Plane};
+use iwf_tests::prog::{Delta, Plane, Ran, State};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 
 pub(crate) const ABORTED: u32 = 0;
@@ -32,7 +33,7 @@ pub(crate) const REMOTE: [u8; 4] = [11, 22, 33, 4];
 pub(crate) const REMOTE2: [u8; 4] = [11, 22, 33, 5];
 
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 10];
-const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 pub(crate) const BRIDGE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 pub(crate) const WAN_MAC: [u8; 6] = [2, 0, 0, 0, 2, 2];
 
@@ -63,6 +64,7 @@ pub(crate) struct Bed {
     pub(crate) bridge: u32,
     pub(crate) lan: u32,
     pub(crate) wan: u32,
+    capture: Capture,
     _network: Network,
 }
 
@@ -117,14 +119,22 @@ pub(crate) fn with_sized_bed(
     std::fs::write(&batch, LINKS)?;
     ns.ip(&format!("-batch {}", batch.display()))?;
     let inside = ns.clone();
+    // Named after the test, which the thread inside is not.
+    let capture = Capture::of_this_test("prog_run")?;
     inside.within(move || {
-        let mut bed = Bed::new(network, ns, sessions, mappings)?;
+        let mut bed = Bed::new(network, ns, sessions, mappings, capture)?;
         test(&mut bed)
     })?
 }
 
 impl Bed {
-    fn new(network: Network, ns: Namespace, sessions: u32, mappings: u32) -> Result<Self> {
+    fn new(
+        network: Network,
+        ns: Namespace,
+        sessions: u32,
+        mappings: u32,
+        capture: Capture,
+    ) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
         let mut plane = Plane::load(OBJECT, sessions, mappings)?;
         let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
@@ -159,6 +169,7 @@ impl Bed {
             bridge,
             lan,
             wan,
+            capture,
             _network: network,
         })
     }
@@ -185,11 +196,7 @@ impl Bed {
         let before = self.plane.state()?;
         let ran = self.plane.xdp(name, bytes, ingress, 1)?;
         assert_ne!(ran.action, ABORTED, "programs name their reasons");
-        Ok(Seen {
-            action: ran.action,
-            bytes: ran.frame,
-            delta: Delta::between(&before, &self.plane.state()?),
-        })
+        self.seen(name, bytes, ran, &before)
     }
 
     /// A packet that the stack sends out of the WAN; `forwarded`: it came from the LAN.
@@ -202,11 +209,19 @@ impl Bed {
     pub(crate) fn tc(&mut self, name: &str, frame: &Frame, ingress: u32) -> Result<Seen> {
         self.plane.ready(name)?;
         let before = self.plane.state()?;
-        let ran = self.plane.tc(name, &frame.bytes(), ingress)?;
+        let bytes = frame.bytes();
+        let ran = self.plane.tc(name, &bytes, ingress)?;
+        self.seen(name, &bytes, ran, &before)
+    }
+
+    fn seen(&mut self, name: &str, sent: &[u8], ran: Ran, before: &State) -> Result<Seen> {
+        let delta = Delta::between(before, &self.plane.state()?);
+        let text = format!("action {}: {:?}", ran.action, delta.counters);
+        self.capture.run(name, sent, &ran.frame, &text)?;
         Ok(Seen {
             action: ran.action,
             bytes: ran.frame,
-            delta: Delta::between(&before, &self.plane.state()?),
+            delta,
         })
     }
 
