@@ -21,6 +21,9 @@ pub const RUN_CLOCK: &str = "iwf_clock";
 /// XDP program that passes everything: for the far ends of veth pairs, which need one to receive redirects.
 pub const XDP_PASS: &str = "iwf_xdp_pass";
 
+/// Constant of the programs, `u8`: 0 on kernels that know no frames of more than one buffer.
+pub const MULTI_BUFFER: &str = "MULTI_BUFFER";
+
 /// Hash, [`crate::flow::SessionKey`] to [`crate::flow::SessionValue`]; one entry per direction.
 pub const SESSIONS: &str = "SESSIONS";
 /// Hash, internal [`crate::nat::EndpointKey`] to [`crate::nat::MappingValue`] with the external endpoint.

@@ -13,6 +13,11 @@ use crate::outcome::Step;
 use crate::parse::Packet;
 use crate::rewrite::{self, Hop};
 
+/// Whether the kernel knows frames of more than one buffer (Linux 5.18). The loader sets it; a constant for the
+/// verifier, which removes the branch that is not taken and so never meets a helper that is not there.
+#[unsafe(no_mangle)]
+static MULTI_BUFFER: u8 = 1;
+
 /// Where a program runs.
 pub trait Hook {
     /// Whether a packet can leave from here; otherwise the stack forwards what is translated.
@@ -40,6 +45,10 @@ impl Hook for XdpContext {
 
     #[inline(always)]
     fn frame_len(&self) -> usize {
+        // SAFETY: a static of our own; volatile, because the loader may have changed it.
+        if unsafe { core::ptr::read_volatile(&raw const MULTI_BUFFER) } == 0 {
+            return self.cursor().len();
+        }
         // SAFETY: the context is the kernel's own.
         unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
     }

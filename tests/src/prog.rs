@@ -151,7 +151,24 @@ impl Plane {
     /// # Errors
     /// If the kernel refuses.
     pub fn load(object: &[u8], sessions: u32, mappings: u32) -> Result<Self> {
-        let ebpf = EbpfLoader::new()
+        Self::load_with(object, &[], sessions, mappings)
+    }
+
+    /// The same with constants of the object set.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(
+        object: &[u8],
+        constants: &[(&'static str, u8)],
+        sessions: u32,
+        mappings: u32,
+    ) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        for (name, value) in constants {
+            loader.override_global(name, value, true);
+        }
+        let ebpf = loader
             .map_max_entries(names::SESSIONS, sessions)
             .map_max_entries(names::MAPPINGS_INT, mappings)
             .map_max_entries(names::MAPPINGS_EXT, mappings)

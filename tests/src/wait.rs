@@ -10,11 +10,19 @@ use anyhow::{Result, bail};
 
 const POLL: Duration = Duration::from_millis(10);
 
+/// How many times longer than usual everything may take: `IWF_PATIENCE`, for machines that are emulated. 1 if it is
+/// not set or no number.
+pub fn patience() -> u32 {
+    let set = std::env::var("IWF_PATIENCE").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
+}
+
 /// Polls `probe` until it yields a value.
 ///
 /// # Errors
-/// After `within`, naming `what` was waited for. The probe runs at least once, and once more at the end.
+/// After `within` times [`patience`], naming `what` was waited for. The probe runs at least once, and once more at the end.
 pub fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let within = within * patience();
     let deadline = Instant::now() + within;
     loop {
         let last = Instant::now() >= deadline;

@@ -14,6 +14,7 @@ mod tidy;
     reason = "shared with a build script, which sees it from outside"
 )]
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ enum Command {
     Test(test::Args),
     Bench(bench::Args),
     Tidy(tidy::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Vm(args) => vm::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -115,6 +115,19 @@ pub(crate) fn lab() -> Result<()> {
     Ok(())
 }
 
+/// Sees to what boots other kernels.
+///
+/// # Errors
+/// If it is missing and cannot be installed here.
+pub(crate) fn emulator() -> Result<()> {
+    let (program, package) = ("qemu-system-x86_64", "qemu-system-x86");
+    if on_path(program) {
+        return Ok(());
+    }
+    let apt = apt().with_context(|| format!("install by hand: {package}"))?;
+    apt.install(&[package], &format!("{program} boots other kernels"))
+}
+
 fn unpack_carrier() -> Result<()> {
     let wanted = packages::CARRIER.join(" ");
     let apt = apt().with_context(|| {

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::attach;
 use super::maps::{Maps, Sizes, read_build_id, write_build_id};
+use super::object;
 use super::pins::PinSet;
 
 /// Every program that is loaded and pinned.
@@ -218,14 +219,20 @@ fn load(set: &PinSet, object: &Object<'_>, sizes: &Sizes) -> Result<()> {
     }
     let level = object.log_level();
     loader.override_global(aya_log::LEVEL, &level, true);
+    let fitted = object::fit(object.bytes);
+    for (name, value) in &fitted.constants {
+        loader.override_global(name, value, true);
+    }
     let mut ebpf = loader
-        .load(object.bytes)
+        .load(&fitted.object)
         .context("create the maps (needs root, and a kernel with BPF and BTF)")?;
     for name in PROGRAMS {
         let program = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?;
-        load_program(program).with_context(|| format!("load program {name}"))?;
+        load_program(program)
+            .with_context(|| format!("load program {name}"))
+            .with_context(too_old)?;
         let path = set.program(name);
         let beside = set.program(&format!("{name}-new"));
         if beside.exists() {
@@ -237,6 +244,18 @@ fn load(set: &PinSet, object: &Object<'_>, sizes: &Sizes) -> Result<()> {
         fs::rename(&beside, &path).with_context(|| format!("pin program {name}"))?;
     }
     Ok(())
+}
+
+/// What to think of a kernel that refuses a program. Only a hint: distributions backport.
+fn too_old() -> String {
+    let release = nix::sys::utsname::uname().map_or_else(
+        |_| "this kernel".to_owned(),
+        |name| format!("Linux {}", name.release().display()),
+    );
+    format!(
+        "{release} refuses a packet program; iwf needs Linux {} or later",
+        object::MINIMUM_KERNEL
+    )
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
