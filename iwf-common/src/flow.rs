@@ -147,6 +147,8 @@ impl SessionFlags {
     /// Over: packets do not find the session any more, and the entry is removed by a later sweep, when no
     /// packet can hold it.
     pub const ENDED: u8 = 16;
+    /// The first packet came from outside: the session goes when its mapping no longer admits the remote host.
+    pub const INVITED: u8 = 32;
 }
 
 const _: () = assert!(size_of::<SessionKey>() == 16 && align_of::<SessionKey>() == 4);

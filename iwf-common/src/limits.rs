@@ -11,6 +11,11 @@ pub const MAPPINGS: u32 = 65_536;
 pub const IFACES: u32 = 64;
 /// Neighbours behind bridge ports. Full: frames to the others go by way of the stack.
 pub const BRIDGE_FDB: u32 = 4096;
+/// Remote prefixes that one explicit mapping may admit: what fits a PCP request besides the other options. More:
+/// the mapping is refused (EXCESSIVE_REMOTE_PEERS).
+pub const FILTER_ENTRIES: usize = 8;
+/// Mappings with a list of remote prefixes. Full: the mapping is refused.
+pub const FILTERS: u32 = 1024;
 /// Octets of the event ring. Full: events are lost and counted.
 pub const EVENT_BYTES: u32 = 1 << 16;
 /// Events one CPU may write per second. More: lost and counted.

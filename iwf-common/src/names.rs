@@ -30,6 +30,8 @@ pub const SESSIONS: &str = "SESSIONS";
 pub const MAPPINGS_INT: &str = "MAPPINGS_INT";
 /// Hash, external [`crate::nat::EndpointKey`] to [`crate::nat::MappingValue`] with the internal endpoint.
 pub const MAPPINGS_EXT: &str = "MAPPINGS_EXT";
+/// Hash, external [`crate::nat::EndpointKey`] to the [`crate::nat::FilterList`] of its mapping.
+pub const FILTERS: &str = "FILTERS";
 /// Array of one [`crate::config::Config`].
 pub const CONFIG: &str = "CONFIG";
 /// Per-CPU array of `u64`, indexed by the slots of [`crate::reason`].
@@ -50,7 +52,7 @@ pub const SWEEP: &str = "SWEEP";
 pub const CLOCK: &str = "CLOCK";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 12] = [
+pub const PINNED_MAPS: [&str; 13] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -58,6 +60,7 @@ pub const PINNED_MAPS: [&str; 12] = [
     COUNTERS,
     MAPPINGS_EXT,
     MAPPINGS_INT,
+    FILTERS,
     SESSIONS,
     EVENTS,
     EVENT_BUDGET,

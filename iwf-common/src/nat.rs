@@ -1,6 +1,8 @@
 //! Mappings: which external endpoint an internal one has, and who may use it from outside.
 #![forbid(unsafe_code)]
 
+use crate::limits;
+
 /// Key of both mapping tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C, align(4))]
@@ -130,6 +132,58 @@ impl MappingFlags {
     pub const SECONDARY: u32 = 4;
 }
 
+/// Value of FILTERS, keyed by the external endpoint: who may come in by a mapping with
+/// [`MappingFlags::FILTER_LIST`] (RFC 6887 section 13.3). A remote that one entry admits is admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct FilterList {
+    /// How many of [`Self::entries`] count; 0 admits nobody.
+    pub len: u32,
+    /// The first [`Self::len`] count, the others are zero.
+    pub entries: [FilterEntry; limits::FILTER_ENTRIES],
+}
+
+/// A remote prefix, on one port or on all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct FilterEntry {
+    /// An address of the prefix.
+    pub addr: [u8; 4],
+    /// Its mask, in network order.
+    pub mask: [u8; 4],
+    /// The remote port; 0: every one.
+    pub port: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+impl FilterEntry {
+    /// Whether the remote endpoint is one of this entry's.
+    #[inline(always)]
+    pub const fn admits(&self, addr: [u8; 4], port: [u8; 2]) -> bool {
+        let mask = u32::from_ne_bytes(self.mask);
+        let differs = (u32::from_ne_bytes(addr) ^ u32::from_ne_bytes(self.addr)) & mask;
+        let wanted = u16::from_ne_bytes(self.port);
+        differs == 0 && (wanted == 0 || wanted == u16::from_ne_bytes(port))
+    }
+}
+
+impl FilterList {
+    /// Whether any entry admits the remote endpoint. Every slot is compared: the loop has a fixed length.
+    #[inline(always)]
+    pub fn admits(&self, addr: [u8; 4], port: [u8; 2]) -> bool {
+        let mut found = false;
+        let mut at = 0;
+        for entry in &self.entries {
+            found |= at < self.len && entry.admits(addr, port);
+            at += 1;
+        }
+        found
+    }
+}
+
+const _: () = assert!(size_of::<FilterEntry>() == 12);
+const _: () = assert!(size_of::<FilterList>() == 100 && align_of::<FilterList>() == 4);
 const _: () = assert!(size_of::<EndpointKey>() == 8 && align_of::<EndpointKey>() == 4);
 const _: () = assert!(size_of::<MappingValue>() == 64 && align_of::<MappingValue>() == 8);
 
@@ -144,6 +198,31 @@ mod tests {
         assert_eq!(mask(24), [255, 255, 255, 0]);
         assert_eq!(mask(32), [255; 4]);
         assert_eq!(mask(200), [255; 4]);
+    }
+
+    #[test]
+    fn a_list_admits_what_one_of_its_entries_admits() {
+        let mut list = FilterList::default();
+        let entry = |addr, len, port: u16| FilterEntry {
+            addr,
+            mask: mask(len),
+            port: port.to_be_bytes(),
+            pad: [0; 2],
+        };
+        let remote = [11, 22, 33, 4];
+        assert!(!list.admits(remote, [0, 80]), "nobody yet");
+        list.entries[0] = entry([11, 22, 33, 0], 24, 443);
+        assert!(!list.admits(remote, 443u16.to_be_bytes()), "not in use");
+        list.len = 2;
+        list.entries[1] = entry([198, 51, 100, 7], 32, 0);
+        assert!(list.admits(remote, 443u16.to_be_bytes()));
+        assert!(!list.admits(remote, 80u16.to_be_bytes()));
+        assert!(!list.admits([11, 22, 34, 4], 443u16.to_be_bytes()));
+        assert!(list.admits([198, 51, 100, 7], 9u16.to_be_bytes()));
+        assert!(!list.admits([198, 51, 100, 8], 9u16.to_be_bytes()));
+        // The unspecified address with length 0 is everybody.
+        list.entries[1] = entry([0; 4], 0, 0);
+        assert!(list.admits([8, 8, 8, 8], 9u16.to_be_bytes()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::config::{Config, FdbKey, IfaceValue};
 use crate::event::{Event, EventBudget};
 use crate::flow::{SessionKey, SessionValue};
-use crate::nat::{EndpointKey, MappingValue};
+use crate::nat::{EndpointKey, FilterList, MappingValue};
 use crate::sweep::SweepRequest;
 use crate::tick::ClockSample;
 
@@ -24,6 +24,7 @@ pod!(
     Event,
     EventBudget,
     FdbKey,
+    FilterList,
     IfaceValue,
     MappingValue,
     SessionKey,

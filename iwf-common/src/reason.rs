@@ -187,6 +187,8 @@ counters! {
         Headers6 = "drop_headers6",
         /// No room for an IPv6 session.
         Sessions6Full = "drop_sessions6_full",
+        /// The remote endpoint has a session with the host by another external endpoint of the same internal one.
+        SessionCollision = "drop_session_collision",
     }
 }
 

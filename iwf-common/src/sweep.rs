@@ -32,6 +32,9 @@ pub enum SweepMode {
     EndSessionsOf = 2,
     /// Remove sessions and mappings of every external address but the given one; static entries stay.
     KeepOnlyAddress = 3,
+    /// The mapping of one external endpoint has changed: its sessions get its expiry, and those that somebody
+    /// began whom it no longer admits end.
+    Recheck = 4,
 }
 
 const _: () = assert!(size_of::<SweepRequest>() == 28);

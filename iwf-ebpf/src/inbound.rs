@@ -6,14 +6,15 @@ use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionValue};
-use iwf_common::nat::{Filter, MappingKind, MappingValue};
+use iwf_common::nat::MappingKind;
 use iwf_common::reason::{Done, DropReason, PassReason};
 
-use iwf_common::{tcp, tick};
+use iwf_common::tcp;
 
 use crate::clock::tick as now_tick;
 use crate::cursor::Cursor;
-use crate::headers::{ICMP, Mac, TCP, UDP};
+use crate::filter;
+use crate::headers::{ICMP, Mac, TCP};
 use crate::hook::Hook;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
@@ -135,7 +136,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     // SAFETY: entries live as long as the program runs.
     let mapping = unsafe { *mapping };
     let now = now_tick();
-    filter(config, now, &mapping, packet)?;
+    filter::admit(config, now, &mapping, &external, &key.source())?;
     if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
         return Err(DropReason::TcpStray.into());
     }
@@ -150,32 +151,6 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         host: false,
     };
     session::open(now, &flow, packet, Direction::In, &NextHop::NONE).step()
-}
-
-/// Who may come in without a session (RFC 4787 section 5).
-#[inline(always)]
-fn filter(config: &Config, now: u32, mapping: &MappingValue, packet: &Packet) -> Step<()> {
-    if mapping.expired(now) {
-        return Err(DropReason::MappingExpired.into());
-    }
-    if mapping.filter != Filter::EndpointIndependent as u8 {
-        return Err(DropReason::Unsolicited.into());
-    }
-    if !mapping.admits(packet.key.src) {
-        return Err(DropReason::Filtered.into());
-    }
-    if mapping.kind == MappingKind::Host as u8 {
-        return Err(PassReason::Host.into());
-    }
-    // An idle dynamic mapping is over even if no sweep has come by yet. Only UDP's goes by the mapping's own
-    // clock; inbound packets never begin a session of another protocol on a dynamic mapping's last hours.
-    if mapping.kind == MappingKind::Dynamic as u8
-        && packet.key.proto == UDP
-        && tick::age(now, mapping.last_used) > config.idle.udp
-    {
-        return Err(DropReason::Unsolicited.into());
-    }
-    Ok(())
 }
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.

@@ -6,6 +6,7 @@
 mod clock;
 mod cursor;
 mod egress;
+mod filter;
 mod headers;
 mod hook;
 mod inbound;

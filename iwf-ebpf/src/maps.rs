@@ -5,7 +5,7 @@ use aya_ebpf::macros::btf_map;
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::event::{Event, EventBudget};
 use iwf_common::flow::{SessionKey, SessionValue};
-use iwf_common::nat::{EndpointKey, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::SweepRequest;
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, reason};
@@ -19,6 +19,8 @@ pub static SESSIONS: Sessions = HashMap::new();
 pub static MAPPINGS_INT: Mappings = HashMap::new();
 #[btf_map]
 pub static MAPPINGS_EXT: Mappings = HashMap::new();
+#[btf_map]
+pub static FILTERS: HashMap<EndpointKey, FilterList, { limits::FILTERS as usize }> = HashMap::new();
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]

@@ -82,6 +82,10 @@ fn try_open(
             SessionFlags::EXPLICIT
         } else {
             0
+        })
+        | (match trigger {
+            Direction::Out => 0,
+            Direction::In => SessionFlags::INVITED,
         });
     let mut value = SessionValue {
         last_seen: now,
@@ -195,7 +199,8 @@ fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction, flags: u8) {
 }
 
 /// An entry of the same translation is kept as it is, it may be in use. One of another translation is a
-/// leftover: MAPPINGS_EXT has just confirmed who the external endpoint belongs to.
+/// leftover, unless MAPPINGS_EXT confirms it too: a remote endpoint that uses two external endpoints of one
+/// internal endpoint would need two sessions that look the same to the LAN host. The first one stays.
 #[inline(always)]
 fn insert(
     config: &Config,
@@ -205,20 +210,11 @@ fn insert(
     value: &SessionValue,
 ) -> Step<()> {
     let inserted = match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
-        Err(EEXIST) => {
-            let same = SESSIONS.get_ptr(key).is_some_and(|old| {
-                // SAFETY: as in `find`.
-                let old = unsafe { &*old };
-                old.reverse_key(key.proto) == value.reverse_key(key.proto)
-                    && old.flags == value.flags
-                    && old.deadline == value.deadline
-            });
-            if same {
-                Ok(())
-            } else {
-                SESSIONS.insert(key, value, BPF_ANY.into())
-            }
-        }
+        Err(EEXIST) => match Held::of(now, key, value) {
+            Held::Same => Ok(()),
+            Held::Leftover => SESSIONS.insert(key, value, BPF_ANY.into()),
+            Held::Other => return Err(DropReason::SessionCollision.into()),
+        },
         other => other,
     };
     inserted.map_err(|_| {
@@ -231,6 +227,42 @@ fn insert(
         );
         DropReason::SessionsFull.into()
     })
+}
+
+/// What is in the way of a new entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// Nothing is wrong with it.
+    Same,
+    /// It may be overwritten.
+    Leftover,
+    /// A session in use.
+    Other,
+}
+
+impl Held {
+    #[inline(always)]
+    fn of(now: u32, key: &SessionKey, value: &SessionValue) -> Self {
+        let Some(old) = SESSIONS.get_ptr(key) else {
+            return Self::Leftover;
+        };
+        // SAFETY: as in `find`.
+        let old = unsafe { &*old };
+        if old.flags & SessionFlags::ENDED != 0 {
+            return Self::Leftover;
+        }
+        if old.reverse_key(key.proto) == value.reverse_key(key.proto) {
+            // Two CPUs may open one session from both of its ends.
+            let same = (old.flags ^ value.flags) & !SessionFlags::INVITED == 0
+                && old.deadline == value.deadline;
+            return if same { Self::Same } else { Self::Leftover };
+        }
+        let (internal, external) = old.endpoints(key);
+        match mapping::behind(&external, &internal) {
+            Some(mapping) if !mapping.expired(now) => Self::Other,
+            _ => Self::Leftover,
+        }
+    }
 }
 
 /// A new connection on the ports of an ended one: both directions forget what they have seen.

@@ -16,6 +16,7 @@ use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tcp::{self, Phase};
 use iwf_common::{limits, tick};
 
+use crate::filter;
 use crate::headers::{TCP, UDP};
 use crate::mapping;
 use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP};
@@ -55,7 +56,7 @@ pub fn run() -> i32 {
         sweep_session as *const c_void,
         shared,
     );
-    if run.mode != SweepMode::EndSessionsOf as u32 {
+    if run.mode == SweepMode::Age as u32 || run.mode == SweepMode::KeepOnlyAddress as u32 {
         for_each(
             (&raw const MAPPINGS_EXT).cast(),
             sweep_external as *const c_void,
@@ -161,14 +162,17 @@ fn keeps_session(run: &Run, key: &SessionKey, session: &mut SessionValue) -> boo
     if run.mode == SweepMode::KeepOnlyAddress as u32 {
         return external.addr == run.external.addr;
     }
+    if run.mode == SweepMode::Recheck as u32 && external != run.external {
+        return true;
+    }
     let Some(mapping) = mapping::behind(&external, &internal) else {
         return false;
     };
-    if tick::deadline_passed(run.now, session.deadline) {
-        if mapping.expired(run.now) {
-            return false;
-        }
-        session.deadline = mapping.expires;
+    if !filter::recheck(run.now, key, session, mapping, &external) {
+        return false;
+    }
+    if run.mode == SweepMode::Recheck as u32 {
+        return true;
     }
     let Some(other) = SESSIONS.get_ptr(session.reverse_key(key.proto)) else {
         // Half of a pair: the other one is being written, or is lost and this one is of no use.

@@ -11,7 +11,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::flow::{SessionKey, SessionValue};
-use iwf_common::nat::{EndpointKey, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{names, reason};
@@ -308,6 +308,14 @@ impl Plane {
     /// If the kernel refuses.
     pub fn set_iface(&mut self, ifindex: u32, value: IfaceValue) -> Result<()> {
         self.put(names::IFACES, ifindex, value)
+    }
+
+    /// Writes the remote prefixes of a mapping, by its external endpoint.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_filter(&mut self, key: EndpointKey, list: FilterList) -> Result<()> {
+        self.put(names::FILTERS, key, list)
     }
 
     /// Enters a station behind a bridge port.

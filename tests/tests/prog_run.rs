@@ -13,6 +13,8 @@ mod bed;
 mod cost;
 #[path = "prog_run/egress.rs"]
 mod egress;
+#[path = "prog_run/explicit.rs"]
+mod explicit;
 #[path = "prog_run/inbound.rs"]
 mod inbound;
 #[path = "prog_run/outbound.rs"]

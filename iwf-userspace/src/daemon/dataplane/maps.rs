@@ -15,7 +15,7 @@ use aya::maps::{
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
-use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_common::nat::{EndpointKey, Filter, FilterList, MappingKind, MappingValue, mask};
 use iwf_common::sweep::SweepRequest;
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
@@ -50,7 +50,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the ring has none; both are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 10] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 11] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -70,6 +70,12 @@ impl Sizes {
             (names::COUNTERS, INDEX, size_of::<u64>(), reason::SLOTS),
             (names::MAPPINGS_EXT, mapping.0, mapping.1, self.mappings),
             (names::MAPPINGS_INT, mapping.0, mapping.1, self.mappings),
+            (
+                names::FILTERS,
+                mapping.0,
+                size_of::<FilterList>(),
+                limits::FILTERS,
+            ),
             (
                 names::SESSIONS,
                 size_of::<SessionKey>(),
@@ -118,6 +124,7 @@ pub(super) struct Maps {
     pub(super) counters: PerCpuArray<MapData, u64>,
     pub(super) ext: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) int: HashMap<MapData, EndpointKey, MappingValue>,
+    pub(super) filters: HashMap<MapData, EndpointKey, FilterList>,
     pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
     pub(super) sweep: Array<MapData, SweepRequest>,
     pub(super) clock: Array<MapData, ClockSample>,
@@ -141,6 +148,7 @@ impl Maps {
             counters: typed(set, names::COUNTERS)?,
             ext: typed(set, names::MAPPINGS_EXT)?,
             int: typed(set, names::MAPPINGS_INT)?,
+            filters: typed(set, names::FILTERS)?,
             sessions: typed(set, names::SESSIONS)?,
             sweep: typed(set, names::SWEEP)?,
             clock: typed(set, names::CLOCK)?,

@@ -1,0 +1,93 @@
+//! Whom a mapping lets in without a session.
+//!
+//! Read before editing: RFC 4787 section 5 (REQ-8), RFC 6887 sections 11.3 and 13.3.
+
+use iwf_common::config::Config;
+use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
+use iwf_common::reason::{DropReason, PassReason};
+use iwf_common::tick;
+
+use crate::headers::UDP;
+use crate::maps::FILTERS;
+use crate::outcome::Step;
+
+/// Whether `remote` may begin a session by `mapping`, whose external endpoint is `external`.
+#[inline(always)]
+pub fn admit(
+    config: &Config,
+    now: u32,
+    mapping: &MappingValue,
+    external: &EndpointKey,
+    remote: &EndpointKey,
+) -> Step<()> {
+    if mapping.expired(now) {
+        return Err(DropReason::MappingExpired.into());
+    }
+    if mapping.filter != Filter::EndpointIndependent as u8 {
+        return Err(DropReason::Unsolicited.into());
+    }
+    if !names(mapping, external, remote) {
+        return Err(DropReason::Filtered.into());
+    }
+    if mapping.kind == MappingKind::Host as u8 {
+        return Err(PassReason::Host.into());
+    }
+    // An idle dynamic mapping is over even if no sweep has come by yet. Only UDP's goes by the mapping's own
+    // clock; inbound packets never begin a session of another protocol on a dynamic mapping's last hours.
+    if mapping.kind == MappingKind::Dynamic as u8
+        && external.proto == UDP
+        && tick::age(now, mapping.last_used) > config.idle.udp
+    {
+        return Err(DropReason::Unsolicited.into());
+    }
+    Ok(())
+}
+
+/// Whether a session may stay now that its mapping may have changed: it gets the mapping's expiry, and is over if
+/// a remote host began it that the mapping no longer admits. What the LAN host began is its own affair: a filter
+/// is for what comes in unasked.
+#[inline(always)]
+pub fn recheck(
+    now: u32,
+    key: &SessionKey,
+    session: &mut SessionValue,
+    mapping: &MappingValue,
+    external: &EndpointKey,
+) -> bool {
+    if mapping.expired(now) {
+        return false;
+    }
+    if session.deadline != mapping.expires {
+        session.deadline = mapping.expires;
+    }
+    if session.flags & SessionFlags::INVITED == 0 {
+        return true;
+    }
+    let remote = if session.flags & SessionFlags::INBOUND != 0 {
+        key.source()
+    } else {
+        key.destination()
+    };
+    names(mapping, external, &remote)
+}
+
+/// Whether the mapping's remote prefixes have `remote` among them.
+#[inline(always)]
+fn names(mapping: &MappingValue, external: &EndpointKey, remote: &EndpointKey) -> bool {
+    if mapping.flags & MappingFlags::FILTER_LIST != 0 {
+        lists(external, remote) != 0
+    } else {
+        mapping.admits(remote.addr)
+    }
+}
+
+/// The daemon writes the list before the mapping that needs it; without one nobody comes in.
+#[inline(never)]
+fn lists(external: &EndpointKey, remote: &EndpointKey) -> u32 {
+    match FILTERS.get_ptr(external) {
+        // SAFETY: entries live as long as the program runs.
+        Some(list) => unsafe { (*list).admits(remote.addr, remote.port) }.into(),
+        None => 0,
+    }
+}
