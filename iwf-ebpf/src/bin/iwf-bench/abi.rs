@@ -1,13 +1,19 @@
 //! What the bench programs and the bench binary both read. Included by path on the host side, so that no
 //! byte of it reaches the product's own tables.
 
-/// Octets of a generated frame without the FCS: the smallest Ethernet frame.
-pub const FRAME_LEN: usize = 60;
+/// Octets of the smallest frame, without the FCS.
+pub const SMALL: usize = 60;
+
+/// Octets of the largest frame of an ordinary Ethernet, without the FCS.
+pub const LARGE: usize = 1514;
 
 /// Most flows a run can have; the flow number is masked, so a power of two.
-pub const MAX_FLOWS: u32 = 16_384;
+pub const MAX_FLOWS: u32 = 1 << 20;
 
-/// Flows of one internal host: the flow number selects the source port below it and the host above.
+/// Internal endpoints. The flow number selects the endpoint below it and the remote address above.
+pub const ENDPOINTS: u32 = 16_384;
+
+/// Endpoints of one internal host: the endpoint's number selects the source port below it and the host above.
 pub const FLOWS_PER_HOST: u32 = 1024;
 
 /// First source port of every internal host.
@@ -32,7 +38,7 @@ pub struct Setup {
     pub flow_mask: u32,
     /// Address of the first internal host; others follow.
     pub first_host: [u8; 4],
-    /// Destination of all flows.
+    /// Destination of the first [`ENDPOINTS`] flows; the next addresses follow.
     pub dest: [u8; 4],
     /// Source the far end must see; all zero: the internal host's own, untranslated.
     pub external: [u8; 4],
@@ -46,6 +52,8 @@ pub struct Setup {
     pub far_mac: [u8; 6],
     /// Frames of a burst. A power of two no larger than a veth ring.
     pub burst: u64,
+    /// Frames after which the generator stops, counted since it was loaded.
+    pub limit: u64,
 }
 
 /// What the generator did since it was loaded.
@@ -77,4 +85,8 @@ pub struct Received {
     pub bad_checksum: u64,
     /// TTL not lowered by exactly one, or other damage to the headers.
     pub bad_header: u64,
+    /// Longest time between two frames of the same burst, in nanoseconds.
+    pub longest_gap: u64,
+    /// When the last frame came.
+    pub last: u64,
 }

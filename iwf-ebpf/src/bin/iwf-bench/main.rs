@@ -11,7 +11,8 @@
 mod abi;
 
 use abi::{
-    FIRST_PORT, FLOWS_PER_HOST, FRAME_LEN, MAGIC, MAX_FLOWS, Received, SINK_PORT, Sent, Setup, TTL,
+    ENDPOINTS, FIRST_PORT, FLOWS_PER_HOST, LARGE, MAGIC, MAX_FLOWS, Received, SINK_PORT, SMALL,
+    Sent, Setup, TTL,
 };
 use aya_ebpf::{
     bindings::xdp_action,
@@ -35,10 +36,11 @@ static FLOWS: Array<u32> = Array::with_max_entries(MAX_FLOWS, 0);
 #[map]
 static WAN: DevMap = DevMap::with_max_entries(1, 0);
 
-const WORDS: usize = FRAME_LEN / 2;
 /// The frame as halfwords in wire order: every field of ours starts at an even offset, and a ones'
-/// complement sum does not care about the byte order.
-type Frame = [u16; WORDS];
+/// complement sum does not care about the byte order. What is behind a small frame's end is zero in a large one.
+type Frame = [u16; SMALL / 2];
+/// All of a large frame.
+type LargeFrame = [u16; LARGE / 2];
 
 const ETHERTYPE: usize = 6;
 const VERSION_TOS: usize = 7;
@@ -57,8 +59,16 @@ const MAGIC_AT: usize = 21;
 const FLOW_AT: usize = 23;
 const PADDING: usize = 25;
 
-const IP_TOTAL: u16 = (FRAME_LEN - 14) as u16;
-const UDP_TOTAL: u16 = (FRAME_LEN - 34) as u16;
+/// Total length of the IPv4 packet in a frame.
+const fn ip_total(frame_len: usize) -> u16 {
+    (frame_len - 14) as u16
+}
+
+/// Length of the UDP datagram in a frame.
+const fn udp_total(frame_len: usize) -> u16 {
+    (frame_len - 34) as u16
+}
+
 const UDP: u16 = 17;
 const OUR_TTL_PROTO: u16 = u16::from_ne_bytes([TTL, UDP as u8]);
 
@@ -79,12 +89,12 @@ const HOLD: u64 = 200_000;
 const LOOKS: u32 = 8_000;
 
 #[inline(always)]
-fn frame(ctx: &XdpContext) -> Option<*mut Frame> {
+fn frame<T>(ctx: &XdpContext) -> Option<*mut T> {
     let start = ctx.data();
-    if start + FRAME_LEN > ctx.data_end() {
+    if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    Some(start as *mut Frame)
+    Some(start as *mut T)
 }
 
 #[inline(always)]
@@ -107,20 +117,33 @@ fn octets(bytes: [u8; 4]) -> [u16; 2] {
 /// Internal endpoint of a flow: address in wire order, port in host order.
 #[inline(always)]
 fn internal(setup: &Setup, flow: u32) -> (u32, u16) {
-    let host = u32::from_be_bytes(setup.first_host) + flow / FLOWS_PER_HOST;
-    let port = FIRST_PORT + (flow % FLOWS_PER_HOST) as u16;
+    let endpoint = flow % ENDPOINTS;
+    let host = u32::from_be_bytes(setup.first_host) + endpoint / FLOWS_PER_HOST;
+    let port = FIRST_PORT + (endpoint % FLOWS_PER_HOST) as u16;
     (host.to_be(), port)
+}
+
+/// Destination of a flow, in wire order.
+#[inline(always)]
+fn remote(setup: &Setup, flow: u32) -> [u16; 2] {
+    halves((u32::from_be_bytes(setup.dest) + flow / ENDPOINTS).to_be())
 }
 
 /// Writes one frame and sends it into the router, or gives the turn back if the window stays full.
 #[xdp]
 pub fn bench_generate(ctx: XdpContext) -> u32 {
-    generate(&ctx).unwrap_or(xdp_action::XDP_DROP)
+    generate::<SMALL>(&ctx).unwrap_or(xdp_action::XDP_DROP)
+}
+
+/// The same with large frames; what follows the headers is zero, as the one who runs it has made it.
+#[xdp]
+pub fn bench_large(ctx: XdpContext) -> u32 {
+    generate::<LARGE>(&ctx).unwrap_or(xdp_action::XDP_DROP)
 }
 
 #[inline(always)]
-fn generate(ctx: &XdpContext) -> Option<u32> {
-    let frame = frame(ctx)?;
+fn generate<const LEN: usize>(ctx: &XdpContext) -> Option<u32> {
+    let frame = frame::<Frame>(ctx)?;
     // SAFETY: the maps' values live as long as the program; only this program writes `sent`.
     let (setup, sent, received) = unsafe {
         (
@@ -130,6 +153,9 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
         )
     };
     let number = sent.frames;
+    if number >= setup.limit {
+        return None;
+    }
     if number & (setup.burst - 1) == 0 {
         // SAFETY: a map value. The far end writes it on another CPU, hence the volatile read.
         let arrived = unsafe { (&raw const (*received).frames).read_volatile() };
@@ -151,8 +177,8 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     }
     sent.waits = 0;
     let flow = (number as u32).wrapping_mul(0x9e37_79b1) & setup.flow_mask;
-    // SAFETY: `frame` covers FRAME_LEN octets of packet memory, see above; XDP data is ours alone.
-    unsafe { write(&mut *frame, setup, flow) };
+    // SAFETY: `frame` covers octets of packet memory, see above; XDP data is ours alone.
+    unsafe { write::<LEN>(&mut *frame, setup, flow) };
     sent.frames = number + 1;
     // SAFETY: helper without pointer arguments.
     Some(unsafe { bpf_redirect(setup.ifindex, 0) } as u32)
@@ -160,17 +186,18 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
 
 /// Every field each time: a recycled frame still has what the last program made of it.
 #[inline(always)]
-fn write(frame: &mut Frame, setup: &Setup, flow: u32) {
+fn write<const LEN: usize>(frame: &mut Frame, setup: &Setup, flow: u32) {
     let (host, port) = internal(setup, flow);
     let source = halves(host);
-    let dest = octets(setup.dest);
+    let dest = remote(setup, flow);
     let id = halves(flow);
     let magic = halves(MAGIC);
     let port = port.to_be();
     let addresses = source[0] as u32 + source[1] as u32 + dest[0] as u32 + dest[1] as u32;
-    let ip_fixed = 0x4500u16.to_be() as u32 + IP_TOTAL.to_be() as u32 + OUR_TTL_PROTO as u32;
+    let (ip_len, udp_len) = (ip_total(LEN).to_be(), udp_total(LEN).to_be());
+    let ip_fixed = 0x4500u16.to_be() as u32 + ip_len as u32 + OUR_TTL_PROTO as u32;
     let udp_fixed = UDP.to_be() as u32
-        + 2 * UDP_TOTAL.to_be() as u32
+        + 2 * udp_len as u32
         + SINK_PORT.to_be() as u32
         + magic[0] as u32
         + magic[1] as u32;
@@ -178,7 +205,7 @@ fn write(frame: &mut Frame, setup: &Setup, flow: u32) {
     set_macs(frame, setup.router_mac, setup.own_mac);
     frame[ETHERTYPE] = 0x0800u16.to_be();
     frame[VERSION_TOS] = 0x4500u16.to_be();
-    frame[TOTAL_LEN] = IP_TOTAL.to_be();
+    frame[TOTAL_LEN] = ip_len;
     frame[ID] = 0;
     frame[FRAGMENT] = 0;
     frame[TTL_PROTO] = OUR_TTL_PROTO;
@@ -189,7 +216,7 @@ fn write(frame: &mut Frame, setup: &Setup, flow: u32) {
     frame[DEST + 1] = dest[1];
     frame[SOURCE_PORT] = port;
     frame[DEST_PORT] = SINK_PORT.to_be();
-    frame[UDP_LEN] = UDP_TOTAL.to_be();
+    frame[UDP_LEN] = udp_len;
     let check = !fold(udp_fixed + addresses + port as u32 + id[0] as u32 + id[1] as u32);
     frame[UDP_CHECK] = if check == 0 { 0xffff } else { check };
     frame[MAGIC_AT] = magic[0];
@@ -224,8 +251,8 @@ pub fn bench_redirect(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn redirect(ctx: &XdpContext) -> Option<u32> {
-    // SAFETY: covers FRAME_LEN octets of packet memory that is ours alone.
-    let frame = unsafe { &mut *frame(ctx)? };
+    // SAFETY: in bounds, packet memory that is ours alone.
+    let frame = unsafe { &mut *frame::<Frame>(ctx)? };
     if frame[ETHERTYPE] != 0x0800u16.to_be() || frame[TTL_PROTO] != OUR_TTL_PROTO {
         return None;
     }
@@ -245,8 +272,8 @@ pub fn bench_receive(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn receive(ctx: &XdpContext) -> Option<u32> {
-    // SAFETY: covers FRAME_LEN octets of packet memory that nobody writes meanwhile.
-    let frame = unsafe { &*frame(ctx)? };
+    // SAFETY: in bounds, packet memory that nobody writes meanwhile.
+    let frame = unsafe { &*frame::<Frame>(ctx)? };
     let magic = halves(MAGIC);
     if frame[ETHERTYPE] != 0x0800u16.to_be()
         || frame[MAGIC_AT] != magic[0]
@@ -262,7 +289,12 @@ fn receive(ctx: &XdpContext) -> Option<u32> {
             SENT.get_ptr(0)?,
         )
     };
-    let counter = match verdict(frame, setup) {
+    let (len, rest) = match self::frame::<LargeFrame>(ctx) {
+        // SAFETY: in bounds, packet memory that nobody writes meanwhile.
+        Some(large) => (LARGE, rest(unsafe { &*large })),
+        None => (SMALL, 0),
+    };
+    let counter = match verdict(frame, setup, len, rest) {
         Verdict::Good => &mut received.good,
         Verdict::Header => &mut received.bad_header,
         Verdict::Checksum => &mut received.bad_checksum,
@@ -270,6 +302,13 @@ fn receive(ctx: &XdpContext) -> Option<u32> {
         Verdict::Port => &mut received.bad_port,
     };
     *counter += 1;
+    // SAFETY: no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let first_of_burst = received.frames & (setup.burst - 1) == 0;
+    if !first_of_burst && now - received.last > received.longest_gap {
+        received.longest_gap = now - received.last;
+    }
+    received.last = now;
     let arrived = received.frames + 1;
     let frames = &raw mut received.frames;
     // SAFETY: a map value. The generator waits for it on another CPU, hence the volatile write.
@@ -316,16 +355,29 @@ enum Verdict {
     Port,
 }
 
+/// Sum over what a large frame has behind a small one's end.
 #[inline(always)]
-fn verdict(frame: &Frame, setup: &Setup) -> Verdict {
-    let dest = octets(setup.dest);
+fn rest(frame: &LargeFrame) -> u32 {
+    let mut sum = 0;
+    for word in &frame[SMALL / 2..] {
+        sum += *word as u32;
+    }
+    sum
+}
+
+#[inline(always)]
+fn verdict(frame: &Frame, setup: &Setup, len: usize, rest: u32) -> Verdict {
+    let id = [frame[FLOW_AT], frame[FLOW_AT + 1]];
+    // SAFETY: any bit pattern is valid for both, sizes are equal.
+    let flow: u32 = unsafe { core::mem::transmute(id) };
+    let dest = remote(setup, flow);
     if frame[VERSION_TOS] != 0x4500u16.to_be()
-        || frame[TOTAL_LEN] != IP_TOTAL.to_be()
+        || frame[TOTAL_LEN] != ip_total(len).to_be()
         || frame[TTL_PROTO] != u16::from_ne_bytes([TTL - 1, UDP as u8])
         || frame[DEST] != dest[0]
         || frame[DEST + 1] != dest[1]
         || frame[DEST_PORT] != SINK_PORT.to_be()
-        || frame[UDP_LEN] != UDP_TOTAL.to_be()
+        || frame[UDP_LEN] != udp_total(len).to_be()
     {
         return Verdict::Header;
     }
@@ -338,7 +390,7 @@ fn verdict(frame: &Frame, setup: &Setup) -> Verdict {
     for word in &frame[SOURCE..SOURCE_PORT] {
         shared += *word as u32;
     }
-    let mut udp = UDP.to_be() as u32 + UDP_TOTAL.to_be() as u32;
+    let mut udp = UDP.to_be() as u32 + udp_total(len).to_be() as u32 + rest;
     for word in &frame[SOURCE_PORT..] {
         udp += *word as u32;
     }
@@ -346,9 +398,6 @@ fn verdict(frame: &Frame, setup: &Setup) -> Verdict {
         return Verdict::Checksum;
     }
 
-    let id = [frame[FLOW_AT], frame[FLOW_AT + 1]];
-    // SAFETY: any bit pattern is valid for both, sizes are equal.
-    let flow: u32 = unsafe { core::mem::transmute(id) };
     let (host, internal_port) = internal(setup, flow);
     let translated = setup.external != [0; 4];
     let expected = if translated {

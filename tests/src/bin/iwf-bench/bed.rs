@@ -11,7 +11,7 @@ use iwf_tests::netns::{Namespace, Network, veth};
 use crate::abi::Setup;
 use crate::cpu::{self, Placement};
 use crate::nat::Nat;
-use crate::traffic::{Counts, Seen, Traffic};
+use crate::traffic::{Counts, Load, Seen, Traffic};
 
 /// Frames of a burst: one full poll of the router, and a quarter of what a veth ring holds.
 const BURST: u64 = 64;
@@ -63,6 +63,15 @@ impl fmt::Display for Mode {
     }
 }
 
+/// How much a router is made to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// What the daemon makes by default.
+    Ordinary,
+    /// A million sessions.
+    Million,
+}
+
 /// What one measured stretch showed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -93,7 +102,7 @@ impl Bed {
     ///
     /// # Errors
     /// If a command fails or the kernel lacks something.
-    pub(crate) fn new(mode: Mode, placement: Placement, object: &Path) -> Result<Self> {
+    pub(crate) fn new(mode: Mode, room: Room, placement: Placement, object: &Path) -> Result<Self> {
         let network = Network::new()?;
         let lan = network.namespace("lan")?;
         let router = network.namespace("router")?;
@@ -135,11 +144,18 @@ impl Bed {
             wan_mac: router.mac("wan0")?,
             far_mac,
             burst: BURST,
+            limit: u64::MAX,
         };
         let mut traffic = Traffic::start(object, setup, &far, &far_if)?;
         // After the far end: only since then does the WAN device take redirected frames.
         let nat = match mode {
-            Mode::Iwf => Some(Nat::attach(network.dir(), &router, &router_lan, "wan0")?),
+            Mode::Iwf => Some(Nat::attach(
+                network.dir(),
+                &router,
+                &router_lan,
+                "wan0",
+                room,
+            )?),
             Mode::Plain | Mode::Nftables | Mode::Redirect => None,
         };
         if mode == Mode::Redirect {
@@ -164,13 +180,13 @@ impl Bed {
         self.mode
     }
 
-    /// Sends each of `flows` flows at least once, so that their sessions exist.
+    /// Sends each flow at least once, so that their sessions exist.
     ///
     /// # Errors
     /// If the generator fails.
-    pub(crate) fn warm_up(&mut self, flows: u32) -> Result<()> {
-        self.traffic.set_flows(flows)?;
-        let target = self.traffic.counts()?.sent.frames + 2 * u64::from(flows);
+    pub(crate) fn warm_up(&mut self, load: Load) -> Result<()> {
+        self.traffic.set_load(load)?;
+        let target = self.traffic.counts()?.sent.frames + 2 * u64::from(load.flows);
         let mut calls = 0;
         while self.traffic.counts()?.sent.frames < target && calls < MOST_CALLS {
             self.traffic.run(&self.lan, self.placement.generator)?;
@@ -179,13 +195,13 @@ impl Bed {
         Ok(())
     }
 
-    /// Sends `flows` flows until the router has spent `stretch` of CPU time on them; gives up early when
+    /// Sends until the router has spent `stretch` of CPU time and every flow has been sent; gives up early when
     /// next to nothing gets through.
     ///
     /// # Errors
     /// If the generator fails.
-    pub(crate) fn measure(&mut self, flows: u32, stretch: Duration) -> Result<Sample> {
-        self.traffic.set_flows(flows)?;
+    pub(crate) fn measure(&mut self, load: Load, stretch: Duration) -> Result<Sample> {
+        self.traffic.set_load(load)?;
         self.traffic.forget_flows()?;
         let before = self.traffic.counts()?;
         let fast = self.fast()?;
@@ -199,7 +215,8 @@ impl Bed {
             let cpu = cpu::time_of(self.router_thread)?.saturating_sub(start);
             let stuck = calls >= 3 && counts.received.frames < counts.sent.frames / 2;
             sample = (counts, cpu);
-            if cpu >= stretch || stuck || calls >= MOST_CALLS {
+            let complete = cpu >= stretch && counts.sent.frames >= load.flows.into();
+            if complete || stuck || calls >= MOST_CALLS {
                 break;
             }
         }
@@ -209,6 +226,18 @@ impl Bed {
             seen: self.traffic.seen()?,
             fast: self.fast()?.zip(fast).map(|(after, before)| after - before),
         })
+    }
+
+    /// Sends each flow once: to a router that knows none of them, the price of a new session.
+    ///
+    /// # Errors
+    /// If the generator fails.
+    pub(crate) fn measure_once(&mut self, load: Load) -> Result<Sample> {
+        self.traffic.set_load(load)?;
+        self.traffic.stop_after(Some(load.flows.into()))?;
+        let sample = self.measure(load, Duration::ZERO);
+        self.traffic.stop_after(None)?;
+        sample
     }
 
     fn fast(&self) -> Result<Option<u64>> {

@@ -20,7 +20,7 @@ mod nat;
 mod report;
 mod traffic;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,11 +28,31 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use iwf_tests::netns;
 
-use crate::bed::{Bed, Mode};
+use crate::abi::{LARGE, MAX_FLOWS, SMALL};
+use crate::bed::{Bed, Mode, Room};
 use crate::cpu::Placement;
+use crate::report::Samples;
+use crate::traffic::Load;
 
-/// Concurrent flows measured.
-const FLOWS: [u32; 2] = [1, abi::MAX_FLOWS];
+/// What every mode is measured with.
+const LOADS: [Load; 6] = [
+    load(1, SMALL),
+    load(1024, SMALL),
+    load(16_384, SMALL),
+    load(65_536, SMALL),
+    load(1, LARGE),
+    load(65_536, LARGE),
+];
+
+/// More flows than conntrack has room for unless the whole machine is changed.
+const MILLION: [Load; 2] = [load(MAX_FLOWS, SMALL), load(MAX_FLOWS, LARGE)];
+
+/// First packets only: as many internal endpoints as there are.
+const NEW: Load = load(abi::ENDPOINTS, SMALL);
+
+const fn load(flows: u32, frame: usize) -> Load {
+    Load { flows, frame }
+}
 
 /// Measure packet forwarding through a router of each kind, side by side.
 #[derive(Debug, Parser)]
@@ -73,28 +93,24 @@ fn run(args: &Args) -> Result<()> {
     let stretch = Duration::from_millis(args.stretch.unwrap_or(stretch).into());
 
     let mut rows = hit::measure(&args.object).context("measure a session hit")?;
-    let mut beds = Vec::new();
-    for mode in Mode::ALL {
-        let bed =
-            Bed::new(mode, placement, &args.object).with_context(|| format!("set up {mode}"))?;
-        beds.push(bed);
-    }
-    let mut samples = report::Samples::default();
-    for flows in FLOWS {
-        for bed in &mut beds {
-            bed.warm_up(flows)?;
-        }
-        for round in 1..=rounds {
-            for bed in &mut beds {
-                let sample = bed.measure(flows, stretch)?;
-                eprintln!("{}", report::progress(round, bed.mode(), flows, &sample));
-                samples.push(bed.mode(), flows, sample);
-            }
-        }
-    }
-    drop(beds);
+    let run = Run {
+        object: &args.object,
+        placement,
+        rounds,
+        stretch,
+    };
+    let mut forward = Samples::of("forward");
+    run.forward(&mut forward, &LOADS, &Mode::ALL, Room::Ordinary)?;
+    run.forward(
+        &mut forward,
+        &MILLION,
+        &[Mode::Plain, Mode::Iwf, Mode::Redirect],
+        Room::Million,
+    )?;
+    let mut new = Samples::of("new-session");
+    run.new_sessions(&mut new)?;
 
-    rows.splice(0..0, samples.rows());
+    rows.splice(0..0, forward.rows().into_iter().chain(new.rows()));
     println!("{}", report::table(&rows));
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&rows).context("write rows as JSON")?;
@@ -105,4 +121,55 @@ fn run(args: &Args) -> Result<()> {
         "a figure is void: too few packets arrived as they should"
     );
     Ok(())
+}
+
+/// How a run measures.
+struct Run<'a> {
+    object: &'a Path,
+    placement: Placement,
+    rounds: u32,
+    stretch: Duration,
+}
+
+impl Run<'_> {
+    /// Packets of flows that are known.
+    fn forward(
+        &self,
+        samples: &mut Samples,
+        loads: &[Load],
+        modes: &[Mode],
+        room: Room,
+    ) -> Result<()> {
+        let mut beds = modes
+            .iter()
+            .map(|mode| self.bed(*mode, room))
+            .collect::<Result<Vec<_>>>()?;
+        for load in loads {
+            for bed in &mut beds {
+                bed.warm_up(*load)?;
+            }
+            for _ in 0..self.rounds {
+                for bed in &mut beds {
+                    let sample = bed.measure(*load, self.stretch)?;
+                    samples.push(bed.mode(), *load, sample);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One packet of each flow, on a router that knows none: with a new one each time.
+    fn new_sessions(&self, samples: &mut Samples) -> Result<()> {
+        for _ in 0..self.rounds {
+            for mode in [Mode::Nftables, Mode::Iwf] {
+                let mut bed = self.bed(mode, Room::Ordinary)?;
+                samples.push(mode, NEW, bed.measure_once(NEW)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn bed(&self, mode: Mode, room: Room) -> Result<Bed> {
+        Bed::new(mode, room, self.placement, self.object).with_context(|| format!("set up {mode}"))
+    }
 }

@@ -11,7 +11,8 @@ use iwf_userspace::daemon::config::{AttachMode, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane as _, PlaneConfig, Port, Role};
 
-use crate::bed::EXTERNAL;
+use crate::abi::MAX_FLOWS;
+use crate::bed::{EXTERNAL, Room};
 
 /// Loaded and attached. Pinned below the run's directory: it goes with that.
 pub(crate) struct Nat {
@@ -23,13 +24,23 @@ impl Nat {
     ///
     /// # Errors
     /// If the kernel refuses something.
-    pub(crate) fn attach(dir: &Path, router: &Namespace, lan: &str, wan: &str) -> Result<Self> {
+    pub(crate) fn attach(
+        dir: &Path,
+        router: &Namespace,
+        lan: &str,
+        wan: &str,
+        room: Room,
+    ) -> Result<Self> {
+        let (sessions, mappings) = match room {
+            Room::Ordinary => (limits::SESSIONS / 2, limits::MAPPINGS),
+            Room::Million => (MAX_FLOWS, limits::MAPPINGS),
+        };
         let settings = Settings {
             bpffs_dir: dir.join("bpf"),
             attach: AttachMode::Native,
             tc: TcMode::Auto,
-            sessions: limits::SESSIONS / 2,
-            mappings: limits::MAPPINGS,
+            sessions,
+            mappings,
             log_drops: false,
             timeouts: Timeouts {
                 udp_idle: Duration::from_secs(limits::UDP_IDLE.into()),

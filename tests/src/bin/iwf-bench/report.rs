@@ -5,33 +5,45 @@ use std::collections::BTreeMap;
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use iwf_tests::bench::{LEAST_SHARE, Row, median};
 
-use crate::abi::FRAME_LEN;
 use crate::bed::{Mode, Sample};
+use crate::traffic::Load;
 
 /// Everything else is compared with it.
 const BASELINE: Mode = Mode::Nftables;
 
-/// The samples of a run by flow count and mode.
-#[derive(Debug, Default)]
-pub(crate) struct Samples(BTreeMap<(u32, Mode), Vec<Sample>>);
+/// The samples of one scenario by load and mode.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    scenario: &'static str,
+    by_load: BTreeMap<(Load, Mode), Vec<Sample>>,
+}
 
 impl Samples {
-    /// Adds one.
-    pub(crate) fn push(&mut self, mode: Mode, flows: u32, sample: Sample) {
-        self.0.entry((flows, mode)).or_default().push(sample);
+    /// None yet.
+    pub(crate) fn of(scenario: &'static str) -> Self {
+        Self {
+            scenario,
+            by_load: BTreeMap::new(),
+        }
     }
 
-    /// One row per flow count and mode.
+    /// Adds one.
+    pub(crate) fn push(&mut self, mode: Mode, load: Load, sample: Sample) {
+        eprintln!("{}", progress(self.scenario, mode, load, &sample));
+        self.by_load.entry((load, mode)).or_default().push(sample);
+    }
+
+    /// One row per load and mode.
     pub(crate) fn rows(&self) -> Vec<Row> {
-        self.0
+        self.by_load
             .iter()
-            .map(|((flows, mode), samples)| {
-                let base = self.0.get(&(*flows, BASELINE));
+            .map(|((load, mode), samples)| {
+                let base = self.by_load.get(&(*load, BASELINE));
                 Row {
-                    scenario: "forward".into(),
+                    scenario: self.scenario.into(),
                     mode: mode.to_string(),
-                    sessions: *flows,
-                    packet_bytes: u32::try_from(FRAME_LEN).unwrap_or(u32::MAX),
+                    sessions: load.flows,
+                    packet_bytes: u32::try_from(load.frame).unwrap_or(u32::MAX),
                     value: rate(samples).round(),
                     unit: "packets/s/core".into(),
                     against: base.map(|_| BASELINE.to_string()),
@@ -42,7 +54,9 @@ impl Samples {
                     } else {
                         0.0
                     },
-                    valid: samples.iter().all(|sample| valid(*mode, *flows, sample)),
+                    valid: samples
+                        .iter()
+                        .all(|sample| valid(*mode, load.flows, sample)),
                 }
             })
             .collect()
@@ -55,6 +69,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
     table.load_style(UTF8_FULL_CONDENSED).set_header([
         "scenario",
         "flows",
+        "octets",
         "mode",
         "value",
         "unit",
@@ -71,6 +86,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         table.add_row([
             row.scenario.clone(),
             row.sessions.to_string(),
+            row.packet_bytes.to_string(),
             row.mode.clone(),
             format!("{:.0}", row.value),
             row.unit.clone(),
@@ -84,17 +100,19 @@ pub(crate) fn table(rows: &[Row]) -> Table {
 }
 
 /// One line about one sample.
-pub(crate) fn progress(round: u32, mode: Mode, flows: u32, sample: &Sample) -> String {
+fn progress(scenario: &str, mode: Mode, load: Load, sample: &Sample) -> String {
     let received = &sample.counts.received;
     let mut line = format!(
-        "round {round}  {mode:<9} {flows:>6} flows  {:>5.0} ns/packet  {:>5.2} Mpps/core  {} sent, {} arrived, {} right",
+        "{scenario:<12} {mode:<12} {:>7} flows {:>4} octets  {:>5.0} ns/packet  {:>5.2} Mpps/core  {} sent, {} arrived, {} right",
+        load.flows,
+        load.frame,
         1e9 / per_core(sample),
         per_core(sample) / 1e6,
         sample.counts.sent.frames,
         received.frames,
         received.good,
     );
-    if !valid(mode, flows, sample) {
+    if !valid(mode, load.flows, sample) {
         line += &format!(
             "  VOID: {received:?} {:?} fast {:?}",
             sample.seen, sample.fast
@@ -145,11 +163,12 @@ fn least(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
     samples.iter().map(of).fold(1.0, f64::min)
 }
 
-/// Enough arrived, all flows did, and each was told apart: by its own external port if translated.
+/// Enough arrived, all flows did, and each was told apart: by its remote address and, if translated, by an external
+/// port of its own.
 fn valid(mode: Mode, flows: u32, sample: &Sample) -> bool {
     let flows = flows as usize;
     let told_apart =
-        sample.seen.flows == flows && (sample.seen.ports == flows || !mode.translates());
+        sample.seen.flows == flows && (sample.seen.outside == flows || !mode.translates());
     // The stack forwards what the programs leave to it, and translates it by the same tables.
     let by_program = sample
         .fast
@@ -163,7 +182,7 @@ mod tests {
 
     use super::*;
     use crate::abi::{Received, Sent};
-    use crate::traffic::{Counts, Seen};
+    use crate::traffic::{Counts, Load, Seen};
 
     fn sample(sent: u64, received: u64, good: u64) -> Sample {
         Sample {
@@ -178,7 +197,10 @@ mod tests {
                     ..Received::default()
                 },
             },
-            seen: Seen { flows: 4, ports: 4 },
+            seen: Seen {
+                flows: 4,
+                outside: 4,
+            },
             cpu: Duration::from_micros(100),
             fast: None,
         }
@@ -198,7 +220,7 @@ mod tests {
     #[test]
     fn flows_that_share_a_port_void_only_what_translates() {
         let mut shared = sample(1000, 1000, 1000);
-        shared.seen.ports = 3;
+        shared.seen.outside = 3;
         assert!(!valid(Mode::Nftables, 4, &shared));
         assert!(!valid(Mode::Iwf, 4, &shared));
         assert!(valid(Mode::Plain, 4, &shared));
@@ -215,10 +237,14 @@ mod tests {
 
     #[test]
     fn one_bad_round_voids_the_row_and_ratios_are_of_a_round() {
-        let mut samples = Samples::default();
+        let load = Load {
+            flows: 4,
+            frame: 60,
+        };
+        let mut samples = Samples::of("forward");
         for (nft, iwf) in [(100, 400), (1000, 3000), (10, 50)] {
-            samples.push(Mode::Nftables, 4, sample(nft, nft, nft));
-            samples.push(Mode::Iwf, 4, sample(iwf, iwf, iwf));
+            samples.push(Mode::Nftables, load, sample(nft, nft, nft));
+            samples.push(Mode::Iwf, load, sample(iwf, iwf, iwf));
         }
         let rows = samples.rows();
         let iwf = rows.iter().find(|row| row.mode == "iwf").expect("a row");
@@ -226,7 +252,7 @@ mod tests {
         assert!(iwf.valid);
         assert_eq!((iwf.delivered, iwf.translated), (1.0, 1.0));
 
-        samples.push(Mode::Iwf, 4, sample(100, 50, 50));
+        samples.push(Mode::Iwf, load, sample(100, 50, 50));
         let rows = samples.rows();
         let iwf = rows.iter().find(|row| row.mode == "iwf").expect("a row");
         assert!(!iwf.valid);

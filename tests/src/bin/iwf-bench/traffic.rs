@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions};
 use iwf_tests::netns::Namespace;
 use iwf_tests::wait;
 
-use crate::abi::{FRAME_LEN, MAX_FLOWS, Received, Sent, Setup};
+use crate::abi::{ENDPOINTS, LARGE, MAX_FLOWS, Received, SMALL, Sent, Setup};
 use crate::cpu;
 
 /// Frames the kernel runs the generator on before it hands them over: its own default.
@@ -38,9 +38,9 @@ macro_rules! pod {
 pod!(SetupPod, Setup);
 pod!(SentPod, Sent);
 pod!(ReceivedPod, Received);
-const _: () = assert!(size_of::<Setup>() == 5 * 4 + 4 * 6 + 4 + 8);
+const _: () = assert!(size_of::<Setup>() == 5 * 4 + 4 * 6 + 4 + 2 * 8);
 const _: () = assert!(size_of::<Sent>() == 24);
-const _: () = assert!(size_of::<Received>() == 48);
+const _: () = assert!(size_of::<Received>() == 64);
 
 /// Counters of both ends since they were loaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,24 +68,36 @@ impl Counts {
                 bad_port: a.bad_port - b.bad_port,
                 bad_checksum: a.bad_checksum - b.bad_checksum,
                 bad_header: a.bad_header - b.bad_header,
+                longest_gap: a.longest_gap,
+                last: a.last,
             },
         }
     }
 }
 
-/// Distinct flows and external ports seen since [`Traffic::forget_flows`].
+/// Frames of one length and as many flows as are chosen among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Load {
+    /// A power of two, at most [`MAX_FLOWS`].
+    pub(crate) flows: u32,
+    /// Octets of a frame: [`SMALL`] or [`LARGE`].
+    pub(crate) frame: usize,
+}
+
+/// Distinct flows seen since [`Traffic::forget_flows`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Flows.
+    /// By the number in the payload.
     pub(crate) flows: usize,
-    /// Source ports.
-    pub(crate) ports: usize,
+    /// By what is outside: source port and remote address.
+    pub(crate) outside: usize,
 }
 
 /// A generator and a far end with shared counters.
 pub(crate) struct Traffic {
     ebpf: Ebpf,
     setup: Setup,
+    frame: usize,
 }
 
 impl Traffic {
@@ -102,14 +114,20 @@ impl Traffic {
         let mut ebpf = EbpfLoader::new()
             .load_file(object)
             .with_context(|| format!("load {}", object.display()))?;
-        program(&mut ebpf, "bench_generate")?
-            .load()
-            .context("load the generator")?;
+        for generator in [SMALL, LARGE].map(generator) {
+            program(&mut ebpf, generator)?
+                .load()
+                .context("load the generator")?;
+        }
         let receive = program(&mut ebpf, "bench_receive")?;
         receive.load().context("load the far end")?;
         far.within(|| receive.attach(far_if, XdpMode::Driver))?
             .context("attach the far end")?;
-        let mut traffic = Self { ebpf, setup };
+        let mut traffic = Self {
+            ebpf,
+            setup,
+            frame: SMALL,
+        };
         traffic.store_setup()?;
         Ok(traffic)
     }
@@ -131,16 +149,30 @@ impl Traffic {
         Ok(())
     }
 
-    /// Chooses among `flows` flows from now on. A power of two, at most [`MAX_FLOWS`].
+    /// Sends this load from now on.
     ///
     /// # Errors
-    /// If it is not.
-    pub(crate) fn set_flows(&mut self, flows: u32) -> Result<()> {
+    /// If the flows are no power of two or too many.
+    pub(crate) fn set_load(&mut self, load: Load) -> Result<()> {
+        let flows = load.flows;
         ensure!(
             flows.is_power_of_two() && flows <= MAX_FLOWS,
             "{flows} flows: not a power of two up to {MAX_FLOWS}"
         );
         self.setup.flow_mask = flows - 1;
+        self.frame = load.frame;
+        self.store_setup()
+    }
+
+    /// Sends no more than so many further frames; `None`: as many as there is time for.
+    ///
+    /// # Errors
+    /// If the setup cannot be written.
+    pub(crate) fn stop_after(&mut self, frames: Option<u64>) -> Result<()> {
+        self.setup.limit = match frames {
+            Some(frames) => self.counts()?.sent.frames + frames,
+            None => u64::MAX,
+        };
         self.store_setup()
     }
 
@@ -149,13 +181,14 @@ impl Traffic {
     /// # Errors
     /// If the kernel refuses the run.
     pub(crate) fn run(&mut self, from: &Namespace, cpu: usize) -> Result<()> {
-        let frame = [0; FRAME_LEN];
-        let generate = program(&mut self.ebpf, "bench_generate")?;
+        let runs = RUNS_PER_CALL;
+        let frame = vec![0; self.frame];
+        let generate = program(&mut self.ebpf, generator(self.frame))?;
         from.within(|| {
             cpu::pin(None, cpu)?;
             let options = TestRunOptions {
                 data_in: Some(&frame),
-                repeat: RUNS_PER_CALL,
+                repeat: runs,
                 attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
                 ..TestRunOptions::new()
             };
@@ -183,16 +216,22 @@ impl Traffic {
         })
     }
 
-    /// Makes the far end take the next port of each flow as the right one.
+    /// Makes the far end take the next port of each flow as the right one, and the next gap as the longest.
     ///
     /// # Errors
     /// If the map cannot be written.
     pub(crate) fn forget_flows(&mut self) -> Result<()> {
         let map = self.ebpf.map_mut("FLOWS").context("map FLOWS")?;
         let mut flows: Array<_, u32> = Array::try_from(map)?;
-        for flow in 0..MAX_FLOWS {
+        for flow in 0..=self.setup.flow_mask {
             flows.set(flow, 0, 0)?;
         }
+        // Nothing is under way, so nobody else writes it.
+        let map = self.ebpf.map_mut("RECEIVED").context("map RECEIVED")?;
+        let mut received: Array<_, ReceivedPod> = Array::try_from(map)?;
+        let mut counts = received.get(&0, 0)?;
+        counts.0.longest_gap = 0;
+        received.set(0, counts, 0)?;
         Ok(())
     }
 
@@ -203,17 +242,17 @@ impl Traffic {
     pub(crate) fn seen(&self) -> Result<Seen> {
         let table: Array<_, u32> = Array::try_from(map(&self.ebpf, "FLOWS")?)?;
         let mut flows = 0;
-        let mut ports = BTreeSet::new();
-        for port in table.iter() {
-            let port = port?;
+        let mut outside = BTreeSet::new();
+        for flow in 0..=self.setup.flow_mask {
+            let port = table.get(&flow, 0)?;
             if port != 0 {
                 flows += 1;
-                ports.insert(port);
+                outside.insert((flow / ENDPOINTS, port));
             }
         }
         Ok(Seen {
             flows,
-            ports: ports.len(),
+            outside: outside.len(),
         })
     }
 
@@ -222,6 +261,15 @@ impl Traffic {
         let mut setup: Array<_, SetupPod> = Array::try_from(map)?;
         setup.set(0, SetupPod(self.setup), 0)?;
         Ok(())
+    }
+}
+
+/// The program that writes frames of so many octets.
+fn generator(frame: usize) -> &'static str {
+    if frame == LARGE {
+        "bench_large"
+    } else {
+        "bench_generate"
     }
 }
 
