@@ -91,7 +91,7 @@ counters! {
         NotUnicast = "pass_not_unicast",
         /// A transport protocol that is not translated.
         OtherProtocol = "pass_other_protocol",
-        /// An ICMP error.
+        /// An ICMP error about no packet of a session, a redirect or a source quench.
         IcmpError = "pass_icmp_error",
         /// The frame is not addressed to the CPE's MAC address.
         NotOurMac = "pass_not_our_mac",
@@ -149,7 +149,7 @@ counters! {
         PrivateSource = "drop_private_source",
         /// A fragment with a private source on its way out of the WAN.
         PrivateFragment = "drop_private_fragment",
-        /// Inbound with the TTL used up.
+        /// The TTL is used up and the stack could not tell the sender.
         TtlExceeded = "drop_ttl_exceeded",
         /// An ICMP error that would show a LAN address outside.
         IcmpErrorPrivate = "drop_icmp_error_private",
@@ -173,7 +173,8 @@ counters! {
         FragmentUnknown = "drop_fragment_unknown",
         /// More fragments wait for their first one than may.
         FragmentsFull = "drop_fragments_full",
-        /// An ICMP error with a wrong checksum of its own or of the packet it quotes.
+        /// An ICMP error with a wrong checksum of its own or of the header it quotes, cut short, or not addressed
+        /// to the sender of what it quotes.
         IcmpErrorBad = "drop_icmp_error_bad",
         /// An ICMP error that quotes no packet of a session.
         IcmpErrorStray = "drop_icmp_error_stray",

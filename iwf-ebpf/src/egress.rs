@@ -14,6 +14,7 @@ use crate::clock::tick;
 use crate::cursor::Cursor;
 use crate::headers::{ETHERTYPE_IPV4, TCP};
 use crate::hook::Hook;
+use crate::icmp;
 use crate::mapping;
 use crate::maps::{CONFIG, in_lan};
 use crate::next_hop::NextHop;
@@ -30,6 +31,7 @@ pub fn run(ctx: &TcContext) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
     let packet = match parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
         Ok(packet) => packet,
+        Err(outcome) if outcome == PassReason::IcmpError.into() => return Err(report(ctx)),
         Err(outcome) => return Err(guard(ctx, &cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
@@ -39,6 +41,16 @@ pub fn run(ctx: &TcContext) -> Step<Outcome> {
     admit(ctx, config, packet).step()?;
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
     send(ctx, packet, session)
+}
+
+/// An ICMP error: of a LAN host, or of the stack about a packet that was translated for it.
+#[inline(always)]
+fn report(ctx: &TcContext) -> Outcome {
+    let outcome = icmp::translate(ctx, icmp::At::Egress);
+    if outcome == PassReason::IcmpError.into() {
+        return guard(ctx, &ctx.cursor(), outcome);
+    }
+    outcome
 }
 
 #[inline(always)]

@@ -13,6 +13,10 @@ pub const UDP: u8 = 17;
 /// RFC 792.
 pub const ICMP_ECHO_REPLY: u8 = 0;
 pub const ICMP_ECHO_REQUEST: u8 = 8;
+pub const ICMP_UNREACHABLE: u8 = 3;
+pub const ICMP_REDIRECT: u8 = 5;
+pub const ICMP_TIME_EXCEEDED: u8 = 11;
+pub const ICMP_PARAMETER_PROBLEM: u8 = 12;
 
 /// Where the destination of an Ethernet header is: at its very beginning. Source and EtherType follow.
 pub mod ethernet {
@@ -52,6 +56,7 @@ pub mod udp {
 pub mod tcp {
     /// Without options.
     pub const LEN: usize = 20;
+    pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
     pub const CHECKSUM: usize = 16;
 }

@@ -6,8 +6,9 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_skb_pull_data, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use iwf_common::flow::SessionValue;
+use iwf_common::reason::DropReason;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, store16, store32};
 use crate::headers::{ethernet, ipv4, tcp};
 use crate::outcome::Step;
 use crate::parse::Packet;
@@ -31,6 +32,12 @@ pub trait Hook {
     fn ingress(&self) -> u32;
     /// The kernel's context, for helpers.
     fn context(&self) -> *mut c_void;
+    /// Makes the first `len` octets linear, if it can. Pointers into the packet are void after it.
+    fn make_linear(&self, len: usize);
+    /// Writes two octets. Pointers into the packet are void after it; no checksum is touched.
+    fn put16(&self, offset: usize, octets: [u8; 2]) -> Step<()>;
+    /// Writes four octets. Pointers into the packet are void after it; no checksum is touched.
+    fn put32(&self, offset: usize, octets: [u8; 4]) -> Step<()>;
     /// Translates the packet.
     fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()>;
 }
@@ -63,6 +70,32 @@ impl Hook for XdpContext {
         self.as_ptr()
     }
 
+    /// What lies in fragments of the buffer stays there.
+    #[inline(always)]
+    fn make_linear(&self, _len: usize) {}
+
+    #[inline(always)]
+    fn put16(&self, offset: usize, octets: [u8; 2]) -> Step<()> {
+        let field = self
+            .cursor()
+            .at::<2>(offset)
+            .ok_or(DropReason::RewriteFailed)?;
+        // SAFETY: `at` proved the bounds; nothing else holds a pointer into the packet.
+        unsafe { store16::<0>(field, octets) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn put32(&self, offset: usize, octets: [u8; 4]) -> Step<()> {
+        let field = self
+            .cursor()
+            .at::<4>(offset)
+            .ok_or(DropReason::RewriteFailed)?;
+        // SAFETY: as in `put16`.
+        unsafe { store32::<0>(field, octets) };
+        Ok(())
+    }
+
     #[inline(always)]
     fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()> {
         rewrite::direct(&self.cursor(), packet, session, hop)
@@ -91,6 +124,25 @@ impl Hook for TcContext {
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.as_ptr()
+    }
+
+    #[inline(always)]
+    fn make_linear(&self, len: usize) {
+        // A failure leaves the packet as it is, and the bounds checks say so.
+        // SAFETY: no pointer into the packet is held.
+        unsafe { bpf_skb_pull_data(self.skb.skb, len as u32) };
+    }
+
+    #[inline(always)]
+    fn put16(&self, offset: usize, octets: [u8; 2]) -> Step<()> {
+        self.store(offset, &octets, 0)
+            .map_err(|_| DropReason::RewriteFailed.into())
+    }
+
+    #[inline(always)]
+    fn put32(&self, offset: usize, octets: [u8; 4]) -> Step<()> {
+        self.store(offset, &octets, 0)
+            .map_err(|_| DropReason::RewriteFailed.into())
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use crate::cursor::Cursor;
 use crate::filter;
 use crate::headers::{ICMP, Mac, TCP};
 use crate::hook::Hook;
+use crate::icmp;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
 use crate::next_hop::{self, NextHop};
@@ -31,6 +32,9 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
     let packet = match parse::parse(&cursor, &mut packet, || hook.frame_len()) {
         Ok(packet) => packet,
+        Err(outcome) if outcome == PassReason::IcmpError.into() => {
+            return Err(icmp::translate(hook, icmp::At::Wan));
+        }
         Err(outcome) => return Err(guard(&cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
@@ -65,9 +69,7 @@ fn deliver<H: Hook>(
             Ok(Done::ForwardedIn.into())
         }
         Err(outcome) => {
-            if outcome != DropReason::TtlExceeded.into() {
-                hook.rewrite(packet, session, Hop::Stack)?;
-            }
+            hook.rewrite(packet, session, Hop::Stack)?;
             Err(outcome)
         }
     }
@@ -87,9 +89,9 @@ fn way<H: Hook>(
     if !H::REDIRECTS {
         return Err(PassReason::NoRedirect.into());
     }
-    // The stack's answer would quote the packet as translated and so show a LAN address outside.
+    // The stack's answer quotes the packet as translated; on WAN egress it is translated back.
     if packet.ttl <= 1 {
-        return Err(DropReason::TtlExceeded.into());
+        return Err(PassReason::TtlExceeded.into());
     }
     if session.next_hop_generation != config.next_hop_generation {
         next_hop::refresh(
@@ -155,7 +157,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
 #[inline(always)]
-fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
+pub fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
     let ours = config.external_addr != [0; 4] && src == config.external_addr;
     if ours || in_lan(config, &src) {
         return Err(DropReason::Spoofed.into());

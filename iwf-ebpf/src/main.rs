@@ -9,6 +9,7 @@ mod egress;
 mod filter;
 mod headers;
 mod hook;
+mod icmp;
 mod inbound;
 mod mapping;
 mod maps;

@@ -147,12 +147,19 @@ pub fn refresh(
 /// was not known yet, and the stack, which has the packet now, is what makes the bridge learn it.
 #[inline(always)]
 pub fn redirect(session: &mut SessionValue) -> Step<()> {
-    match DEVMAP.redirect(session.egress, 0) {
+    let noted = leave_by(session.egress);
+    if noted.is_err() {
+        session.next_hop_generation = NO_NEXT_HOP;
+    }
+    noted
+}
+
+/// Notes the device a frame leaves by, if it is one that frames can be redirected to.
+#[inline(always)]
+pub fn leave_by(egress: u32) -> Step<()> {
+    match DEVMAP.redirect(egress, 0) {
         Ok(_) => Ok(()),
-        Err(_) => {
-            session.next_hop_generation = NO_NEXT_HOP;
-            Err(PassReason::NoRedirect.into())
-        }
+        Err(_) => Err(PassReason::NoRedirect.into()),
     }
 }
 
@@ -160,14 +167,20 @@ pub fn redirect(session: &mut SessionValue) -> Step<()> {
 /// does. Checked when a session does not know the address yet, or another than it knows was used.
 #[inline(never)]
 pub fn check_mac(ingress: u32, packet: &Packet) -> Outcome {
-    let Some(iface) = IFACES.get_ptr(ingress) else {
-        return PassReason::NotConfigured.into();
-    };
+    Outcome::of(check_frame(ingress, packet.frame_dst))
+}
+
+/// The same of a frame's destination.
+#[inline(always)]
+pub fn check_frame(ingress: u32, frame_dst: Mac) -> Step<()> {
+    let iface = IFACES
+        .get_ptr(ingress)
+        .ok_or(PassReason::NotConfigured)?;
     // SAFETY: entries live as long as the program runs.
-    if Mac::new(unsafe { &(*iface).mac }) != packet.frame_dst {
-        return PassReason::NotOurMac.into();
+    if Mac::new(unsafe { &(*iface).mac }) != frame_dst {
+        return Err(PassReason::NotOurMac.into());
     }
-    Outcome::NONE
+    Ok(())
 }
 
 /// The interface that has the addresses: a bridge, when packets come in by its ports.

@@ -23,13 +23,19 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{mapping, stats};
+use crate::{icmp, mapping, stats};
 
 /// One frame of a LAN host.
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
-    let packet = parse(&ctx.cursor(), &mut packet, || ctx.frame_len())?;
+    let packet = match parse(&ctx.cursor(), &mut packet, || ctx.frame_len()) {
+        Ok(packet) => packet,
+        Err(outcome) if outcome == PassReason::IcmpError.into() => {
+            return Err(icmp::translate(ctx, icmp::At::Lan));
+        }
+        Err(outcome) => return Err(outcome),
+    };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if let Some(session) = session::find(&packet.key, Direction::Out) {
         return send(ctx, config, packet, session);

@@ -27,6 +27,15 @@ pub enum Transport {
         /// Identifier.
         id: u16,
     },
+    /// An ICMP error. The payload is what it quotes.
+    IcmpError {
+        /// Type, for example 3 for unreachable.
+        kind: u8,
+        /// Code.
+        code: u8,
+        /// The second word: unused, a pointer, an MTU, a length (RFC 4884).
+        rest: [u8; 4],
+    },
     /// Another protocol with the payload as it is.
     Other(u8),
 }
@@ -97,12 +106,32 @@ impl Frame {
         Self::new(src, dst, Transport::Icmp { kind, id })
     }
 
+    /// An ICMP error that quotes what is given.
+    pub fn icmp_error(src: [u8; 4], dst: [u8; 4], kind: (u8, u8), quote: Vec<u8>) -> Self {
+        let transport = Transport::IcmpError {
+            kind: kind.0,
+            code: kind.1,
+            rest: [0; 4],
+        };
+        Self {
+            payload: quote,
+            ..Self::new(src, dst, transport)
+        }
+    }
+
+    /// This packet as an ICMP error quotes it: the IPv4 header and so many octets behind it, or all there are.
+    pub fn quoted(&self, octets: usize) -> Vec<u8> {
+        let mut quote = self.bytes().split_off(ETHERNET);
+        quote.truncate(20 + self.options.len() + octets);
+        quote
+    }
+
     /// Changes the source port, or the identifier of an ICMP query.
     pub fn set_src_port(&mut self, port: u16) {
         match &mut self.transport {
             Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => ports.0 = port,
             Transport::Icmp { id, .. } => *id = port,
-            Transport::Other(_) => {}
+            Transport::IcmpError { .. } | Transport::Other(_) => {}
         }
     }
 
@@ -111,7 +140,7 @@ impl Frame {
         match &mut self.transport {
             Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => ports.1 = port,
             Transport::Icmp { id, .. } => *id = port,
-            Transport::Other(_) => {}
+            Transport::IcmpError { .. } | Transport::Other(_) => {}
         }
     }
 
@@ -120,7 +149,7 @@ impl Frame {
         match self.transport {
             Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => Some(ports.0),
             Transport::Icmp { id, .. } => Some(id),
-            Transport::Other(_) => None,
+            Transport::IcmpError { .. } | Transport::Other(_) => None,
         }
     }
 
@@ -205,13 +234,18 @@ impl Frame {
                     return Err("ICMP checksum".to_owned());
                 }
                 let kind = at(l4, 1)?[0];
-                (
-                    Transport::Icmp {
+                let transport = match kind {
+                    3..=5 | 11 | 12 => Transport::IcmpError {
+                        kind,
+                        code: at(l4 + 1, 1)?[0],
+                        rest: array(l4 + 4)?,
+                    },
+                    _ => Transport::Icmp {
                         kind,
                         id: word(l4 + 4)?,
                     },
-                    8,
-                )
+                };
+                (transport, 8)
             }
             other => (Transport::Other(other), 0),
         };
@@ -233,7 +267,7 @@ impl Frame {
         match self.transport {
             Transport::Udp { .. } => 17,
             Transport::Tcp { .. } => 6,
-            Transport::Icmp { .. } => 1,
+            Transport::Icmp { .. } | Transport::IcmpError { .. } => 1,
             Transport::Other(number) => number,
         }
     }
@@ -259,6 +293,11 @@ impl Frame {
                 segment.extend([kind, 0, 0, 0]);
                 segment.extend(id.to_be_bytes());
                 segment.extend([0, 1]);
+                Some((2, false))
+            }
+            Transport::IcmpError { kind, code, rest } => {
+                segment.extend([kind, code, 0, 0]);
+                segment.extend(rest);
                 Some((2, false))
             }
             Transport::Other(_) => None,
@@ -310,6 +349,7 @@ mod tests {
             Frame::udp(a, b),
             Frame::tcp(a, b, 2),
             Frame::icmp(a.0, b.0, 8, 77),
+            Frame::icmp_error(b.0, a.0, (3, 4), Frame::udp(a, b).quoted(8)),
             with_options,
         ] {
             assert_eq!(Frame::parse(&frame.bytes()), Ok(frame));
