@@ -20,6 +20,8 @@ pub const RUN_SWEEP: &str = "iwf_sweep";
 pub const RUN_CLOCK: &str = "iwf_clock";
 /// XDP program that passes everything: for the far ends of veth pairs, which need one to receive redirects.
 pub const XDP_PASS: &str = "iwf_xdp_pass";
+/// XDP program, never loaded by the daemon: the least a session hit can cost, for the bench.
+pub const FLOOR: &str = "iwf_floor";
 
 /// Constant of the programs, `u8`: 0 on kernels that know no frames of more than one buffer.
 pub const MULTI_BUFFER: &str = "MULTI_BUFFER";
@@ -76,7 +78,7 @@ mod tests {
     #[test]
     fn kernel_keeps_names_whole() {
         let programs = [
-            XDP_LAN, XDP_WAN, TC_EGRESS, TC_INGRESS, RUN_SWEEP, RUN_CLOCK, XDP_PASS,
+            XDP_LAN, XDP_WAN, TC_EGRESS, TC_INGRESS, RUN_SWEEP, RUN_CLOCK, XDP_PASS, FLOOR,
         ];
         for name in PINNED_MAPS.iter().chain(&programs) {
             assert!(name.len() <= 15, "{name}");

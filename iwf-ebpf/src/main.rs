@@ -7,6 +7,7 @@ mod clock;
 mod cursor;
 mod egress;
 mod filter;
+mod floor;
 mod headers;
 mod hook;
 mod icmp;
@@ -80,6 +81,15 @@ pub fn iwf_clock(_ctx: RawTracePointContext) -> i32 {
 #[xdp(frags)]
 pub fn iwf_xdp_pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
+}
+
+/// What a hit costs at least, for the bench. Run, never attached.
+#[xdp(frags)]
+pub fn iwf_floor(ctx: XdpContext) -> u32 {
+    match floor::run(&ctx) {
+        Ok(()) => xdp_action::XDP_REDIRECT,
+        Err(_) => xdp_action::XDP_ABORTED,
+    }
 }
 
 /// Counts the outcome. A drop is logged as well if the daemon has asked for that when it loaded the programs

@@ -153,6 +153,15 @@ impl Frame {
         }
     }
 
+    /// The destination port, or the identifier of an ICMP reply.
+    pub fn dst_port(&self) -> Option<u16> {
+        match self.transport {
+            Transport::Udp { ports, .. } | Transport::Tcp { ports, .. } => Some(ports.1),
+            Transport::Icmp { id, .. } => Some(id),
+            Transport::IcmpError { .. } | Transport::Other(_) => None,
+        }
+    }
+
     /// The frame as octets, with right lengths and checksums.
     pub fn bytes(&self) -> Vec<u8> {
         let segment = self.segment();

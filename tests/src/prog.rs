@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray};
 use aya::programs::{
-    Program, ProgramError, RawTracePoint, RawTracePointRunOptions, SchedClassifier, TestRun as _,
-    TestRunOptions, Xdp,
+    Program, ProgramError, ProgramFd, RawTracePoint, RawTracePointRunOptions, SchedClassifier,
+    TestRun as _, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
@@ -197,6 +197,17 @@ impl Plane {
             <&mut RawTracePoint>::try_from(program)?.load()
         };
         loaded.with_context(|| format!("load {name}"))
+    }
+
+    /// A program that is [ready](Self::ready), for a map of programs.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn fd(&self, name: &str) -> Result<&ProgramFd> {
+        let program = self.ebpf.program(name);
+        Ok(program
+            .with_context(|| format!("no program {name}"))?
+            .fd()?)
     }
 
     /// Names of all programs of the object.

@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Fewer and shorter rounds: a check that everything works rather than a figure.
     #[arg(long)]
     quick: bool,
+    /// Only what a session hit costs by the kernel's own clock.
+    #[arg(long)]
+    hit: bool,
     /// Also write the rows to FILE, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -50,6 +53,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .arg(toolchain::object_path(&target, toolchain::BENCH_OBJECT));
     if args.quick {
         cargo.arg("--quick");
+    }
+    if args.hit {
+        cargo.arg("--hit");
     }
     if let Some(file) = &args.json {
         cargo.arg("--json").arg(file);

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use iwf_tests::bench::Row;
 use iwf_tests::netns;
 
 use crate::abi::{LARGE, MAX_FLOWS, SMALL};
@@ -64,6 +65,9 @@ struct Args {
     /// Fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
+    /// Only what a session hit costs by the kernel's own clock.
+    #[arg(long)]
+    hit: bool,
     /// Also write the rows to FILE, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -93,6 +97,9 @@ fn run(args: &Args) -> Result<()> {
     let stretch = Duration::from_millis(args.stretch.unwrap_or(stretch).into());
 
     let mut rows = hit::measure(&args.object).context("measure a session hit")?;
+    if args.hit {
+        return finish(args, &rows);
+    }
     let run = Run {
         object: &args.object,
         placement,
@@ -111,9 +118,14 @@ fn run(args: &Args) -> Result<()> {
     run.new_sessions(&mut new)?;
 
     rows.splice(0..0, forward.rows().into_iter().chain(new.rows()));
-    println!("{}", report::table(&rows));
+    finish(args, &rows)
+}
+
+/// Prints the rows and writes them to a file, if asked to.
+fn finish(args: &Args, rows: &[Row]) -> Result<()> {
+    println!("{}", report::table(rows));
     if let Some(file) = &args.json {
-        let text = serde_json::to_string_pretty(&rows).context("write rows as JSON")?;
+        let text = serde_json::to_string_pretty(rows).context("write rows as JSON")?;
         std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     ensure!(
