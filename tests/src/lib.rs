@@ -6,6 +6,7 @@ pub mod capture;
 pub mod carrier;
 pub mod cascade;
 pub mod daemon;
+pub mod empty;
 pub mod igd;
 pub mod netns;
 pub mod packages;

@@ -7,6 +7,9 @@ use anyhow::{Result, ensure};
 /// Packages of the carrier: Debian's PCP server for nftables and the two libraries it links.
 pub const CARRIER: [&str; 3] = ["miniupnpd-nftables", "libnftnl11", "libmnl0"];
 
+/// Packages of the STUN client and server that say what kind of NAT they see.
+pub const STUN: [&str; 2] = ["stun-client", "stun-server"];
+
 /// Top of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -24,7 +27,27 @@ pub fn cache() -> PathBuf {
 /// # Errors
 /// If it has not been fetched; the message says how to.
 pub fn miniupnpd() -> Result<PathBuf> {
-    let path = cache().join("usr/sbin/miniupnpd");
+    unpacked("usr/sbin/miniupnpd")
+}
+
+/// A STUN client of RFC 3489, which classifies NATs.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn stun_client() -> Result<PathBuf> {
+    unpacked("usr/bin/stun")
+}
+
+/// A STUN server with two addresses and two ports.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn stun_server() -> Result<PathBuf> {
+    unpacked("usr/sbin/stund")
+}
+
+fn unpacked(program: &str) -> Result<PathBuf> {
+    let path = cache().join(program);
     ensure!(
         path.exists(),
         "{} is missing: run `cargo xtask setup`",

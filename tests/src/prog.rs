@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     Program, ProgramError, ProgramFd, RawTracePoint, RawTracePointRunOptions, SchedClassifier,
     TestRun as _, TestRunOptions, Xdp,
@@ -15,6 +15,8 @@ use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{names, reason};
+
+use crate::empty;
 
 /// What a program did with a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -393,21 +395,17 @@ impl Plane {
         Ok(map.remove(&key)?)
     }
 
-    /// Empties SESSIONS and both mapping tables.
+    /// Empties every hash and every ring. The programs stay loaded: for another test, without another
+    /// verification.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn forget(&mut self) -> Result<()> {
-        let state = self.state()?;
-        for key in state.sessions.into_keys() {
-            self.remove_session(key)?;
-        }
-        for (map, entries) in [
-            (names::MAPPINGS_EXT, state.external),
-            (names::MAPPINGS_INT, state.internal),
-        ] {
-            for key in entries.into_keys() {
-                self.remove_mapping(map, key)?;
+    pub fn empty(&mut self) -> Result<()> {
+        for (name, map) in self.ebpf.maps_mut() {
+            empty::hash(map).with_context(|| format!("empty {name}"))?;
+            if matches!(map, Map::RingBuf(_)) {
+                let mut ring = RingBuf::try_from(map)?;
+                while ring.next().is_some() {}
             }
         }
         Ok(())

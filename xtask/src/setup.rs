@@ -110,7 +110,13 @@ pub(crate) fn lab() -> Result<()> {
         apt.install(&names, &why.join(", "))?;
     }
     if packages::miniupnpd().is_err() || packages::library_path().is_err() {
-        unpack_carrier()?;
+        unpack(&packages::CARRIER, "the carrier's PCP server")?;
+        packages::miniupnpd()?;
+    }
+    if packages::stun_client().is_err() || packages::stun_server().is_err() {
+        unpack(&packages::STUN, "they tell what kind of NAT they see")?;
+        packages::stun_client()?;
+        packages::stun_server()?;
     }
     Ok(())
 }
@@ -128,20 +134,19 @@ pub(crate) fn emulator() -> Result<()> {
     apt.install(&[package], &format!("{program} boots other kernels"))
 }
 
-fn unpack_carrier() -> Result<()> {
-    let wanted = packages::CARRIER.join(" ");
+/// Unpacks Debian packages below `target/cache`, where no service of theirs is ever started.
+fn unpack(wanted: &[&str], why: &str) -> Result<()> {
+    let names = wanted.join(" ");
     let apt = apt().with_context(|| {
         format!(
-            "unpack the Debian packages {wanted} by hand into {}",
+            "unpack the Debian packages {names} by hand into {}",
             packages::cache().display()
         )
     })?;
-    step::say(&format!(
-        "unpacking (not installing) {wanted}: the carrier's PCP server"
-    ));
+    step::say(&format!("unpacking (not installing) {names}: {why}"));
     let downloads = step::root().join("target/cache/downloads");
     std::fs::create_dir_all(&downloads).context("create the cache")?;
-    apt.download(&packages::CARRIER, &downloads)?;
+    apt.download(wanted, &downloads)?;
     for entry in std::fs::read_dir(&downloads).context("list the downloads")? {
         let file = entry?.path();
         if file.extension().is_some_and(|extension| extension == "deb") {
@@ -150,7 +155,7 @@ fn unpack_carrier() -> Result<()> {
             step::quiet(&mut dpkg)?;
         }
     }
-    packages::miniupnpd().map(drop)
+    Ok(())
 }
 
 /// Whether a program is found, also where a user's PATH does not lead.

@@ -1,5 +1,7 @@
 //! A router with a bridge towards the LAN, a WAN, static neighbours and routes: enough for program runs.
 
+use std::sync::Mutex;
+
 use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
 use iwf_common::names;
@@ -99,13 +101,37 @@ impl Seen {
 
 /// Runs `test` in a fresh bed, inside its network namespace; not at all without privilege.
 pub(crate) fn with_bed(test: impl FnOnce(&mut Bed) -> Result<()> + Send) -> Result<()> {
-    with_sized_bed(4096, 4096, test)
+    run(
+        || {
+            let used = IDLE.lock().ok().and_then(|mut idle| idle.pop());
+            used.map_or_else(|| Plane::load(OBJECT, 4096, 4096), Ok)
+        },
+        |mut plane| {
+            plane.empty()?;
+            if let Ok(mut idle) = IDLE.lock() {
+                idle.push(plane);
+            }
+            Ok(())
+        },
+        test,
+    )
 }
+
+/// Planes of the ordinary size that no test uses now: the verifier takes longer than most tests.
+static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
 
 /// The same with room for so many session entries and mappings.
 pub(crate) fn with_sized_bed(
     sessions: u32,
     mappings: u32,
+    test: impl FnOnce(&mut Bed) -> Result<()> + Send,
+) -> Result<()> {
+    run(|| Plane::load(OBJECT, sessions, mappings), |_| Ok(()), test)
+}
+
+fn run(
+    get: impl FnOnce() -> Result<Plane> + Send,
+    put: impl FnOnce(Plane) -> Result<()> + Send,
     test: impl FnOnce(&mut Bed) -> Result<()> + Send,
 ) -> Result<()> {
     if !netns::may_run() {
@@ -122,21 +148,15 @@ pub(crate) fn with_sized_bed(
     // Named after the test, which the thread inside is not.
     let capture = Capture::of_this_test("prog_run")?;
     inside.within(move || {
-        let mut bed = Bed::new(network, ns, sessions, mappings, capture)?;
-        test(&mut bed)
+        let mut bed = Bed::new(network, ns, get()?, capture)?;
+        test(&mut bed)?;
+        put(bed.plane)
     })?
 }
 
 impl Bed {
-    fn new(
-        network: Network,
-        ns: Namespace,
-        sessions: u32,
-        mappings: u32,
-        capture: Capture,
-    ) -> Result<Self> {
+    fn new(network: Network, ns: Namespace, mut plane: Plane, capture: Capture) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
-        let mut plane = Plane::load(OBJECT, sessions, mappings)?;
         let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
             role: role as u32,
             l3,
