@@ -319,7 +319,11 @@ impl Iwf {
             Input::UpstreamUnreachable { server } => {
                 self.tell(pcp_client::Input::Unreachable(server), now);
             }
-            Input::Done { ticket, result } => self.done(ticket, result, now),
+            Input::Done { ticket, result } => {
+                self.done(ticket, result, now);
+                // A lease that has ended while its mapping was being changed is due since.
+                self.end_leases(now);
+            }
             Input::Wan(state) => self.wan_changed(state, now),
             Input::Lan(prefixes) => self.lan = prefixes,
             Input::Link(counters) => self.link = counters,

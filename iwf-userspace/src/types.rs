@@ -183,7 +183,8 @@ impl fmt::Display for ExternalEndpoint {
     }
 }
 
-/// Who may use a mapping from outside: RemoteHost of UPnP, FILTER of PCP.
+/// Who may use a mapping from outside: RemoteHost of UPnP, FILTER of PCP. One meaning has one form, which
+/// [`RemotePeer::of`] finds; forms compare as what they mean.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -193,6 +194,123 @@ pub enum RemotePeer {
     Any,
     /// One remote address, every port.
     Host(Ipv4Addr),
+    /// Anything else: several prefixes, or ports of theirs.
+    List(RemoteList),
+}
+
+/// A remote prefix, on one port or on all (RFC 6887 section 13.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RemotePrefix {
+    addr: Ipv4Addr,
+    len: u8,
+    port: u16,
+}
+
+/// At most [`RemoteList::MAX`] remote prefixes, sorted, none twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RemoteList {
+    len: u8,
+    entries: [RemotePrefix; Self::MAX],
+}
+
+/// More remote prefixes than a mapping can have; PCP calls it EXCESSIVE_REMOTE_PEERS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {max} remote prefixes", max = RemoteList::MAX)]
+pub struct TooManyRemotes;
+
+impl RemotePrefix {
+    /// Everybody.
+    const ANY: Self = Self {
+        addr: Ipv4Addr::UNSPECIFIED,
+        len: 0,
+        port: 0,
+    };
+
+    /// The prefix of `len` bits that `addr` is in; a `port` of 0 is every one. `None` if `len` is over 32.
+    pub fn new(addr: Ipv4Addr, len: u8, port: u16) -> Option<Self> {
+        let host_bits = 32u8.checked_sub(len)?;
+        let mask = u32::MAX.checked_shl(host_bits.into()).unwrap_or(0);
+        Some(Self {
+            addr: Ipv4Addr::from(u32::from(addr) & mask),
+            len,
+            port,
+        })
+    }
+
+    /// Its first address.
+    pub const fn addr(self) -> Ipv4Addr {
+        self.addr
+    }
+
+    /// Its length, 0 to 32.
+    pub const fn prefix_len(self) -> u8 {
+        self.len
+    }
+
+    /// The remote port; 0: every one.
+    pub const fn port(self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for RemotePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.addr)?;
+        if self.len != 32 {
+            write!(f, "/{}", self.len)?;
+        }
+        if self.port != 0 {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+impl RemoteList {
+    /// The largest number of prefixes one mapping may have.
+    pub const MAX: usize = 8;
+
+    /// The prefixes.
+    pub fn iter(&self) -> impl Iterator<Item = RemotePrefix> + '_ {
+        self.entries.iter().take(self.len.into()).copied()
+    }
+}
+
+impl RemotePeer {
+    /// Whoever is in one of `prefixes`; everybody if there is none.
+    ///
+    /// # Errors
+    /// More different ones than a list can have.
+    pub fn of(prefixes: &[RemotePrefix]) -> Result<Self, TooManyRemotes> {
+        let sorted: std::collections::BTreeSet<_> = prefixes.iter().copied().collect();
+        if sorted.is_empty() || sorted.contains(&RemotePrefix::ANY) {
+            return Ok(Self::Any);
+        }
+        if sorted.len() > RemoteList::MAX {
+            return Err(TooManyRemotes);
+        }
+        if let (1, Some(one)) = (sorted.len(), sorted.first())
+            && (one.len, one.port) == (32, 0)
+        {
+            return Ok(Self::Host(one.addr));
+        }
+        let mut entries = [RemotePrefix::ANY; RemoteList::MAX];
+        let mut len = 0;
+        for (slot, prefix) in entries.iter_mut().zip(sorted) {
+            *slot = prefix;
+            len += 1;
+        }
+        Ok(Self::List(RemoteList { len, entries }))
+    }
+
+    /// The prefixes it consists of; none for everybody.
+    pub fn prefixes(&self) -> Vec<RemotePrefix> {
+        match self {
+            Self::Any => Vec::new(),
+            Self::Host(addr) => RemotePrefix::new(*addr, 32, 0).into_iter().collect(),
+            Self::List(list) => list.iter().collect(),
+        }
+    }
 }
 
 /// The nonce that proves ownership of a mapping to a PCP server (RFC 6887 section 11.1).
@@ -251,4 +369,39 @@ pub struct NatEntry {
     pub generation: Generation,
     /// When the kernel stops using it; `None` for a static mapping.
     pub expires: Option<Instant>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(addr: [u8; 4], len: u8, port: u16) -> RemotePrefix {
+        RemotePrefix::new(addr.into(), len, port).expect("a length")
+    }
+
+    #[test]
+    fn one_meaning_has_one_form() {
+        let host = prefix([11, 22, 33, 4], 32, 0);
+        assert_eq!(RemotePeer::of(&[]), Ok(RemotePeer::Any));
+        assert_eq!(
+            RemotePeer::of(&[host, prefix([8, 8, 8, 8], 0, 0)]),
+            Ok(RemotePeer::Any)
+        );
+        assert_eq!(
+            RemotePeer::of(&[host, host]),
+            Ok(RemotePeer::Host([11, 22, 33, 4].into()))
+        );
+        let net = prefix([11, 22, 33, 99], 24, 443);
+        let listed = RemotePeer::of(&[net, host]).expect("room");
+        assert_eq!(RemotePeer::of(&[host, net]), Ok(listed));
+        let names: Vec<String> = listed.prefixes().iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["11.22.33.0/24:443", "11.22.33.4"]);
+        let nine: Vec<_> = (1..10).map(|n| prefix([11, 22, 33, n], 32, 0)).collect();
+        assert!(matches!(
+            RemotePeer::of(&nine[..8]),
+            Ok(RemotePeer::List(list)) if list.iter().count() == 8
+        ));
+        assert_eq!(RemotePeer::of(&nine), Err(TooManyRemotes));
+        assert_eq!(RemotePrefix::new([1, 2, 3, 4].into(), 33, 0), None);
+    }
 }

@@ -77,14 +77,13 @@ impl Iwf {
                 return Err(Refusal::PortTaken);
             }
         }
-        // One internal endpoint has one external one (RFC 4787 REQ-1).
-        if let Some(held) = self.table.by_internal(new.protocol, new.internal) {
-            let any = new.choice == PortChoice::Any && held.remote == new.remote;
-            return if any || held.state == State::Removing {
-                Ok(busy_or_same(held.generation))
-            } else {
-                Err(Refusal::PortTaken)
-            };
+        // Whoever does not care for the port gets the one it has.
+        let of_internal = self.table.by_internal(new.protocol, new.internal);
+        let mut same = of_internal.filter(|held| held.remote == new.remote);
+        if new.choice == PortChoice::Any
+            && let Some(held) = same.next()
+        {
+            return Ok(busy_or_same(held.generation));
         }
         let policy = &self.settings.policy;
         let reserved = |port: ExternalPort| policy.is_reserved(new.protocol, port.get());
@@ -270,10 +269,6 @@ impl Iwf {
         let Some(before) = self.table.get(generation).cloned() else {
             return self.refuse(&call, Operation::Add, Refusal::Failed);
         };
-        let internal = self.table.by_internal(new.protocol, new.internal);
-        if internal.is_some_and(|held| held.generation != generation) {
-            return self.refuse(&call, Operation::Add, Refusal::PortTaken);
-        }
         let after = Mapping {
             internal: new.internal,
             description: new.description,
@@ -318,7 +313,7 @@ impl Iwf {
 
 fn refusal_of(error: TableError) -> Refusal {
     match error {
-        TableError::External(_) | TableError::Internal(_) => Refusal::PortTaken,
+        TableError::External(_) => Refusal::PortTaken,
         TableError::Nat1(_) | TableError::HostQuota | TableError::Full => Refusal::NoRoom,
     }
 }

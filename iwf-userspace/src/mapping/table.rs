@@ -1,7 +1,7 @@
 //! The mapping table: the truth that the kernel and the upstream leases follow.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::policy::Limits;
@@ -17,7 +17,8 @@ pub struct Table {
     limits: Limits,
     entries: BTreeMap<Generation, Mapping>,
     by_external: BTreeMap<(Protocol, ExternalPort), Generation>,
-    by_internal: BTreeMap<(Protocol, InternalEndpoint), Generation>,
+    /// Several external endpoints may lead to one internal one; outbound packets use the oldest.
+    by_internal: BTreeSet<(Protocol, InternalEndpoint, Generation)>,
     by_nat1: BTreeMap<(Protocol, ExternalPort), Generation>,
     per_host: BTreeMap<Ipv4Addr, usize>,
 }
@@ -28,10 +29,6 @@ pub enum TableError {
     /// Another mapping holds the outermost external port.
     #[error("external port is held by mapping {0}")]
     External(Generation),
-    /// Another mapping holds the internal endpoint: mappings are endpoint-independent (RFC 4787 REQ-1), so
-    /// one internal endpoint has one external one.
-    #[error("internal endpoint is held by mapping {0}")]
-    Internal(Generation),
     /// Another mapping holds the external port of our NAT.
     #[error("port of our NAT is held by mapping {0}")]
     Nat1(Generation),
@@ -50,7 +47,7 @@ impl Table {
             limits,
             entries: BTreeMap::new(),
             by_external: BTreeMap::new(),
-            by_internal: BTreeMap::new(),
+            by_internal: BTreeSet::new(),
             by_nat1: BTreeMap::new(),
             per_host: BTreeMap::new(),
         }
@@ -66,7 +63,7 @@ impl Table {
             self.by_external.insert((protocol, port), generation);
         }
         self.by_internal
-            .insert((protocol, mapping.internal), generation);
+            .insert((protocol, mapping.internal, generation));
         self.by_nat1
             .insert((protocol, mapping.nat1.port), generation);
         *self.per_host.entry(mapping.internal.addr).or_default() += 1;
@@ -81,7 +78,8 @@ impl Table {
         if let Some(port) = mapping.claim.port {
             self.by_external.remove(&(protocol, port));
         }
-        self.by_internal.remove(&(protocol, mapping.internal));
+        self.by_internal
+            .remove(&(protocol, mapping.internal, generation));
         self.by_nat1.remove(&(protocol, mapping.nat1.port));
         if let Some(count) = self.per_host.get_mut(&mapping.internal.addr) {
             *count -= 1;
@@ -110,10 +108,15 @@ impl Table {
         self.entries.get(generation)
     }
 
-    /// Who holds this internal endpoint.
-    pub fn by_internal(&self, protocol: Protocol, internal: InternalEndpoint) -> Option<&Mapping> {
-        let generation = self.by_internal.get(&(protocol, internal))?;
-        self.entries.get(generation)
+    /// The mappings of this internal endpoint, the oldest first.
+    pub fn by_internal(
+        &self,
+        protocol: Protocol,
+        internal: InternalEndpoint,
+    ) -> impl Iterator<Item = &Mapping> {
+        let from = |generation| (protocol, internal, Generation(generation));
+        let range = self.by_internal.range(from(0)..=from(u32::MAX));
+        range.filter_map(|(_, _, generation)| self.entries.get(generation))
     }
 
     /// Who holds this port of our NAT.
@@ -174,9 +177,6 @@ impl Table {
         if let Some(holder) = other(external) {
             return Err(TableError::External(holder));
         }
-        if let Some(holder) = other(self.by_internal.get(&(protocol, mapping.internal))) {
-            return Err(TableError::Internal(holder));
-        }
         if let Some(holder) = other(self.by_nat1.get(&(protocol, mapping.nat1.port))) {
             return Err(TableError::Nat1(holder));
         }
@@ -207,16 +207,29 @@ mod tests {
             table.put(mapping(2, 21, 8080, 8080)),
             Err(TableError::External(g1))
         );
-        assert_eq!(
-            table.put(mapping(2, 20, 8080, 9090)),
-            Err(TableError::Internal(g1))
-        );
         let mut same_nat1 = mapping(2, 21, 8080, 8080);
         same_nat1.claim.port = ExternalPort::new(9090);
         assert_eq!(table.put(same_nat1), Err(TableError::Nat1(g1)));
         let mut other_protocol = mapping(2, 20, 8080, 8080);
         other_protocol.protocol = Protocol::Udp;
         assert_eq!(table.put(other_protocol), Ok(()));
+    }
+
+    #[test]
+    fn one_internal_endpoint_may_have_several_external_ones() {
+        let mut table = Table::new(Limits::default());
+        for (generation, external) in [(2, 9090), (1, 8080), (3, 7070)] {
+            let mapping = mapping(generation, 20, 8080, external);
+            table.put(mapping).expect("another external port");
+        }
+        let internal = mapping(1, 20, 8080, 8080).internal;
+        let held = |table: &Table| -> Vec<u32> {
+            let all = table.by_internal(Protocol::Tcp, internal);
+            all.map(|m| m.generation.0).collect()
+        };
+        assert_eq!(held(&table), [1, 2, 3], "the oldest first");
+        table.remove(Generation(1));
+        assert_eq!(held(&table), [2, 3]);
     }
 
     #[test]

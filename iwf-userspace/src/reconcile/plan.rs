@@ -8,7 +8,8 @@ use crate::types::{ExternalEndpoint, Instant, NatEntry, Protocol};
 /// Expiries this close are the same: the store keeps the time of another clock, which is slewed and set.
 pub const EXPIRY_TOLERANCE: Duration = Duration::from_secs(2);
 
-/// What to do, in this order. Each list is sorted.
+/// What to do, in this order. Each list is sorted; of what is written, the older comes first, because the first
+/// external endpoint of an internal one is what outbound packets use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Entries nobody wants, or whose place another one needs: first.
@@ -42,8 +43,8 @@ impl Plan {
             }
         }
         plan.remove.sort_unstable();
-        plan.create.sort_unstable();
-        plan.update.sort_unstable();
+        plan.create.sort_unstable_by_key(|e| (e.generation, *e));
+        plan.update.sort_unstable_by_key(|e| (e.generation, *e));
         plan
     }
 
@@ -87,7 +88,7 @@ mod tests {
         }
     }
 
-    /// A kernel with the data plane's rules: one entry per external and per internal endpoint.
+    /// A kernel with the data plane's rules: one entry per external endpoint.
     fn apply(plan: &Plan, observed: &[NatEntry]) -> Result<Vec<NatEntry>, String> {
         let mut kernel = observed.to_vec();
         for gone in &plan.remove {
@@ -96,10 +97,7 @@ mod tests {
         }
         for new in plan.create.iter().chain(&plan.update) {
             kernel.retain(|e| key(e) != key(new) || e.internal != new.internal);
-            let clash = |e: &NatEntry| {
-                e.protocol == new.protocol
-                    && (e.external == new.external || e.internal == new.internal)
-            };
+            let clash = |e: &NatEntry| key(e) == key(new);
             if let Some(other) = kernel.iter().find(|e| clash(e)) {
                 return Err(format!("{new:?} clashes with {other:?}"));
             }
@@ -127,16 +125,14 @@ mod tests {
         assert_eq!(plan.update, [desired[1]], "within tolerance is the same");
     }
 
-    /// Entries as a kernel can hold them: external and internal endpoints are unique.
+    /// Entries as a kernel can hold them: external endpoints are unique.
     fn kernel_state() -> impl Strategy<Value = Vec<NatEntry>> {
         let entry = (1u32..6, 20u8..23, 1u16..5, 1u16..6, 0u64..3)
             .prop_map(|(g, host, int, ext, exp)| entry(g, host, int, ext, exp * 5000));
         prop::collection::vec(entry, 0..8).prop_map(|entries| {
-            let (mut external, mut internal) = (BTreeSet::new(), BTreeSet::new());
-            entries
-                .into_iter()
-                .filter(|e| external.insert(e.external) && internal.insert(e.internal))
-                .collect()
+            let mut external = BTreeSet::new();
+            let unique = |e: &NatEntry| external.insert(e.external);
+            entries.into_iter().filter(unique).collect()
         })
     }
 

@@ -33,11 +33,8 @@ impl Kernel {
         {
             return Err(EffectError::InUse);
         }
-        let clash = self.entries.values().any(|held| {
-            held.protocol == entry.protocol
-                && (held.external == entry.external) != (held.internal == entry.internal)
-        });
-        if clash {
+        let held = self.entries.get(&key);
+        if held.is_some_and(|held| held.internal != entry.internal) {
             return Err(EffectError::InUse);
         }
         self.writes += 1;

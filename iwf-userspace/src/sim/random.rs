@@ -36,6 +36,12 @@ fn seeded_runs() {
     }
 }
 
+/// A lease that ended while its mapping was being changed was due again and again.
+#[test]
+fn a_lease_that_ends_during_a_change_ends_with_it() {
+    run(49_955);
+}
+
 /// One run: chaos, then calm, then the end of every lease.
 fn run(seed: u64) {
     let mut world = World::new(seed);

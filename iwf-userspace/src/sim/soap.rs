@@ -160,9 +160,28 @@ fn rules_for_a_port_that_is_held() {
     assert_eq!(world.ask(21, add(21, 8080, 3600)), Err(718));
     let any = mapping("AddAnyPortMapping", 20, 8080, 8080, 600, "");
     assert_eq!(world.ask(20, any).expect("overwritten"), ["8080"]);
-    let same_internal = mapping("AddPortMapping", 20, 9090, 8080, 600, "");
-    assert_eq!(world.ask(20, same_internal), Err(718));
     assert_eq!(world.only().lease_left(world.now), 600);
+}
+
+/// IGD-010: another external port is another mapping, also for the same internal endpoint.
+#[test]
+fn one_internal_endpoint_may_have_two_external_ports() {
+    let mut world = World::new(4);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let second = mapping("AddPortMapping", 20, 9090, 8080, 600, "");
+    assert_eq!(world.ask(20, second.clone()), Ok(vec![]));
+    assert_eq!(world.active().len(), 2);
+    assert_eq!(world.kernel.observe().len(), 2);
+    assert_eq!(world.server.alive(world.now).count(), 2);
+    assert!(world.ask(20, get_specific(8080)).is_ok());
+    assert!(world.ask(20, get_specific(9090)).is_ok());
+    // Each has its own life.
+    assert_eq!(world.ask(20, second), Ok(vec![]), "renewed");
+    assert_eq!(world.ask(20, delete(8080)), Ok(vec![]));
+    assert_eq!(world.only().claim.port.map(|p| p.get()), Some(9090));
+    world.run(601);
+    assert_eq!(world.active().len(), 0);
+    assert_eq!(world.server.alive(world.now).count(), 0);
 }
 
 #[test]

@@ -160,8 +160,11 @@ pub struct MappingRow {
     pub kernel: bool,
     /// The carrier's external endpoint; absent in local mode.
     pub carrier: Option<SocketAddrV4>,
-    /// The only remote host let in; absent means any.
+    /// The only remote host let in; absent means any, or those of the list.
     pub remote_host: Option<Ipv4Addr>,
+    /// The remote prefixes let in, where it is not one host or everybody.
+    #[serde(default)]
+    pub remote_list: Vec<String>,
     /// Seconds left of the control point's lease.
     pub lease_left_seconds: u64,
     /// Seconds left of the upstream lease; absent in local mode.

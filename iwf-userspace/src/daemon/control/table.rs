@@ -88,8 +88,7 @@ fn render_mappings(rows: &[MappingRow]) -> String {
             row.nat1.to_string(),
             if row.kernel { "yes" } else { "NO" }.to_owned(),
             or_dash(row.carrier),
-            row.remote_host
-                .map_or_else(|| "any".to_owned(), |h| h.to_string()),
+            from(row),
             span(row.lease_left_seconds),
             row.granted_left_seconds
                 .map_or_else(|| "-".to_owned(), span),
@@ -97,6 +96,15 @@ fn render_mappings(rows: &[MappingRow]) -> String {
         ]);
     }
     format!("{}\n", table.trim_fmt())
+}
+
+/// Who may come in.
+fn from(row: &MappingRow) -> String {
+    match row.remote_host {
+        Some(host) => host.to_string(),
+        None if row.remote_list.is_empty() => "any".to_owned(),
+        None => row.remote_list.join(" "),
+    }
 }
 
 fn render_leases(rows: &[LeaseRow]) -> String {
@@ -189,6 +197,7 @@ mod tests {
             kernel: true,
             carrier: Some("11.22.33.1:5000".parse().unwrap()),
             remote_host: None,
+            remote_list: Vec::new(),
             lease_left_seconds: 3599,
             granted_left_seconds: Some(110),
             description: "web\u{1b}[2J".to_owned(),

@@ -13,7 +13,7 @@ use aya::programs::TestRun as _;
 use aya::programs::raw_trace_point::RawTracePoint;
 use iwf_common::config::{Config, FdbKey};
 use iwf_common::flow::SessionFlags;
-use iwf_common::nat::{EndpointKey, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::reason;
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
@@ -193,7 +193,8 @@ impl DataPlane for KernelPlane {
     }
 
     fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
-        pair::remove(&mut self.tables, entry)
+        self.tick_clock()?;
+        pair::remove(&mut self.tables, entry, &self.clock)
     }
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
@@ -310,6 +311,26 @@ impl Tables for KernelTables {
     fn end_sessions(&mut self, external: &EndpointKey) -> io::Result<()> {
         self.run_sweep(SweepMode::EndSessionsOf, *external)
             .map(|_| ())
+    }
+
+    fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
+        self.run_sweep(SweepMode::Recheck, *external).map(|_| ())
+    }
+
+    fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>> {
+        maps::lookup(&self.maps.filters, external)
+    }
+
+    fn put_filter(&mut self, external: &EndpointKey, list: &FilterList) -> io::Result<()> {
+        self.maps.filters.insert(external, list, 0).map_err(to_io)
+    }
+
+    fn delete_filter(&mut self, external: &EndpointKey) -> io::Result<()> {
+        maps::delete(&mut self.maps.filters, external)
+    }
+
+    fn filters(&self) -> io::Result<BTreeMap<EndpointKey, FilterList>> {
+        maps::contents(&self.maps.filters)
     }
 
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>> {

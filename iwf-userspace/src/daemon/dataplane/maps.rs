@@ -15,7 +15,9 @@ use aya::maps::{
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
-use iwf_common::nat::{EndpointKey, Filter, FilterList, MappingKind, MappingValue, mask};
+use iwf_common::nat::{
+    EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, mask,
+};
 use iwf_common::sweep::SweepRequest;
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
@@ -26,7 +28,7 @@ use super::{DataPlaneError, HALF_WRITTEN};
 use crate::daemon::config::Timeouts;
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, NatEntry, Protocol,
-    RemotePeer,
+    RemoteList, RemotePeer, RemotePrefix,
 };
 
 /// Sizes that the configuration decides.
@@ -273,9 +275,10 @@ pub(super) fn internal_key(entry: &NatEntry) -> EndpointKey {
 
 /// The value both tables carry for a mapping, with `other` as the side it names.
 pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock) -> MappingValue {
-    let (remote_addr, remote_mask) = match entry.remote {
-        RemotePeer::Any => ([0; 4], mask(0)),
-        RemotePeer::Host(addr) => (addr.octets(), mask(32)),
+    let (remote_addr, remote_mask, flags) = match entry.remote {
+        RemotePeer::Any => ([0; 4], mask(0), 0),
+        RemotePeer::Host(addr) => (addr.octets(), mask(32), 0),
+        RemotePeer::List(_) => ([0; 4], mask(0), MappingFlags::FILTER_LIST),
     };
     MappingValue {
         addr: other.addr,
@@ -287,20 +290,58 @@ pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock
         last_used: clock.now(),
         remote_addr,
         remote_mask,
+        flags,
         ..MappingValue::default()
     }
 }
 
-/// The mapping between `external` and `internal` whose facts `value` carries; `None` if it is none the core
-/// could have made.
+const _: () = assert!(RemoteList::MAX == limits::FILTER_ENTRIES);
+
+/// The list of a mapping that needs one.
+pub(super) fn filter_list(entry: &NatEntry) -> Option<FilterList> {
+    let RemotePeer::List(remotes) = entry.remote else {
+        return None;
+    };
+    let mut list = FilterList::default();
+    for (slot, prefix) in list.entries.iter_mut().zip(remotes.iter()) {
+        *slot = FilterEntry {
+            addr: prefix.addr().octets(),
+            mask: mask(prefix.prefix_len()),
+            port: prefix.port().to_be_bytes(),
+            pad: [0; 2],
+        };
+        list.len += 1;
+    }
+    Some(list)
+}
+
+/// Whom a list admits; `None` if it is none the core could have made.
+fn listed(list: &FilterList) -> Option<RemotePeer> {
+    let entries = list.entries.get(..usize::try_from(list.len).ok()?)?;
+    let prefix = |entry: &FilterEntry| {
+        let bits = u32::from_be_bytes(entry.mask).leading_ones();
+        let len = u8::try_from(bits).ok()?;
+        RemotePrefix::new(entry.addr.into(), len, u16::from_be_bytes(entry.port))
+    };
+    let prefixes: Vec<_> = entries.iter().map(prefix).collect::<Option<_>>()?;
+    let remote = RemotePeer::of(&prefixes).ok()?;
+    matches!(remote, RemotePeer::List(_)).then_some(remote)
+}
+
+/// The mapping between `external` and `internal` whose facts `value` and `list` carry; `None` if it is none the
+/// core could have made. Without the list it needs, it is not whole.
 pub(super) fn nat_entry(
     external: EndpointKey,
     internal: EndpointKey,
     value: &MappingValue,
+    list: Option<&FilterList>,
     whole: bool,
     clock: &Clock,
 ) -> Option<NatEntry> {
     let port = |key: EndpointKey| u16::from_be_bytes(key.port);
+    let by_list = value.flags & MappingFlags::FILTER_LIST != 0;
+    let list = list.filter(|_| by_list).and_then(listed);
+    let whole = whole && by_list == list.is_some();
     Some(NatEntry {
         protocol: Protocol::from_number(external.proto)?,
         external: ExternalEndpoint {
@@ -311,7 +352,9 @@ pub(super) fn nat_entry(
             addr: Ipv4Addr::from(internal.addr),
             port: InternalPort::new(port(internal))?,
         },
-        remote: if value.remote_mask == mask(0) {
+        remote: if let Some(remote) = list {
+            remote
+        } else if value.remote_mask == mask(0) {
             RemotePeer::Any
         } else {
             RemotePeer::Host(Ipv4Addr::from(value.remote_addr))

@@ -1,17 +1,27 @@
 //! Explicit mappings in two tables that packets read while we write.
 //!
 //! MAPPINGS_EXT decides (see `iwf_common::nat`): it is written first, so that an answer finds its way before
-//! the first packet goes out, and removed last. Nothing here knows the kernel; [`Tables`] does.
+//! the first packet goes out, and removed last. The list of remote prefixes that some have comes even before it
+//! and goes after it. Nothing here knows the kernel; [`Tables`] does.
+//!
+//! Several external endpoints may lead to one internal one. The first written is the primary: MAPPINGS_INT names
+//! it, so outbound packets use it. The others are in MAPPINGS_EXT only, marked as secondary. When the primary
+//! goes, the oldest of them takes its place.
+//!
+//! An update reads what the packet programs count, in the call before it writes. What they write between those two
+//! calls is lost: the tick of an outbound use, which does not matter to an explicit mapping, and nothing else,
+//! because counters are only moved into mappings by the sweep, which this daemon runs itself. A hash map offers no
+//! write of a part of a value.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingFlags, MappingKind, MappingValue};
 
 use super::DataPlaneError;
 use super::clock::Clock;
-use super::maps::{explicit_value, external_key, internal_key, nat_entry, refused};
+use super::maps::{explicit_value, external_key, filter_list, internal_key, nat_entry, refused};
 use crate::types::NatEntry;
 
 /// One of the two mapping tables.
@@ -49,12 +59,32 @@ pub(super) trait Tables {
     fn delete(&mut self, side: Side, key: &EndpointKey) -> io::Result<()>;
     /// Ends every session of an external endpoint.
     fn end_sessions(&mut self, external: &EndpointKey) -> io::Result<()>;
+    /// Lets the sessions of an external endpoint follow a change of its mapping: they get its expiry, and end if
+    /// it no longer admits those who began them.
+    fn recheck(&mut self, external: &EndpointKey) -> io::Result<()>;
+    /// The remote prefixes of an external endpoint.
+    fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>>;
+    /// Sets them; `E2BIG` or `ENOMEM` if there is no room.
+    fn put_filter(&mut self, external: &EndpointKey, list: &FilterList) -> io::Result<()>;
+    /// Removes them; absent is fine.
+    fn delete_filter(&mut self, external: &EndpointKey) -> io::Result<()>;
+    /// Every list there is.
+    fn filters(&self) -> io::Result<BTreeMap<EndpointKey, FilterList>>;
     /// Everything in a table.
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>>;
 }
 
 /// How often a key that packets take away under our hands is tried again.
 const TRIES: usize = 8;
+
+/// Which of several external endpoints of one internal one a mapping has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    /// The one outbound packets use.
+    Primary,
+    /// One more.
+    Secondary,
+}
 
 /// Writes a mapping; see [`super::DataPlane::write`].
 pub(super) fn write(
@@ -64,68 +94,299 @@ pub(super) fn write(
 ) -> Result<(), DataPlaneError> {
     let (ext, int) = (external_key(entry), internal_key(entry));
     let read = refused("read a mapping");
+    let list = filter_list(entry);
+    let old_list = tables.filter(&ext).map_err(&read)?;
     for _ in 0..TRIES {
         let old_ext = tables.get(Side::Ext, &ext).map_err(&read)?;
         let old_int = tables.get(Side::Int, &int).map_err(&read)?;
         if old_ext.is_some_and(|held| !gives_way(&held, &int, clock)) {
             return Err(DataPlaneError::InUse);
         }
+        let mut rank = Rank::Primary;
         if let Some(held) = old_int
             && !gives_way(&held, &ext, clock)
             && is_paired(tables, &held, &int).map_err(&read)?
         {
-            return Err(DataPlaneError::InUse);
+            if !is_explicit(&held) {
+                return Err(DataPlaneError::InUse);
+            }
+            rank = Rank::Secondary;
         }
-
-        let mut to_int = explicit_value(entry, int, clock);
-        if let Some(held) = old_ext.filter(|held| held.endpoint(int.proto) == int) {
-            to_int.last_used = held.last_used;
+        if let Some(list) = &list {
+            put_list(tables, &ext, list)?;
         }
-        let expect = |old: Option<MappingValue>| match old {
-            None => Expect::Nothing,
-            Some(_) => Expect::Anything,
+        let outcome = match rank {
+            Rank::Primary => write_primary(tables, entry, (ext, old_ext), (int, old_int), clock),
+            Rank::Secondary => {
+                write_secondary(tables, entry, (ext, old_ext), (int, old_int), clock)
+            }
         };
-        match tables.put(Side::Ext, &ext, &to_int, expect(old_ext)) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-            outcome => outcome.map_err(|error| no_room(error, "MAPPINGS_EXT"))?,
-        }
-        let to_ext = explicit_value(entry, ext, clock);
-        match tables.put(Side::Int, &int, &to_ext, expect(old_int)) {
-            Ok(()) => return displace(tables, (ext, old_ext), (int, old_int)),
-            Err(error) => {
-                undo(tables, &ext, old_ext)?;
-                // A packet has mapped the internal endpoint meanwhile: to something that must be displaced.
-                if error.raw_os_error() != Some(libc::EEXIST) {
-                    return Err(no_room(error, "MAPPINGS_INT"));
+        match outcome {
+            Ok(true) => {
+                if list.is_none() && old_list.is_some() {
+                    tables
+                        .delete_filter(&ext)
+                        .map_err(refused("remove unused remote prefixes"))?;
                 }
+                let same_list = list == old_list;
+                return settle(tables, entry, (ext, old_ext), same_list, clock);
+            }
+            outcome => {
+                if list.is_some() {
+                    restore_list(tables, &ext, old_list.as_ref())?;
+                }
+                // Else a packet has been faster.
+                outcome?;
             }
         }
     }
     Err(DataPlaneError::InUse)
 }
 
+/// An endpoint with what was found there.
+type Found = (EndpointKey, Option<MappingValue>);
+
+/// False: something has come in between, and all is as it was.
+fn write_primary(
+    tables: &mut impl Tables,
+    entry: &NatEntry,
+    (ext, old_ext): Found,
+    (int, old_int): Found,
+    clock: &Clock,
+) -> Result<bool, DataPlaneError> {
+    if !put_ext(
+        tables,
+        explicit_value(entry, int, clock),
+        (ext, old_ext),
+        int,
+    )? {
+        return Ok(false);
+    }
+    let mut to_ext = explicit_value(entry, ext, clock);
+    // Whether there are others stays true whoever is the first of them.
+    if let Some(held) = old_int.filter(is_explicit) {
+        to_ext.flags |= held.flags & MappingFlags::SECONDARY;
+    }
+    match tables.put(Side::Int, &int, &to_ext, expect(old_int)) {
+        Ok(()) => {
+            displace_external(tables, (ext, old_ext), int)?;
+            displace_internal(tables, (int, old_int), ext)?;
+            Ok(true)
+        }
+        Err(error) => {
+            undo(tables, &ext, old_ext)?;
+            // A packet has mapped the internal endpoint meanwhile: to something that must be displaced.
+            if error.raw_os_error() == Some(libc::EEXIST) {
+                Ok(false)
+            } else {
+                Err(no_room(error, "MAPPINGS_INT"))
+            }
+        }
+    }
+}
+
+/// As [`write_primary`]. That there are others is noted with the primary first: a successor is looked for only then.
+fn write_secondary(
+    tables: &mut impl Tables,
+    entry: &NatEntry,
+    (ext, old_ext): Found,
+    (int, old_int): Found,
+    clock: &Clock,
+) -> Result<bool, DataPlaneError> {
+    if let Some(mut primary) = old_int
+        && primary.flags & MappingFlags::SECONDARY == 0
+    {
+        primary.flags |= MappingFlags::SECONDARY;
+        tables
+            .put(Side::Int, &int, &primary, Expect::Anything)
+            .map_err(|error| no_room(error, "MAPPINGS_INT"))?;
+    }
+    let mut to_int = explicit_value(entry, int, clock);
+    to_int.flags |= MappingFlags::SECONDARY;
+    if !put_ext(tables, to_int, (ext, old_ext), int)? {
+        return Ok(false);
+    }
+    displace_external(tables, (ext, old_ext), int)?;
+    Ok(true)
+}
+
+/// Writes an entry of MAPPINGS_EXT with what has been counted there. False: somebody else has it now.
+fn put_ext(
+    tables: &mut impl Tables,
+    mut to_int: MappingValue,
+    (ext, old_ext): Found,
+    int: EndpointKey,
+) -> Result<bool, DataPlaneError> {
+    let now = tables
+        .get(Side::Ext, &ext)
+        .map_err(refused("read a mapping"))?;
+    if let Some(held) = now.filter(|held| held.endpoint(int.proto) == int) {
+        keep_use(&mut to_int, &held);
+    }
+    match tables.put(Side::Ext, &ext, &to_int, expect(old_ext)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(no_room(error, "MAPPINGS_EXT")),
+    }
+}
+
+/// What packets and sweeps have noted stays when the rest is written anew.
+fn keep_use(new: &mut MappingValue, held: &MappingValue) {
+    new.last_used = held.last_used;
+    new.packets_out = held.packets_out;
+    new.octets_out = held.octets_out;
+    new.packets_in = held.packets_in;
+    new.octets_in = held.octets_in;
+}
+
+const fn expect(old: Option<MappingValue>) -> Expect {
+    match old {
+        None => Expect::Nothing,
+        Some(_) => Expect::Anything,
+    }
+}
+
+/// After an update in place: what sessions remember of the mapping follows it, if it has become less.
+fn settle(
+    tables: &mut impl Tables,
+    entry: &NatEntry,
+    (ext, old_ext): Found,
+    same_list: bool,
+    clock: &Clock,
+) -> Result<(), DataPlaneError> {
+    let int = internal_key(entry);
+    let Some(held) = old_ext.filter(|held| is_explicit(held) && held.endpoint(int.proto) == int)
+    else {
+        return Ok(());
+    };
+    let new = explicit_value(entry, int, clock);
+    let remotes = |value: &MappingValue| (value.remote_addr, value.remote_mask);
+    let sooner = new.expires != 0
+        && (held.expires == 0 || new.expires.wrapping_sub(held.expires).cast_signed() < 0);
+    if sooner || !same_list || remotes(&held) != remotes(&new) {
+        tables
+            .recheck(&ext)
+            .map_err(refused("let sessions follow their mapping"))?;
+    }
+    Ok(())
+}
+
+/// Writes a list. Those of mappings that the kernel has swept away are in nobody's way: they are removed when there
+/// is no room.
+fn put_list(
+    tables: &mut impl Tables,
+    ext: &EndpointKey,
+    list: &FilterList,
+) -> Result<(), DataPlaneError> {
+    let full = |error: io::Error| no_room(error, "FILTERS");
+    match tables.put_filter(ext, list) {
+        Err(error) if is_full(&error) => {
+            purge_lists(tables).map_err(refused("remove unused remote prefixes"))?;
+            tables.put_filter(ext, list).map_err(full)
+        }
+        outcome => outcome.map_err(full),
+    }
+}
+
+fn purge_lists(tables: &mut impl Tables) -> io::Result<()> {
+    for ext in tables.filters()?.into_keys() {
+        let mapping = tables.get(Side::Ext, &ext)?;
+        if mapping.is_none_or(|held| held.flags & MappingFlags::FILTER_LIST == 0) {
+            tables.delete_filter(&ext)?;
+        }
+    }
+    Ok(())
+}
+
+fn restore_list(
+    tables: &mut impl Tables,
+    ext: &EndpointKey,
+    old: Option<&FilterList>,
+) -> Result<(), DataPlaneError> {
+    match old {
+        Some(old) => tables.put_filter(ext, old),
+        None => tables.delete_filter(ext),
+    }
+    .map_err(refused("undo a half-written mapping"))
+}
+
 /// Removes a mapping; see [`super::DataPlane::remove`].
-pub(super) fn remove(tables: &mut impl Tables, entry: &NatEntry) -> Result<(), DataPlaneError> {
+pub(super) fn remove(
+    tables: &mut impl Tables,
+    entry: &NatEntry,
+    clock: &Clock,
+) -> Result<(), DataPlaneError> {
     let (ext, int) = (external_key(entry), internal_key(entry));
     let read = refused("read a mapping");
     let erase = refused("remove a mapping");
-    let ours = |held: Option<MappingValue>, other: EndpointKey| {
-        held.is_some_and(|held| is_explicit(&held) && held.endpoint(other.proto) == other)
+    let ours = |held: &MappingValue, other: EndpointKey| {
+        is_explicit(held) && held.endpoint(other.proto) == other
     };
-    let in_int = ours(tables.get(Side::Int, &int).map_err(&read)?, ext);
-    let in_ext = ours(tables.get(Side::Ext, &ext).map_err(&read)?, int);
-    if in_int {
-        tables.delete(Side::Int, &int).map_err(&erase)?;
+    let in_int = tables.get(Side::Int, &int).map_err(&read)?;
+    let in_int = in_int.filter(|held| ours(held, ext));
+    let in_ext = tables.get(Side::Ext, &ext).map_err(&read)?;
+    let in_ext = in_ext.filter(|held| ours(held, int));
+    if let Some(primary) = in_int {
+        let heir = match primary.flags & MappingFlags::SECONDARY {
+            0 => None,
+            _ => heir(tables, &ext, &int, clock).map_err(&read)?,
+        };
+        match heir {
+            Some(heir) => succeed(tables, heir, &int).map_err(&erase)?,
+            None => tables.delete(Side::Int, &int).map_err(&erase)?,
+        }
     }
-    if in_ext {
+    if in_ext.is_some() {
         tables.delete(Side::Ext, &ext).map_err(&erase)?;
     }
-    if in_int || in_ext {
+    if in_int.is_some() || in_ext.is_some() {
+        tables.delete_filter(&ext).map_err(&erase)?;
         tables
             .end_sessions(&ext)
             .map_err(refused("end the sessions of a mapping"))?;
     }
     Ok(())
+}
+
+/// The oldest other external endpoint of `int`, and its entry.
+fn heir(
+    tables: &impl Tables,
+    ext: &EndpointKey,
+    int: &EndpointKey,
+    clock: &Clock,
+) -> io::Result<Option<(EndpointKey, MappingValue)>> {
+    let all = tables.list(Side::Ext)?.into_iter();
+    let others = all.filter(|(key, value)| {
+        key != ext
+            && key.proto == int.proto
+            && is_explicit(value)
+            && value.endpoint(int.proto) == *int
+            && !value.expired(clock.now())
+    });
+    Ok(others.min_by_key(|(key, value)| (value.generation, *key)))
+}
+
+/// Makes a secondary mapping the primary one. In one step for packets: there is no moment without a mapping of the
+/// internal endpoint, in which a packet would make one.
+fn succeed(
+    tables: &mut impl Tables,
+    (ext, mut to_int): (EndpointKey, MappingValue),
+    int: &EndpointKey,
+) -> io::Result<()> {
+    let to_ext = MappingValue {
+        addr: ext.addr,
+        port: ext.port,
+        // There may be more; a needless search for them does no harm.
+        flags: to_int.flags | MappingFlags::SECONDARY,
+        packets_out: 0,
+        octets_out: 0,
+        packets_in: 0,
+        octets_in: 0,
+        ..to_int
+    };
+    tables.put(Side::Int, int, &to_ext, Expect::Anything)?;
+    to_int.flags &= !MappingFlags::SECONDARY;
+    tables.put(Side::Ext, &ext, &to_int, Expect::Anything)
 }
 
 /// Lists the explicit mappings; see [`super::DataPlane::observe`].
@@ -138,21 +399,33 @@ pub(super) fn observe(
         Ok(all.into_iter().filter(|(_, v)| is_explicit(v)).collect())
     };
     let (by_ext, by_int) = (list(Side::Ext)?, list(Side::Int)?);
+    let lists = tables
+        .filters()
+        .map_err(refused("list the remote prefixes"))?;
+    let confirms = |ext: &EndpointKey, int: &EndpointKey| -> Option<&MappingValue> {
+        let to_int = by_ext.get(ext)?;
+        (to_int.endpoint(ext.proto) == *int).then_some(to_int)
+    };
     let mut entries = BTreeSet::new();
     for (ext, to_int) in &by_ext {
         let int = to_int.endpoint(ext.proto);
-        let whole = by_int
-            .get(&int)
-            .is_some_and(|to_ext| to_ext.endpoint(int.proto) == *ext && same_facts(to_int, to_ext));
-        entries.extend(nat_entry(*ext, int, to_int, whole, clock));
+        let secondary = to_int.flags & MappingFlags::SECONDARY != 0;
+        let whole = by_int.get(&int).is_some_and(|to_ext| {
+            let first = to_ext.endpoint(int.proto);
+            if first == *ext {
+                !secondary && same_facts(to_int, to_ext)
+            } else {
+                secondary
+                    && to_ext.flags & MappingFlags::SECONDARY != 0
+                    && confirms(&first, &int).is_some()
+            }
+        });
+        entries.extend(nat_entry(*ext, int, to_int, lists.get(ext), whole, clock));
     }
     for (int, to_ext) in &by_int {
         let ext = to_ext.endpoint(int.proto);
-        let paired = by_ext
-            .get(&ext)
-            .is_some_and(|to_int| to_int.endpoint(ext.proto) == *int);
-        if !paired {
-            entries.extend(nat_entry(ext, *int, to_ext, false, clock));
+        if confirms(&ext, int).is_none() {
+            entries.extend(nat_entry(ext, *int, to_ext, None, false, clock));
         }
     }
     Ok(entries.into_iter().collect())
@@ -176,7 +449,11 @@ fn is_paired(tables: &impl Tables, held: &MappingValue, int: &EndpointKey) -> io
 }
 
 fn same_facts(a: &MappingValue, b: &MappingValue) -> bool {
-    let facts = |v: &MappingValue| (v.generation, v.expires, v.remote_addr, v.remote_mask);
+    let listed = |v: &MappingValue| v.flags & MappingFlags::FILTER_LIST;
+    let facts = |v: &MappingValue| {
+        let lifetime = (v.generation, v.expires);
+        (lifetime, v.remote_addr, v.remote_mask, listed(v))
+    };
     facts(a) == facts(b)
 }
 
@@ -192,13 +469,13 @@ fn undo(
     .map_err(refused("undo a half-written mapping"))
 }
 
-/// Takes away what a new mapping pushed aside: the other halves and the sessions.
-fn displace(
+/// Takes away what a new mapping pushed aside at its external endpoint: the other half and the sessions.
+fn displace_external(
     tables: &mut impl Tables,
-    (ext, old_ext): (EndpointKey, Option<MappingValue>),
-    (int, old_int): (EndpointKey, Option<MappingValue>),
+    (ext, old_ext): Found,
+    int: EndpointKey,
 ) -> Result<(), DataPlaneError> {
-    let failed = refused("displace a dynamic mapping");
+    let failed = refused("displace a mapping");
     if let Some(loser) = old_ext.map(|held| held.endpoint(ext.proto))
         && loser != int
     {
@@ -208,6 +485,16 @@ fn displace(
         }
         tables.end_sessions(&ext).map_err(&failed)?;
     }
+    Ok(())
+}
+
+/// The same at its internal endpoint.
+fn displace_internal(
+    tables: &mut impl Tables,
+    (int, old_int): Found,
+    ext: EndpointKey,
+) -> Result<(), DataPlaneError> {
+    let failed = refused("displace a mapping");
     if let Some(loser) = old_int.map(|held| held.endpoint(int.proto))
         && loser != ext
     {
@@ -220,13 +507,20 @@ fn displace(
     Ok(())
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC)
+    )
+}
+
 fn no_room(error: io::Error, map: &'static str) -> DataPlaneError {
-    match error.raw_os_error() {
-        Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC) => DataPlaneError::Full { map },
-        _ => DataPlaneError::Kernel {
-            action: "write a mapping",
-            source: error,
-        },
+    if is_full(&error) {
+        return DataPlaneError::Full { map };
+    }
+    DataPlaneError::Kernel {
+        action: "write a mapping",
+        source: error,
     }
 }
 

@@ -111,8 +111,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 kernel: held.get(&mapping.generation).is_some_and(same),
                 carrier: mapping.upstream.and(mapping.claim.endpoint()).map(socket),
                 remote_host: match mapping.remote {
-                    RemotePeer::Any => None,
+                    RemotePeer::Any | RemotePeer::List(_) => None,
                     RemotePeer::Host(host) => Some(host),
+                },
+                remote_list: match mapping.remote {
+                    RemotePeer::Any | RemotePeer::Host(_) => Vec::new(),
+                    RemotePeer::List(list) => list.iter().map(|p| p.to_string()).collect(),
                 },
                 lease_left_seconds: u64::from(mapping.lease_left(now)),
                 granted_left_seconds: mapping

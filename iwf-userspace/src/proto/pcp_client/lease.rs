@@ -228,15 +228,20 @@ impl Lease {
         if insist != Insist::Nothing && port.is_some() {
             options.push(PcpOption::PreferFailure);
         }
-        if let RemotePeer::Host(remote) = self.want.remote
-            && filters
-            && !self.unfiltered
-        {
+        if self.want.remote != RemotePeer::Any && filters && !self.unfiltered {
             // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
             if self.known.is_some() {
                 options.push(PcpOption::Filter(Filter::CLEAR));
             }
-            options.push(PcpOption::Filter(Filter::host(IpAddr::V4(remote))));
+            let prefixes = self.want.remote.prefixes();
+            options.extend(prefixes.into_iter().map(|prefix| {
+                PcpOption::Filter(Filter {
+                    // RFC 6887 section 13.3: lengths count from the first bit of the mapped IPv6 address.
+                    prefix_len: prefix.prefix_len().saturating_add(96),
+                    remote_port: prefix.port(),
+                    remote_addr: IpAddr::V4(prefix.addr()),
+                })
+            }));
         }
         Request {
             lifetime: if first {

@@ -10,7 +10,7 @@ use super::*;
 use crate::daemon::dataplane::HALF_WRITTEN;
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, InternalPort, Protocol,
-    RemotePeer,
+    RemotePeer, RemotePrefix,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,9 @@ struct Memory {
     ext: BTreeMap<EndpointKey, MappingValue>,
     int: BTreeMap<EndpointKey, MappingValue>,
     capacity: usize,
+    lists: BTreeMap<EndpointKey, FilterList>,
     ended: Vec<EndpointKey>,
+    rechecked: Vec<EndpointKey>,
     /// The call after which nothing works any more, as after a kill.
     dies_after: Option<usize>,
     /// A mapping that a packet makes right after the next change of the external table.
@@ -110,6 +112,35 @@ impl Tables for Memory {
         Ok(())
     }
 
+    fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
+        self.change()?;
+        self.rechecked.push(*external);
+        Ok(())
+    }
+
+    fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>> {
+        Ok(self.lists.get(external).copied())
+    }
+
+    fn put_filter(&mut self, external: &EndpointKey, list: &FilterList) -> io::Result<()> {
+        self.change()?;
+        if !self.lists.contains_key(external) && self.lists.len() >= self.capacity {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        self.lists.insert(*external, *list);
+        Ok(())
+    }
+
+    fn delete_filter(&mut self, external: &EndpointKey) -> io::Result<()> {
+        self.change()?;
+        self.lists.remove(external);
+        Ok(())
+    }
+
+    fn filters(&self) -> io::Result<BTreeMap<EndpointKey, FilterList>> {
+        Ok(self.lists.clone())
+    }
+
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
         let table = match side {
             Side::Ext => &self.ext,
@@ -134,10 +165,10 @@ fn a_mapping_is_written_whole_renewed_in_place_and_removed() {
     assert_eq!(observe(&tables, &clock).expect("observe"), [renewed]);
     assert_eq!(tables.ended, [], "its sessions live on");
 
-    remove(&mut tables, &renewed).expect("removed");
+    remove(&mut tables, &renewed, &clock).expect("removed");
     assert_eq!((tables.ext.len(), tables.int.len()), (0, 0));
     assert_eq!(tables.ended, [external_key(&renewed)]);
-    remove(&mut tables, &renewed).expect("absent is success");
+    remove(&mut tables, &renewed, &clock).expect("absent is success");
     assert_eq!(tables.ended.len(), 1);
 }
 
@@ -151,12 +182,12 @@ fn other_explicit_and_host_entries_stay() {
         value.kind = MappingKind::Host as u8;
     }
     let before = tables.clone();
-    for refused in [entry(1000, 11, 2), entry(1001, 10, 2), entry(68, 12, 2)] {
+    for refused in [entry(1000, 11, 2), entry(68, 12, 2)] {
         let outcome = write(&mut tables, &refused, &clock);
         assert!(matches!(outcome, Err(DataPlaneError::InUse)), "{refused:?}");
     }
-    remove(&mut tables, &entry(1000, 11, 2)).expect("of another host");
-    remove(&mut tables, &entry(68, 12, 2)).expect("of the CPE");
+    remove(&mut tables, &entry(1000, 11, 2), &clock).expect("of another host");
+    remove(&mut tables, &entry(68, 12, 2), &clock).expect("of the CPE");
     assert_eq!((tables.ext, tables.int), (before.ext, before.int));
 }
 
@@ -233,7 +264,7 @@ fn half_a_mapping_is_told_and_can_be_removed_or_completed() {
         half.generation = HALF_WRITTEN;
         assert_eq!(observe(&tables, &clock).expect("observe"), [half]);
         let mut other = tables.clone();
-        remove(&mut other, &half).expect("remove");
+        remove(&mut other, &half, &clock).expect("remove");
         assert_eq!((other.ext.len(), other.int.len()), (0, 0));
         write(&mut tables, &entry(1000, 10, 1), &clock).expect("complete");
         assert_eq!(
@@ -253,6 +284,133 @@ fn a_leftover_of_an_internal_endpoint_is_in_nobodys_way() {
         observe(&tables, &clock).expect("observe"),
         [entry(2000, 10, 2)]
     );
+}
+
+/// IGD-010: outbound packets keep the first external port, and get the next oldest when it goes.
+#[test]
+fn the_oldest_of_several_external_endpoints_is_the_primary() {
+    let (mut tables, clock) = (Memory::new(8), clock());
+    let all = [entry(1003, 10, 1), entry(1002, 10, 2), entry(1001, 10, 3)];
+    for each in &all {
+        write(&mut tables, each, &clock).expect("one more");
+    }
+    let (int, primary) = (internal_key(&all[0]), |tables: &Memory, int| {
+        let held = tables.int.get(&int).map(|held| held.endpoint(17));
+        held.map(|key: EndpointKey| u16::from_be_bytes(key.port))
+    });
+    let observed = |tables: &Memory| {
+        let mut all = observe(tables, &clock).expect("observe");
+        all.sort_by_key(|e| e.generation);
+        all
+    };
+    assert_eq!(observed(&tables), all);
+    assert_eq!(primary(&tables, int), Some(1003));
+    assert_eq!((tables.ext.len(), tables.int.len()), (3, 1));
+    assert_eq!(tables.ended, [], "nothing was in the way");
+
+    // Renewals change no rank, in any order.
+    for each in all.iter().rev() {
+        write(&mut tables, each, &clock).expect("renewed");
+    }
+    assert_eq!(primary(&tables, int), Some(1003));
+    remove(&mut tables, &all[0], &clock).expect("the primary");
+    assert_eq!(primary(&tables, int), Some(1002), "older than the third");
+    assert_eq!(observed(&tables), all[1..]);
+    remove(&mut tables, &all[2], &clock).expect("a secondary");
+    assert_eq!(observed(&tables), all[1..2]);
+    remove(&mut tables, &all[1], &clock).expect("the last");
+    assert_eq!((tables.ext.len(), tables.int.len()), (0, 0));
+    let ended: Vec<_> = [&all[0], &all[2], &all[1]].map(external_key).into();
+    assert_eq!(tables.ended, ended);
+}
+
+/// The kernel's sweep has taken the primary, or a daemon died before it named a successor.
+#[test]
+fn a_secondary_without_a_primary_is_told_and_becomes_one() {
+    let (mut tables, clock) = (Memory::new(8), clock());
+    let (first, second) = (entry(1003, 10, 1), entry(1002, 10, 2));
+    write(&mut tables, &first, &clock).expect("first");
+    write(&mut tables, &second, &clock).expect("second");
+    tables.ext.remove(&external_key(&first));
+    tables.int.clear();
+    let half = NatEntry {
+        generation: HALF_WRITTEN,
+        ..second
+    };
+    assert_eq!(observe(&tables, &clock).expect("observe"), [half]);
+    write(&mut tables, &second, &clock).expect("completed");
+    assert_eq!(observe(&tables, &clock).expect("observe"), [second]);
+    assert_eq!(tables.int.len(), 1);
+}
+
+#[test]
+fn a_list_of_remotes_comes_and_goes_with_its_mapping() {
+    let (mut tables, clock) = (Memory::new(2), clock());
+    let listed = |external, generation, hosts: &[u8]| NatEntry {
+        remote: remotes(hosts),
+        ..entry(external, external, generation)
+    };
+    let wide = listed(1000, 1, &[1, 2, 3]);
+    write(&mut tables, &wide, &clock).expect("new");
+    assert_eq!(observe(&tables, &clock).expect("observe"), [wide]);
+    assert_eq!(tables.rechecked, [], "there was nothing before");
+    write(&mut tables, &wide, &clock).expect("renewed");
+    assert_eq!(tables.rechecked, [], "nothing has changed");
+    let narrow = listed(1000, 1, &[1, 2]);
+    write(&mut tables, &narrow, &clock).expect("narrowed");
+    assert_eq!(observe(&tables, &clock).expect("observe"), [narrow]);
+    let ext = external_key(&wide);
+    assert_eq!(tables.rechecked, [ext]);
+
+    // Without its list the mapping is closed, which a reconciler must see.
+    let held = tables.lists.remove(&ext);
+    assert_ne!(observe(&tables, &clock).expect("observe"), [narrow]);
+    tables.lists.extend(held.map(|held| (ext, held)));
+
+    // Room for lists is bounded; those that nobody needs any more do not count.
+    let orphan = external_key(&entry(7777, 1, 9));
+    tables.lists.insert(orphan, FilterList::default());
+    write(&mut tables, &listed(1001, 2, &[4, 5]), &clock).expect("the orphan gives way");
+    let third = listed(1002, 3, &[6, 7]);
+    let before = tables.clone();
+    let outcome = write(&mut tables, &third, &clock);
+    assert!(matches!(
+        outcome,
+        Err(DataPlaneError::Full { map: "FILTERS" })
+    ));
+    assert_eq!((&tables.ext, &tables.lists), (&before.ext, &before.lists));
+
+    let open = entry(1000, 1000, 1);
+    write(&mut tables, &open, &clock).expect("opened");
+    assert!(!tables.lists.contains_key(&ext));
+    assert_eq!(tables.rechecked, [ext, ext]);
+    remove(&mut tables, &listed(1001, 2, &[4, 5]), &clock).expect("removed");
+    assert!(tables.lists.is_empty());
+}
+
+/// The data plane counts in the entry that a renewal writes anew.
+#[test]
+fn a_renewal_keeps_what_was_counted_and_tells_sessions_of_an_earlier_end() {
+    let (mut tables, clock) = (Memory::new(8), clock());
+    let mut lasting = entry(1000, 10, 1);
+    lasting.expires = Some(Instant::from_millis(90_000));
+    write(&mut tables, &lasting, &clock).expect("new");
+    let ext = external_key(&lasting);
+    let counted = tables.ext.get_mut(&ext).expect("written");
+    (counted.packets_in, counted.octets_in) = (3, 300);
+    (counted.packets_out, counted.octets_out) = (4, 400);
+    counted.last_used = 7;
+    lasting.expires = Some(Instant::from_millis(100_000));
+    write(&mut tables, &lasting, &clock).expect("prolonged");
+    assert_eq!(tables.rechecked, []);
+    lasting.expires = Some(Instant::from_millis(80_000));
+    write(&mut tables, &lasting, &clock).expect("shortened");
+    assert_eq!(tables.rechecked, [ext]);
+    let held = tables.ext.get(&ext).expect("there");
+    assert_eq!((held.packets_in, held.octets_in), (3, 300));
+    assert_eq!((held.packets_out, held.octets_out), (4, 400));
+    assert_eq!(held.last_used, 7);
+    assert_eq!(tables.ended, []);
 }
 
 proptest! {
@@ -291,7 +449,7 @@ fn reconcile(
 ) -> Result<(), DataPlaneError> {
     let observed = observe(tables, clock)?;
     for stale in observed.iter().filter(|e| !wanted.contains(e)) {
-        remove(tables, stale)?;
+        remove(tables, stale, clock)?;
     }
     for missing in wanted.iter().filter(|e| !observed.contains(e)) {
         write(tables, missing, clock)?;
@@ -299,20 +457,24 @@ fn reconcile(
     Ok(())
 }
 
-/// A table in which no endpoint has two mappings, sorted as [`observe`] sorts.
+/// A table in which no external endpoint has two mappings, sorted as [`observe`] sorts.
 fn distinct(pairs: Vec<(u16, u16)>, first_generation: u32) -> Vec<NatEntry> {
     let mut entries: Vec<NatEntry> = Vec::new();
     for ((ext, int), generation) in pairs.into_iter().zip(first_generation..) {
         let new = entry(ext, int, generation);
-        let clashes = entries
-            .iter()
-            .any(|e| e.external == new.external || e.internal == new.internal);
-        if !clashes {
+        if !entries.iter().any(|e| e.external == new.external) {
             entries.push(new);
         }
     }
     entries.sort();
     entries
+}
+
+/// 11.22.33.x for each x.
+fn remotes(hosts: &[u8]) -> RemotePeer {
+    let prefix = |host: &u8| RemotePrefix::new(Ipv4Addr::new(11, 22, 33, *host), 32, 0);
+    let prefixes: Vec<_> = hosts.iter().filter_map(prefix).collect();
+    RemotePeer::of(&prefixes).expect("few")
 }
 
 fn clock() -> Clock {
