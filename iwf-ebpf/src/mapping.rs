@@ -296,5 +296,8 @@ fn full(config: &Config, now: u32, internal: &EndpointKey) -> Outcome {
 /// Whether `endpoint` is a service of the CPE that the daemon has entered.
 #[inline(always)]
 pub fn is_static_service(endpoint: &EndpointKey) -> bool {
-    behind(endpoint, endpoint).is_some_and(|mapping| mapping.flags & MappingFlags::STATIC != 0)
+    behind(endpoint, endpoint).is_some_and(|mapping| {
+        mapping.flags & MappingFlags::STATIC != 0
+            && mapping.filter == Filter::EndpointIndependent as u8
+    })
 }

@@ -21,7 +21,7 @@ mod unsaved;
 mod upstream;
 mod wan;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rand::rngs::StdRng;
@@ -94,6 +94,8 @@ pub enum Input {
     Wan(WanState),
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
+    /// Ports of our NAT that this machine uses itself. Complete, never a change.
+    OwnPorts(BTreeSet<(Protocol, u16)>),
     /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
@@ -326,6 +328,7 @@ impl Iwf {
             }
             Input::Wan(state) => self.wan_changed(state, now),
             Input::Lan(prefixes) => self.lan = prefixes,
+            Input::OwnPorts(ports) => self.settings.policy.own = ports,
             Input::Link(counters) => self.link = counters,
             Input::WallClock(wall) => self.set_clock(wall, now),
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData, loaded_maps};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs};
 use iwf_common::names;
-use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use serde_json::Value;
 
 use crate::netns::Namespace;
@@ -121,12 +121,7 @@ pub struct NatMapping {
 /// # Errors
 /// If the map is not pinned below `bpffs_dir` or cannot be read.
 pub fn nat_mappings(bpffs_dir: &Path) -> Result<Vec<NatMapping>> {
-    let pin = bpffs_dir
-        .join(format!("v{}", names::LAYOUT_VERSION))
-        .join("maps")
-        .join(names::MAPPINGS_EXT);
-    let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-    let table: HashMap<_, EndpointKey, MappingValue> = Map::HashMap(data).try_into()?;
+    let table = nat_table(bpffs_dir)?;
     let socket = |end: EndpointKey| {
         SocketAddrV4::new(Ipv4Addr::from(end.addr), u16::from_be_bytes(end.port))
     };
@@ -143,6 +138,34 @@ pub fn nat_mappings(bpffs_dir: &Path) -> Result<Vec<NatMapping>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Protocol number and port of the external endpoints that the daemon keeps for sockets of the router itself, without
+/// letting anybody in.
+///
+/// # Errors
+/// If the map is not pinned below `bpffs_dir` or cannot be read.
+pub fn own_sockets(bpffs_dir: &Path) -> Result<BTreeSet<(u8, u16)>> {
+    let mut found = BTreeSet::new();
+    for entry in nat_table(bpffs_dir)?.iter() {
+        let (external, value) = entry.context("read the NAT table")?;
+        if value.kind == MappingKind::Host as u8
+            && value.flags & MappingFlags::STATIC != 0
+            && value.filter != Filter::EndpointIndependent as u8
+        {
+            found.insert((external.proto, u16::from_be_bytes(external.port)));
+        }
+    }
+    Ok(found)
+}
+
+fn nat_table(bpffs_dir: &Path) -> Result<HashMap<MapData, EndpointKey, MappingValue>> {
+    let pin = bpffs_dir
+        .join(format!("v{}", names::LAYOUT_VERSION))
+        .join("maps")
+        .join(names::MAPPINGS_EXT);
+    let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
+    Ok(Map::HashMap(data).try_into()?)
 }
 
 /// Queueing disciplines made for classifier programs (clsact) on a host, one line each.

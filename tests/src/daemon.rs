@@ -29,6 +29,10 @@ pub struct Options {
     pub log: &'static str,
     /// Whether each dropped packet is logged.
     pub log_drops: bool,
+    /// Ports of services of the CPE that the WAN may reach, for TCP and UDP.
+    pub open_ports: Vec<u16>,
+    /// Sections of the configuration that are added as they are.
+    pub more: &'static str,
 }
 
 impl Default for Options {
@@ -39,6 +43,8 @@ impl Default for Options {
             attach: "native",
             log: "info",
             log_drops: false,
+            open_ports: Vec::new(),
+            more: "",
         }
     }
 }
@@ -77,6 +83,8 @@ impl Files {
              interfaces = [\"{LAN_BRIDGE}\"]\n\
              [wan]\n\
              interface = \"{WAN_IF}\"\n\
+             open_tcp_ports = {:?}\n\
+             open_udp_ports = {:?}\n\
              [upstream]\n\
              pcp_servers = {servers}\n\
              [paths]\n\
@@ -87,14 +95,18 @@ impl Files {
              attach = \"{}\"\n\
              [log]\n\
              filter = \"{}\"\n\
-             drops = {}\n",
+             drops = {}\n\
+             {}",
             options.mode,
+            options.open_ports,
+            options.open_ports,
             show(&self.state_dir),
             show(&self.bpffs_dir),
             show(&self.control_socket),
             options.attach,
             options.log,
             options.log_drops,
+            options.more,
         );
         std::fs::write(&self.config, text).context("write the daemon's configuration")
     }

@@ -171,6 +171,26 @@ impl Lab {
         self.hosts().into_iter().find(|host| host.host() == name)
     }
 
+    /// One more host, joined to the CPE by a veth pair: `eth0` there, `interface` at the CPE, both addressed from the
+    /// same /24 and up, the CPE its default router.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn joined_to_cpe(
+        &self,
+        host: &str,
+        interface: &str,
+        (own, cpe): (Ipv4Addr, Ipv4Addr),
+    ) -> Result<Namespace> {
+        let namespace = self.network.namespace(host)?;
+        veth((&namespace, "eth0"), (&self.cpe, interface))?;
+        namespace.address("eth0", own, 24)?;
+        self.cpe.address(interface, cpe, 24)?;
+        namespace.ip(&format!("route add default via {cpe}"))?;
+        namespace.checksums_on_wire("eth0")?;
+        Ok(namespace)
+    }
+
     /// The private directory of this run.
     pub fn dir(&self) -> PathBuf {
         self.network.dir().to_owned()

@@ -10,7 +10,7 @@ use iwf_tests::netns::may_run;
 use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{CARRIER, LAN_BRIDGE, LAN1, LAN2, Lab, REMOTE, WAN, WAN_IF};
 use iwf_tests::{netns, wait};
-use iwf_userspace::daemon::config::{AttachMode, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN, Port, Role};
 use iwf_userspace::daemon::netlink::{self, Interfaces};
@@ -424,7 +424,7 @@ fn a_half_written_mapping_is_told_and_completed() -> Result<()> {
     let whole = entry(Protocol::Udp, 9090, (LAN1, 8080), 7);
     router.plane.write(&whole)?;
     // As a kill between the two writes leaves it.
-    let pin = router.settings.bpffs_dir.join("v1/maps/MAPPINGS_INT");
+    let pin = router.settings.bpffs_dir.join("v2/maps/MAPPINGS_INT");
     let map = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pin)?)?;
     let mut internal: aya::maps::HashMap<
         _,
@@ -575,6 +575,7 @@ impl Router {
             bpffs_dir: lab.dir().join("bpf"),
             attach: AttachMode::Auto,
             tc: TcMode::Auto,
+            ephemeral_ports: EphemeralPorts::Share,
             sessions: 4096,
             mappings: u32::try_from(MAPPINGS)?,
             log_drops: false,

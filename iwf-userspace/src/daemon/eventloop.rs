@@ -19,6 +19,7 @@ use super::lan::LanServices;
 use super::link;
 use super::logging::LogFilter;
 use super::netstate::NetState;
+use super::own_ports;
 use super::settings;
 use super::shell::{Facts, Shell};
 use super::signals::{Wish, notify};
@@ -123,6 +124,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     let carrier = network.wan.address.is_some();
                     let link = link::counters(self.config.wan_interface.as_str(), carrier);
                     self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
+                    self.look_at_own_ports(&network);
                     // What could not be bound is tried again.
                     self.lan.follow(&network.lan);
                     self.follow_upstream(&network);
@@ -139,6 +141,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
 
     fn follow(&mut self, network: &mut watch::Receiver<NetState>) {
         let network = network.borrow_and_update().clone();
+        self.look_at_own_ports(&network);
         // The sockets first: what the core sends on hearing of a new address leaves from that address.
         self.follow_upstream(&network);
         self.shell
@@ -146,6 +149,13 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         // Hosts are served only when the kernel is ready for what they ask.
         self.shell.timeout(&mut self.upstream, clock::now());
         self.lan.follow(&network.lan);
+    }
+
+    /// Sockets open and close without a word, so they are looked at from time to time.
+    fn look_at_own_ports(&mut self, network: &NetState) {
+        let ports = own_ports::now(network);
+        self.shell
+            .set_own_ports(ports, &mut self.upstream, clock::now());
     }
 
     fn follow_upstream(&mut self, network: &NetState) {

@@ -11,6 +11,7 @@ mod link;
 pub mod logging;
 pub mod netlink;
 pub mod netstate;
+mod own_ports;
 mod reconciler;
 pub mod settings;
 pub mod shell;

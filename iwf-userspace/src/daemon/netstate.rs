@@ -1,5 +1,6 @@
 //! What the daemon knows about interfaces and addresses, as the netlink watcher publishes it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
@@ -36,6 +37,7 @@ impl NetState {
             external_addr: self.external_addr,
             lan_prefixes,
             host_ports,
+            own_ports: BTreeSet::new(),
             ports: self.ports.clone(),
             fdb: self.fdb.clone(),
             next_hops: self.next_hops,

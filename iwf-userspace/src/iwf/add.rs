@@ -206,6 +206,7 @@ impl Iwf {
             table.by_nat1(new.protocol, port).is_none()
                 && table.by_external(new.protocol, port).is_none()
                 && !policy.is_reserved(new.protocol, port.get())
+                && !policy.is_own(new.protocol, port.get())
         };
         match external.filter(|port| free(*port)) {
             Some(port) => Ok(port),

@@ -39,6 +39,8 @@ pub struct Policy {
     pub third_party: ThirdParty,
     /// External ports that this machine or a static forward uses (SEC-07).
     pub reserved: BTreeSet<(Protocol, u16)>,
+    /// External ports that programs of this machine use at the moment.
+    pub own: BTreeSet<(Protocol, u16)>,
 }
 
 /// Whether a host may act for another one (RFC 6970 section 6: by default not).
@@ -56,6 +58,7 @@ impl Default for Policy {
             min_port: 1024,
             third_party: ThirdParty::Refused,
             reserved: BTreeSet::from(PCP_PORTS),
+            own: BTreeSet::new(),
         }
     }
 }
@@ -129,6 +132,11 @@ impl Policy {
     ) -> bool {
         let own = owner.addr == caller || self.third_party == ThirdParty::Allowed;
         own && external_port >= self.min_port && owner.port.get() >= self.min_port
+    }
+
+    /// Whether a program of this machine uses that external port at the moment.
+    pub fn is_own(&self, protocol: Protocol, port: u16) -> bool {
+        self.own.contains(&(protocol, port))
     }
 
     /// Whether this machine or a static forward uses that external port.

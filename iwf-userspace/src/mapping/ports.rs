@@ -27,6 +27,7 @@ pub fn choose_nat1(
     let free = |port: ExternalPort| {
         table.by_nat1(protocol, port).is_none()
             && !policy.is_reserved(protocol, port.get())
+            && !policy.is_own(protocol, port.get())
             && !barred(port)
     };
     let same = ExternalPort::new(internal.get()).filter(|port| port.get() >= LOWEST);

@@ -1,13 +1,14 @@
 //! tc on WAN egress: what the stack forwards, and what the CPE sends itself.
 
 use anyhow::Result;
+use iwf_common::names;
 use iwf_common::nat::{Filter, MappingFlags, MappingKind, MappingValue};
 use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, DROP, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, UDP, WAN, explicit, lan_frame,
-    wan_frame, with_bed,
+    ACK, DROP, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, UDP, WAN, endpoint, explicit,
+    lan_frame, wan_frame, with_bed,
 };
 
 fn opened(reason: &'static str) -> Delta {
@@ -265,6 +266,37 @@ fn what_begins_no_flow_of_the_cpe_leaves_no_trace() -> Result<()> {
             Delta::counted(&["drop_tcp_stray"]),
             &reset,
         );
+        Ok(())
+    })
+}
+
+/// A socket of the CPE holds its port without letting anybody in; its own flows are followed as ever.
+#[test]
+fn a_port_kept_for_a_socket_is_the_cpes_alone() -> Result<()> {
+    with_bed(|bed| {
+        let socket = MappingValue {
+            kind: MappingKind::Host as u8,
+            filter: Filter::AddressAndPortDependent as u8,
+            flags: MappingFlags::STATIC,
+            ..explicit((WAN, 123), 0)
+        };
+        let key = endpoint((WAN, 123), UDP);
+        bed.plane.set_mapping(names::MAPPINGS_EXT, key, socket)?;
+
+        let stranger = wan_frame(Frame::udp((REMOTE, 9), (WAN, 123)));
+        bed.wan_in(&stranger)?
+            .is_untouched(DROP, Delta::counted(&["drop_unsolicited"]), &stranger);
+        let of_lan = bed.lan_in(&lan_frame(Frame::udp((HOST, 123), (REMOTE, 123))))?;
+        assert_ne!(of_lan.frame().src_port(), Some(123));
+
+        let question = Frame::udp((WAN, 123), (REMOTE, 123));
+        let seen = bed.egress(&question, false)?;
+        assert_eq!(seen.action, TC_NEXT);
+        assert_eq!(seen.frame(), question);
+        let answer = wan_frame(Frame::udp((REMOTE, 123), (WAN, 123)));
+        let seen = bed.wan_in(&answer)?;
+        seen.is(PASS, Delta::counted(&["pass_host"]).sessions_changed(1));
+        assert_eq!(seen.frame(), answer);
         Ok(())
     })
 }

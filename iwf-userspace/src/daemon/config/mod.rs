@@ -34,6 +34,8 @@ pub struct Config {
     pub ssdp: SsdpConfig,
     /// How the packet programs are attached.
     pub attach: AttachMode,
+    /// Whether LAN hosts may get external ports of this machine's own ephemeral range.
+    pub ephemeral_ports: EphemeralPorts,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
     /// Sizes of the tables.
@@ -94,6 +96,16 @@ pub enum AttachMode {
     Native,
     /// In the network core, on any interface, slower.
     Generic,
+}
+
+/// What becomes of the ports this machine draws its own from (net.ipv4.ip_local_port_range).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EphemeralPorts {
+    /// LAN hosts get them too: their own ephemeral ports are the same, and may so be kept. A flow of this machine that
+    /// finds its port taken is translated.
+    Share,
+    /// LAN hosts never get them.
+    Exclude,
 }
 
 /// Ports on which this machine itself is reachable from the WAN.
@@ -297,6 +309,10 @@ impl Config {
             ("http", self.http != new.http),
             ("ssdp", self.ssdp != new.ssdp),
             ("xdp.attach", self.attach != new.attach),
+            (
+                "nat.ephemeral_ports",
+                self.ephemeral_ports != new.ephemeral_ports,
+            ),
             ("policy", self.policy != new.policy),
             ("limits", self.limits != new.limits),
             ("timeouts", self.timeouts != new.timeouts),

@@ -21,6 +21,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) xdp: Xdp,
     #[serde(default)]
+    pub(super) nat: Nat,
+    #[serde(default)]
     pub(super) policy: Policy,
     #[serde(default)]
     pub(super) limits: Limits,
@@ -86,6 +88,9 @@ section!(Ssdp {
 });
 section!(Xdp {
     attach: String = "auto"
+});
+section!(Nat {
+    ephemeral_ports: String = "share",
 });
 section!(Policy {
     min_port: i64 = 1024,

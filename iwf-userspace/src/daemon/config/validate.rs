@@ -10,9 +10,9 @@ use toml::Spanned;
 
 use super::raw;
 use super::{
-    AttachMode, BehindPrivateAddress, Config, HttpConfig, InterfaceName, Invalid, Limits,
-    MAX_LAN_INTERFACES, MAX_PCP_SERVERS, Mode, OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig,
-    SsdpConfig, ThirdParty, Timeouts,
+    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, HttpConfig, InterfaceName, Invalid,
+    Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, Mode, OpenPorts, PCP_PORT, Paths, PcpServer,
+    PolicyConfig, SsdpConfig, ThirdParty, Timeouts,
 };
 
 impl TryFrom<raw::File> for Config {
@@ -72,6 +72,14 @@ impl TryFrom<raw::File> for Config {
                     ("auto", AttachMode::Auto),
                     ("native", AttachMode::Native),
                     ("generic", AttachMode::Generic),
+                ],
+            )?,
+            ephemeral_ports: choice(
+                "nat.ephemeral_ports",
+                &file.nat.ephemeral_ports,
+                &[
+                    ("share", EphemeralPorts::Share),
+                    ("exclude", EphemeralPorts::Exclude),
                 ],
             )?,
             policy: policy(&file.policy)?,

@@ -94,7 +94,10 @@ impl DataPlane for FakePlane {
         self.count_change()?;
         let port = entry.external.port.get();
         let service = (entry.protocol, port);
-        if self.taken.contains(&service) || self.config.host_ports.contains(&service) {
+        if self.taken.contains(&service)
+            || self.config.host_ports.contains(&service)
+            || self.config.own_ports.contains(&service)
+        {
             return Err(DataPlaneError::InUse);
         }
         let conflict = self

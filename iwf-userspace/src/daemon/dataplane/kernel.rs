@@ -18,6 +18,8 @@ use iwf_common::reason;
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
 
+use tracing::warn;
+
 use super::attach::{Attachment, Mode};
 use super::clock::{self, Clock};
 use super::drop_log::DropLog;
@@ -29,7 +31,7 @@ use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::{DataPlane, DataPlaneError, PlaneConfig, Session};
-use crate::daemon::config::{AttachMode, Config as Configuration, Timeouts};
+use crate::daemon::config::{AttachMode, Config as Configuration, EphemeralPorts, Timeouts};
 use crate::types::NatEntry;
 use configure::Applied;
 
@@ -44,6 +46,8 @@ pub struct Settings {
     pub attach: AttachMode,
     /// How the tc programs are attached.
     pub tc: TcMode,
+    /// Whether LAN hosts get ports of this machine's own ephemeral range.
+    pub ephemeral_ports: EphemeralPorts,
     /// Sessions, both directions of a flow counting once.
     pub sessions: u32,
     /// Explicit and dynamic mappings together.
@@ -69,6 +73,7 @@ impl From<&Configuration> for Settings {
             bpffs_dir: config.paths.bpffs_dir.clone(),
             attach: config.attach,
             tc: TcMode::Auto,
+            ephemeral_ports: config.ephemeral_ports,
             sessions: config.limits.sessions,
             mappings: config.limits.mappings,
             timeouts: config.timeouts,
@@ -135,6 +140,7 @@ impl KernelPlane {
         } else {
             Config::empty(clock.hz())
         };
+        (config.ports.hole_min, config.ports.hole_max) = hole(settings.ephemeral_ports);
         config.idle = maps::idle_times(&settings.timeouts, clock.hz());
         if config != held {
             maps.config
@@ -336,6 +342,24 @@ impl Tables for KernelTables {
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
         let all = self.table(side).iter();
         all.collect::<Result<_, _>>().map_err(to_io)
+    }
+}
+
+/// First and last port that LAN hosts do not get; the first is above the last if they get all.
+fn hole(ports: EphemeralPorts) -> (u16, u16) {
+    const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    const NONE: (u16, u16) = (1, 0);
+    if ports == EphemeralPorts::Share {
+        return NONE;
+    }
+    let text = std::fs::read_to_string(RANGE).unwrap_or_default();
+    let mut bounds = text.split_whitespace().map(str::parse);
+    match (bounds.next(), bounds.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => (first, last),
+        _ => {
+            warn!("{RANGE} cannot be read; LAN hosts get all ports");
+            NONE
+        }
     }
 }
 

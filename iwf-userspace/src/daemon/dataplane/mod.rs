@@ -4,6 +4,7 @@
 //! tests of what is above. Both compare what is there with what is wanted and change the difference, so
 //! a call may be repeated at any time.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
@@ -91,6 +92,8 @@ pub struct PlaneConfig {
     /// Services of this machine that the WAN may reach unasked: configured ports and the PCP announcement
     /// listener (RFC 6887 section 14.1). Mappings cannot take these ports.
     pub host_ports: Vec<(Protocol, u16)>,
+    /// Ports this machine uses otherwise: no LAN host gets them, and nobody is let in who was not before.
+    pub own_ports: BTreeSet<(Protocol, u16)>,
     /// Devices to be attached to; programs on any other device are detached.
     pub ports: Vec<Port>,
     /// Stations behind the ports of LAN bridges.

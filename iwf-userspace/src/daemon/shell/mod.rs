@@ -7,7 +7,7 @@
 mod pressure;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ pub struct Shell<P, S> {
     plane: P,
     store: S,
     host_ports: Vec<(Protocol, u16)>,
+    own_ports: BTreeSet<(Protocol, u16)>,
     network: NetState,
     next_request: u64,
     soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
@@ -83,6 +84,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             plane,
             store,
             host_ports,
+            own_ports: BTreeSet::new(),
             network: NetState::default(),
             next_request: 0,
             soap: BTreeMap::new(),
@@ -182,6 +184,22 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.configure(now);
     }
 
+    /// The ports this machine uses itself, as they are now.
+    pub fn set_own_ports(
+        &mut self,
+        own_ports: BTreeSet<(Protocol, u16)>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        let changed = self.own_ports != own_ports;
+        self.own_ports = own_ports;
+        // Also when nothing has changed: a port that a LAN host still had may be free by now.
+        self.configure(now);
+        if changed {
+            self.input(Input::OwnPorts(self.own_ports.clone()), out, now);
+        }
+    }
+
     /// What the WAN link has carried, and what time it is.
     pub fn tick(
         &mut self,
@@ -245,7 +263,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     fn configure(&mut self, now: Instant) {
-        let config = self.network.plane_config(self.host_ports.clone());
+        let mut config = self.network.plane_config(self.host_ports.clone());
+        config.own_ports = self.own_ports.clone();
         if let Err(error) = self.plane.configure(&config) {
             log_plane("configure", error);
             self.runs.due = Some(now + RETRY);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use iwf_common::limits;
 use iwf_tests::netns::Namespace;
-use iwf_userspace::daemon::config::{AttachMode, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane as _, PlaneConfig, Port, Role};
 
@@ -39,6 +39,7 @@ impl Nat {
             bpffs_dir: dir.join("bpf"),
             attach: AttachMode::Native,
             tc: TcMode::Auto,
+            ephemeral_ports: EphemeralPorts::Share,
             sessions,
             mappings,
             log_drops: false,

@@ -29,7 +29,9 @@ pub(super) struct Applied {
     receivers: Option<BTreeSet<u32>>,
     told_stations: Option<Vec<FdbEntry>>,
     next_hops: Option<u32>,
-    services: Option<BTreeSet<EndpointKey>>,
+    services: Option<BTreeMap<EndpointKey, Filter>>,
+    /// Ports of sockets that a LAN host still has.
+    pending: BTreeSet<EndpointKey>,
 }
 
 /// Seconds after which a device that refused a program is tried again.
@@ -195,40 +197,67 @@ impl KernelPlane {
             .map_err(refused("end what used the old address"))
     }
 
-    /// Makes the entries of the CPE's own services those that are wanted.
+    /// Makes the entries of the CPE's own services and sockets those that are wanted.
     fn follow_services(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
         let wanted = services(config);
-        if self.applied.services.as_ref() == Some(&wanted) {
-            return Ok(());
-        }
-        let failed = refused("open the ports of the router's own services");
-        self.applied.services = None;
-        for (key, value) in self.tables.list(Side::Ext).map_err(&failed)? {
-            if value.flags & MappingFlags::STATIC != 0 && !wanted.contains(&key) {
-                self.tables.delete(Side::Ext, &key).map_err(&failed)?;
+        let failed = refused("reserve the ports of the router itself");
+        let before = self.applied.services.take();
+        if before.as_ref() != Some(&wanted) {
+            for (key, value) in self.tables.list(Side::Ext).map_err(&failed)? {
+                if value.flags & MappingFlags::STATIC != 0 && !wanted.contains_key(&key) {
+                    self.tables.delete(Side::Ext, &key).map_err(&failed)?;
+                }
             }
         }
-        for key in &wanted {
-            let held = self.tables.get(Side::Ext, key).map_err(&failed)?;
-            let value = service_value(key, self.clock.now());
-            if held.is_some_and(|held| held.flags == value.flags && held.kind == value.kind) {
+        for (key, filter) in &wanted {
+            let done = before
+                .as_ref()
+                .is_some_and(|before| before.get(key) == Some(filter));
+            if done && !self.applied.pending.contains(key) {
                 continue;
             }
-            if held.is_some_and(|held| held.kind == MappingKind::Explicit as u8) {
-                warn!(
-                    port = u16::from_be_bytes(key.port),
-                    "a service of this router takes a port that a mapping holds"
-                );
-            }
-            self.tables
-                .put(Side::Ext, key, &value, Expect::Anything)
-                .map_err(&failed)?;
-            if held.is_some() {
-                self.tables.end_sessions(key).map_err(&failed)?;
+            self.applied.pending.remove(key);
+            if !self.reserve(key, *filter).map_err(&failed)? {
+                self.applied.pending.insert(*key);
             }
         }
+        self.applied.pending.retain(|key| wanted.contains_key(key));
         self.applied.services = Some(wanted);
         Ok(())
+    }
+
+    /// Writes one of those entries. A service takes its port from whoever has it; what is only a socket waits until
+    /// a LAN host's mapping has ended, and `false` says so.
+    fn reserve(&mut self, key: &EndpointKey, filter: Filter) -> io::Result<bool> {
+        let held = self.tables.get(Side::Ext, key)?;
+        let value = service_value(key, filter, self.clock.now());
+        let facts = |value: &MappingValue| (value.flags, value.kind, value.filter);
+        if held.is_some_and(|held| facts(&held) == facts(&value)) {
+            return Ok(true);
+        }
+        let of_lan = held.is_some_and(|held| held.kind != MappingKind::Host as u8);
+        if filter != Filter::EndpointIndependent {
+            let expect = match held {
+                _ if of_lan => return Ok(false),
+                Some(_) => Expect::Anything,
+                None => Expect::Nothing,
+            };
+            return match self.tables.put(Side::Ext, key, &value, expect) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+                outcome => outcome.map(|()| true),
+            };
+        }
+        if held.is_some_and(|held| held.kind == MappingKind::Explicit as u8) {
+            warn!(
+                port = u16::from_be_bytes(key.port),
+                "a service of this router takes a port that a mapping holds"
+            );
+        }
+        self.tables.put(Side::Ext, key, &value, Expect::Anything)?;
+        if of_lan {
+            self.tables.end_sessions(key)?;
+        }
+        Ok(true)
     }
 }
 
@@ -313,25 +342,30 @@ fn lan_prefixes(prefixes: &[(Ipv4Addr, u8)]) -> ([Prefix; limits::LAN_PREFIXES],
     (slots, used)
 }
 
-/// Keys of the CPE's own services: none without an address.
-fn services(config: &PlaneConfig) -> BTreeSet<EndpointKey> {
-    let key = |addr: Ipv4Addr, protocol: Protocol, port: u16| {
+/// The CPE's own ports and whom they let in: everybody for a service, nobody for what is only a socket. None without
+/// an address.
+fn services(config: &PlaneConfig) -> BTreeMap<EndpointKey, Filter> {
+    let Some(addr) = config.external_addr else {
+        return BTreeMap::new();
+    };
+    let key = |(protocol, port): &(Protocol, u16)| {
         EndpointKey::new(addr.octets(), port.to_be_bytes(), protocol.number())
     };
-    let ports = config.host_ports.iter();
-    config
-        .external_addr
-        .into_iter()
-        .flat_map(|addr| ports.clone().map(move |(p, port)| key(addr, *p, *port)))
+    let sockets = config.own_ports.iter().map(key);
+    let services = config.host_ports.iter().map(key);
+    // A service is a socket too: the later entry counts.
+    sockets
+        .map(|key| (key, Filter::AddressAndPortDependent))
+        .chain(services.map(|key| (key, Filter::EndpointIndependent)))
         .collect()
 }
 
-fn service_value(key: &EndpointKey, now: u32) -> MappingValue {
+fn service_value(key: &EndpointKey, filter: Filter, now: u32) -> MappingValue {
     MappingValue {
         addr: key.addr,
         port: key.port,
         kind: MappingKind::Host as u8,
-        filter: Filter::EndpointIndependent as u8,
+        filter: filter as u8,
         last_used: now,
         flags: MappingFlags::STATIC,
         ..MappingValue::default()
