@@ -101,7 +101,7 @@ counters! {
         NotLanSource = "pass_not_lan_source",
         /// The routing table does not send it out of the WAN: local, LAN to LAN, unreachable.
         NotToWan = "pass_not_to_wan",
-        /// From the LAN to the external address.
+        /// From the LAN to the external address, on a port that is mapped for no LAN host.
         Hairpin = "pass_hairpin",
         /// The next hop is not resolved yet.
         Unresolved = "pass_unresolved",

@@ -8,6 +8,7 @@ use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingVal
 use iwf_common::reason::{DropReason, PassReason};
 use iwf_common::tick;
 
+use crate::hairpin;
 use crate::headers::UDP;
 use crate::maps::FILTERS;
 use crate::outcome::Step;
@@ -60,6 +61,9 @@ pub fn recheck(
     }
     if session.deadline != mapping.expires {
         session.deadline = mapping.expires;
+    }
+    if session.flags & SessionFlags::HAIRPIN != 0 && !hairpin::recheck(now, key, session) {
+        return false;
     }
     if session.flags & SessionFlags::INVITED == 0 {
         return true;

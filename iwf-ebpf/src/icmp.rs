@@ -22,7 +22,7 @@ use crate::headers::{
     ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, Mac, TCP, UDP, ethernet, icmp, ipv4, ports, tcp, udp,
 };
 use crate::hook::Hook;
-use crate::maps::CONFIG;
+use crate::maps::{CONFIG, is_external};
 use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::L3;
 use crate::session::{self, Direction};
@@ -139,7 +139,7 @@ fn read<'a, H: Hook>(
         if config.external_addr == [0; 4] {
             return Err(PassReason::NotConfigured.into());
         }
-        if !config.is_external(dst) {
+        if !is_external(config, &dst) {
             return Err(PassReason::NotExternalAddr.into());
         }
     }
@@ -262,7 +262,7 @@ fn without_session(config: &Config, place: At, report: &Report) -> Outcome {
     let service = EndpointKey::new(key.dst, key.dst_port, key.proto);
     // An echo reply is the CPE's: those of LAN hosts to the WAN answer nobody.
     let answered = key.proto == ICMP && !report.asked;
-    if answered || (config.is_external(key.dst) && mapping::is_static_service(&service)) {
+    if answered || (is_external(config, &key.dst) && mapping::is_static_service(&service)) {
         PassReason::Host.into()
     } else {
         DropReason::IcmpErrorStray.into()

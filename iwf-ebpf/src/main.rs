@@ -8,6 +8,7 @@ mod cursor;
 mod egress;
 mod filter;
 mod floor;
+mod hairpin;
 mod headers;
 mod hook;
 mod icmp;

@@ -45,3 +45,9 @@ pub static CLOCK: Array<ClockSample, 1> = Array::new();
 pub fn in_lan(config: &Config, addr: &[u8; 4]) -> bool {
     config.in_lan(*addr)
 }
+
+/// Whether `addr` is one of our external addresses. As above.
+#[inline(never)]
+pub fn is_external(config: &Config, addr: &[u8; 4]) -> bool {
+    config.is_external(*addr)
+}

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
 use iwf_common::config::{Config, FdbKey};
-use iwf_common::flow::{NO_NEXT_HOP, SessionValue};
+use iwf_common::flow::{NO_NEXT_HOP, SessionFlags, SessionValue};
 use iwf_common::reason::{Done, PassReason};
 
 use crate::headers::Mac;
@@ -121,9 +121,12 @@ pub fn refresh(
     let Some(config) = CONFIG.get(0) else {
         return PassReason::NotConfigured.into();
     };
-    let (iif, src) = match direction {
-        Direction::Out => (l3_interface(ingress), packet.key.src),
-        Direction::In => (ingress, session.src),
+    // What turns back to the LAN must not leave by the WAN either.
+    let hairpin = session.flags & SessionFlags::HAIRPIN != 0;
+    let (direction, iif, src) = match direction {
+        Direction::Out if hairpin => (Direction::In, l3_interface(ingress), session.src),
+        Direction::Out => (Direction::Out, l3_interface(ingress), packet.key.src),
+        Direction::In => (Direction::In, ingress, session.src),
     };
     let query = Query {
         direction,

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::XdpContext;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
-use iwf_common::flow::SessionValue;
+use iwf_common::flow::{SessionFlags, SessionValue};
 use iwf_common::nat::EndpointKey;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
@@ -17,13 +17,13 @@ use crate::clock::tick;
 use crate::headers::{Mac, TCP};
 use crate::hook::Hook;
 use crate::mapping::Grant;
-use crate::maps::{CONFIG, in_lan};
+use crate::maps::{CONFIG, in_lan, is_external};
 use crate::next_hop::{self, NextHop, Query};
 use crate::outcome::{Outcome, Step};
 use crate::parse::{Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{icmp, mapping, stats};
+use crate::{hairpin, icmp, mapping, stats};
 
 /// One frame of a LAN host.
 #[inline(always)]
@@ -40,7 +40,12 @@ pub fn run(ctx: &XdpContext) -> Step<Outcome> {
     if let Some(session) = session::find(&packet.key, Direction::Out) {
         return send(ctx, config, packet, session);
     }
-    admit(ctx, config, packet).step()?;
+    // Not one inside of the other: each needs most of the stack.
+    if is_external(config, &packet.key.dst) {
+        hairpin::admit(ctx, config, packet).step()?;
+    } else {
+        admit(ctx, config, packet).step()?;
+    }
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
     send(ctx, config, packet, session)
 }
@@ -61,6 +66,28 @@ fn send(
         next_hop::check_mac(ctx.ingress(), packet).step()?;
         session.router_mac = packet.frame_dst.octets();
     }
+    if let Err(outcome) = way(ctx, config, packet, session) {
+        if session.flags & SessionFlags::HAIRPIN != 0 {
+            return Err(hairpin::hand_up(ctx, packet, session, now, outcome));
+        }
+        return Err(outcome);
+    }
+    session::touch(session, packet, now);
+    ctx.rewrite(packet, session, Hop::Forward)?;
+    if session.flags & SessionFlags::HAIRPIN != 0 {
+        return Ok(Done::Hairpinned.into());
+    }
+    Ok(Done::ForwardedOut.into())
+}
+
+/// Whether the packet leaves from here, and else why not.
+#[inline(always)]
+fn way(
+    ctx: &XdpContext,
+    config: &Config,
+    packet: &Packet,
+    session: &mut SessionValue,
+) -> Step<()> {
     if packet.ttl <= 1 {
         return Err(PassReason::TtlExceeded.into());
     }
@@ -77,10 +104,7 @@ fn send(
     if packet.total_len > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::redirect(session)?;
-    session::touch(session, packet, now);
-    ctx.rewrite(packet, session, Hop::Forward)?;
-    Ok(Done::ForwardedOut.into())
+    next_hop::redirect(session)
 }
 
 /// A packet without a session: begins one if it may, and is for the stack if it is not to be translated.
@@ -101,9 +125,6 @@ fn try_admit(ctx: &XdpContext, config: &Config, packet: &Packet) -> Step<()> {
     }
     if !in_lan(config, &key.src) {
         return Err(PassReason::NotLanSource.into());
-    }
-    if key.dst == config.external_addr {
-        return Err(PassReason::Hairpin.into());
     }
     if in_lan(config, &key.dst) {
         return Err(PassReason::NotToWan.into());

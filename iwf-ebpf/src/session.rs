@@ -9,6 +9,7 @@ use iwf_common::nat::{EndpointKey, MappingKind};
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::{tcp, tick};
 
+use crate::hairpin;
 use crate::headers::{ICMP, TCP};
 use crate::mapping::{self, Grant};
 use crate::maps::{CONFIG, SESSIONS};
@@ -133,6 +134,9 @@ pub fn prolong(key: &SessionKey, session: &mut SessionValue, now: u32) -> Outcom
     match mapping::behind(&external, &internal) {
         Some(mapping) if !mapping.expired(now) => {
             session.deadline = mapping.expires;
+            if session.flags & SessionFlags::HAIRPIN != 0 && !hairpin::recheck(now, key, session) {
+                return DropReason::MappingExpired.into();
+            }
             Outcome::NONE
         }
         _ => DropReason::MappingExpired.into(),
@@ -202,7 +206,7 @@ fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction, flags: u8) {
 /// leftover, unless MAPPINGS_EXT confirms it too: a remote endpoint that uses two external endpoints of one
 /// internal endpoint would need two sessions that look the same to the LAN host. The first one stays.
 #[inline(always)]
-fn insert(
+pub fn insert(
     config: &Config,
     now: u32,
     flow: &Flow,

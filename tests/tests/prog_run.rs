@@ -15,6 +15,8 @@ mod cost;
 mod egress;
 #[path = "prog_run/explicit.rs"]
 mod explicit;
+#[path = "prog_run/hairpin.rs"]
+mod hairpin;
 #[path = "prog_run/icmp.rs"]
 mod icmp;
 #[path = "prog_run/inbound.rs"]
