@@ -33,6 +33,12 @@ pub enum EventKind {
     PortsExhausted = 5,
     /// No resolved neighbour for a destination; the stack was given the packet and will resolve it.
     NextHopUnresolved = 6,
+    /// A host has as many sessions as one host may have.
+    HostSessions = 7,
+    /// A host has as many dynamic mappings as one host may have.
+    HostMappings = 8,
+    /// No room to count one more host.
+    HostsFull = 9,
 }
 
 impl EventKind {
@@ -45,6 +51,9 @@ impl EventKind {
             4 => Self::SessionsFull,
             5 => Self::PortsExhausted,
             6 => Self::NextHopUnresolved,
+            7 => Self::HostSessions,
+            8 => Self::HostMappings,
+            9 => Self::HostsFull,
             _ => return None,
         })
     }

@@ -24,6 +24,9 @@ pub const EVENTS_PER_SECOND: u32 = 256;
 pub const LAN_PREFIXES: usize = 8;
 /// External addresses besides the first.
 pub const POOL: usize = 7;
+/// LAN hosts with sessions or mappings, IPv4 and IPv6 addresses counting one by one, preallocated. Full: flows of a
+/// host that has none yet are dropped and counted, the others go on.
+pub const HOSTS: u32 = 8192;
 /// Sessions of one LAN host, a quarter of the default table. More: the new flow is dropped and counted.
 pub const HOST_SESSIONS: u32 = SESSIONS / 2 / 4;
 /// Dynamic mappings of one LAN host. More: as for sessions.

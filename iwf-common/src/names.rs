@@ -34,6 +34,8 @@ pub const MAPPINGS_INT: &str = "MAPPINGS_INT";
 pub const MAPPINGS_EXT: &str = "MAPPINGS_EXT";
 /// Hash, external [`crate::nat::EndpointKey`] to the [`crate::nat::FilterList`] of its mapping.
 pub const FILTERS: &str = "FILTERS";
+/// Hash, [`crate::host::HostKey`] to [`crate::host::HostValue`]: every LAN host with sessions or mappings.
+pub const HOSTS: &str = "HOSTS";
 /// Array of one [`crate::config::Config`].
 pub const CONFIG: &str = "CONFIG";
 /// Per-CPU array of `u64`, indexed by the slots of [`crate::reason`].
@@ -54,12 +56,13 @@ pub const SWEEP: &str = "SWEEP";
 pub const CLOCK: &str = "CLOCK";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 13] = [
+pub const PINNED_MAPS: [&str; 14] = [
     CONFIG,
     IFACES,
     DEVMAP,
     BRIDGE_FDB,
     COUNTERS,
+    HOSTS,
     MAPPINGS_EXT,
     MAPPINGS_INT,
     FILTERS,

@@ -3,6 +3,7 @@
 use crate::config::{Config, FdbKey, IfaceValue};
 use crate::event::{Event, EventBudget};
 use crate::flow::{SessionKey, SessionValue};
+use crate::host::{HostKey, HostValue};
 use crate::nat::{EndpointKey, FilterList, MappingValue};
 use crate::sweep::SweepRequest;
 use crate::tick::ClockSample;
@@ -25,6 +26,8 @@ pod!(
     EventBudget,
     FdbKey,
     FilterList,
+    HostKey,
+    HostValue,
     IfaceValue,
     MappingValue,
     SessionKey,

@@ -190,6 +190,8 @@ counters! {
         Sessions6Full = "drop_sessions6_full",
         /// The remote endpoint has a session with the host by another external endpoint of the same internal one.
         SessionCollision = "drop_session_collision",
+        /// No room to count one more LAN host.
+        HostsFull = "drop_hosts_full",
     }
 }
 

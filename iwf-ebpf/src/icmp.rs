@@ -502,10 +502,7 @@ fn is_header<H: Hook>(hook: &H, at: usize) -> bool {
 /// The 16-bit field at `at`, as it lies in memory.
 #[inline(always)]
 fn word<H: Hook>(hook: &H, at: usize) -> Step<u16> {
-    let field = hook
-        .cursor()
-        .at::<2>(at)
-        .ok_or(DropReason::RewriteFailed)?;
+    let field = hook.cursor().at::<2>(at).ok_or(DropReason::RewriteFailed)?;
     // SAFETY: `at` proved the bounds.
     Ok(u16::from_ne_bytes(unsafe { load16::<0>(field) }))
 }

@@ -152,7 +152,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         remote: key.source(),
         host: false,
     };
-    session::open(now, &flow, packet, Direction::In, &NextHop::NONE).step()
+    session::open(config, now, &flow, packet, Direction::In, &NextHop::NONE)
 }
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.

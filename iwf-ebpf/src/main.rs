@@ -11,6 +11,7 @@ mod floor;
 mod hairpin;
 mod headers;
 mod hook;
+mod host;
 mod icmp;
 mod inbound;
 mod mapping;

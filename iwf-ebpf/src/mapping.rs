@@ -17,6 +17,7 @@ use iwf_common::port::{PROBES, PortRange};
 use iwf_common::reason::{Done, DropReason};
 
 use crate::headers::ICMP;
+use crate::host;
 use crate::maps::{MAPPINGS_EXT, MAPPINGS_INT};
 use crate::outcome::{Outcome, Step};
 use crate::stats;
@@ -45,42 +46,45 @@ impl Grant {
 
 /// The mapping of an internal endpoint that sends, made if there is none.
 ///
-/// A function of its own, so that its stack is free again when the sessions are made: 512 octets have to do
-/// for a whole chain of calls.
-#[inline(never)]
+/// Each step is a function of its own, so that its stack is free again for the next: 512 octets have to do for a
+/// whole chain of calls.
+#[inline(always)]
 pub fn find_or_make(
     config: &Config,
     now: u32,
     internal: &EndpointKey,
     kind: MappingKind,
     grant: &mut Grant,
-) -> Outcome {
-    match try_find_or_make(config, now, internal, kind) {
-        Ok(found) => {
-            *grant = found;
-            Outcome::NONE
-        }
-        Err(outcome) => outcome,
+) -> Step<()> {
+    find(config, now, internal, grant).step()?;
+    if grant.external.proto != 0 {
+        return Ok(());
     }
+    grant.external = *internal;
+    if kind != MappingKind::Host {
+        host::may_map(config, now, internal, &mut grant.external).step()?;
+    }
+    make(config, now, internal, kind, grant).step()
 }
 
-#[inline(always)]
-fn try_find_or_make(
+/// Makes a mapping at the address of `grant`'s external endpoint.
+#[inline(never)]
+fn make(
     config: &Config,
     now: u32,
     internal: &EndpointKey,
     kind: MappingKind,
-) -> Step<Grant> {
-    if let Some(grant) = find(config, now, internal)? {
-        return Ok(grant);
+    grant: &mut Grant,
+) -> Outcome {
+    let made = claim(config, now, internal, grant.external, kind)
+        .and_then(|external| publish(config, now, internal, external, kind));
+    match made {
+        Ok(external) => {
+            grant.external = external;
+            Outcome::NONE
+        }
+        Err(outcome) => outcome,
     }
-    let external = claim(config, now, internal, kind)?;
-    let external = publish(config, now, internal, external, kind)?;
-    Ok(Grant {
-        external,
-        deadline: 0,
-        explicit: false,
-    })
 }
 
 /// The entry of MAPPINGS_EXT for `external`, if `internal` is behind it.
@@ -94,30 +98,31 @@ pub fn behind<'a>(external: &EndpointKey, internal: &EndpointKey) -> Option<&'a 
 }
 
 /// An explicit mapping governs what its host sends until it expires (RFC 6887 section 11); a dynamic one is
-/// good while MAPPINGS_EXT agrees. What lost its external endpoint is removed.
-#[inline(always)]
-fn find(config: &Config, now: u32, internal: &EndpointKey) -> Step<Option<Grant>> {
+/// good while MAPPINGS_EXT agrees. What lost its external endpoint is removed. `grant` stays as it is if there is none.
+#[inline(never)]
+fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) -> Outcome {
     let Some(inner) = MAPPINGS_INT.get_ptr(internal) else {
-        return Ok(None);
+        return Outcome::NONE;
     };
     // SAFETY: entries live as long as the program runs.
     let external = unsafe { (*inner).endpoint(internal.proto) };
-    if external.addr == config.external_addr
+    if config.is_external(external.addr)
         && let Some(mapping) = behind(&external, internal)
     {
         if mapping.expired(now) {
             // The next sweep makes room for a dynamic mapping.
-            return Err(DropReason::MappingExpired.into());
+            return DropReason::MappingExpired.into();
         }
         mapping.last_used = now;
-        return Ok(Some(Grant {
+        *grant = Grant {
             external,
             deadline: mapping.expires,
             explicit: mapping.kind == MappingKind::Explicit as u8,
-        }));
+        };
+        return Outcome::NONE;
     }
     // Nothing to do about a failure: somebody else has removed it.
-    if MAPPINGS_INT.remove(internal).is_ok() {
+    if remove_internal(internal) {
         stats::emit(
             config,
             now,
@@ -126,16 +131,32 @@ fn find(config: &Config, now: u32, internal: &EndpointKey) -> Step<Option<Grant>
             &external,
         );
     }
-    Ok(None)
+    Outcome::NONE
 }
 
-/// Takes a free external endpoint: the internal port if it may be kept (RFC 4787 REQ-4 asks for parity, this
+/// Takes the entry of MAPPINGS_INT out and its host's count with it; whether it was there.
+#[inline(always)]
+pub fn remove_internal(internal: &EndpointKey) -> bool {
+    let kind = match MAPPINGS_INT.get_ptr(internal) {
+        // SAFETY: entries live as long as the program runs.
+        Some(inner) => unsafe { (*inner).kind },
+        None => return false,
+    };
+    let removed = MAPPINGS_INT.remove(internal).is_ok();
+    if removed {
+        host::mapping_ended(internal, kind);
+    }
+    removed
+}
+
+/// Takes a free external endpoint at the address of `external`: the internal port if it may be kept (RFC 4787 REQ-4 asks for parity, this
 /// gives more), else a random one of its class.
 #[inline(always)]
 fn claim(
     config: &Config,
     now: u32,
     internal: &EndpointKey,
+    external: EndpointKey,
     kind: MappingKind,
 ) -> Step<EndpointKey> {
     let wanted = u16::from_be_bytes(internal.port);
@@ -148,7 +169,6 @@ fn claim(
         last_used: now,
         ..MappingValue::default()
     };
-    let external = EndpointKey::new(config.external_addr, internal.port, internal.proto);
     if icmp || kind == MappingKind::Host || config.ports.keeps(wanted) {
         match MAPPINGS_EXT.insert(external, value, BPF_NOEXIST.into()) {
             Ok(()) => return Ok(external),
@@ -241,6 +261,7 @@ fn publish(
     };
     match MAPPINGS_INT.insert(internal, value, BPF_NOEXIST.into()) {
         Ok(()) => {
+            host::mapping_made(internal, value.kind);
             stats::count(Done::MappingCreated);
             stats::emit(config, now, EventKind::MappingCreated, internal, &external);
             Ok(external)

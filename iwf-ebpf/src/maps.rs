@@ -5,6 +5,7 @@ use aya_ebpf::macros::btf_map;
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::event::{Event, EventBudget};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::SweepRequest;
 use iwf_common::tick::ClockSample;
@@ -21,6 +22,8 @@ pub static MAPPINGS_INT: Mappings = HashMap::new();
 pub static MAPPINGS_EXT: Mappings = HashMap::new();
 #[btf_map]
 pub static FILTERS: HashMap<EndpointKey, FilterList, { limits::FILTERS as usize }> = HashMap::new();
+#[btf_map]
+pub static HOSTS: HashMap<HostKey, HostValue, { limits::HOSTS as usize }> = HashMap::new();
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]

@@ -176,9 +176,7 @@ pub fn check_mac(ingress: u32, packet: &Packet) -> Outcome {
 /// The same of a frame's destination.
 #[inline(always)]
 pub fn check_frame(ingress: u32, frame_dst: Mac) -> Step<()> {
-    let iface = IFACES
-        .get_ptr(ingress)
-        .ok_or(PassReason::NotConfigured)?;
+    let iface = IFACES.get_ptr(ingress).ok_or(PassReason::NotConfigured)?;
     // SAFETY: entries live as long as the program runs.
     if Mac::new(unsafe { &(*iface).mac }) != frame_dst {
         return Err(PassReason::NotOurMac.into());

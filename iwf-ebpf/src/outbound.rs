@@ -178,6 +178,6 @@ pub fn begin(
         host,
     };
     let kind = session::kind_of(host);
-    mapping::find_or_make(config, now, &internal, kind, &mut flow.grant).step()?;
-    session::open(now, &flow, packet, Direction::Out, next_hop).step()
+    mapping::find_or_make(config, now, &internal, kind, &mut flow.grant)?;
+    session::open(config, now, &flow, packet, Direction::Out, next_hop)
 }

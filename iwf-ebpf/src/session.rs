@@ -11,6 +11,7 @@ use iwf_common::{tcp, tick};
 
 use crate::hairpin;
 use crate::headers::{ICMP, TCP};
+use crate::host;
 use crate::mapping::{self, Grant};
 use crate::maps::{CONFIG, SESSIONS};
 use crate::next_hop::NextHop;
@@ -56,21 +57,37 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
     (session.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == wanted).then_some(session)
 }
 
+/// Begins a session if its host may have one more.
+#[inline(always)]
+pub fn open(
+    config: &Config,
+    now: u32,
+    flow: &Flow,
+    packet: &Packet,
+    trigger: Direction,
+    next_hop: &NextHop,
+) -> Step<()> {
+    if !flow.host {
+        host::may_open(config, now, &flow.internal, &flow.grant.external).step()?;
+    }
+    write(now, flow, packet, trigger, next_hop).step()
+}
+
 /// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
 /// direction of `packet` last.
 #[inline(never)]
-pub fn open(
+fn write(
     now: u32,
     flow: &Flow,
     packet: &Packet,
     trigger: Direction,
     next_hop: &NextHop,
 ) -> Outcome {
-    Outcome::of(try_open(now, flow, packet, trigger, next_hop))
+    Outcome::of(try_write(now, flow, packet, trigger, next_hop))
 }
 
 #[inline(always)]
-fn try_open(
+fn try_write(
     now: u32,
     flow: &Flow,
     packet: &Packet,
@@ -216,9 +233,14 @@ pub fn insert(
     let inserted = match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
         Err(EEXIST) => match Held::of(now, key, value) {
             Held::Same => Ok(()),
+            // Both of them count for the same host, or neither does: the flags that decide are the direction's.
             Held::Leftover => SESSIONS.insert(key, value, BPF_ANY.into()),
             Held::Other => return Err(DropReason::SessionCollision.into()),
         },
+        Ok(()) => {
+            host::session_opened(key, value.flags);
+            Ok(())
+        }
         other => other,
     };
     inserted.map_err(|_| {

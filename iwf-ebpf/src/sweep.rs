@@ -11,6 +11,7 @@ use core::ffi::{c_long, c_void};
 use aya_ebpf::helpers::bpf_for_each_map_elem;
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tcp::{self, Phase};
@@ -18,8 +19,9 @@ use iwf_common::{limits, tick};
 
 use crate::filter;
 use crate::headers::{TCP, UDP};
+use crate::host;
 use crate::mapping;
-use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP};
+use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP};
 
 /// What the callbacks share.
 struct Run {
@@ -51,6 +53,13 @@ pub fn run() -> i32 {
         mappings_removed: 0,
     };
     let shared: *mut c_void = (&raw mut run).cast();
+    if run.mode == SweepMode::Age as u32 {
+        for_each(
+            (&raw const HOSTS).cast(),
+            begin_host as *const c_void,
+            shared,
+        );
+    }
     for_each(
         (&raw const SESSIONS).cast(),
         sweep_session as *const c_void,
@@ -67,6 +76,9 @@ pub fn run() -> i32 {
             sweep_internal as *const c_void,
             shared,
         );
+    }
+    if run.mode == SweepMode::Age as u32 {
+        for_each((&raw const HOSTS).cast(), end_host as *const c_void, shared);
     }
     request.sessions_left = run.sessions_left;
     request.sessions_removed = run.sessions_removed;
@@ -96,7 +108,12 @@ extern "C" fn sweep_session(
     let run = unsafe { &mut *run };
     if keeps_session(run, &key, session) {
         run.sessions_left += 1;
-    } else if SESSIONS.remove(key).is_ok() {
+        host::met_session(&key, session.flags);
+        return 0;
+    }
+    let flags = session.flags;
+    if SESSIONS.remove(key).is_ok() {
+        host::session_ended(&key, flags);
         run.sessions_removed += 1;
     }
     0
@@ -120,7 +137,7 @@ extern "C" fn sweep_external(
     }
     // The triggering direction first: no packet finds the external endpoint through it any more.
     let internal = mapping.endpoint(external.proto);
-    if points_to(&internal, &external) && MAPPINGS_INT.remove(internal).is_ok() {
+    if points_to(&internal, &external) && mapping::remove_internal(&internal) {
         run.mappings_removed += 1;
     }
     if MAPPINGS_EXT.remove(external).is_ok() {
@@ -146,9 +163,43 @@ extern "C" fn sweep_internal(
     if mapping::behind(&external, &internal).is_none()
         && !in_grace(run.now, mapping.last_used)
         && mapping.kind != MappingKind::Explicit as u8
-        && MAPPINGS_INT.remove(internal).is_ok()
+        && mapping::remove_internal(&internal)
     {
         run.mappings_removed += 1;
+    } else {
+        host::met_mapping(&internal, &mapping);
+    }
+    0
+}
+
+extern "C" fn begin_host(
+    _map: *mut c_void,
+    _key: *const HostKey,
+    host: *mut HostValue,
+    _run: *mut Run,
+) -> c_long {
+    // SAFETY: as above, with an entry of HOSTS.
+    host::begin_recount(unsafe { &mut *host });
+    0
+}
+
+extern "C" fn end_host(
+    _map: *mut c_void,
+    key: *const HostKey,
+    host: *mut HostValue,
+    run: *mut Run,
+) -> c_long {
+    // SAFETY: as above.
+    let key = unsafe { *key };
+    // SAFETY: see above.
+    let host = unsafe { &mut *host };
+    // SAFETY: see above.
+    let now = unsafe { (*run).now };
+    if let Some(config) = CONFIG.get(0)
+        && !host::end_recount(config, now, host)
+    {
+        // A failure means it is gone, which is what is wanted.
+        HOSTS.remove(key).ok();
     }
     0
 }

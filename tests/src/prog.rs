@@ -11,6 +11,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
@@ -393,6 +394,22 @@ impl Plane {
         let map = self.ebpf.map_mut(map).context("map")?;
         let mut map: BpfHashMap<_, EndpointKey, MappingValue> = BpfHashMap::try_from(map)?;
         Ok(map.remove(&key)?)
+    }
+
+    /// Everything in HOSTS.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn hosts(&self) -> Result<BTreeMap<HostKey, HostValue>> {
+        self.entries(names::HOSTS)
+    }
+
+    /// Writes an entry of HOSTS.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_host(&mut self, key: HostKey, value: HostValue) -> Result<()> {
+        self.put(names::HOSTS, key, value)
     }
 
     /// Empties every hash and every ring. The programs stay loaded: for another test, without another

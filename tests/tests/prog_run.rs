@@ -23,6 +23,8 @@ mod icmp;
 mod inbound;
 #[path = "prog_run/outbound.rs"]
 mod outbound;
+#[path = "prog_run/quota.rs"]
+mod quota;
 #[path = "prog_run/race.rs"]
 mod race;
 #[path = "prog_run/sweep.rs"]

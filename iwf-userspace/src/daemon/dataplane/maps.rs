@@ -15,6 +15,7 @@ use aya::maps::{
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
     EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, mask,
 };
@@ -52,7 +53,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the ring has none; both are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 11] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 12] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -70,6 +71,12 @@ impl Sizes {
                 limits::BRIDGE_FDB,
             ),
             (names::COUNTERS, INDEX, size_of::<u64>(), reason::SLOTS),
+            (
+                names::HOSTS,
+                size_of::<HostKey>(),
+                size_of::<HostValue>(),
+                limits::HOSTS,
+            ),
             (names::MAPPINGS_EXT, mapping.0, mapping.1, self.mappings),
             (names::MAPPINGS_INT, mapping.0, mapping.1, self.mappings),
             (

@@ -1,0 +1,152 @@
+//! What one LAN host may hold.
+
+use anyhow::Result;
+use iwf_common::host::{HostKey, HostValue};
+use iwf_common::names;
+use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
+use iwf_common::sweep::SweepMode;
+use iwf_tests::packet::Frame;
+use iwf_tests::prog::Delta;
+
+use crate::bed::{
+    Bed, DROP, HOST, HOST2, REDIRECT, REMOTE, REMOTE2, UDP, WAN, endpoint, lan_frame, wan_frame,
+    with_bed,
+};
+
+fn flow(host: [u8; 4], port: u16, remote: [u8; 4]) -> Frame {
+    lan_frame(Frame::udp((host, port), (remote, 53)))
+}
+
+/// Sessions and mappings that the host is counted to have.
+fn counted(bed: &Bed, host: [u8; 4]) -> Result<Option<(u64, u64)>> {
+    let hosts = bed.plane.hosts()?;
+    let value = hosts.get(&HostKey::v4(host));
+    Ok(value.map(|value| (value.sessions, value.mappings)))
+}
+
+fn age(bed: &mut Bed) -> Result<()> {
+    bed.plane.sweep(SweepMode::Age, EndpointKey::default())?;
+    Ok(())
+}
+
+/// NAT-40, NAT-44: what one host may not have any more, another still may.
+#[test]
+fn a_host_gets_no_more_than_its_share() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| (config.host_sessions, config.host_mappings) = (3, 2))?;
+        for frame in [flow(HOST, 1001, REMOTE), flow(HOST, 1002, REMOTE)] {
+            bed.lan_in(&frame)?;
+        }
+        assert_eq!(counted(bed, HOST)?, Some((2, 2)));
+        let third = flow(HOST, 1003, REMOTE);
+        bed.lan_in(&third)?
+            .is_untouched(DROP, Delta::counted(&["drop_host_mappings"]), &third);
+        let made = Delta::counted(&["forwarded_out", "sessions_created"]).sessions(2);
+        bed.lan_in(&flow(HOST, 1001, REMOTE2))?.is(REDIRECT, made);
+        let fourth = flow(HOST, 1002, REMOTE2);
+        bed.lan_in(&fourth)?
+            .is_untouched(DROP, Delta::counted(&["drop_host_sessions"]), &fourth);
+        // Not for what it has, not for another host, and not for the CPE's own flows.
+        let hit = Delta::counted(&["forwarded_out"]);
+        bed.lan_in(&flow(HOST, 1001, REMOTE2))?.is(REDIRECT, hit);
+        assert_eq!(bed.lan_in(&flow(HOST2, 1003, REMOTE))?.action, REDIRECT);
+        for port in 2000..2004 {
+            bed.egress(&Frame::udp((WAN, port), (REMOTE, 53)), false)?;
+        }
+        assert_eq!(counted(bed, HOST)?, Some((3, 2)));
+        assert_eq!(counted(bed, HOST2)?, Some((1, 1)));
+        assert_eq!(counted(bed, WAN)?, None);
+        Ok(())
+    })
+}
+
+/// What comes in by an explicit mapping counts for the host it goes to.
+#[test]
+fn sessions_from_outside_count_for_the_host() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| config.host_sessions = 1)?;
+        bed.map(UDP, (HOST, 5000), 40000, 0)?;
+        bed.wan_in(&wan_frame(Frame::udp((REMOTE, 9), (WAN, 40000))))?;
+        assert_eq!(counted(bed, HOST)?, Some((1, 0)));
+        let other = wan_frame(Frame::udp((REMOTE2, 9), (WAN, 40000)));
+        bed.wan_in(&other)?
+            .is_untouched(DROP, Delta::counted(&["drop_host_sessions"]), &other);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_ends_is_given_back_and_an_empty_host_forgotten() -> Result<()> {
+    with_bed(|bed| {
+        bed.lan_in(&flow(HOST, 1001, REMOTE))?;
+        bed.lan_in(&flow(HOST, 1002, REMOTE))?;
+        bed.lan_in(&flow(HOST, 1002, REMOTE2))?;
+        age(bed)?;
+        assert_eq!(counted(bed, HOST)?, Some((3, 2)));
+        bed.let_pass(bed.config.idle.udp + 1)?;
+        // In two steps at most: sessions, then what they hold.
+        for _ in 0..3 {
+            age(bed)?;
+        }
+        assert!(bed.plane.state()?.internal.is_empty());
+        let key = HostKey::v4(HOST);
+        if let Some(mut host) = bed.plane.hosts()?.get(&key).copied() {
+            assert_eq!((host.sessions, host.mappings), (0, 0));
+            host.last_used = host.last_used.wrapping_sub(10 * bed.config.hz);
+            bed.plane.set_host(key, host)?;
+        }
+        age(bed)?;
+        assert_eq!(counted(bed, HOST)?, None);
+        Ok(())
+    })
+}
+
+/// Whatever went wrong with the counts, the sweep finds the truth in the tables.
+#[test]
+fn the_sweep_counts_again() -> Result<()> {
+    with_bed(|bed| {
+        bed.lan_in(&flow(HOST, 1001, REMOTE))?;
+        bed.lan_in(&flow(HOST, 1002, REMOTE))?;
+        let key = HostKey::v4(HOST);
+        for (sessions, mappings) in [(0, 0), (7, 9), (u64::MAX, 1)] {
+            let held = bed.plane.hosts()?[&key];
+            bed.plane.set_host(
+                key,
+                HostValue {
+                    sessions,
+                    mappings,
+                    ..held
+                },
+            )?;
+            age(bed)?;
+            assert_eq!(counted(bed, HOST)?, Some((2, 2)));
+        }
+        // A mapping that the daemon has put in the place of a dynamic one.
+        let value = MappingValue {
+            kind: MappingKind::Explicit as u8,
+            ..bed.plane.state()?.internal[&endpoint((HOST, 1001), UDP)]
+        };
+        let internal = endpoint((HOST, 1001), UDP);
+        bed.plane
+            .set_mapping(names::MAPPINGS_INT, internal, value)?;
+        age(bed)?;
+        assert_eq!(counted(bed, HOST)?, Some((2, 1)));
+        Ok(())
+    })
+}
+
+/// No room to count one more host: its flow is refused, those of the others go on.
+#[test]
+fn hosts_beyond_the_table_are_refused() -> Result<()> {
+    with_bed(|bed| {
+        for n in 0..iwf_common::limits::HOSTS {
+            let addr = n.to_be_bytes();
+            bed.plane
+                .set_host(HostKey::v4(addr), HostValue::default())?;
+        }
+        let frame = flow(HOST, 1001, REMOTE);
+        bed.lan_in(&frame)?
+            .is_untouched(DROP, Delta::counted(&["drop_hosts_full"]), &frame);
+        Ok(())
+    })
+}
