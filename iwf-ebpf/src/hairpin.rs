@@ -18,6 +18,7 @@ use crate::clock::tick as now_tick;
 use crate::filter;
 use crate::headers::{ICMP, TCP};
 use crate::hook::Hook;
+use crate::host;
 use crate::mapping::{self, Grant};
 use crate::maps::{MAPPINGS_EXT, SESSIONS, in_lan};
 use crate::next_hop;
@@ -73,7 +74,9 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         flags: SessionFlags::HAIRPIN,
     };
     let (internal, grant) = (&pair.flow.internal, &mut pair.flow.grant);
-    mapping::find_or_make(config, now, internal, MappingKind::Dynamic, grant).step()?;
+    mapping::find_or_make(config, now, internal, MappingKind::Dynamic, grant)?;
+    let (internal, external) = (&pair.flow.internal, &pair.flow.grant.external);
+    host::may_open(config, now, internal, external).step()?;
     let invited = let_in(config, now, &mut pair);
     if invited == DropReason::HairpinRefused.into() {
         // Noted, so that its peer's packet is an answer: two hosts that send to each other at once (RFC 5128

@@ -82,12 +82,7 @@ fn send(
 
 /// Whether the packet leaves from here, and else why not.
 #[inline(always)]
-fn way(
-    ctx: &XdpContext,
-    config: &Config,
-    packet: &Packet,
-    session: &mut SessionValue,
-) -> Step<()> {
+fn way(ctx: &XdpContext, config: &Config, packet: &Packet, session: &mut SessionValue) -> Step<()> {
     if packet.ttl <= 1 {
         return Err(PassReason::TtlExceeded.into());
     }
