@@ -73,11 +73,17 @@ impl EventBudget {
     /// Takes one event from the budget of the second `now` is in; `false` if it is used up.
     #[inline(always)]
     pub const fn take(&mut self, now: u32, hz: u32) -> bool {
+        self.take_of(now, hz, crate::limits::EVENTS_PER_SECOND)
+    }
+
+    /// The same of a budget of `limit` per second.
+    #[inline(always)]
+    pub const fn take_of(&mut self, now: u32, hz: u32, limit: u32) -> bool {
         if now.wrapping_sub(self.since) >= hz {
             self.since = now;
             self.used = 0;
         }
-        if self.used >= crate::limits::EVENTS_PER_SECOND {
+        if self.used >= limit {
             return false;
         }
         self.used += 1;

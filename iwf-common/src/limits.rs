@@ -20,6 +20,19 @@ pub const FILTERS: u32 = 1024;
 pub const EVENT_BYTES: u32 = 1 << 16;
 /// Events one CPU may write per second. More: lost and counted.
 pub const EVENTS_PER_SECOND: u32 = 256;
+/// Datagrams whose first fragment is remembered, the least recently used giving way to new ones. That is wrong for
+/// sessions and right here: a datagram is through within milliseconds, so that a flood of first fragments pushes
+/// out those that nobody asks for any more, and refusing new ones would stop everybody for the reassembly time.
+pub const FRAGMENTS: u32 = 8192;
+/// Seconds for which a first fragment is remembered: what Linux gives a reassembly (RFC 1122 section 3.3.2 asks
+/// for 60 to 120 at the receiver). A fragment that comes later finds nobody who still waits for it.
+pub const REASSEMBLY: u32 = 30;
+/// Largest IPv4 packet, in octets, that is held when it comes before its first fragment. Larger: dropped.
+pub const HELD_OCTETS: usize = 2000;
+/// Octets of the ring that held fragments go to the daemon by: 256 of them. Full: they are lost and counted.
+pub const HELD_BYTES: u32 = 1 << 19;
+/// Fragments one CPU may hold per second. More: dropped and counted.
+pub const HELD_PER_SECOND: u32 = 512;
 /// LAN prefixes.
 pub const LAN_PREFIXES: usize = 8;
 /// External addresses besides the first.

@@ -55,8 +55,15 @@ pub const SWEEP: &str = "SWEEP";
 /// Array of one [`crate::tick::ClockSample`].
 pub const CLOCK: &str = "CLOCK";
 
+/// LRU hash, [`crate::fragment::FragmentKey`] to [`crate::fragment::FragmentValue`]: datagrams that come in parts.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Ring buffer of [`crate::fragment::HeldFragment`].
+pub const FRAGMENTS_HELD: &str = "FRAGMENTS_HELD";
+/// Per-CPU array of one [`crate::event::EventBudget`] for [`FRAGMENTS_HELD`].
+pub const HELD_BUDGET: &str = "HELD_BUDGET";
+
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 14] = [
+pub const PINNED_MAPS: [&str; 17] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -71,6 +78,9 @@ pub const PINNED_MAPS: [&str; 14] = [
     EVENT_BUDGET,
     SWEEP,
     CLOCK,
+    FRAGMENTS,
+    FRAGMENTS_HELD,
+    HELD_BUDGET,
 ];
 
 #[cfg(test)]

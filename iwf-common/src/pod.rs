@@ -3,6 +3,7 @@
 use crate::config::{Config, FdbKey, IfaceValue};
 use crate::event::{Event, EventBudget};
 use crate::flow::{SessionKey, SessionValue};
+use crate::fragment::{FragmentKey, FragmentValue};
 use crate::host::{HostKey, HostValue};
 use crate::nat::{EndpointKey, FilterList, MappingValue};
 use crate::sweep::SweepRequest;
@@ -28,6 +29,8 @@ pod!(
     FilterList,
     HostKey,
     HostValue,
+    FragmentKey,
+    FragmentValue,
     IfaceValue,
     MappingValue,
     SessionKey,

@@ -192,6 +192,10 @@ counters! {
         SessionCollision = "drop_session_collision",
         /// No room to count one more LAN host.
         HostsFull = "drop_hosts_full",
+        /// A fragment that came before its first one; if it was counted as held as well, a copy of it waits.
+        FragmentEarly = "drop_fragment_early",
+        /// A packet with a source route among its IPv4 options (RFC 7126 section 4.3).
+        SourceRoute = "drop_source_route",
     }
 }
 

@@ -2,6 +2,8 @@
 
 use core::arch::asm;
 
+use iwf_common::limits::HELD_OCTETS;
+
 /// The linear part of a packet.
 #[derive(Clone, Copy)]
 pub struct Cursor {
@@ -34,6 +36,41 @@ impl Cursor {
             return None;
         }
         Some(header as *mut u8)
+    }
+
+    /// Copies the `len` octets at `offset`, at least 8 and at most [`HELD_OCTETS`], to `into`; `false` if they are
+    /// not all there.
+    ///
+    /// By words, because no helper of older kernels copies from an XDP packet. The last word overlaps the one before
+    /// it, so that no octet is left over.
+    #[inline(always)]
+    pub fn copy(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+        const WORD: usize = 8;
+        if len < WORD || len > HELD_OCTETS {
+            return false;
+        }
+        for word in 0..HELD_OCTETS / WORD {
+            if (word + 1) * WORD > len {
+                break;
+            }
+            if !self.copy_word(offset + word * WORD, into, word * WORD) {
+                return false;
+            }
+        }
+        let last = len - WORD;
+        last <= HELD_OCTETS - WORD && self.copy_word(offset + last, into, last)
+    }
+
+    #[inline(always)]
+    fn copy_word(&self, offset: usize, into: *mut u8, at: usize) -> bool {
+        let Some(from) = self.at::<8>(offset) else {
+            return false;
+        };
+        // SAFETY: in bounds by the caller's promise.
+        let into = unsafe { into.add(at) };
+        // SAFETY: `at` proved the bounds of what is read, the caller those of what is written.
+        unsafe { copy8(from, into) };
+        true
     }
 }
 
@@ -111,6 +148,25 @@ pub unsafe fn store32<const AT: usize>(header: *mut u8, octets: [u8; 4]) {
             header = in(reg) header,
             at = const AT,
             value = in(reg) u64::from(u32::from_ne_bytes(octets)),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies eight octets by one load and one store.
+///
+/// # Safety
+/// Both are in bounds, and nothing else points to `into`.
+#[inline(always)]
+unsafe fn copy8(from: *const u8, into: *mut u8) {
+    // SAFETY: one load and one store, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "{word} = *(u64 *)({from} + 0)",
+            "*(u64 *)({into} + 0) = {word}",
+            word = out(reg) _,
+            from = in(reg) from,
+            into = in(reg) into,
             options(nostack, preserves_flags),
         );
     }

@@ -7,11 +7,13 @@ use core::mem::MaybeUninit;
 use aya_ebpf::programs::TcContext;
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionValue};
+use iwf_common::fragment::FragmentFlags;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick;
 use crate::cursor::Cursor;
+use crate::fragment::{self, Place};
 use crate::headers::{ETHERTYPE_IPV4, TCP};
 use crate::hook::Hook;
 use crate::icmp;
@@ -19,7 +21,7 @@ use crate::mapping;
 use crate::maps::{CONFIG, in_lan};
 use crate::next_hop::NextHop;
 use crate::outbound;
-use crate::outcome::{Outcome, Step};
+use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction};
@@ -61,6 +63,9 @@ fn send(ctx: &TcContext, packet: &Packet, session: &mut SessionValue) -> Step<Ou
     }
     session::touch(session, packet, now);
     ctx.rewrite(packet, session, Hop::Stack)?;
+    if packet.marks != 0 {
+        fragment::marked(ctx, packet, session, FragmentFlags::STACK).step()?;
+    }
     Ok(if session.flags & SessionFlags::HOST != 0 {
         Done::HostOut.into()
     } else {
@@ -128,6 +133,13 @@ fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
     let Some(config) = CONFIG.get(0) else {
         return Done::EgressUntouched.into();
     };
+    if outcome == PassReason::Fragment.into() {
+        let fate = fragment::later(ctx, Place::Egress);
+        // No fragment of ours: other protocols, and sources that are not translated.
+        if !matches!(fate.verdict(), Verdict::Pass) {
+            return fate;
+        }
+    }
     let src = match parse::addresses(cursor) {
         Some((src, _)) => src,
         None if ctx.skb.protocol() == IPV4 => match parse::bare_addresses(cursor) {

@@ -10,12 +10,14 @@
 use iwf_common::config::Config;
 use iwf_common::csum;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::fragment::FragmentFlags;
 use iwf_common::nat::{EndpointKey, MappingKind};
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::{tcp, tick};
 
 use crate::clock::tick as now_tick;
 use crate::filter;
+use crate::fragment;
 use crate::headers::{ICMP, TCP};
 use crate::hook::Hook;
 use crate::host;
@@ -209,10 +211,16 @@ pub fn hand_up<H: Hook>(
         return DropReason::TtlExceeded.into();
     }
     session::touch(session, packet, now);
-    match hook.rewrite(packet, session, Hop::Stack) {
-        Ok(()) => outcome,
-        Err(failed) => failed,
+    if let Err(failed) = hook.rewrite(packet, session, Hop::Stack) {
+        return failed;
     }
+    if packet.marks != 0 {
+        let failed = fragment::marked(hook, packet, session, FragmentFlags::STACK);
+        if failed != Outcome::NONE {
+            return failed;
+        }
+    }
+    outcome
 }
 
 /// Whether the mapping of the other end still stands. Its expiry is the session's too.

@@ -32,6 +32,7 @@ pub mod ipv4 {
     pub const MAX_LEN: usize = 60;
     pub const VERSION_IHL: usize = 0;
     pub const TOTAL_LEN: usize = 2;
+    pub const ID: usize = 4;
     pub const FRAGMENT: usize = 6;
     pub const TTL: usize = 8;
     pub const PROTO: usize = 9;
@@ -49,6 +50,7 @@ pub mod ports {
 /// RFC 768.
 pub mod udp {
     pub const LEN: usize = 8;
+    pub const LENGTH: usize = 4;
     pub const CHECKSUM: usize = 6;
 }
 
@@ -56,6 +58,8 @@ pub mod udp {
 pub mod tcp {
     /// Without options.
     pub const LEN: usize = 20;
+    /// With all options that fit.
+    pub const MAX_LEN: usize = 60;
     pub const DATA_OFFSET: usize = 12;
     pub const FLAGS: usize = 13;
     pub const CHECKSUM: usize = 16;

@@ -3,13 +3,17 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_skb_pull_data, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use iwf_common::flow::SessionValue;
+use iwf_common::fragment::FragmentValue;
+use iwf_common::limits::HELD_OCTETS;
 use iwf_common::reason::DropReason;
 
 use crate::cursor::{Cursor, store16, store32};
-use crate::headers::{ethernet, ipv4, tcp};
+use crate::fragment::Later;
+use crate::headers::{Mac, ethernet, ipv4, tcp};
+use crate::maps::IFACES;
 use crate::outcome::Step;
 use crate::parse::Packet;
 use crate::rewrite::{self, Hop};
@@ -38,8 +42,27 @@ pub trait Hook {
     fn put16(&self, offset: usize, octets: [u8; 2]) -> Step<()>;
     /// Writes four octets. Pointers into the packet are void after it; no checksum is touched.
     fn put32(&self, offset: usize, octets: [u8; 4]) -> Step<()>;
+    /// Whether the link layer has addressed the frame to the CPE.
+    fn is_for_us(&self) -> bool;
+    /// Copies `len` octets of the packet, at least 8 and at most [`HELD_OCTETS`], to `into`; `false`: they are not
+    /// all there.
+    fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool;
     /// Translates the packet.
     fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()>;
+    /// Translates a fragment that is not the first.
+    fn rewrite_fragment(&self, fragment: &Later, value: &FragmentValue, hop: Hop) -> Step<()>;
+    /// Changes the identification of an IPv4 packet.
+    fn set_identification(&self, old: [u8; 2], new: [u8; 2]) -> Step<()>;
+    /// Changes the size in a TCP maximum segment size option; the size is `at` octets into the frame, and `option`
+    /// points to the option, in bounds.
+    fn set_mss(
+        &self,
+        packet: &Packet,
+        at: usize,
+        option: *mut u8,
+        old: [u8; 2],
+        new: [u8; 2],
+    ) -> Step<()>;
 }
 
 impl Hook for XdpContext {
@@ -100,6 +123,48 @@ impl Hook for XdpContext {
     fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()> {
         rewrite::direct(&self.cursor(), packet, session, hop)
     }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        let cursor = self.cursor();
+        let (Some(frame), Some(iface)) = (
+            cursor.at::<{ ethernet::LEN }>(0),
+            IFACES.get_ptr(self.ingress()),
+        ) else {
+            return false;
+        };
+        // SAFETY: entries live as long as the program runs.
+        let ours = Mac::new(unsafe { &(*iface).mac });
+        // SAFETY: `at` proved the bounds.
+        ours == unsafe { Mac::destination(frame) }
+    }
+
+    #[inline(always)]
+    fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+        self.cursor().copy(offset, into, len)
+    }
+
+    #[inline(always)]
+    fn rewrite_fragment(&self, fragment: &Later, value: &FragmentValue, hop: Hop) -> Step<()> {
+        rewrite::fragment_direct(&self.cursor(), fragment, value, hop)
+    }
+
+    #[inline(always)]
+    fn set_identification(&self, old: [u8; 2], new: [u8; 2]) -> Step<()> {
+        rewrite::identification_direct(&self.cursor(), old, new)
+    }
+
+    #[inline(always)]
+    fn set_mss(
+        &self,
+        packet: &Packet,
+        at: usize,
+        option: *mut u8,
+        old: [u8; 2],
+        new: [u8; 2],
+    ) -> Step<()> {
+        rewrite::mss_direct(&self.cursor(), packet, at, option, old, new)
+    }
 }
 
 impl Hook for TcContext {
@@ -149,12 +214,59 @@ impl Hook for TcContext {
     fn rewrite(&self, packet: &Packet, session: &SessionValue, _hop: Hop) -> Step<()> {
         rewrite::through_helpers(self, packet, session)
     }
+
+    #[inline(always)]
+    fn is_for_us(&self) -> bool {
+        /// What the stack has noted of the frame's destination.
+        const PACKET_HOST: u32 = 0;
+        // SAFETY: the context is the kernel's own.
+        unsafe { (*self.skb.skb).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+        if len == 0 || len > HELD_OCTETS {
+            return false;
+        }
+        // SAFETY: the context is the kernel's own, and the caller has room for `len` octets.
+        let copied = unsafe {
+            bpf_skb_load_bytes(
+                self.as_ptr().cast_const(),
+                offset as u32,
+                into.cast(),
+                len as u32,
+            )
+        };
+        copied == 0
+    }
+
+    #[inline(always)]
+    fn rewrite_fragment(&self, fragment: &Later, value: &FragmentValue, _hop: Hop) -> Step<()> {
+        rewrite::fragment_through_helpers(self, fragment, value)
+    }
+
+    #[inline(always)]
+    fn set_identification(&self, old: [u8; 2], new: [u8; 2]) -> Step<()> {
+        rewrite::identification_through_helpers(self, old, new)
+    }
+
+    #[inline(always)]
+    fn set_mss(
+        &self,
+        packet: &Packet,
+        at: usize,
+        _option: *mut u8,
+        old: [u8; 2],
+        new: [u8; 2],
+    ) -> Step<()> {
+        rewrite::mss_through_helpers(self, packet, at, old, new)
+    }
 }
 
 /// Makes the headers of a packet of the stack linear, as far as it has them.
 #[inline(always)]
 pub fn pull_headers(ctx: &TcContext) {
-    const LONGEST: u32 = (ethernet::LEN + ipv4::MAX_LEN + tcp::LEN) as u32;
+    const LONGEST: u32 = (ethernet::LEN + ipv4::MAX_LEN + tcp::MAX_LEN) as u32;
     const SHORTEST: usize = ethernet::LEN + ipv4::LEN + tcp::LEN;
     if ctx.data() + SHORTEST > ctx.data_end() {
         let want = if ctx.len() < LONGEST {

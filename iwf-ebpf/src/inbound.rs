@@ -6,6 +6,7 @@ use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionValue};
+use iwf_common::fragment::FragmentFlags;
 use iwf_common::nat::MappingKind;
 use iwf_common::reason::{Done, DropReason, PassReason};
 
@@ -14,6 +15,7 @@ use iwf_common::tcp;
 use crate::clock::tick as now_tick;
 use crate::cursor::Cursor;
 use crate::filter;
+use crate::fragment::{self, Place};
 use crate::headers::{ICMP, Mac, TCP};
 use crate::hook::Hook;
 use crate::icmp;
@@ -21,7 +23,7 @@ use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
 use crate::next_hop::{self, NextHop};
 use crate::outcome::{Outcome, Step};
-use crate::parse::{self, Packet, is_unicast};
+use crate::parse::{self, Marks, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
 
@@ -35,7 +37,7 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(hook, icmp::At::Wan));
         }
-        Err(outcome) => return Err(guard(&cursor, outcome)),
+        Err(outcome) => return Err(guard(hook, &cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if let Some(session) = session::find(&packet.key, Direction::In) {
@@ -66,10 +68,16 @@ fn deliver<H: Hook>(
     match way(hook, config, packet, session) {
         Ok(()) => {
             hook.rewrite(packet, session, Hop::Forward)?;
+            if packet.marks != 0 {
+                fragment::marked(hook, packet, session, 0).step()?;
+            }
             Ok(Done::ForwardedIn.into())
         }
         Err(outcome) => {
             hook.rewrite(packet, session, Hop::Stack)?;
+            if packet.marks != 0 {
+                fragment::marked(hook, packet, session, FragmentFlags::STACK).step()?;
+            }
             Err(outcome)
         }
     }
@@ -112,7 +120,14 @@ fn way<H: Hook>(
 /// A packet without a session: begins one if an explicit mapping lets it, is the CPE's own, or is dropped.
 #[inline(never)]
 fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
-    Outcome::of(try_admit(hook, config, packet))
+    match try_admit(hook, config, packet) {
+        Ok(()) => Outcome::NONE,
+        // The stack must have all fragments of a datagram, if it has the first.
+        Err(outcome) if packet.marks & Marks::FIRST != 0 => {
+            fragment::first_passed(hook, packet, outcome)
+        }
+        Err(outcome) => outcome,
+    }
 }
 
 #[inline(always)]
@@ -173,7 +188,11 @@ pub fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> 
 
 /// What is no flow goes to the stack, unless its addresses forbid.
 #[inline(never)]
-fn guard(cursor: &Cursor, outcome: Outcome) -> Outcome {
+fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
+    if outcome == PassReason::Fragment.into() {
+        return fragment::later(hook, Place::Wan);
+    }
+    let outcome = fragment::refuse(hook, outcome);
     let (Some((src, dst)), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
         return outcome;
     };

@@ -1,10 +1,11 @@
 //! The maps. Names, keys and values are `iwf-common`'s; the loader may lower the sizes.
 
-use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::event::{Event, EventBudget};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::SweepRequest;
@@ -42,6 +43,14 @@ pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 pub static SWEEP: Array<SweepRequest, 1> = Array::new();
 #[btf_map]
 pub static CLOCK: Array<ClockSample, 1> = Array::new();
+
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_HELD: RingBuf<HeldFragment, { limits::HELD_BYTES as usize }> = RingBuf::new();
+#[btf_map]
+pub static HELD_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 
 /// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
 #[inline(never)]

@@ -14,13 +14,14 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick;
+use crate::fragment::{self, Place};
 use crate::headers::{Mac, TCP};
 use crate::hook::Hook;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, in_lan, is_external};
 use crate::next_hop::{self, NextHop, Query};
 use crate::outcome::{Outcome, Step};
-use crate::parse::{Packet, is_unicast, parse};
+use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
 use crate::{hairpin, icmp, mapping, stats};
@@ -34,20 +35,41 @@ pub fn run(ctx: &XdpContext) -> Step<Outcome> {
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(ctx, icmp::At::Lan));
         }
-        Err(outcome) => return Err(outcome),
+        Err(outcome) => return Err(guard(ctx, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if let Some(session) = session::find(&packet.key, Direction::Out) {
         return send(ctx, config, packet, session);
     }
     // Not one inside of the other: each needs most of the stack.
-    if is_external(config, &packet.key.dst) {
-        hairpin::admit(ctx, config, packet).step()?;
+    let admitted = if is_external(config, &packet.key.dst) {
+        hairpin::admit(ctx, config, packet)
     } else {
-        admit(ctx, config, packet).step()?;
+        admit(ctx, config, packet)
+    };
+    if admitted != Outcome::NONE {
+        return Err(passed(ctx, packet, admitted));
     }
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
     send(ctx, config, packet, session)
+}
+
+/// What is no flow: fragments without ports, and what the stack must judge.
+#[inline(never)]
+fn guard(ctx: &XdpContext, outcome: Outcome) -> Outcome {
+    if outcome == PassReason::Fragment.into() {
+        return fragment::later(ctx, Place::Lan);
+    }
+    fragment::refuse(ctx, outcome)
+}
+
+/// The stack must have all fragments of a datagram, if it has the first.
+#[inline(always)]
+fn passed(ctx: &XdpContext, packet: &Packet, outcome: Outcome) -> Outcome {
+    if packet.marks & Marks::FIRST != 0 {
+        return fragment::first_passed(ctx, packet, outcome);
+    }
+    outcome
 }
 
 /// The fast path.
@@ -70,10 +92,13 @@ fn send(
         if session.flags & SessionFlags::HAIRPIN != 0 {
             return Err(hairpin::hand_up(ctx, packet, session, now, outcome));
         }
-        return Err(outcome);
+        return Err(passed(ctx, packet, outcome));
     }
     session::touch(session, packet, now);
     ctx.rewrite(packet, session, Hop::Forward)?;
+    if packet.marks != 0 {
+        fragment::marked(ctx, packet, session, 0).step()?;
+    }
     if session.flags & SessionFlags::HAIRPIN != 0 {
         return Ok(Done::Hairpinned.into());
     }

@@ -3,13 +3,15 @@
 use core::mem::MaybeUninit;
 
 use iwf_common::flow::SessionKey;
-use iwf_common::reason::PassReason;
+use iwf_common::reason::{DropReason, PassReason};
+use iwf_common::tcp as tcp_flag;
 
 use crate::cursor::{Cursor, load16, load32};
 use crate::headers::{
     ETHERTYPE_IPV4, ICMP, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Mac, TCP, UDP, ethernet, icmp, ipv4,
     ports, tcp, udp,
 };
+use crate::options;
 use crate::outcome::Step;
 
 /// Where the IPv4 header begins.
@@ -27,8 +29,20 @@ pub struct Packet {
     pub ttl: u8,
     /// Flags octet of a TCP header, else 0.
     pub tcp_flags: u8,
+    /// [`Marks`].
+    pub marks: u8,
     /// Destination of the frame.
     pub frame_dst: Mac,
+}
+
+/// What is rare enough to be asked together: bits of [`Packet::marks`].
+pub struct Marks;
+
+impl Marks {
+    /// The beginning of a TCP connection, whose maximum segment size may have to be lowered.
+    pub const SYN: u8 = tcp_flag::SYN;
+    /// The first fragment of a datagram.
+    pub const FIRST: u8 = 0x20;
 }
 
 impl Packet {
@@ -59,19 +73,24 @@ pub fn parse<'a>(
     }
     let ip = cursor
         .at::<{ ipv4::LEN }>(L3)
-        .ok_or(PassReason::Malformed)?;
+        .ok_or(DropReason::Malformed)?;
     // SAFETY: see above.
     let version_ihl = unsafe { *ip.add(ipv4::VERSION_IHL) };
-    let header_len = usize::from(version_ihl & 0x0f) * 4;
-    if version_ihl >> 4 != 4 || header_len < ipv4::LEN {
-        return Err(PassReason::Malformed.into());
+    if version_ihl != USUAL {
+        options::check_ipv4(*cursor, version_ihl).step()?;
     }
-    // More fragments, or an offset: ports are not there or not all of the packet is.
+    // Read again, so that the verifier goes on with one kind of header and not with each of the two.
     // SAFETY: see above.
-    let fragment = unsafe { load16::<{ ipv4::FRAGMENT }>(ip) };
-    if u16::from_ne_bytes(fragment) & FRAGMENT != 0 {
+    let version_ihl = unsafe { ip.add(ipv4::VERSION_IHL).read_volatile() };
+    let header_len = usize::from(version_ihl & 0x0f) * 4;
+    // SAFETY: see above.
+    let fragment = u16::from_ne_bytes(unsafe { load16::<{ ipv4::FRAGMENT }>(ip) });
+    // Only a first fragment has ports.
+    if fragment & OFFSET != 0 {
         return Err(PassReason::Fragment.into());
     }
+    // More fragments: the bit has the same place in its octet as the mark.
+    let mut marks = fragment.to_ne_bytes()[0] & Marks::FIRST;
     // SAFETY: see above.
     let proto = unsafe { *ip.add(ipv4::PROTO) };
     let l4 = L3 + header_len;
@@ -80,27 +99,41 @@ pub fn parse<'a>(
     let mut tcp_flags = 0;
     let transport_len = match proto {
         UDP => {
-            let udp = cursor.at::<{ udp::LEN }>(l4).ok_or(PassReason::Malformed)?;
+            let udp = cursor.at::<{ udp::LEN }>(l4).ok_or(short(marks))?;
             // SAFETY: see above.
             src_port = unsafe { load16::<{ ports::SRC }>(udp) };
             // SAFETY: see above.
             dst_port = unsafe { load16::<{ ports::DST }>(udp) };
-            udp::LEN
+            // SAFETY: see above.
+            let len = u16::from_be_bytes(unsafe { load16::<{ udp::LENGTH }>(udp) });
+            if usize::from(len) < udp::LEN {
+                return Err(DropReason::Malformed.into());
+            }
+            // Of a first fragment it counts the others as well.
+            if marks == 0 {
+                usize::from(len)
+            } else {
+                udp::LEN
+            }
         }
         TCP => {
-            let tcp = cursor.at::<{ tcp::LEN }>(l4).ok_or(PassReason::Malformed)?;
+            let tcp = cursor.at::<{ tcp::LEN }>(l4).ok_or(short(marks))?;
             // SAFETY: see above.
             src_port = unsafe { load16::<{ ports::SRC }>(tcp) };
             // SAFETY: see above.
             dst_port = unsafe { load16::<{ ports::DST }>(tcp) };
             // SAFETY: see above.
             tcp_flags = unsafe { *tcp.add(tcp::FLAGS) };
-            tcp::LEN
+            marks |= tcp_flags & Marks::SYN;
+            // SAFETY: see above.
+            let len = usize::from(unsafe { *tcp.add(tcp::DATA_OFFSET) } >> 4) * 4;
+            if len < tcp::LEN {
+                return Err(DropReason::Malformed.into());
+            }
+            len
         }
         ICMP => {
-            let icmp = cursor
-                .at::<{ icmp::LEN }>(l4)
-                .ok_or(PassReason::Malformed)?;
+            let icmp = cursor.at::<{ icmp::LEN }>(l4).ok_or(short(marks))?;
             // SAFETY: see above.
             let id = unsafe { load16::<{ icmp::ID }>(icmp) };
             // SAFETY: see above.
@@ -118,12 +151,12 @@ pub fn parse<'a>(
     // SAFETY: see above.
     let total_len = u16::from_be_bytes(unsafe { load16::<{ ipv4::TOTAL_LEN }>(ip) });
     if usize::from(total_len) < header_len + transport_len {
-        return Err(PassReason::Malformed.into());
+        return Err(short(marks).into());
     }
     // Only a packet that continues in fragments of the buffer needs the costlier length.
     let end = L3 + usize::from(total_len);
     if end > cursor.len() && end > frame_len() {
-        return Err(PassReason::Malformed.into());
+        return Err(DropReason::Malformed.into());
     }
     // SAFETY: see above.
     let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
@@ -139,12 +172,25 @@ pub fn parse<'a>(
         total_len,
         ttl,
         tcp_flags,
+        marks,
         frame_dst,
     }))
 }
 
-/// More fragments, or an offset, in network order (RFC 791 section 3.1).
-const FRAGMENT: u16 = u16::from_be(0x3fff);
+/// Version 4 and a header without options.
+const USUAL: u8 = 0x45;
+/// The offset of a fragment, in network order (RFC 791 section 3.1).
+const OFFSET: u16 = u16::from_be(0x1fff);
+
+/// Why a packet without all of its transport header is refused.
+#[inline(always)]
+const fn short(marks: u8) -> DropReason {
+    if marks & Marks::FIRST == 0 {
+        DropReason::Malformed
+    } else {
+        DropReason::TinyFragment
+    }
+}
 
 /// Source and destination address.
 pub type Addresses = ([u8; 4], [u8; 4]);

@@ -3,9 +3,11 @@
 use aya_ebpf::programs::TcContext;
 use iwf_common::csum;
 use iwf_common::flow::SessionValue;
+use iwf_common::fragment::FragmentValue;
 use iwf_common::reason::DropReason;
 
 use crate::cursor::{Cursor, load16, store16, store32};
+use crate::fragment::Later;
 use crate::headers::{ICMP, TCP, UDP, ethernet, icmp, ipv4, ports, set_macs, tcp, udp};
 use crate::outcome::Step;
 use crate::parse::{L3, Packet};
@@ -88,6 +90,93 @@ pub fn direct(cursor: &Cursor, packet: &Packet, session: &SessionValue, hop: Hop
         unsafe { set_macs(frame, &session.next_hop_mac, &session.egress_mac) };
     }
     Ok(())
+}
+
+/// Translates a fragment that is not the first (XDP).
+#[inline(always)]
+pub fn fragment_direct(
+    cursor: &Cursor,
+    fragment: &Later,
+    value: &FragmentValue,
+    hop: Hop,
+) -> Step<()> {
+    let ip = cursor
+        .at::<{ ipv4::LEN }>(L3)
+        .ok_or(DropReason::RewriteFailed)?;
+    let delta = match hop {
+        Hop::Forward => csum::add(value.l3_delta, csum::TTL_DELTA),
+        Hop::Stack => value.l3_delta,
+    };
+    // SAFETY: as in `direct`, here and below.
+    let field = u16::from_ne_bytes(unsafe { load16::<{ ipv4::CHECKSUM }>(ip) });
+    // SAFETY: see above.
+    unsafe { store16::<{ ipv4::CHECKSUM }>(ip, csum::apply(field, delta).to_ne_bytes()) };
+    // SAFETY: see above.
+    unsafe { store16::<{ ipv4::ID }>(ip, value.id) };
+    // SAFETY: see above.
+    unsafe { store32::<{ ipv4::SRC }>(ip, value.src) };
+    // SAFETY: see above.
+    unsafe { store32::<{ ipv4::DST }>(ip, value.dst) };
+    if hop == Hop::Forward {
+        // SAFETY: see above.
+        unsafe { *ip.add(ipv4::TTL) = fragment.ttl.wrapping_sub(1) };
+        let frame = cursor
+            .at::<{ ethernet::LEN }>(0)
+            .ok_or(DropReason::RewriteFailed)?;
+        // SAFETY: see above.
+        unsafe { set_macs(frame, &value.next_hop_mac, &value.egress_mac) };
+    }
+    Ok(())
+}
+
+/// Changes the identification (XDP).
+#[inline(always)]
+pub fn identification_direct(cursor: &Cursor, old: [u8; 2], new: [u8; 2]) -> Step<()> {
+    let ip = cursor
+        .at::<{ ipv4::LEN }>(L3)
+        .ok_or(DropReason::RewriteFailed)?;
+    // SAFETY: as in `direct`, here and below.
+    let field = u16::from_ne_bytes(unsafe { load16::<{ ipv4::CHECKSUM }>(ip) });
+    let field = csum::apply(field, csum::delta16(old, new)).to_ne_bytes();
+    // SAFETY: see above.
+    unsafe { store16::<{ ipv4::CHECKSUM }>(ip, field) };
+    // SAFETY: see above.
+    unsafe { store16::<{ ipv4::ID }>(ip, new) };
+    Ok(())
+}
+
+/// Changes the size, at `at`, of a maximum segment size `option` that is in bounds (XDP).
+#[inline(always)]
+pub fn mss_direct(
+    cursor: &Cursor,
+    packet: &Packet,
+    at: usize,
+    option: *mut u8,
+    old: [u8; 2],
+    new: [u8; 2],
+) -> Step<()> {
+    let tcp = cursor
+        .at::<{ tcp::LEN }>(packet.l4)
+        .ok_or(DropReason::RewriteFailed)?;
+    let (from, to) = aligned(packet, at, old, new);
+    // SAFETY: as in `direct`, here and below.
+    let field = u16::from_ne_bytes(unsafe { load16::<{ tcp::CHECKSUM }>(tcp) });
+    let field = csum::apply(field, csum::delta16(from, to)).to_ne_bytes();
+    // SAFETY: see above.
+    unsafe { store16::<{ tcp::CHECKSUM }>(tcp, field) };
+    // SAFETY: see above.
+    unsafe { store16::<2>(option, new) };
+    Ok(())
+}
+
+/// Two values of a field as the checksum sees them: swapped if the field lies across two of its words.
+#[inline(always)]
+const fn aligned(packet: &Packet, at: usize, old: [u8; 2], new: [u8; 2]) -> ([u8; 2], [u8; 2]) {
+    if (at - packet.l4) & 1 == 0 {
+        (old, new)
+    } else {
+        ([old[1], old[0]], [new[1], new[0]])
+    }
 }
 
 /// Writes both ports of a UDP or TCP header.
@@ -179,6 +268,58 @@ fn icmp_id(packet: &Packet, session: &SessionValue) -> [u8; 2] {
     } else {
         session.dst_port
     }
+}
+
+/// Translates a fragment that is not the first (tc).
+#[inline(always)]
+pub fn fragment_through_helpers(
+    ctx: &TcContext,
+    fragment: &Later,
+    value: &FragmentValue,
+) -> Step<()> {
+    let edits = Edits { ctx };
+    let key = &fragment.key;
+    if key.src != value.src {
+        edits.address(L3 + ipv4::SRC, key.src, value.src, None, 0)?;
+    }
+    if key.dst != value.dst {
+        edits.address(L3 + ipv4::DST, key.dst, value.dst, None, 0)?;
+    }
+    identification_through_helpers(ctx, key.id, value.id)
+}
+
+/// Changes the identification (tc).
+#[inline(always)]
+pub fn identification_through_helpers(ctx: &TcContext, old: [u8; 2], new: [u8; 2]) -> Step<()> {
+    if old == new {
+        return Ok(());
+    }
+    let from = u64::from(u16::from_ne_bytes(old));
+    let to = u64::from(u16::from_ne_bytes(new));
+    ctx.l3_csum_replace(L3 + ipv4::CHECKSUM, from, to, 2)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    ctx.store(L3 + ipv4::ID, &new, 0)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    Ok(())
+}
+
+/// Changes the size, at `at`, of a maximum segment size option (tc).
+#[inline(always)]
+pub fn mss_through_helpers(
+    ctx: &TcContext,
+    packet: &Packet,
+    at: usize,
+    old: [u8; 2],
+    new: [u8; 2],
+) -> Step<()> {
+    let (from, to) = aligned(packet, at, old, new);
+    let from = u64::from(u16::from_ne_bytes(from));
+    let to = u64::from(u16::from_ne_bytes(to));
+    ctx.l4_csum_replace(packet.l4 + tcp::CHECKSUM, from, to, 2)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    ctx.store(at, &new, 0)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    Ok(())
 }
 
 /// `BPF_F_PSEUDO_HDR`: the change is of the pseudo header, which a checksum to be finished includes.

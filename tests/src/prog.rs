@@ -11,6 +11,7 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::fragment::HeldFragment;
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::sweep::{SweepMode, SweepRequest};
@@ -211,6 +212,16 @@ impl Plane {
         Ok(program
             .with_context(|| format!("no program {name}"))?
             .fd()?)
+    }
+
+    /// Instructions the verifier went through for a program that is [ready](Self::ready).
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn verified(&self, name: &str) -> Result<u32> {
+        let program = self.ebpf.program(name).context("program")?;
+        let count = program.info()?.verified_instruction_count();
+        count.context("the kernel does not count")
     }
 
     /// Names of all programs of the object.
@@ -426,6 +437,22 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// The next fragment of FRAGMENTS_HELD: the IPv4 packet.
+    ///
+    /// # Errors
+    /// If the ring cannot be read.
+    pub fn held(&mut self) -> Result<Option<Vec<u8>>> {
+        let map = self.ebpf.map_mut(names::FRAGMENTS_HELD).context("ring")?;
+        let mut ring = RingBuf::try_from(map)?;
+        let Some(record) = ring.next() else {
+            return Ok(None);
+        };
+        let at = std::mem::offset_of!(HeldFragment, len);
+        let len = u16::from_ne_bytes([record[at], record[at + 1]]);
+        let packet = &record[std::mem::offset_of!(HeldFragment, packet)..];
+        Ok(Some(packet[..usize::from(len)].to_vec()))
     }
 
     /// Everything the programs can change.

@@ -15,6 +15,10 @@ mod cost;
 mod egress;
 #[path = "prog_run/explicit.rs"]
 mod explicit;
+#[path = "prog_run/fragments.rs"]
+mod fragments;
+#[path = "prog_run/frames.rs"]
+mod frames;
 #[path = "prog_run/hairpin.rs"]
 mod hairpin;
 #[path = "prog_run/icmp.rs"]
@@ -40,6 +44,7 @@ fn the_verifier_accepts_every_program() -> anyhow::Result<()> {
     assert_eq!(programs.len(), 8);
     for name in programs {
         plane.ready(&name)?;
+        eprintln!("{name}: {} instructions verified", plane.verified(&name)?);
     }
     Ok(())
 }

@@ -227,11 +227,20 @@ impl Bed {
 
     /// A packet into a tc program.
     pub(crate) fn tc(&mut self, name: &str, frame: &Frame, ingress: u32) -> Result<Seen> {
+        self.tc_raw(name, &frame.bytes(), ingress)
+    }
+
+    /// Octets into a tc program.
+    pub(crate) fn tc_raw(&mut self, name: &str, bytes: &[u8], ingress: u32) -> Result<Seen> {
         self.plane.ready(name)?;
         let before = self.plane.state()?;
-        let bytes = frame.bytes();
-        let ran = self.plane.tc(name, &bytes, ingress)?;
-        self.seen(name, &bytes, ran, &before)
+        let ran = self.plane.tc(name, bytes, ingress)?;
+        self.seen(name, bytes, ran, &before)
+    }
+
+    /// The next fragment that waits for its first one: the IPv4 packet.
+    pub(crate) fn held(&mut self) -> Result<Option<Vec<u8>>> {
+        self.plane.held()
     }
 
     fn seen(&mut self, name: &str, sent: &[u8], ran: Ran, before: &State) -> Result<Seen> {

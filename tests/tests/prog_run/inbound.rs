@@ -212,8 +212,6 @@ fn nothing_from_the_wan_pretends_to_be_ours_or_aims_past_the_nat() -> Result<()>
 
 #[test]
 fn the_stack_gets_what_is_not_ours() -> Result<()> {
-    let mut fragment = Frame::udp((REMOTE, 1), (WAN, 1));
-    fragment.fragment = 0x2000;
     let mut stranger = wan_frame(Frame::udp((REMOTE, 1), (WAN, 40000)));
     stranger.dst_mac = [2, 9, 9, 9, 9, 9];
     let multicast = Frame::udp((REMOTE, 5351), ([224, 0, 0, 1], 5350));
@@ -228,7 +226,6 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
             "pass_echo_request",
             wan_frame(Frame::icmp(REMOTE, WAN, 8, 1)),
         ),
-        ("pass_fragment", wan_frame(fragment)),
     ];
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;

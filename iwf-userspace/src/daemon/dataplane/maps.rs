@@ -15,6 +15,7 @@ use aya::maps::{
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
     EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, mask,
@@ -52,8 +53,8 @@ impl Sizes {
     }
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
-    /// kernel and the ring has none; both are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 12] {
+    /// kernel and the rings have none; they are left out.
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 14] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -94,6 +95,13 @@ impl Sizes {
             (names::EVENT_BUDGET, INDEX, size_of::<EventBudget>(), 1),
             (names::SWEEP, INDEX, size_of::<SweepRequest>(), 1),
             (names::CLOCK, INDEX, size_of::<ClockSample>(), 1),
+            (
+                names::FRAGMENTS,
+                size_of::<FragmentKey>(),
+                size_of::<FragmentValue>(),
+                limits::FRAGMENTS,
+            ),
+            (names::HELD_BUDGET, INDEX, size_of::<EventBudget>(), 1),
         ]
     }
 
