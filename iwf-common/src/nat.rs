@@ -173,10 +173,8 @@ impl FilterList {
     #[inline(always)]
     pub fn admits(&self, addr: [u8; 4], port: [u8; 2]) -> bool {
         let mut found = false;
-        let mut at = 0;
-        for entry in &self.entries {
+        for (at, entry) in (0u32..).zip(&self.entries) {
             found |= at < self.len && entry.admits(addr, port);
-            at += 1;
         }
         found
     }

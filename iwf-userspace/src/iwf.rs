@@ -96,6 +96,9 @@ pub enum Input {
     Lan(Vec<LanPrefix>),
     /// Ports of our NAT that this machine uses itself. Complete, never a change.
     OwnPorts(BTreeSet<(Protocol, u16)>),
+    /// The external ports of this machine's own services changed. Complete, never a change. Mappings that are there
+    /// stay until they end.
+    Reserved(Vec<(Protocol, u16)>),
     /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
@@ -329,6 +332,9 @@ impl Iwf {
             Input::Wan(state) => self.wan_changed(state, now),
             Input::Lan(prefixes) => self.lan = prefixes,
             Input::OwnPorts(ports) => self.settings.policy.own = ports,
+            Input::Reserved(ports) => {
+                self.settings.policy.reserved = ports.into_iter().collect();
+            }
             Input::Link(counters) => self.link = counters,
             Input::WallClock(wall) => self.set_clock(wall, now),
         }

@@ -18,7 +18,7 @@ use iwf_userspace::daemon::netstate::NetState;
 use iwf_userspace::reconcile::plan::Plan;
 use iwf_userspace::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, InternalPort, NatEntry,
-    Protocol, RemotePeer,
+    Protocol, RemotePeer, RemotePrefix,
 };
 use proptest::test_runner::{Config as Cases, TestCaseError, TestRunner};
 use tokio::sync::watch;
@@ -155,6 +155,57 @@ fn only_the_named_remote_host_comes_in() -> Result<()> {
     mapping.remote = RemotePeer::Host(CARRIER);
     router.plane.write(&mapping)?;
     peers::udp_echo(&router.lab.cgn, outside, "hello", SOON)
+}
+
+/// RFC 6887 section 13.3: a list of remotes in the kernel, changed in place and read back.
+#[test]
+fn only_the_remotes_of_a_list_come_in() -> Result<()> {
+    let Some(mut router) = Router::new()? else {
+        return Ok(());
+    };
+    let echo = Echo::listen(&router.lab.lan2, 8081)?;
+    let outside = SocketAddrV4::new(WAN, 9091);
+    let list = |prefixes: &[(Ipv4Addr, u8)]| {
+        let prefix = |(addr, len): &(Ipv4Addr, u8)| RemotePrefix::new(*addr, *len, 0);
+        let prefixes: Vec<_> = prefixes.iter().filter_map(prefix).collect();
+        RemotePeer::of(&prefixes)
+    };
+    let mut mapping = entry(Protocol::Udp, 9091, (LAN2, echo.port()), 1);
+    mapping.remote = list(&[(REMOTE, 32), (CARRIER, 30)])?;
+    router.plane.write(&mapping)?;
+    assert_eq!(router.plane.observe()?, [mapping]);
+    peers::udp_echo(&router.lab.cgn, outside, "hello", SOON)?;
+    mapping.remote = list(&[(REMOTE, 32), (LAN1, 32)])?;
+    router.plane.write(&mapping)?;
+    assert_eq!(router.plane.observe()?, [mapping]);
+    peers::udp_is_closed(&router.lab.cgn, outside, SILENCE)?;
+    ensure!(router.count("drop_filtered")? > 0);
+    router.plane.remove(&mapping)?;
+    assert_eq!(router.plane.observe()?, []);
+    Ok(())
+}
+
+/// IGD-010: two external ports of one internal endpoint; the second outlives the first and takes its place.
+#[test]
+fn two_external_ports_lead_to_one_internal_endpoint() -> Result<()> {
+    let Some(mut router) = Router::new()? else {
+        return Ok(());
+    };
+    let echo = Echo::listen(&router.lab.lan2, 8081)?;
+    let of = |external, generation| entry(Protocol::Udp, external, (LAN2, echo.port()), generation);
+    let (first, second) = (of(9092, 1), of(9091, 2));
+    router.plane.write(&first)?;
+    router.plane.write(&second)?;
+    assert_eq!(router.plane.observe()?, [second, first]);
+    for port in [9091, 9092] {
+        let outside = SocketAddrV4::new(WAN, port);
+        peers::udp_echo(&router.lab.cgn, outside, "hello", SOON)?;
+    }
+    router.plane.remove(&first)?;
+    assert_eq!(router.plane.observe()?, [second]);
+    let outside = SocketAddrV4::new(WAN, 9091);
+    peers::udp_echo(&router.lab.cgn, outside, "still", SOON)?;
+    peers::udp_is_closed(&router.lab.cgn, SocketAddrV4::new(WAN, 9092), SILENCE)
 }
 
 #[test]

@@ -183,8 +183,9 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.config.open_ports = new.open_ports;
                 self.config.reconcile_interval = new.reconcile_interval;
                 self.config.log_filter = new.log_filter;
+                let ports = settings::host_ports(&self.config);
                 self.shell
-                    .set_host_ports(settings::host_ports(&self.config), clock::now());
+                    .set_host_ports(ports, &mut self.upstream, clock::now());
                 self.shell.nudge(clock::now());
                 info!("configuration read again");
             }

@@ -6,7 +6,7 @@ use super::server::{Scripted, address, maps};
 use super::soap::{add, add_any, call, delete, get_generic, get_specific, mapping};
 use super::world::World;
 use crate::iwf::{Input, ServerSource};
-use crate::types::{ExternalPort, InternalPort, Lifetime, MappingNonce};
+use crate::types::{ExternalPort, InternalPort, Lifetime, MappingNonce, Protocol};
 use crate::wire::pcp::{Body, MapBody, Response, ResultCode};
 use crate::wire::soap::Call;
 
@@ -96,6 +96,23 @@ fn the_ports_of_pcp_itself_are_not_for_mappings() {
         assert_eq!(world.ask(20, udp), Err(729));
     }
     assert_eq!(world.sent.len(), before);
+}
+
+/// SEC-07: what the configuration reserves when it is read again counts from then on.
+#[test]
+fn ports_that_are_reserved_later_are_not_for_mappings_either() {
+    let mut world = World::new(5);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let own = vec![(Protocol::Tcp, 8080), (Protocol::Tcp, 9090)];
+    world.input(Input::Reserved(own));
+    assert_eq!(world.ask(20, add(20, 9090, 3600)), Err(729));
+    assert_eq!(world.active().len(), 1, "what is there stays");
+    assert_eq!(world.ask(20, delete(8080)), Ok(vec![]));
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(729));
+    world.input(Input::Reserved(Vec::new()));
+    assert_eq!(world.ask(20, add(20, 9090, 3600)), Ok(vec![]));
+    let udp = with(add(20, 5351, 3600), "NewProtocol", "UDP");
+    assert_eq!(world.ask(20, udp), Err(729), "PCP's own always are");
 }
 
 /// IWF-091: neither action pretends where nobody can know.

@@ -179,8 +179,14 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// Other services of this machine are open to the WAN.
-    pub fn set_host_ports(&mut self, host_ports: Vec<(Protocol, u16)>, now: Instant) {
-        self.host_ports = host_ports;
+    pub fn set_host_ports(
+        &mut self,
+        host_ports: Vec<(Protocol, u16)>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        self.host_ports = host_ports.clone();
+        self.input(Input::Reserved(host_ports), out, now);
         self.configure(now);
     }
 
