@@ -133,7 +133,7 @@ counters! {
         Unsolicited = "drop_unsolicited",
         /// Inbound and the mapping admits another remote prefix only.
         Filtered = "drop_filtered",
-        /// From the WAN with a LAN source or our own address.
+        /// From the WAN with a LAN source, or from either side with our own external address.
         Spoofed = "drop_spoofed",
         /// A TCP segment that belongs to no session and may not begin one.
         TcpStray = "drop_tcp_stray",

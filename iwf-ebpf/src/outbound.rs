@@ -41,6 +41,10 @@ pub fn run(ctx: &XdpContext) -> Step<Outcome> {
     if let Some(session) = session::find(&packet.key, Direction::Out) {
         return send(ctx, config, packet, session);
     }
+    // The kernel takes packets with our own addresses from the LAN, for the sake of those that we have hairpinned.
+    if is_external(config, &packet.key.src) {
+        return Err(DropReason::Spoofed.into());
+    }
     // Not one inside of the other: each needs most of the stack.
     let admitted = if is_external(config, &packet.key.dst) {
         hairpin::admit(ctx, config, packet)

@@ -59,6 +59,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     })
     .await
     .context("watch the network")?;
+    accept_hairpins(&config);
     report_absent(&config, &network.borrow().ports);
 
     let uuid = DeviceUuid::parse(&snapshot.device_uuid).context("read the device's identity")?;
@@ -147,6 +148,21 @@ fn core(
     );
     core.restore(saved, now);
     Ok(core)
+}
+
+/// Lets the kernel forward what has been hairpinned and cannot be redirected yet: such a packet comes in by the LAN
+/// with our own external address as its source. The programs drop it from anybody else.
+fn accept_hairpins(config: &Config) {
+    for name in &config.lan_interfaces {
+        let path = std::path::Path::new("/proc/sys/net/ipv4/conf")
+            .join(name.as_str())
+            .join("accept_local");
+        if path.exists()
+            && let Err(error) = std::fs::write(&path, "1")
+        {
+            warn!(interface = %name, "cannot set accept_local, hairpinning waits for neighbours: {error}");
+        }
+    }
 }
 
 /// An interface may come later; a misspelled one never will.

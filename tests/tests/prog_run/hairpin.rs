@@ -165,6 +165,25 @@ fn a_host_meets_itself() -> Result<()> {
     })
 }
 
+/// Only what we have hairpinned has such a source on its way to the LAN.
+#[test]
+fn nobody_on_the_lan_pretends_to_be_our_external_address() -> Result<()> {
+    with_bed(|bed| {
+        bed.map(UDP, (HOST2, 5000), 40000, 0)?;
+        for to in [
+            (WAN, 40000),
+            (REMOTE, 53),
+            (HOST2, 5000),
+            ([192, 168, 1, 1], 53),
+        ] {
+            let frame = lan_frame(Frame::udp((WAN, 6000), to));
+            bed.lan_in(&frame)?
+                .is_untouched(DROP, Delta::counted(&["drop_spoofed"]), &frame);
+        }
+        Ok(())
+    })
+}
+
 /// The filter sees the sender's external endpoint.
 #[test]
 fn the_targets_filter_holds_here_too() -> Result<()> {
