@@ -125,6 +125,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     let link = link::counters(self.config.wan_interface.as_str(), carrier);
                     self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
                     self.look_at_own_ports(&network);
+                    // Also when nothing has changed: a port that a LAN host still had may be free by now.
+                    self.shell.follow_again(clock::now());
                     // What could not be bound is tried again.
                     self.lan.follow(&network.lan);
                     self.follow_upstream(&network);

@@ -190,20 +190,22 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.configure(now);
     }
 
-    /// The ports this machine uses itself, as they are now.
+    /// The ports this machine uses itself, as they are now. The data plane hears of them when it is configured next.
     pub fn set_own_ports(
         &mut self,
         own_ports: BTreeSet<(Protocol, u16)>,
         out: &mut impl Datagrams,
         now: Instant,
     ) {
-        let changed = self.own_ports != own_ports;
-        self.own_ports = own_ports;
-        // Also when nothing has changed: a port that a LAN host still had may be free by now.
-        self.configure(now);
-        if changed {
+        if self.own_ports != own_ports {
+            self.own_ports = own_ports;
             self.input(Input::OwnPorts(self.own_ports.clone()), out, now);
         }
+    }
+
+    /// Makes the data plane follow again. Never before the network was told: without interfaces it would let go of all.
+    pub fn follow_again(&mut self, now: Instant) {
+        self.configure(now);
     }
 
     /// What the WAN link has carried, and what time it is.
