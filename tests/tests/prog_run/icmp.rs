@@ -40,7 +40,9 @@ fn flows() -> Vec<(Frame, Frame)> {
     let mut with_options = Frame::tcp((HOST, 5000), (REMOTE, 80), SYN);
     with_options.options = vec![1, 1, 1, 1, 1, 1, 1, 0];
     let mut options_back = Frame::tcp((REMOTE, 80), (WAN, 5000), SYN | ACK);
-    options_back.options = vec![1; 40];
+    // All the room there is: a timestamp option (RFC 791 section 3.1).
+    options_back.options = vec![0; 40];
+    options_back.options[..4].copy_from_slice(&[68, 40, 5, 0]);
     [
         (
             Frame::udp((HOST, 5000), (REMOTE, 9999)),
