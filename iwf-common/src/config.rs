@@ -113,6 +113,8 @@ pub struct ConfigFlags;
 impl ConfigFlags {
     /// IPv6 from the WAN is let in only for sessions and pinholes (RFC 6092). Without it all of it passes.
     pub const IPV6_FILTER: u32 = 1;
+    /// TCP endpoints of the LAN are open as `filter6` says, like those of UDP. Without it only sessions are.
+    pub const IPV6_OPEN_TCP: u32 = 2;
 }
 
 /// A prefix that contains nothing.

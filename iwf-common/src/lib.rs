@@ -14,6 +14,7 @@ pub mod config;
 pub mod csum;
 pub mod event;
 pub mod flow;
+pub mod flow6;
 pub mod fragment;
 pub mod host;
 pub mod limits;

@@ -7,6 +7,16 @@
 pub const SESSIONS: u32 = 131_072;
 /// Entries of each mapping table, preallocated for the same reason. Full: as for sessions.
 pub const MAPPINGS: u32 = 65_536;
+/// Entries of SESSIONS6, two per IPv6 session. 144 octets each. A table of its own, so that neither protocol can
+/// fill the other's. Preallocated, and full: as for SESSIONS.
+pub const SESSIONS6: u32 = 65_536;
+/// Entries of ENDPOINTS6, 96 octets each. Full: the flow is made all the same, but its endpoint is open only to
+/// who it has sent to; counted.
+pub const ENDPOINTS6: u32 = 32_768;
+/// Entries of FRAGMENTS6, 104 octets each. Full: the oldest gives way, and the rest of its packet is dropped.
+pub const FRAGMENTS6: u32 = 4096;
+/// Pinholes, the CPE's own open ports among them. Full: the daemon refuses the new one.
+pub const PINHOLES: u32 = 4096;
 /// Interfaces with one of our programs, and devices to redirect to.
 pub const IFACES: u32 = 64;
 /// Neighbours behind bridge ports. Full: frames to the others go by way of the stack.
@@ -53,5 +63,15 @@ pub const TCP_ESTABLISHED_IDLE: u32 = 7440;
 pub const TCP_TRANSITORY_IDLE: u32 = 240;
 /// The same for ICMP queries. RFC 5508 REQ-2: at least 60 s.
 pub const ICMP_IDLE: u32 = 60;
+/// The same for IPv6 flows of protocols without a time of their own. RFC 6092 REC-12: at least 2 min, 5 by default.
+pub const OTHER_IDLE: u32 = 300;
+/// The same for DCCP flows that open or close: 8 min, RFC 6092 REC-44. SCTP's have TCP's times (REC-40).
+pub const DCCP_TRANSITORY_IDLE: u32 = 480;
+/// Seconds for which later fragments may follow the first (RFC 8200 section 4.5).
+pub const FRAGMENT_TIME6: u32 = 60;
+/// Extension headers that are walked, and octets of them. More: the packet is dropped.
+pub const HEADERS6: usize = 8;
+/// See [`HEADERS6`].
+pub const HEADER_OCTETS6: usize = 256;
 /// Seconds for which half of a pair is left alone: its other half is being written.
 pub const GRACE: u32 = 2;

@@ -36,6 +36,16 @@ pub const MAPPINGS_EXT: &str = "MAPPINGS_EXT";
 pub const FILTERS: &str = "FILTERS";
 /// Hash, [`crate::host::HostKey`] to [`crate::host::HostValue`]: every LAN host with sessions or mappings.
 pub const HOSTS: &str = "HOSTS";
+/// Hash, [`crate::flow6::SessionKey6`] to [`crate::flow6::SessionValue6`]; one entry per direction.
+pub const SESSIONS6: &str = "SESSIONS6";
+/// Hash, [`crate::flow6::EndpointKey6`] to [`crate::flow6::EndpointValue6`]: who is open to strangers.
+pub const ENDPOINTS6: &str = "ENDPOINTS6";
+/// LRU hash, [`crate::flow6::FragmentKey6`] to [`crate::flow6::FragmentValue6`].
+pub const FRAGMENTS6: &str = "FRAGMENTS6";
+/// Hash, [`crate::flow6::PinholeKey`] to [`crate::flow6::PinholeValue`].
+pub const PINHOLES: &str = "PINHOLES";
+/// Hash, internal IPv6 address to a mask (`u32`) of the shapes its pinholes have: bit n is shape n.
+pub const PINHOLE_HOSTS: &str = "PINHOLE_HOSTS";
 /// Array of one [`crate::config::Config`].
 pub const CONFIG: &str = "CONFIG";
 /// Per-CPU array of `u64`, indexed by the slots of [`crate::reason`].
@@ -63,7 +73,7 @@ pub const FRAGMENTS_HELD: &str = "FRAGMENTS_HELD";
 pub const HELD_BUDGET: &str = "HELD_BUDGET";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 17] = [
+pub const PINNED_MAPS: [&str; 22] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -74,6 +84,11 @@ pub const PINNED_MAPS: [&str; 17] = [
     MAPPINGS_INT,
     FILTERS,
     SESSIONS,
+    SESSIONS6,
+    ENDPOINTS6,
+    FRAGMENTS6,
+    PINHOLES,
+    PINHOLE_HOSTS,
     EVENTS,
     EVENT_BUDGET,
     SWEEP,

@@ -3,6 +3,10 @@
 use crate::config::{Config, FdbKey, IfaceValue};
 use crate::event::{Event, EventBudget};
 use crate::flow::{SessionKey, SessionValue};
+use crate::flow6::{
+    EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
+    SessionKey6, SessionValue6,
+};
 use crate::fragment::{FragmentKey, FragmentValue};
 use crate::host::{HostKey, HostValue};
 use crate::nat::{EndpointKey, FilterList, MappingValue};
@@ -23,6 +27,14 @@ pod!(
     ClockSample,
     Config,
     EndpointKey,
+    EndpointKey6,
+    EndpointValue6,
+    FragmentKey6,
+    FragmentValue6,
+    PinholeKey,
+    PinholeValue,
+    SessionKey6,
+    SessionValue6,
     Event,
     EventBudget,
     FdbKey,

@@ -75,6 +75,10 @@ counters! {
         Forwarded6In = "forwarded6_in",
         /// IPv6 sessions made.
         Session6Created = "sessions6_created",
+        /// IPv6 of LAN hosts to the WAN, by way of the stack.
+        Egress6 = "egress6",
+        /// IPv6 endpoints that ENDPOINTS6 had no room for.
+        Endpoint6Lost = "endpoints6_lost",
     }
 }
 

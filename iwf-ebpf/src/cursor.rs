@@ -74,6 +74,31 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// As [`Self::at`] for an offset that changes in a loop: there the compiler would compare with an end that it
+    /// has moved back before the loop, and the verifier forbids to move the end.
+    #[inline(always)]
+    pub fn at_moving<const LEN: usize>(&self, offset: usize) -> Option<*mut u8> {
+        let header = self.start + offset;
+        let limit: usize;
+        // SAFETY: two instructions on registers.
+        unsafe {
+            asm!(
+                "{limit} = {header}",
+                "{limit} += {len}",
+                limit = out(reg) limit,
+                header = in(reg) header,
+                len = const LEN,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        if limit > self.end {
+            return None;
+        }
+        Some(header as *mut u8)
+    }
+}
+
 // Fields of 16 and 32 bits, read and written by one instruction. Headers have no alignment, so that the compiler
 // would put such a field together from single octets; a packet needs none, and the verifier knows it.
 
@@ -115,6 +140,26 @@ pub unsafe fn load32<const AT: usize>(header: *const u8) -> [u8; 4] {
         );
     }
     (value as u32).to_ne_bytes()
+}
+
+/// Reads the 64-bit field that is `AT` octets into a header.
+///
+/// # Safety
+/// As for [`load16`].
+#[inline(always)]
+pub unsafe fn load64<const AT: usize>(header: *const u8) -> u64 {
+    let value: u64;
+    // SAFETY: one load, in bounds by the caller's promise.
+    unsafe {
+        asm!(
+            "{value} = *(u64 *)({header} + {at})",
+            value = lateout(reg) value,
+            header = in(reg) header,
+            at = const AT,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    value
 }
 
 /// Writes the 16-bit field that is `AT` octets into a header.

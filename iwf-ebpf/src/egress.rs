@@ -25,6 +25,7 @@ use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction};
+use crate::v6;
 
 /// One packet of the stack.
 #[inline(always)]
@@ -34,6 +35,15 @@ pub fn run(ctx: &TcContext) -> Step<Outcome> {
     let packet = match parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => return Err(report(ctx)),
+        Err(outcome) if outcome == PassReason::NotIpv4.into() => {
+            let fate = v6::egress::run(ctx);
+            // Neither: perhaps IPv4 without an Ethernet header before it.
+            return Err(if fate == PassReason::NotIpv4.into() {
+                guard(ctx, &cursor, outcome)
+            } else {
+                fate
+            });
+        }
         Err(outcome) => return Err(guard(ctx, &cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;

@@ -5,6 +5,9 @@ use crate::cursor::{load16, load32, store16, store32};
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+
 /// IANA protocol numbers.
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;

@@ -266,8 +266,9 @@ impl Hook for TcContext {
 /// Makes the headers of a packet of the stack linear, as far as it has them.
 #[inline(always)]
 pub fn pull_headers(ctx: &TcContext) {
-    const LONGEST: u32 = (ethernet::LEN + ipv4::MAX_LEN + tcp::MAX_LEN) as u32;
-    const SHORTEST: usize = ethernet::LEN + ipv4::LEN + tcp::LEN;
+    // Of IPv6 with extension headers, as an ICMPv6 error quotes it.
+    const LONGEST: u32 = 512;
+    const SHORTEST: usize = ethernet::LEN + 40 + tcp::LEN;
     if ctx.data() + SHORTEST > ctx.data_end() {
         let want = if ctx.len() < LONGEST {
             ctx.len()

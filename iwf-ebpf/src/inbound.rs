@@ -26,6 +26,7 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{self, Marks, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
+use crate::v6;
 
 /// One frame from the WAN.
 #[inline(always)]
@@ -36,6 +37,9 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(hook, icmp::At::Wan));
+        }
+        Err(outcome) if outcome == PassReason::NotIpv4.into() => {
+            return Err(v6::inbound::run(hook));
         }
         Err(outcome) => return Err(guard(hook, &cursor, outcome)),
     };

@@ -26,6 +26,7 @@ mod rewrite;
 mod session;
 mod stats;
 mod sweep;
+mod v6;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};

@@ -5,6 +5,10 @@ use aya_ebpf::macros::btf_map;
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::event::{Event, EventBudget};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::flow6::{
+    EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
+    SessionKey6, SessionValue6,
+};
 use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
@@ -25,6 +29,20 @@ pub static MAPPINGS_EXT: Mappings = HashMap::new();
 pub static FILTERS: HashMap<EndpointKey, FilterList, { limits::FILTERS as usize }> = HashMap::new();
 #[btf_map]
 pub static HOSTS: HashMap<HostKey, HostValue, { limits::HOSTS as usize }> = HashMap::new();
+#[btf_map]
+pub static SESSIONS6: HashMap<SessionKey6, SessionValue6, { limits::SESSIONS6 as usize }> =
+    HashMap::new();
+#[btf_map]
+pub static ENDPOINTS6: HashMap<EndpointKey6, EndpointValue6, { limits::ENDPOINTS6 as usize }> =
+    HashMap::new();
+#[btf_map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey6, FragmentValue6, { limits::FRAGMENTS6 as usize }> =
+    LruHashMap::new();
+#[btf_map]
+pub static PINHOLES: HashMap<PinholeKey, PinholeValue, { limits::PINHOLES as usize }> =
+    HashMap::new();
+#[btf_map]
+pub static PINHOLE_HOSTS: HashMap<[u8; 16], u32, { limits::PINHOLES as usize }> = HashMap::new();
 #[btf_map]
 pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map]

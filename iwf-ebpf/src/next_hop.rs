@@ -196,7 +196,7 @@ pub fn l3_interface(ingress: u32) -> u32 {
 
 /// The bridge port that `mac` is behind, or `egress` itself if that is no bridge or the port is not known.
 #[inline(always)]
-fn port_towards(egress: u32, mac: [u8; 6]) -> u32 {
+pub fn port_towards(egress: u32, mac: [u8; 6]) -> u32 {
     let key = FdbKey {
         bridge: egress,
         mac,

@@ -24,7 +24,7 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{hairpin, icmp, mapping, stats};
+use crate::{hairpin, icmp, mapping, stats, v6};
 
 /// One frame of a LAN host.
 #[inline(always)]
@@ -34,6 +34,9 @@ pub fn run(ctx: &XdpContext) -> Step<Outcome> {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(ctx, icmp::At::Lan));
+        }
+        Err(outcome) if outcome == PassReason::NotIpv4.into() => {
+            return Err(v6::outbound::run(ctx));
         }
         Err(outcome) => return Err(guard(ctx, outcome)),
     };

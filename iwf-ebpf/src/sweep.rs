@@ -78,6 +78,7 @@ pub fn run() -> i32 {
         );
     }
     if run.mode == SweepMode::Age as u32 {
+        crate::v6::sweep::run(run.now);
         for_each((&raw const HOSTS).cast(), end_host as *const c_void, shared);
     }
     request.sessions_left = run.sessions_left;
@@ -87,8 +88,9 @@ pub fn run() -> i32 {
     0
 }
 
+/// Calls `callback` with every entry of `map`, and `shared`.
 #[inline(always)]
-fn for_each(map: *const c_void, callback: *const c_void, shared: *mut c_void) {
+pub fn for_each(map: *const c_void, callback: *const c_void, shared: *mut c_void) {
     // SAFETY: the map is one of ours, the callback takes its entries, `shared` outlives the call.
     unsafe { bpf_for_each_map_elem(map.cast_mut(), callback.cast_mut(), shared, 0) };
 }
@@ -300,7 +302,7 @@ fn points_to(internal: &EndpointKey, external: &EndpointKey) -> bool {
 
 /// Whether something was written so recently that its counterpart may still be on its way.
 #[inline(always)]
-fn in_grace(now: u32, since: u32) -> bool {
+pub fn in_grace(now: u32, since: u32) -> bool {
     let hz = CONFIG.get(0).map_or(1000, |config| config.hz);
     tick::age(now, since) <= limits::GRACE.saturating_mul(hz)
 }

@@ -11,6 +11,7 @@ pub mod igd;
 pub mod netns;
 pub mod packages;
 pub mod packet;
+pub mod packet6;
 pub mod pcp;
 pub mod peers;
 pub mod process;

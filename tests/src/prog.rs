@@ -11,6 +11,10 @@ use aya::programs::{
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::flow6::{
+    EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
+    SessionKey6, SessionValue6,
+};
 use iwf_common::fragment::HeldFragment;
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
@@ -40,6 +44,14 @@ pub struct State {
     pub internal: BTreeMap<EndpointKey, MappingValue>,
     /// MAPPINGS_EXT.
     pub external: BTreeMap<EndpointKey, MappingValue>,
+    /// SESSIONS6.
+    pub sessions6: BTreeMap<SessionKey6, SessionValue6>,
+    /// ENDPOINTS6.
+    pub endpoints6: BTreeMap<EndpointKey6, EndpointValue6>,
+    /// FRAGMENTS6.
+    pub fragments6: BTreeMap<FragmentKey6, FragmentValue6>,
+    /// PINHOLES.
+    pub pinholes: BTreeMap<PinholeKey, PinholeValue>,
     /// Counters that are not 0, by name.
     pub counters: BTreeMap<&'static str, u64>,
 }
@@ -81,6 +93,14 @@ pub struct Delta {
     pub internal: Change,
     /// MAPPINGS_EXT.
     pub external: Change,
+    /// SESSIONS6. What counts packets is no change.
+    pub sessions6: Change,
+    /// ENDPOINTS6.
+    pub endpoints6: Change,
+    /// FRAGMENTS6.
+    pub fragments6: Change,
+    /// PINHOLES.
+    pub pinholes: Change,
 }
 
 impl Delta {
@@ -104,7 +124,20 @@ impl Delta {
                 ..*b
             }
         };
+        let same_session6 = |a: &SessionValue6, b: &SessionValue6| {
+            *a == SessionValue6 {
+                last_seen: a.last_seen,
+                packets: a.packets,
+                octets_low: a.octets_low,
+                octets_high: a.octets_high,
+                ..*b
+            }
+        };
         Self {
+            sessions6: Change::between(&before.sessions6, &after.sessions6, same_session6),
+            endpoints6: Change::between(&before.endpoints6, &after.endpoints6, |_, _| true),
+            fragments6: Change::between(&before.fragments6, &after.fragments6, |_, _| true),
+            pinholes: Change::between(&before.pinholes, &after.pinholes, PartialEq::eq),
             counters,
             sessions: Change::between(&before.sessions, &after.sessions, same_session),
             internal: Change::between(&before.internal, &after.internal, same_mapping),
@@ -124,6 +157,34 @@ impl Delta {
     #[must_use]
     pub fn sessions(mut self, added: usize) -> Self {
         self.sessions.added = added;
+        self
+    }
+
+    /// And so many IPv6 session entries.
+    #[must_use]
+    pub fn sessions6(mut self, added: usize) -> Self {
+        self.sessions6.added = added;
+        self
+    }
+
+    /// And so many IPv6 session entries changed in place.
+    #[must_use]
+    pub fn sessions6_changed(mut self, changed: usize) -> Self {
+        self.sessions6.changed = changed;
+        self
+    }
+
+    /// And so many open IPv6 endpoints.
+    #[must_use]
+    pub fn endpoints6(mut self, added: usize) -> Self {
+        self.endpoints6.added = added;
+        self
+    }
+
+    /// And so many first fragments of IPv6.
+    #[must_use]
+    pub fn fragments6(mut self, added: usize) -> Self {
+        self.fragments6.added = added;
         self
     }
 
@@ -174,6 +235,8 @@ impl Plane {
         }
         let ebpf = loader
             .map_max_entries(names::SESSIONS, sessions)
+            .map_max_entries(names::SESSIONS6, sessions)
+            .map_max_entries(names::ENDPOINTS6, sessions)
             .map_max_entries(names::MAPPINGS_INT, mappings)
             .map_max_entries(names::MAPPINGS_EXT, mappings)
             .load(object)
@@ -389,6 +452,56 @@ impl Plane {
         self.put(names::SESSIONS, key, value)
     }
 
+    /// Writes an IPv6 session entry.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_session6(&mut self, key: SessionKey6, value: SessionValue6) -> Result<()> {
+        self.put(names::SESSIONS6, key, value)
+    }
+
+    /// Writes an open IPv6 endpoint.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_endpoint6(&mut self, key: EndpointKey6, value: EndpointValue6) -> Result<()> {
+        self.put(names::ENDPOINTS6, key, value)
+    }
+
+    /// Writes a pinhole, and that its host has one of its shape.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_pinhole(&mut self, key: PinholeKey, value: PinholeValue) -> Result<()> {
+        let hosts = self.ebpf.map_mut(names::PINHOLE_HOSTS).context("map")?;
+        let mut hosts: BpfHashMap<_, [u8; 16], u32> = BpfHashMap::try_from(hosts)?;
+        let shapes = hosts.get(&key.internal, 0).unwrap_or(0);
+        hosts.insert(key.internal, shapes | 1 << key.shape, 0)?;
+        self.put(names::PINHOLES, key, value)
+    }
+
+    /// Removes a pinhole; that its host has its shape stays.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn remove_pinhole(&mut self, key: PinholeKey) -> Result<()> {
+        let map = self.ebpf.map_mut(names::PINHOLES).context("PINHOLES")?;
+        let mut map: BpfHashMap<_, PinholeKey, PinholeValue> = BpfHashMap::try_from(map)?;
+        Ok(map.remove(&key)?)
+    }
+
+    /// Lets `ago` ticks pass for first fragments.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn age_fragments6(&mut self, ago: u32) -> Result<()> {
+        for (key, mut value) in self.state()?.fragments6 {
+            value.since = value.since.wrapping_sub(ago);
+            self.put(names::FRAGMENTS6, key, value)?;
+        }
+        Ok(())
+    }
+
     /// Writes an entry of MAPPINGS_EXT or MAPPINGS_INT.
     ///
     /// # Errors
@@ -472,6 +585,10 @@ impl Plane {
             sessions: self.entries(names::SESSIONS)?,
             internal: self.entries(names::MAPPINGS_INT)?,
             external: self.entries(names::MAPPINGS_EXT)?,
+            sessions6: self.entries(names::SESSIONS6)?,
+            endpoints6: self.entries(names::ENDPOINTS6)?,
+            fragments6: self.entries(names::FRAGMENTS6)?,
+            pinholes: self.entries(names::PINHOLES)?,
             counters: by_name,
         })
     }

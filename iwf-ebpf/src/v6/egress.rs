@@ -1,0 +1,143 @@
+//! IPv6 that the stack sends out of the WAN: what it forwards, because XDP gave it up, and what the CPE sends
+//! itself.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::programs::TcContext;
+use iwf_common::config::Config;
+use iwf_common::flow6::{Scope, SessionFlags6, SessionValue6};
+use iwf_common::reason::{Done, DropReason, PassReason};
+
+use super::next_hop::NextHop6;
+use super::outbound::{begin, fragment_went};
+use super::parse::{Packet6, parse, special};
+use super::session::{self, Terms};
+use super::{fragment, icmp, in_lan, is_on, proto, scope};
+use crate::clock::tick;
+use crate::hook::Hook;
+use crate::maps::CONFIG;
+use crate::outcome::{Outcome, Step};
+use crate::session::Direction;
+
+/// One packet of the stack that is not IPv4 with an Ethernet header.
+#[inline(never)]
+pub fn run(ctx: &TcContext) -> Outcome {
+    match try_run(ctx) {
+        Ok(outcome) | Err(outcome) => outcome,
+    }
+}
+
+#[inline(always)]
+fn try_run(ctx: &TcContext) -> Step<Outcome> {
+    let mut packet = MaybeUninit::uninit();
+    let parsed = parse(&ctx.cursor(), &mut packet, || ctx.frame_len());
+    if let Err(outcome) = parsed
+        && outcome == PassReason::NotIpv4.into()
+    {
+        return Err(outcome);
+    }
+    let config = CONFIG.get(0).ok_or(Done::EgressUntouched)?;
+    if !is_on(config) {
+        return Err(Done::EgressUntouched.into());
+    }
+    let packet = match parsed {
+        Ok(packet) => packet,
+        Err(_) if ctx.ingress() == 0 => return Err(Done::HostOut.into()),
+        Err(outcome) if outcome == PassReason::Malformed.into() => {
+            return Err(DropReason::Malformed.into());
+        }
+        Err(outcome) => return Err(outcome),
+    };
+    if packet.special != 0 {
+        settle(ctx, config, packet).step()?;
+    }
+    if let Some(session) = session::find(&packet.key, Direction::Out) {
+        return send(packet, session);
+    }
+    admit(ctx, config, packet).step()?;
+    let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::Sessions6Full)?;
+    send(packet, session)
+}
+
+#[inline(always)]
+fn send(packet: &Packet6, session: &mut SessionValue6) -> Step<Outcome> {
+    let now = tick();
+    if session::is_due(session, now) {
+        session::prolong(&packet.key, session, now).step()?;
+    }
+    session::touch(session, packet, now);
+    if packet.special != 0 {
+        fragment_went(now, packet);
+    }
+    Ok(if session.flags & SessionFlags6::HOST != 0 {
+        Done::HostOut.into()
+    } else {
+        Done::Egress6.into()
+    })
+}
+
+/// What is no plain flow: ICMPv6 errors and messages end here, a later fragment learns its flow.
+#[inline(never)]
+fn settle(ctx: &TcContext, config: &Config, packet: &mut Packet6) -> Outcome {
+    let outcome = if packet.special & special::ERROR != 0 {
+        match icmp::judge(&ctx.cursor(), packet, Direction::Out) {
+            Outcome::NONE => Done::Egress6.into(),
+            refused => refused,
+        }
+    } else if packet.special & special::MESSAGE != 0 {
+        Done::EgressUntouched.into()
+    } else if packet.special & special::LATER != 0 {
+        fragment::follow(config, tick(), packet)
+    } else {
+        return Outcome::NONE;
+    };
+    if ctx.ingress() == 0 {
+        // The fragments of a flow of the CPE are counted for it, and never held back.
+        return if outcome == Outcome::NONE {
+            outcome
+        } else {
+            Done::HostOut.into()
+        };
+    }
+    if in_lan(config, &packet.key.src) {
+        outcome
+    } else {
+        Done::EgressUntouched.into()
+    }
+}
+
+#[inline(never)]
+fn admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Outcome {
+    Outcome::of(try_admit(ctx, config, packet))
+}
+
+#[inline(always)]
+fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Step<()> {
+    let key = &packet.key;
+    let (from, to) = (scope(&key.src), scope(&key.dst));
+    let off_link =
+        from != Scope::Link as u32 && to != Scope::Link as u32 && to != Scope::Multicast as u32;
+    if ctx.ingress() == 0 {
+        // What the stack says in ICMPv6 needs no state: what comes back is for it to judge as well.
+        if !off_link || key.proto == proto::ICMPV6 {
+            return Err(Done::HostOut.into());
+        }
+        return begin(config, packet, &Terms::HOST, &NextHop6::NONE);
+    }
+    if from == Scope::Multicast as u32 {
+        return Err(DropReason::Forbidden6.into());
+    }
+    let forbidden = Scope::Forbidden as u32;
+    if from == forbidden || to == forbidden {
+        return Err(DropReason::Forbidden6.into());
+    }
+    // A network behind an interface that is not ours to guard.
+    if !off_link || !in_lan(config, &key.src) {
+        return Err(Done::EgressUntouched.into());
+    }
+    // An answer to nothing that is known begins nothing.
+    if !packet.asks() {
+        return Err(Done::Egress6.into());
+    }
+    begin(config, packet, &Terms::LAN, &NextHop6::NONE)
+}

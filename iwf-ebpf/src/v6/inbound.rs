@@ -1,0 +1,253 @@
+//! IPv6 from the WAN: sessions, open endpoints and pinholes come in, the rest does not.
+
+use core::mem::MaybeUninit;
+
+use iwf_common::config::Config;
+use iwf_common::flow6::{Scope, SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::reason::{Done, DropReason, PassReason};
+use iwf_common::tcp;
+
+use super::next_hop::{self, NextHop6};
+use super::outbound::fragment_went;
+use super::parse::{self, Packet6, special};
+use super::session::{self, Terms};
+use super::{fragment, icmp, in_lan, is_on, pinhole, proto, rewrite, scope, unparsed};
+use crate::clock::tick;
+use crate::headers::{Mac, TCP, UDP};
+use crate::hook::Hook;
+use crate::maps::CONFIG;
+use crate::outcome::{Outcome, Step};
+use crate::session::Direction;
+
+/// IKE (RFC 7296 section 2) and the client's port of DHCPv6 (RFC 8415 section 7.2), in network order.
+const IKE: [u8; 2] = 500u16.to_be_bytes();
+const DHCPV6_CLIENT: [u8; 2] = 546u16.to_be_bytes();
+
+/// One frame from the WAN that is not IPv4. A function of its own, so that its stack is not IPv4's.
+#[inline(never)]
+pub fn run<H: Hook>(hook: &H) -> Outcome {
+    match try_run(hook) {
+        Ok(outcome) | Err(outcome) => outcome,
+    }
+}
+
+#[inline(always)]
+fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
+    let mut packet = MaybeUninit::uninit();
+    let packet = match parse::parse(&hook.cursor(), &mut packet, || hook.frame_len()) {
+        Ok(packet) => packet,
+        // The stack does not look at the upper layer of what it forwards, so that it must be judged here.
+        Err(outcome) if outcome == PassReason::Malformed.into() => {
+            return Err(unparsed(DropReason::Malformed.into()));
+        }
+        Err(outcome) => return Err(unparsed(outcome)),
+    };
+    let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
+    if packet.special != 0 {
+        settle(hook, config, packet).step()?;
+    }
+    if let Some(session) = session::find(&packet.key, Direction::In) {
+        return deliver(hook, config, packet, session);
+    }
+    admit(hook, config, packet).step()?;
+    let session = session::find(&packet.key, Direction::In).ok_or(DropReason::Sessions6Full)?;
+    deliver(hook, config, packet, session)
+}
+
+/// The fast path.
+#[inline(always)]
+fn deliver<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet6,
+    session: &mut SessionValue6,
+) -> Step<Outcome> {
+    let now = tick();
+    if session::is_due(session, now) {
+        session::prolong(&packet.key, session, now).step()?;
+    }
+    if H::REDIRECTS && packet.frame_dst != Mac::new(&session.router_mac) {
+        next_hop::check_mac(hook.ingress(), packet).step()?;
+        session.router_mac = packet.frame_dst.octets();
+    }
+    session::touch(session, packet, now);
+    if packet.special != 0 {
+        fragment_went(now, packet);
+        if packet.special & special::HOP_BY_HOP != 0 {
+            return Err(PassReason::Ipv6Stack.into());
+        }
+    }
+    if session.flags & SessionFlags6::HOST != 0 {
+        return Err(PassReason::Host.into());
+    }
+    if !H::REDIRECTS {
+        return Err(PassReason::NoRedirect.into());
+    }
+    if packet.hop_limit <= 1 {
+        return Err(PassReason::TtlExceeded.into());
+    }
+    if session.next_hop_generation != config.next_hop_generation {
+        next_hop::refresh(hook.context(), packet, session, hook.ingress()).step()?;
+    }
+    if packet.total_len > u32::from(session.mtu) {
+        return Err(PassReason::TooBig.into());
+    }
+    next_hop::redirect(session)?;
+    rewrite(&hook.cursor(), packet, session)?;
+    Ok(Done::Forwarded6In.into())
+}
+
+/// What is no plain flow: ICMPv6 errors and messages end here, a later fragment learns its flow.
+#[inline(never)]
+fn settle<H: Hook>(hook: &H, config: &Config, packet: &mut Packet6) -> Outcome {
+    Outcome::of(try_settle(hook, config, packet))
+}
+
+#[inline(always)]
+fn try_settle<H: Hook>(hook: &H, config: &Config, packet: &mut Packet6) -> Step<()> {
+    let refused: Outcome = if packet.special & special::ERROR != 0 {
+        let outcome = icmp::judge(&hook.cursor(), packet, Direction::In);
+        if outcome == Outcome::NONE {
+            PassReason::Ipv6Stack.into()
+        } else {
+            outcome
+        }
+    } else if packet.special & special::MESSAGE != 0 {
+        DropReason::Unsolicited6.into()
+    } else if packet.special & special::LATER != 0 {
+        let outcome = fragment::follow(config, tick(), packet);
+        if outcome == Outcome::NONE {
+            return Ok(());
+        }
+        outcome
+    } else {
+        return Ok(());
+    };
+    check(hook, config, packet).step()?;
+    if refused == PassReason::Ipv6Stack.into() {
+        return Err(refused);
+    }
+    // What is for the CPE itself is for its stack to judge, but not fragments: who has let the first one in has
+    // remembered it.
+    let local = next_hop::is_local(hook.context(), hook.ingress(), &packet.key);
+    if local && packet.special & special::LATER == 0 {
+        return Err(PassReason::Host.into());
+    }
+    if local || in_lan(config, &packet.key.dst) {
+        return Err(refused);
+    }
+    Err(PassReason::NotExternalAddr.into())
+}
+
+/// A packet without a session: begins one if something lets it in, is the CPE's own, or is dropped.
+#[inline(never)]
+fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
+    Outcome::of(try_admit(hook, config, packet))
+}
+
+#[inline(always)]
+fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
+    check(hook, config, packet).step()?;
+    let key = &packet.key;
+    let now = tick();
+    let lan = in_lan(config, &key.dst);
+    if lan && let Some(terms) = admission(config, now, packet) {
+        if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
+            return Err(DropReason::TcpStray.into());
+        }
+        return session::open(now, packet, &terms, Direction::In, &NextHop6::NONE).step();
+    }
+    let service = is_service(packet, now);
+    if lan && !service {
+        return Err(DropReason::Unsolicited6.into());
+    }
+    if !next_hop::is_local(hook.context(), hook.ingress(), key) {
+        // A network behind an interface that is not ours to guard.
+        return Err(if lan {
+            DropReason::Unsolicited6.into()
+        } else {
+            PassReason::NotExternalAddr.into()
+        });
+    }
+    if !service {
+        return Err(DropReason::Unsolicited6.into());
+    }
+    if packet.special & special::FIRST != 0 {
+        fragment::remember(now, packet);
+    }
+    Err(PassReason::Host.into())
+}
+
+/// What lets a packet in to a LAN host.
+#[inline(always)]
+fn admission(config: &Config, now: u32, packet: &Packet6) -> Option<Terms> {
+    if is_always_admitted(packet) || session::is_open(config, now, &packet.key) {
+        return Some(Terms::LAN);
+    }
+    if !packet.asks() {
+        return None;
+    }
+    let pinhole = pinhole::find(&packet.key, now)?;
+    Some(Terms {
+        flags: SessionFlags6::PINHOLE,
+        pinhole: pinhole.id,
+        deadline: pinhole.expires,
+    })
+}
+
+/// What nobody has to ask for: IPsec, its key exchange, HIP (RFC 6092 REC-21, 22, 24, 26).
+#[inline(always)]
+fn is_always_admitted(packet: &Packet6) -> bool {
+    let key = &packet.key;
+    packet.special & special::AUTHENTICATED != 0
+        || key.proto == proto::ESP
+        || key.proto == proto::HIP
+        || (key.proto == UDP && key.dst_port == IKE)
+}
+
+/// What the CPE's own stack may have from strangers: ICMPv6, DHCPv6 answers, IPsec, open ports.
+#[inline(always)]
+fn is_service(packet: &Packet6, now: u32) -> bool {
+    let key = &packet.key;
+    key.proto == proto::ICMPV6
+        || (key.proto == UDP && key.dst_port == DHCPV6_CLIENT)
+        || is_always_admitted(packet)
+        || pinhole::is_open_port(key, now)
+}
+
+/// What holds for every packet without a session: the frame is ours, the filter is on, and the addresses may
+/// come from outside.
+#[inline(never)]
+fn check<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
+    if H::REDIRECTS {
+        let outcome = next_hop::check_mac(hook.ingress(), packet);
+        if outcome != Outcome::NONE {
+            return outcome;
+        }
+    }
+    if !is_on(config) {
+        return PassReason::Ipv6Unfiltered.into();
+    }
+    check_addresses(config, &packet.key)
+}
+
+/// RFC 6092 REC-1 to REC-3, REC-6, REC-7.
+#[inline(always)]
+fn check_addresses(config: &Config, key: &SessionKey6) -> Outcome {
+    if in_lan(config, &key.src) {
+        return DropReason::Spoofed.into();
+    }
+    let (from, to) = (scope(&key.src), scope(&key.dst));
+    if from == Scope::Multicast as u32 {
+        return DropReason::Forbidden6.into();
+    }
+    let link = Scope::Link as u32;
+    if to == Scope::Multicast as u32 || to == link || from == link {
+        return PassReason::Ipv6Local.into();
+    }
+    let forbidden = Scope::Forbidden as u32;
+    if from == forbidden || to == forbidden {
+        return DropReason::Forbidden6.into();
+    }
+    Outcome::NONE
+}

@@ -1,0 +1,85 @@
+//! The IPv6 filter: nothing is translated, outbound opens, and only what belongs to something comes in.
+//!
+//! Read before editing: RFC 6092, RFC 7084 section 4.5, RFC 4890, RFC 8200 section 4.
+//!
+//! A packet whose next header is UDP, TCP or an ICMPv6 echo takes the short way: parse, one lookup, redirect.
+//! Everything else (extension headers, fragments, ICMPv6 errors) is [`parse::Packet6::special`] and is judged
+//! apart from it.
+
+use iwf_common::config::{Config, ConfigFlags};
+use iwf_common::flow6::SessionValue6;
+use iwf_common::reason::{DropReason, PassReason};
+
+use crate::cursor::Cursor;
+use crate::headers::set_macs;
+use crate::maps::CONFIG;
+use crate::outcome::{Outcome, Step, Verdict};
+use parse::{L3, Packet6, ipv6};
+
+pub mod egress;
+mod fragment;
+mod icmp;
+pub mod inbound;
+mod next_hop;
+pub mod outbound;
+mod parse;
+mod pinhole;
+mod session;
+pub mod sweep;
+
+/// IANA protocol numbers beside those of [`crate::headers`].
+mod proto {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const DCCP: u8 = 33;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const ESP: u8 = 50;
+    pub const AH: u8 = 51;
+    pub const ICMPV6: u8 = 58;
+    pub const DESTINATION: u8 = 60;
+    pub const MOBILITY: u8 = 135;
+    pub const UDP_LITE: u8 = 136;
+    pub const HIP: u8 = 139;
+    pub const SCTP: u8 = 132;
+}
+
+/// Whether the filter is on (RFC 6092 REC-49).
+#[inline(always)]
+const fn is_on(config: &Config) -> bool {
+    config.flags & ConfigFlags::IPV6_FILTER != 0
+}
+
+/// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
+#[inline(never)]
+fn in_lan(config: &Config, addr: &[u8; 16]) -> bool {
+    config.in_lan6(*addr)
+}
+
+/// What `addr` may be used for. A function of its own for the same reason.
+#[inline(never)]
+fn scope(addr: &[u8; 16]) -> u32 {
+    iwf_common::flow6::scope(addr) as u32
+}
+
+/// The fate of a packet without a flow: one that would be dropped passes while the filter is off.
+#[inline(always)]
+fn unparsed(outcome: Outcome) -> Outcome {
+    let on = CONFIG.get(0).is_some_and(is_on);
+    if !on && matches!(outcome.verdict(), Verdict::Drop) {
+        return PassReason::Ipv6Unfiltered.into();
+    }
+    outcome
+}
+
+/// Takes one from the hop limit and sets the MAC addresses. No checksum covers either.
+#[inline(always)]
+fn rewrite(cursor: &Cursor, packet: &Packet6, session: &SessionValue6) -> Step<()> {
+    let frame = cursor
+        .at::<{ L3 + ipv6::LEN }>(0)
+        .ok_or(DropReason::RewriteFailed)?;
+    // SAFETY: `at` proved the bounds of both headers; nothing else holds a pointer into the packet.
+    unsafe { *frame.add(L3 + ipv6::HOP_LIMIT) = packet.hop_limit.wrapping_sub(1) };
+    // SAFETY: see above.
+    unsafe { set_macs(frame, &session.next_hop_mac, &session.egress_mac) };
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! Where an IPv6 packet goes: route, neighbour, bridge port. As [`crate::next_hop`] does for IPv4.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+    bpf_fib_lookup as FibParams,
+};
+use aya_ebpf::helpers::bpf_fib_lookup;
+use iwf_common::config::Config;
+use iwf_common::flow::NO_NEXT_HOP;
+use iwf_common::flow6::{SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::reason::{Done, PassReason};
+
+use super::parse::Packet6;
+use crate::maps::{CONFIG, DEVMAP};
+use crate::next_hop::{l3_interface, port_towards};
+use crate::outcome::{Outcome, Step};
+use crate::session::Direction;
+use crate::stats;
+
+const AF_INET6: u8 = 10;
+
+/// What a session caches.
+pub struct NextHop6 {
+    egress: u32,
+    generation: u32,
+    mac: [u8; 6],
+    egress_mac: [u8; 6],
+    mtu: u16,
+}
+
+impl NextHop6 {
+    /// Not known: the first packet that needs it looks it up.
+    pub const NONE: Self = Self {
+        egress: 0,
+        generation: NO_NEXT_HOP,
+        mac: [0; 6],
+        egress_mac: [0; 6],
+        mtu: 0,
+    };
+
+    /// Writes it into a session, the generation last.
+    #[inline(always)]
+    pub fn store(&self, session: &mut SessionValue6) {
+        session.egress = self.egress;
+        session.next_hop_mac = self.mac;
+        session.egress_mac = self.egress_mac;
+        session.mtu = self.mtu;
+        // SAFETY: a reference is valid for writes; volatile keeps the order of the program text.
+        unsafe {
+            core::ptr::write_volatile(&raw mut session.next_hop_generation, self.generation);
+        }
+    }
+}
+
+/// What the routing table says of an address, as far as the filter asks.
+pub enum Route {
+    /// The CPE's own address, or none that anything is known about.
+    Local,
+    /// Refused by a route.
+    Refused,
+    /// To some interface.
+    Unicast,
+}
+
+/// Looks up a way for the packet of `key`. Every answer but success means that the stack must have it.
+#[inline(never)]
+pub fn look_up(
+    ctx: *mut c_void,
+    iif: u32,
+    packet: &Packet6,
+    found: &mut NextHop6,
+    direction: Direction,
+) -> Outcome {
+    Outcome::of(try_look_up(ctx, iif, packet, found, direction))
+}
+
+#[inline(always)]
+fn try_look_up(
+    ctx: *mut c_void,
+    iif: u32,
+    packet: &Packet6,
+    found: &mut NextHop6,
+    direction: Direction,
+) -> Step<()> {
+    let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
+    let mut params = params(iif, &packet.key);
+    // Jumbograms are longer, and are no flows.
+    params.__bindgen_anon_1.tot_len = packet.total_len as u16;
+    match ask(ctx, &mut params) {
+        BPF_FIB_LKUP_RET_SUCCESS => {}
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(PassReason::TooBig.into()),
+        BPF_FIB_LKUP_RET_NO_NEIGH
+            if (params.ifindex == config.wan) == (direction == Direction::Out) =>
+        {
+            return Err(PassReason::Unresolved.into());
+        }
+        _ => return Err(PassReason::NotToWan.into()),
+    }
+    if (params.ifindex == config.wan) != (direction == Direction::Out) {
+        return Err(PassReason::NotToWan.into());
+    }
+    found.egress = port_towards(params.ifindex, params.dmac);
+    found.generation = config.next_hop_generation;
+    found.mac = params.dmac;
+    found.egress_mac = params.smac;
+    // SAFETY: on success the kernel has put the MTU where the length was.
+    found.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+    Ok(())
+}
+
+/// What kind of destination a packet from the WAN has.
+#[inline(never)]
+pub fn is_local(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> bool {
+    matches!(route(ctx, iif, key), Route::Local)
+}
+
+#[inline(always)]
+fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
+    let mut params = params(iif, key);
+    match ask(ctx, &mut params) {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            Route::Unicast
+        }
+        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
+            Route::Refused
+        }
+        // Not forwarded: local, or there is no route; also where forwarding is switched off.
+        _ => Route::Local,
+    }
+}
+
+#[inline(always)]
+fn params(iif: u32, key: &SessionKey6) -> FibParams {
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    params.family = AF_INET6;
+    params.ifindex = iif;
+    params.__bindgen_anon_3.ipv6_src = words(&key.src);
+    params.__bindgen_anon_4.ipv6_dst = words(&key.dst);
+    params
+}
+
+#[inline(always)]
+fn ask(ctx: *mut c_void, params: &mut FibParams) -> u32 {
+    // SAFETY: the context is the kernel's own and the length is the struct's.
+    unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) as u32 }
+}
+
+#[inline(always)]
+fn words(addr: &[u8; 16]) -> [u32; 4] {
+    let word = |at: usize| u32::from_ne_bytes([addr[at], addr[at + 1], addr[at + 2], addr[at + 3]]);
+    [word(0), word(4), word(8), word(12)]
+}
+
+/// Looks up the next hop of a session again and caches it.
+#[inline(never)]
+pub fn refresh(
+    ctx: *mut c_void,
+    packet: &Packet6,
+    session: &mut SessionValue6,
+    ingress: u32,
+) -> Outcome {
+    let (iif, direction) = if session.flags & SessionFlags6::INBOUND == 0 {
+        (l3_interface(ingress), Direction::Out)
+    } else {
+        (ingress, Direction::In)
+    };
+    let mut found = NextHop6::NONE;
+    let outcome = look_up(ctx, iif, packet, &mut found, direction);
+    if outcome == Outcome::NONE {
+        found.store(session);
+        stats::count(Done::NextHopRefreshed);
+    }
+    outcome
+}
+
+/// Chooses the device a frame leaves by.
+#[inline(always)]
+pub fn redirect(session: &mut SessionValue6) -> Step<()> {
+    match DEVMAP.redirect(session.egress, 0) {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            session.next_hop_generation = NO_NEXT_HOP;
+            Err(PassReason::NoRedirect.into())
+        }
+    }
+}
+
+/// A frame that is not for the CPE's MAC address is bridged past us.
+#[inline(never)]
+pub fn check_mac(ingress: u32, packet: &Packet6) -> Outcome {
+    Outcome::of(crate::next_hop::check_frame(ingress, packet.frame_dst))
+}

@@ -1,0 +1,335 @@
+//! IPv6 packet to flow.
+//!
+//! Read before editing: RFC 8200 section 4, RFC 7112, RFC 5095, RFC 4443.
+
+use core::mem::MaybeUninit;
+
+use iwf_common::flow6::SessionKey6;
+use iwf_common::limits::{HEADER_OCTETS6, HEADERS6};
+use iwf_common::reason::{DropReason, PassReason};
+
+use super::proto;
+use crate::cursor::{Cursor, load16, load32, load64};
+use crate::headers::{ETHERTYPE_IPV6, Mac, TCP, UDP, ethernet, icmp, ports, tcp};
+use crate::outcome::{Outcome, Step};
+
+/// Where the IPv6 header begins.
+pub const L3: usize = ethernet::LEN;
+
+/// RFC 8200 section 3.
+pub mod ipv6 {
+    pub const LEN: usize = 40;
+    pub const VERSION: usize = 0;
+    pub const PAYLOAD_LEN: usize = 4;
+    pub const NEXT_HEADER: usize = 6;
+    pub const HOP_LIMIT: usize = 7;
+    pub const SRC: usize = 8;
+    pub const DST: usize = 24;
+}
+
+/// RFC 4443. Error messages have types below 128.
+pub const ECHO_REQUEST: u8 = 128;
+pub const ECHO_REPLY: u8 = 129;
+
+/// Bits of [`Packet6::special`].
+pub mod special {
+    /// An ICMPv6 error.
+    pub const ERROR: u8 = 1;
+    /// An ICMPv6 message that is neither error nor echo.
+    pub const MESSAGE: u8 = 2;
+    /// With a hop-by-hop options header, which is the stack's to look at.
+    pub const HOP_BY_HOP: u8 = 4;
+    /// The first fragment of several.
+    pub const FIRST: u8 = 8;
+    /// A later fragment: the upper layer is not known.
+    pub const LATER: u8 = 16;
+    /// Authenticated (RFC 4302).
+    pub const AUTHENTICATED: u8 = 32;
+    /// The packet an ICMPv6 error quotes, which may be cut short.
+    pub const QUOTED: u8 = 64;
+}
+
+/// What the programs need of an IPv6 packet.
+pub struct Packet6 {
+    /// The headers as they arrived.
+    pub key: SessionKey6,
+    /// Octets of the IPv6 packet.
+    pub total_len: u32,
+    /// Where the upper-layer header begins.
+    pub l4: u32,
+    /// Identification of a fragment, in network order.
+    pub fragment_id: [u8; 4],
+    /// Of a first fragment: octets of headers in the fragmentable part. Of a later one: its offset in octets.
+    pub fragment_at: u16,
+    /// [`special`]; 0 on the short way.
+    pub special: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Flags octet of a TCP header, else 0.
+    pub tcp_flags: u8,
+    /// Destination of the frame.
+    pub frame_dst: Mac,
+}
+
+impl Packet6 {
+    /// Whether the packet asks: everything but an echo reply.
+    #[inline(always)]
+    pub const fn asks(&self) -> bool {
+        self.key.proto != proto::ICMPV6 || self.key.dst_port[0] | self.key.dst_port[1] == 0
+    }
+}
+
+/// Reads the flow of a frame into `packet`, which is not IPv4. `frame_len` is all of the frame, linear or not.
+#[inline(always)]
+pub fn parse<'a>(
+    cursor: &Cursor,
+    packet: &'a mut MaybeUninit<Packet6>,
+    frame_len: impl FnOnce() -> usize,
+) -> Step<&'a mut Packet6> {
+    let frame = cursor
+        .at::<{ ethernet::LEN }>(0)
+        .ok_or(PassReason::Malformed)?;
+    // SAFETY: `at` proved the bounds of each header, here and below.
+    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV6 {
+        return Err(PassReason::NotIpv4.into());
+    }
+    let ip = cursor
+        .at::<{ ipv6::LEN }>(L3)
+        .ok_or(PassReason::Malformed)?;
+    // SAFETY: see above.
+    if unsafe { *ip.add(ipv6::VERSION) } >> 4 != 6 {
+        return Err(PassReason::Malformed.into());
+    }
+    // SAFETY: see above.
+    let payload = u16::from_be_bytes(unsafe { load16::<{ ipv6::PAYLOAD_LEN }>(ip) });
+    let total_len = ipv6::LEN as u32 + u32::from(payload);
+    // Only a packet that continues in fragments of the buffer needs the costlier length.
+    let end = L3 + total_len as usize;
+    if end > cursor.len() && end > frame_len() {
+        return Err(PassReason::Malformed.into());
+    }
+    // SAFETY: see above.
+    let frame_dst = unsafe { Mac::destination(frame) };
+    // SAFETY: see above.
+    let hop_limit = unsafe { *ip.add(ipv6::HOP_LIMIT) };
+    // SAFETY: see above.
+    let next = unsafe { *ip.add(ipv6::NEXT_HEADER) };
+    let packet = packet.write(Packet6 {
+        // SAFETY: the header is in bounds.
+        key: unsafe { addresses(ip, next) },
+        total_len,
+        l4: (L3 + ipv6::LEN) as u32,
+        fragment_id: [0; 4],
+        fragment_at: 0,
+        special: 0,
+        hop_limit,
+        tcp_flags: 0,
+        frame_dst,
+    });
+    const L4: usize = L3 + ipv6::LEN;
+    match next {
+        UDP if payload >= 8 => {
+            let udp = cursor.at::<8>(L4).ok_or(PassReason::Malformed)?;
+            // SAFETY: see above.
+            packet.key.src_port = unsafe { load16::<{ ports::SRC }>(udp) };
+            // SAFETY: see above.
+            packet.key.dst_port = unsafe { load16::<{ ports::DST }>(udp) };
+        }
+        TCP if payload >= tcp::LEN as u16 => {
+            let tcp = cursor.at::<{ tcp::LEN }>(L4).ok_or(PassReason::Malformed)?;
+            // SAFETY: see above.
+            packet.key.src_port = unsafe { load16::<{ ports::SRC }>(tcp) };
+            // SAFETY: see above.
+            packet.key.dst_port = unsafe { load16::<{ ports::DST }>(tcp) };
+            // SAFETY: see above.
+            packet.tcp_flags = unsafe { *tcp.add(tcp::FLAGS) };
+        }
+        _ => walk(cursor, packet).step()?,
+    }
+    Ok(packet)
+}
+
+/// The addresses of an IPv6 header as a key without ports.
+///
+/// # Safety
+/// The header is in bounds.
+#[inline(always)]
+unsafe fn addresses(ip: *const u8, proto: u8) -> SessionKey6 {
+    // SAFETY: the caller's promise.
+    let src = unsafe { pair::<{ ipv6::SRC }, { ipv6::SRC + 8 }>(ip) };
+    // SAFETY: the caller's promise.
+    let dst = unsafe { pair::<{ ipv6::DST }, { ipv6::DST + 8 }>(ip) };
+    SessionKey6::new(src, [0; 2], dst, [0; 2], proto)
+}
+
+/// # Safety
+/// As for [`addresses`].
+#[inline(always)]
+unsafe fn pair<const LOW: usize, const HIGH: usize>(ip: *const u8) -> [u8; 16] {
+    // SAFETY: the caller's promise.
+    let low = unsafe { load64::<LOW>(ip) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load64::<HIGH>(ip) };
+    (u128::from(low) | u128::from(high) << 64).to_le_bytes()
+}
+
+/// Follows the extension headers to the upper layer. `packet` has the addresses, the first next header as its
+/// protocol, and where that begins.
+#[inline(never)]
+pub fn walk(cursor: &Cursor, packet: &mut Packet6) -> Outcome {
+    Outcome::of(try_walk(cursor, packet))
+}
+
+#[inline(always)]
+fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
+    let begin = packet.l4 as usize;
+    let mut next = packet.key.proto;
+    let mut at = begin;
+    // Where the fragmentable part begins, if it is a fragment's.
+    let mut fragment = 0;
+    for _ in 0..=HEADERS6 {
+        // What a quoted packet begins with is behind another packet's headers, hence twice; the first comparison
+        // is what the verifier knows.
+        if at > L3 + 2 * (ipv6::LEN + HEADER_OCTETS6) + icmp::LEN || at > begin + HEADER_OCTETS6 {
+            return Err(DropReason::Headers6.into());
+        }
+        let is_header = matches!(
+            next,
+            proto::HOP_BY_HOP | proto::ROUTING | proto::FRAGMENT | proto::DESTINATION | proto::AH
+        );
+        if !is_header {
+            return upper(cursor, packet, next, at, fragment);
+        }
+        let header = cursor.at_moving::<8>(at).ok_or_else(|| cut_short(packet))?;
+        // SAFETY: `at` proved the bounds, here and below.
+        let (following, len) = unsafe { (*header, usize::from(*header.add(1))) };
+        match next {
+            // RFC 8200 section 4.1: first or nowhere.
+            proto::HOP_BY_HOP if at != begin => return Err(DropReason::Headers6.into()),
+            proto::HOP_BY_HOP => packet.special |= special::HOP_BY_HOP,
+            // RFC 5095: type 0 is dropped, whatever it still has to do.
+            // SAFETY: see above.
+            proto::ROUTING if unsafe { *header.add(2) } == 0 => {
+                return Err(DropReason::Headers6.into());
+            }
+            proto::AH => packet.special |= special::AUTHENTICATED,
+            proto::FRAGMENT => {
+                // SAFETY: see above.
+                let word = u16::from_be_bytes(unsafe { load16::<2>(header) });
+                // SAFETY: see above.
+                packet.fragment_id = unsafe { load32::<4>(header) };
+                if word & 0xfff8 != 0 {
+                    packet.special |= special::LATER;
+                    packet.fragment_at = word & 0xfff8;
+                    packet.key.proto = proto::FRAGMENT;
+                    return Ok(());
+                }
+                // Without more to follow it is whole (RFC 6946).
+                if word & 1 != 0 {
+                    packet.special |= special::FIRST;
+                    fragment = at + 8;
+                }
+            }
+            _ => {}
+        }
+        at += match next {
+            proto::AH => (len + 2) * 4,
+            proto::FRAGMENT => 8,
+            _ => (len + 1) * 8,
+        };
+        next = following;
+    }
+    Err(DropReason::Headers6.into())
+}
+
+/// Reads the upper-layer header that begins at `at`.
+#[inline(always)]
+fn upper(cursor: &Cursor, packet: &mut Packet6, next: u8, at: usize, fragment: usize) -> Step<()> {
+    packet.key.proto = next;
+    packet.l4 = at as u32;
+    let needs = match next {
+        UDP | proto::UDP_LITE | proto::ICMPV6 => 8,
+        TCP => tcp::LEN,
+        proto::SCTP | proto::DCCP => 12,
+        _ => 0,
+    };
+    if packet.special & special::QUOTED == 0 && at + needs > L3 + packet.total_len as usize {
+        return Err(cut_short(packet));
+    }
+    if fragment != 0 {
+        packet.fragment_at = (at + needs - fragment) as u16;
+    }
+    if needs == 0 {
+        return Ok(());
+    }
+    let header = cursor.at_moving::<8>(at).ok_or_else(|| cut_short(packet))?;
+    if next == proto::ICMPV6 {
+        // SAFETY: `at` proved the bounds, here and below.
+        let kind = unsafe { *header.add(icmp::KIND) };
+        // SAFETY: see above.
+        let id = unsafe { load16::<{ icmp::ID }>(header) };
+        match kind {
+            ECHO_REQUEST => packet.key.src_port = id,
+            ECHO_REPLY => packet.key.dst_port = id,
+            0..ECHO_REQUEST => packet.special |= special::ERROR,
+            _ => packet.special |= special::MESSAGE,
+        }
+        return Ok(());
+    }
+    // SAFETY: see above.
+    packet.key.src_port = unsafe { load16::<{ ports::SRC }>(header) };
+    // SAFETY: see above.
+    packet.key.dst_port = unsafe { load16::<{ ports::DST }>(header) };
+    if next == TCP && packet.special & special::QUOTED == 0 {
+        let header = cursor
+            .at_moving::<{ tcp::LEN }>(at)
+            .ok_or_else(|| cut_short(packet))?;
+        // SAFETY: see above.
+        packet.tcp_flags = unsafe { *header.add(tcp::FLAGS) };
+    }
+    Ok(())
+}
+
+/// A header that is not all there: in a first fragment never allowed (RFC 7112), else for the stack to judge.
+#[inline(always)]
+fn cut_short(packet: &Packet6) -> Outcome {
+    if packet.special & special::FIRST != 0 {
+        DropReason::TinyFragment.into()
+    } else {
+        PassReason::Malformed.into()
+    }
+}
+
+/// Reads the packet that an ICMPv6 error quotes.
+#[inline(always)]
+pub fn quoted<'a>(
+    cursor: &Cursor,
+    error: &Packet6,
+    packet: &'a mut MaybeUninit<Packet6>,
+) -> Step<&'a mut Packet6> {
+    let at = error.l4 as usize + icmp::LEN;
+    if at > L3 + ipv6::LEN + HEADER_OCTETS6 + icmp::LEN {
+        return Err(DropReason::IcmpErrorStray.into());
+    }
+    let ip = cursor
+        .at_moving::<{ ipv6::LEN }>(at)
+        .ok_or(DropReason::IcmpErrorStray)?;
+    // SAFETY: `at` proved the bounds, here and below.
+    let next = unsafe { *ip.add(ipv6::NEXT_HEADER) };
+    let packet = packet.write(Packet6 {
+        // SAFETY: see above.
+        key: unsafe { addresses(ip, next) },
+        total_len: 0,
+        l4: (at + ipv6::LEN) as u32,
+        fragment_id: [0; 4],
+        fragment_at: 0,
+        special: special::QUOTED,
+        hop_limit: 0,
+        tcp_flags: 0,
+        frame_dst: error.frame_dst,
+    });
+    walk(cursor, packet)
+        .step()
+        .map_err(|_| DropReason::IcmpErrorStray)?;
+    Ok(packet)
+}

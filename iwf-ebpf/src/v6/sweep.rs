@@ -1,0 +1,176 @@
+//! Ageing of the IPv6 tables.
+//!
+//! Read before editing: RFC 6092 REC-12, 14 to 16, 35, 40, 44.
+//!
+//! A session lives while either direction is used; an endpoint is open while it sends.
+
+use core::ffi::{c_long, c_void};
+
+use iwf_common::config::Config;
+use iwf_common::flow6::{
+    EndpointKey6, EndpointValue6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
+};
+use iwf_common::tcp::{self, Phase};
+use iwf_common::{limits, tick};
+
+use super::{proto, session};
+use crate::headers::{TCP, UDP};
+use crate::maps::{CONFIG, ENDPOINTS6, PINHOLE_HOSTS, PINHOLES, SESSIONS6};
+use crate::outcome::Outcome;
+use crate::sweep::{for_each, in_grace};
+
+/// What the callbacks share.
+struct Run {
+    now: u32,
+}
+
+/// Removes what is over.
+#[inline(always)]
+pub fn run(now: u32) {
+    let mut run = Run { now };
+    let shared: *mut c_void = (&raw mut run).cast();
+    for_each(
+        (&raw const SESSIONS6).cast(),
+        sweep_session as *const c_void,
+        shared,
+    );
+    for_each(
+        (&raw const ENDPOINTS6).cast(),
+        sweep_endpoint as *const c_void,
+        shared,
+    );
+}
+
+extern "C" fn sweep_session(
+    _map: *mut c_void,
+    key: *const SessionKey6,
+    session: *mut SessionValue6,
+    run: *mut Run,
+) -> c_long {
+    // SAFETY: the kernel passes an entry of SESSIONS6. The key is copied, because the entry may be reused once
+    // it is removed.
+    let key = unsafe { *key };
+    // SAFETY: see above.
+    let session = unsafe { &mut *session };
+    // SAFETY: the kernel passes what was given to `for_each`.
+    let now = unsafe { (*run).now };
+    if !keeps(now, &key, session) {
+        // A failure means it is gone, which is what is wanted.
+        if session.pinhole != 0 {
+            settle_account(&key, session);
+        }
+        SESSIONS6.remove(key).ok();
+    }
+    0
+}
+
+extern "C" fn sweep_endpoint(
+    _map: *mut c_void,
+    key: *const EndpointKey6,
+    value: *mut EndpointValue6,
+    run: *mut Run,
+) -> c_long {
+    // SAFETY: as above, with an entry of ENDPOINTS6.
+    let key = unsafe { *key };
+    // SAFETY: see above.
+    let last_used = unsafe { (*value).last_used };
+    // SAFETY: see above.
+    let now = unsafe { (*run).now };
+    let idle = CONFIG.get(0).map_or(u32::MAX, |config| config.idle.udp);
+    if tick::age(now, last_used) > idle {
+        ENDPOINTS6.remove(key).ok();
+    }
+    0
+}
+
+/// Whether a session lives on.
+#[inline(always)]
+fn keeps(now: u32, key: &SessionKey6, session: &mut SessionValue6) -> bool {
+    if session.flags & SessionFlags6::ENDED != 0 {
+        return false;
+    }
+    // Not only when its time has come: the pinhole may have been taken away.
+    if session.pinhole != 0 && session::prolong(key, session, now) != Outcome::NONE {
+        return false;
+    }
+    let Some(other) = SESSIONS6.get_ptr(key.reverse()) else {
+        return in_grace(now, session.last_seen);
+    };
+    // SAFETY: entries live as long as the program runs.
+    let other = unsafe { &*other };
+    let Some(config) = CONFIG.get(0) else {
+        return true;
+    };
+    let silence = tick::age(now, session.last_seen).min(tick::age(now, other.last_seen));
+    if silence > idle_time(config, key.proto, session, other) {
+        return false;
+    }
+    refresh(config, key, session);
+    true
+}
+
+/// An endpoint stays open by what it sends (RFC 6092 REC-16).
+#[inline(always)]
+fn refresh(config: &Config, key: &SessionKey6, session: &SessionValue6) {
+    if session.flags & (SessionFlags6::INBOUND | SessionFlags6::HOST) != 0 {
+        return;
+    }
+    let internal = (&key.src, key.src_port);
+    let Some(endpoint) = session::endpoint(config, key.proto, internal, &key.dst) else {
+        return;
+    };
+    if let Some(value) = ENDPOINTS6.get_ptr_mut(endpoint) {
+        // SAFETY: entries live as long as the program runs.
+        let value = unsafe { &mut *value };
+        if tick::age(session.last_seen, value.last_used) > 0 {
+            value.last_used = session.last_seen;
+        }
+    }
+}
+
+/// How long a session may be silent. SCTP and DCCP are open once both sides have spoken: their states are not
+/// followed.
+#[inline(always)]
+fn idle_time(config: &Config, proto: u8, a: &SessionValue6, b: &SessionValue6) -> u32 {
+    let both = a.packets != 0 && b.packets != 0;
+    match proto {
+        UDP | proto::UDP_LITE => config.idle.udp,
+        TCP => match tcp::phase(a.tcp, b.tcp) {
+            Phase::Established => config.idle.tcp_established,
+            Phase::Transitory => config.idle.tcp_transitory,
+        },
+        proto::SCTP | proto::DCCP if both => config.idle.tcp_established,
+        proto::SCTP => config.idle.tcp_transitory,
+        proto::DCCP => limits::DCCP_TRANSITORY_IDLE.saturating_mul(config.hz),
+        proto::ICMPV6 => config.idle.icmp,
+        _ => limits::OTHER_IDLE.saturating_mul(config.hz),
+    }
+}
+
+/// Adds what a session has let in to its pinhole's account.
+#[inline(always)]
+fn settle_account(key: &SessionKey6, session: &SessionValue6) {
+    if session.flags & SessionFlags6::INBOUND == 0 {
+        return;
+    }
+    let Some(shapes) = PINHOLE_HOSTS.get_ptr(key.dst) else {
+        return;
+    };
+    // SAFETY: entries live as long as the program runs.
+    let shapes = unsafe { *shapes };
+    for shape in 0..Shape::COUNT {
+        if shapes & 1 << shape == 0 {
+            continue;
+        }
+        let Some(pinhole) = PINHOLES.get_ptr_mut(PinholeKey::of_inbound(key, shape)) else {
+            continue;
+        };
+        // SAFETY: see above; only the sweep writes the account.
+        let pinhole = unsafe { &mut *pinhole };
+        if pinhole.id == session.pinhole {
+            pinhole.packets += u64::from(session.packets);
+            pinhole.octets += u64::from(session.octets_low) | u64::from(session.octets_high) << 32;
+            return;
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A router with IPv6 on both sides: static neighbours and routes.
+
+use anyhow::Result;
+use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
+use iwf_common::flow6::{PinholeKey, PinholeValue};
+use iwf_common::names;
+use iwf_tests::netns::{self, Namespace, Network};
+use iwf_tests::packet6::Frame6;
+use iwf_tests::prog::{Delta, Plane};
+use iwf_userspace::daemon::dataplane::object::OBJECT;
+
+use crate::bed::{ABORTED, BRIDGE_MAC, HZ, Seen, WAN_MAC};
+
+/// 2a0b:1:2:3::/64.
+const LAN: [u8; 8] = [0x2a, 0x0b, 0, 1, 0, 2, 0, 3];
+
+pub(crate) const HOST: [u8; 16] = in_lan(0x10);
+/// The router in the LAN's prefix.
+pub(crate) const ROUTER: [u8; 16] = in_lan(1);
+/// The router on the WAN, 2a0c:9::2.
+pub(crate) const WAN: [u8; 16] = outside(2);
+pub(crate) const REMOTE: [u8; 16] = [0x2a, 0x0d, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4];
+pub(crate) const REMOTE2: [u8; 16] = [0x2a, 0x0d, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+
+const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 10];
+const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+
+const LINKS: &str = "
+link add br0 address 02:00:00:00:01:01 type bridge
+link add lan0 type veth peer name lan0p
+link set lan0 master br0
+link add wan0 address 02:00:00:00:02:02 type veth peer name wan0p
+link set br0 up
+link set lan0 up
+link set lan0p up
+link set wan0 up
+link set wan0p up
+address add 2a0b:1:2:3::1/64 dev br0 nodad
+address add 2a0c:9::2/64 dev wan0 nodad
+route add default via fe80::1 dev wan0
+neigh add fe80::1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent
+neigh add 2a0b:1:2:3::10 dev br0 lladdr 02:00:00:00:01:0a nud permanent
+link add vpn0 type veth peer name vpn0p
+link set vpn0 up
+link set vpn0p up
+route add 2a0e:5::/64 dev vpn0
+";
+
+const fn in_lan(last: u8) -> [u8; 16] {
+    let [a, b, c, d, e, f, g, h] = LAN;
+    [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+const fn outside(last: u8) -> [u8; 16] {
+    [0x2a, 0x0c, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+pub(crate) struct Bed6 {
+    pub(crate) plane: Plane,
+    pub(crate) config: Config,
+    pub(crate) bridge: u32,
+    pub(crate) lan: u32,
+    pub(crate) wan: u32,
+    _ns: Namespace,
+    _network: Network,
+}
+
+/// Runs `test` in a fresh bed with room for `sessions` session entries, inside its network namespace; not at all
+/// without privilege.
+pub(crate) fn with_sized_bed6(
+    sessions: u32,
+    test: impl FnOnce(&mut Bed6) -> Result<()> + Send,
+) -> Result<()> {
+    if !netns::may_run() {
+        return Ok(());
+    }
+    let network = Network::new()?;
+    let ns = network.namespace("cpe")?;
+    for (key, value) in [
+        ("all/disable_ipv6", "0"),
+        ("default/disable_ipv6", "0"),
+        ("all/forwarding", "1"),
+    ] {
+        ns.sysctl(&format!("net/ipv6/conf/{key}"), value)?;
+    }
+    let batch = network.dir().join("bed");
+    std::fs::write(&batch, LINKS)?;
+    ns.ip(&format!("-batch {}", batch.display()))?;
+    let inside = ns.clone();
+    inside.within(move || {
+        let mut bed = Bed6::new(network, ns, sessions)?;
+        test(&mut bed)
+    })?
+}
+
+pub(crate) fn with_bed6(test: impl FnOnce(&mut Bed6) -> Result<()> + Send) -> Result<()> {
+    with_sized_bed6(4096, test)
+}
+
+impl Bed6 {
+    fn new(network: Network, ns: Namespace, sessions: u32) -> Result<Self> {
+        let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
+        let mut plane = Plane::load(OBJECT, sessions, 64)?;
+        let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
+            role: role as u32,
+            l3,
+            mac,
+            pad: [0; 2],
+        };
+        plane.set_iface(lan, iface(Role::Lan, bridge, BRIDGE_MAC))?;
+        plane.set_iface(wan, iface(Role::Wan, wan, WAN_MAC))?;
+        plane.set_device(lan)?;
+        plane.set_device(wan)?;
+        let station = FdbKey {
+            bridge,
+            mac: HOST_MAC,
+            pad: [0; 2],
+        };
+        plane.set_station(station, lan)?;
+        let mut config = Config::empty(HZ);
+        config.wan = wan;
+        config.lan6_len = 1;
+        config.lan6[0] = Prefix6 {
+            addr: in_lan(0),
+            ..NO_PREFIX6
+        };
+        config.lan6[0].mask[..8].fill(0xff);
+        plane.configure(config)?;
+        Ok(Self {
+            plane,
+            config,
+            bridge,
+            lan,
+            wan,
+            _ns: ns,
+            _network: network,
+        })
+    }
+
+    /// Changes the configuration.
+    pub(crate) fn reconfigure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        change(&mut self.config);
+        self.plane.configure(self.config)
+    }
+
+    /// A frame of the LAN host into XDP on the bridge port.
+    pub(crate) fn lan_in(&mut self, frame: &Frame6) -> Result<Seen> {
+        self.raw(names::XDP_LAN, &lan_frame(frame).bytes(), self.lan)
+    }
+
+    /// A frame from the provider into XDP on the WAN.
+    pub(crate) fn wan_in(&mut self, frame: &Frame6) -> Result<Seen> {
+        self.raw(names::XDP_WAN, &wan_frame(frame).bytes(), self.wan)
+    }
+
+    /// Octets into an XDP program.
+    pub(crate) fn raw(&mut self, name: &str, bytes: &[u8], ingress: u32) -> Result<Seen> {
+        self.plane.ready(name)?;
+        let before = self.plane.state()?;
+        let ran = self.plane.xdp(name, bytes, ingress, 1)?;
+        assert_ne!(ran.action, ABORTED, "programs name their reasons");
+        Ok(Seen {
+            action: ran.action,
+            bytes: ran.frame,
+            delta: Delta::between(&before, &self.plane.state()?),
+        })
+    }
+
+    /// A packet that the stack sends out of the WAN; `forwarded`: it came from the LAN.
+    pub(crate) fn egress(&mut self, frame: &Frame6, forwarded: bool) -> Result<Seen> {
+        let ingress = if forwarded { self.bridge } else { 0 };
+        self.tc(names::TC_EGRESS, frame, ingress)
+    }
+
+    /// A packet into a tc program.
+    pub(crate) fn tc(&mut self, name: &str, frame: &Frame6, ingress: u32) -> Result<Seen> {
+        self.plane.ready(name)?;
+        let before = self.plane.state()?;
+        let ran = self.plane.tc(name, &frame.bytes(), ingress)?;
+        Ok(Seen {
+            action: ran.action,
+            bytes: ran.frame,
+            delta: Delta::between(&before, &self.plane.state()?),
+        })
+    }
+
+    /// The tick now.
+    pub(crate) fn now(&mut self) -> Result<u32> {
+        Ok(self.plane.clock()?.jiffies as u32)
+    }
+
+    /// Opens a pinhole with this id that ends at a tick, 0 for never.
+    pub(crate) fn pinhole(&mut self, key: PinholeKey, id: u16, expires: u32) -> Result<()> {
+        let value = PinholeValue {
+            id,
+            expires,
+            ..PinholeValue::default()
+        };
+        self.plane.set_pinhole(key, value)
+    }
+
+    /// Lets `ago` ticks pass for every session and endpoint.
+    pub(crate) fn let_pass(&mut self, ago: u32) -> Result<()> {
+        let state = self.plane.state()?;
+        for (key, mut value) in state.sessions6 {
+            value.last_seen = value.last_seen.wrapping_sub(ago);
+            self.plane.set_session6(key, value)?;
+        }
+        for (key, mut value) in state.endpoints6 {
+            value.last_used = value.last_used.wrapping_sub(ago);
+            self.plane.set_endpoint6(key, value)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn lan_frame(frame: &Frame6) -> Frame6 {
+    Frame6 {
+        dst_mac: BRIDGE_MAC,
+        src_mac: HOST_MAC,
+        ..frame.clone()
+    }
+}
+
+pub(crate) fn wan_frame(frame: &Frame6) -> Frame6 {
+    Frame6 {
+        dst_mac: WAN_MAC,
+        src_mac: GATEWAY_MAC,
+        ..frame.clone()
+    }
+}
+
+/// What a frame of the LAN must look like when it has left the WAN.
+pub(crate) fn gone_out(frame: &Frame6) -> Vec<u8> {
+    hop(frame, GATEWAY_MAC, WAN_MAC)
+}
+
+/// What a frame of the WAN must look like when it has left the bridge port.
+pub(crate) fn gone_in(frame: &Frame6) -> Vec<u8> {
+    hop(frame, HOST_MAC, BRIDGE_MAC)
+}
+
+fn hop(frame: &Frame6, dst_mac: [u8; 6], src_mac: [u8; 6]) -> Vec<u8> {
+    let hop = Frame6 {
+        dst_mac,
+        src_mac,
+        hop_limit: frame.hop_limit - 1,
+        ..frame.clone()
+    };
+    let bytes = hop.bytes();
+    assert_eq!(Frame6::check(&bytes), Ok(()));
+    bytes
+}

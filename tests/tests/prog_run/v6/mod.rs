@@ -1,0 +1,10 @@
+//! The IPv6 filter (RFC 6092): what passes, what does not, and that nothing in a packet changes but the hop.
+
+mod bed;
+mod cost;
+mod errors;
+mod filter;
+mod headers;
+mod own;
+mod pinholes;
+mod sessions;
