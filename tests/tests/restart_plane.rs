@@ -11,7 +11,7 @@ use iwf_common::names;
 use iwf_tests::bpf::{self, Objects};
 use iwf_tests::netns::{self, Namespace, Network};
 use iwf_tests::wait;
-use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Origin, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 use iwf_userspace::daemon::dataplane::{DataPlane, PlaneConfig, Port, Role};
@@ -457,6 +457,8 @@ impl Router {
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
             sessions: 1024,
+            sessions6: 1024,
+            ipv6: Ipv6::default(),
             mappings: 512,
             log_drops: false,
             timeouts: Timeouts {
@@ -482,10 +484,7 @@ impl Router {
         Ok(PlaneConfig {
             external_addr: Some([100, 64, 0, 2].into()),
             lan_prefixes: vec![([192, 168, 1, 0].into(), 24)],
-            host_ports: Vec::new(),
             ports: vec![self.port("lan0", Role::Lan)?, self.port("wan0", Role::Wan)?],
-            fdb: Vec::new(),
-            next_hops: 0,
             ..PlaneConfig::default()
         })
     }

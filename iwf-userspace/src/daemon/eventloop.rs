@@ -183,8 +183,10 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     warn!("log filter not changed: {error:#}");
                 }
                 self.config.open_ports = new.open_ports;
+                self.config.pinholes = new.pinholes;
                 self.config.reconcile_interval = new.reconcile_interval;
                 self.config.log_filter = new.log_filter;
+                self.shell.set_pinholes(settings::pinholes(&self.config));
                 let ports = settings::host_ports(&self.config);
                 self.shell
                     .set_host_ports(ports, &mut self.upstream, clock::now());

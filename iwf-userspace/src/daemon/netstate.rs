@@ -1,7 +1,7 @@
 //! What the daemon knows about interfaces and addresses, as the netlink watcher publishes it.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
 use crate::iwf::WanState;
@@ -17,6 +17,8 @@ pub struct NetState {
     pub wan_ifindex: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).
     pub lan: Vec<LanAddress>,
+    /// IPv6 prefixes of the LAN: of its addresses and of what is routed to it, widest first.
+    pub lan6: Vec<(Ipv6Addr, u8)>,
     /// Address of the WAN interface even while its carrier is lost, so that a short outage ends no session.
     pub external_addr: Option<Ipv4Addr>,
     /// Devices the packet programs belong on: the WAN, and per LAN interface itself or, of a bridge, its ports.
@@ -36,6 +38,8 @@ impl NetState {
         PlaneConfig {
             external_addr: self.external_addr,
             lan_prefixes,
+            lan6_prefixes: self.lan6.clone(),
+            pinholes: Vec::new(),
             host_ports,
             own_ports: BTreeSet::new(),
             ports: self.ports.clone(),

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::config::{self, BehindPrivateAddress, Config, PcpServer};
+use super::dataplane::Pinhole;
 use super::sockets::PCP_CLIENT_PORT;
 use crate::iwf::{ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
@@ -70,6 +71,26 @@ pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
     ports.dedup();
     ports
 }
+
+/// The pinholes of the configuration, with ids that count down from the highest: those asked for count up.
+pub fn pinholes(config: &Config) -> Vec<Pinhole> {
+    let ids = (1..FIRST_STATIC_PINHOLE).rev();
+    let pinholes = config.pinholes.iter().zip(ids);
+    pinholes
+        .map(|(pinhole, id)| Pinhole {
+            id,
+            internal: pinhole.internal,
+            internal_port: pinhole.internal_port,
+            remote: pinhole.remote,
+            remote_port: pinhole.remote_port,
+            protocol: pinhole.protocol,
+            expires: None,
+        })
+        .collect()
+}
+
+/// One above the first id of a configured pinhole; the highest number is the kernel's word for open ports.
+const FIRST_STATIC_PINHOLE: u16 = u16::MAX;
 
 /// The configured mode in the word of the configuration.
 pub fn mode_name(mode: config::Mode) -> &'static str {

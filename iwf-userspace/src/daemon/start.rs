@@ -66,7 +66,8 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let description = settings::description(uuid);
     let boot_id = snapshot.boot_id;
     let core = core(&config, &description, snapshot, &plane)?;
-    let shell = Shell::new(core, plane, store, settings::host_ports(&config));
+    let mut shell = Shell::new(core, plane, store, settings::host_ports(&config));
+    shell.set_pinholes(settings::pinholes(&config));
 
     let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
     let (request_sender, requests) = mpsc::channel(MAX_WAITING_REQUESTS);

@@ -7,7 +7,7 @@ mod raw;
 mod validate;
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ pub struct Config {
     pub ephemeral_ports: EphemeralPorts,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
+    /// The IPv6 filter.
+    pub ipv6: Ipv6,
+    /// What is let in over IPv6 unasked; at most [`MAX_PINHOLES`].
+    pub pinholes: Vec<StaticPinhole>,
     /// Sizes of the tables.
     pub limits: Limits,
     /// When idle kernel state is freed.
@@ -54,6 +58,9 @@ pub struct Config {
 pub const MAX_LAN_INTERFACES: usize = 16;
 /// Most PCP servers kept in contact; each costs a socket.
 pub const MAX_PCP_SERVERS: usize = 8;
+
+/// Most pinholes a configuration may have.
+pub const MAX_PINHOLES: usize = 1024;
 
 /// The well-known port of PCP servers (RFC 6887 section 7).
 pub const PCP_PORT: u16 = 5351;
@@ -168,11 +175,60 @@ pub enum ThirdParty {
     Allowed,
 }
 
+/// The IPv6 filter (RFC 6092).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6 {
+    /// `false`: everything passes (REC-49).
+    pub filter: bool,
+    /// Whom an endpoint of a LAN host lets in after it has sent (REC-11, REC-17).
+    pub filtering: Filtering,
+    /// Whether that holds for TCP, SCTP and DCCP as well (REC-33).
+    pub open_tcp: bool,
+}
+
+impl Default for Ipv6 {
+    fn default() -> Self {
+        Self {
+            filter: true,
+            filtering: Filtering::EndpointIndependent,
+            open_tcp: false,
+        }
+    }
+}
+
+/// Whom an endpoint lets in that has sent (RFC 4787 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// Everybody.
+    EndpointIndependent,
+    /// The hosts it has sent to, from every port.
+    AddressDependent,
+    /// The endpoints it has sent to.
+    AddressAndPortDependent,
+}
+
+/// A pinhole of the configuration. What is `None` is any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StaticPinhole {
+    /// The LAN host's address.
+    pub internal: Ipv6Addr,
+    /// Its port.
+    pub internal_port: Option<u16>,
+    /// The remote host.
+    pub remote: Option<Ipv6Addr>,
+    /// Its port.
+    pub remote_port: Option<u16>,
+    /// IANA protocol number.
+    pub protocol: Option<u8>,
+}
+
 /// Table sizes. The kernel maps are allocated for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sessions in the kernel, both directions of a flow counting once.
     pub sessions: u32,
+    /// IPv6 sessions in the kernel, counted in the same way.
+    pub sessions6: u32,
     /// Explicit and dynamic mappings together.
     pub mappings: u32,
     /// Explicit mappings, of all hosts together; at most `mappings`.
@@ -314,6 +370,7 @@ impl Config {
                 self.ephemeral_ports != new.ephemeral_ports,
             ),
             ("policy", self.policy != new.policy),
+            ("ipv6", self.ipv6 != new.ipv6),
             ("limits", self.limits != new.limits),
             ("timeouts", self.timeouts != new.timeouts),
         ]

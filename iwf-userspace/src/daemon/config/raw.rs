@@ -25,6 +25,10 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) policy: Policy,
     #[serde(default)]
+    pub(super) ipv6: Ipv6,
+    #[serde(default)]
+    pub(super) pinhole: Vec<Pinhole>,
+    #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
@@ -50,6 +54,20 @@ pub(super) struct Wan {
     pub(super) open_udp_ports: Vec<Spanned<i64>>,
     #[serde(default = "behind_private_address")]
     pub(super) behind_private_address: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Pinhole {
+    pub(super) internal: Spanned<String>,
+    #[serde(default)]
+    pub(super) internal_port: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) remote: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) remote_port: Option<Spanned<i64>>,
+    #[serde(default = "any")]
+    pub(super) protocol: Spanned<String>,
 }
 
 /// A section whose keys all have defaults.
@@ -97,8 +115,14 @@ section!(Policy {
     max_mappings_per_host: i64 = 128,
     third_party: bool = false,
 });
+section!(Ipv6 {
+    filter: bool = true,
+    filtering: String = "endpoint-independent",
+    open_tcp: bool = false,
+});
 section!(Limits {
     sessions: i64 = 65536,
+    sessions6: i64 = 32768,
     mappings: i64 = 65536,
     explicit_mappings: i64 = 4096,
 });
@@ -115,6 +139,10 @@ section!(Log {
     filter: String = "info",
     drops: bool = false,
 });
+
+fn any() -> Spanned<String> {
+    unplaced("any".to_owned())
+}
 
 fn mode() -> Spanned<String> {
     unplaced("auto".to_owned())

@@ -31,8 +31,11 @@ fn example_shows_every_key() {
         .collect::<std::collections::BTreeSet<_>>();
     assert!(keys.len() > 20, "found only {keys:?}");
     for key in keys {
-        let shown = EXAMPLE.lines().any(|l| l.starts_with(&format!("{key} = ")));
-        assert!(shown, "packaging/iwf.toml lacks {key}");
+        let shown = EXAMPLE
+            .lines()
+            .any(|l| l.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+        let table = EXAMPLE.contains(&format!("[[{key}]]"));
+        assert!(shown || table, "packaging/iwf.toml lacks {key}");
     }
 }
 
@@ -153,4 +156,37 @@ fn missing_file_is_an_error_with_a_remedy() {
     let error = Config::load(Path::new("/nonexistent/iwf.toml")).unwrap_err();
     assert_eq!(error.line, None);
     assert!(error.advice.contains("--config"));
+}
+
+#[test]
+fn pinholes_are_read_and_wrong_ones_refused() {
+    let text = format!(
+        "{MINIMAL}[[pinhole]]\ninternal = \"2a00::10\"\ninternal_port = 443\nprotocol = \"tcp\"\n\
+         [[pinhole]]\ninternal = \"2a00::10\"\n"
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(config.pinholes.len(), 2);
+    assert_eq!(config.pinholes[0].internal_port, Some(443));
+    assert_eq!(config.pinholes[0].protocol, Some(6));
+    assert_eq!(config.pinholes[1].protocol, None);
+    for (body, problem) in [
+        ("internal = \"fe80::1\"", "is not an IPv6 address of a host"),
+        (
+            "internal = \"10.0.0.1\"",
+            "is not an IPv6 address of a host",
+        ),
+        ("internal = \"2a00::1\"\nprotocol = \"256\"", "is unknown"),
+        ("internal = \"2a00::1\"\ninternal_port = 80", "has no ports"),
+        (
+            "internal = \"2a00::1\"\nremote_port = 0\nprotocol = \"tcp\"",
+            "out of range",
+        ),
+        (
+            "internal = \"2a00::1\"\n[[pinhole]]\ninternal = \"2a00::1\"",
+            "listed twice",
+        ),
+    ] {
+        let error = parse(&format!("{MINIMAL}[[pinhole]]\n{body}\n")).unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
 }

@@ -1,7 +1,7 @@
 //! From what was written to what may be used.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use toml::Spanned;
 
 use super::raw;
 use super::{
-    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, HttpConfig, InterfaceName, Invalid,
-    Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, Mode, OpenPorts, PCP_PORT, Paths, PcpServer,
-    PolicyConfig, SsdpConfig, ThirdParty, Timeouts,
+    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, HttpConfig, InterfaceName,
+    Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, OpenPorts,
+    PCP_PORT, Paths, PcpServer, PolicyConfig, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
 
 impl TryFrom<raw::File> for Config {
@@ -83,6 +83,23 @@ impl TryFrom<raw::File> for Config {
                 ],
             )?,
             policy: policy(&file.policy)?,
+            ipv6: Ipv6 {
+                filter: *file.ipv6.filter.get_ref(),
+                filtering: choice(
+                    "ipv6.filtering",
+                    &file.ipv6.filtering,
+                    &[
+                        ("endpoint-independent", Filtering::EndpointIndependent),
+                        ("address-dependent", Filtering::AddressDependent),
+                        (
+                            "address-and-port-dependent",
+                            Filtering::AddressAndPortDependent,
+                        ),
+                    ],
+                )?,
+                open_tcp: *file.ipv6.open_tcp.get_ref(),
+            },
+            pinholes: pinholes(&file.pinhole)?,
             limits: limits(&file.limits)?,
             timeouts: timeouts(&file.timeouts)?,
             reconcile_interval: seconds(
@@ -247,10 +264,101 @@ fn policy(written: &raw::Policy) -> Result<PolicyConfig, Invalid> {
     })
 }
 
+fn pinholes(written: &[raw::Pinhole]) -> Result<Vec<StaticPinhole>, Invalid> {
+    let mut seen = BTreeSet::new();
+    written
+        .iter()
+        .map(|one| {
+            let pinhole = pinhole(one)?;
+            if seen.len() >= MAX_PINHOLES {
+                return Err(invalid(
+                    &one.internal,
+                    format!("more than {MAX_PINHOLES} pinholes"),
+                    "leave a port or the remote host out to cover several with one",
+                ));
+            }
+            if !seen.insert(pinhole) {
+                return Err(invalid(
+                    &one.internal,
+                    "this pinhole is listed twice".to_owned(),
+                    "write each pinhole once",
+                ));
+            }
+            Ok(pinhole)
+        })
+        .collect()
+}
+
+fn pinhole(written: &raw::Pinhole) -> Result<StaticPinhole, Invalid> {
+    let port = |key: &str, port: &Option<Spanned<i64>>| {
+        let port = port.as_ref();
+        port.map(|port| number(key, port, 1..=65_535)).transpose()
+    };
+    let remote = written.remote.as_ref();
+    let pinhole = StaticPinhole {
+        internal: ipv6_address("pinhole.internal", &written.internal)?,
+        internal_port: port("pinhole.internal_port", &written.internal_port)?,
+        remote: remote
+            .map(|addr| ipv6_address("pinhole.remote", addr))
+            .transpose()?,
+        remote_port: port("pinhole.remote_port", &written.remote_port)?,
+        protocol: protocol(&written.protocol)?,
+    };
+    // UDP, TCP, UDP-Lite, SCTP, DCCP: the others have no ports to name.
+    let has_ports = pinhole
+        .protocol
+        .is_some_and(|number| matches!(number, 6 | 17 | 33 | 132 | 136));
+    if !has_ports && (pinhole.internal_port.is_some() || pinhole.remote_port.is_some()) {
+        return Err(invalid(
+            &written.protocol,
+            format!(
+                "pinhole.protocol: {:?} has no ports",
+                written.protocol.get_ref()
+            ),
+            "write \"tcp\" or \"udp\", or leave the ports out",
+        ));
+    }
+    Ok(pinhole)
+}
+
+fn ipv6_address(key: &str, written: &Spanned<String>) -> Result<Ipv6Addr, Invalid> {
+    let text = written.get_ref().as_str();
+    let addr = text.parse::<Ipv6Addr>().ok();
+    addr.filter(|addr| {
+        !(addr.is_unspecified() || addr.is_multicast() || addr.is_unicast_link_local())
+    })
+    .ok_or_else(|| {
+        invalid(
+            written,
+            format!("{key}: {text:?} is not an IPv6 address of a host"),
+            "write one that is reached through routers, such as \"2a00:1:2:3::10\"",
+        )
+    })
+}
+
+/// By name, by IANA number, or `None` for any.
+fn protocol(written: &Spanned<String>) -> Result<Option<u8>, Invalid> {
+    let text = written.get_ref().as_str();
+    Ok(match text {
+        "any" => None,
+        "tcp" => Some(6),
+        "udp" => Some(17),
+        "icmpv6" => Some(58),
+        number => Some(number.parse().map_err(|_| {
+            invalid(
+                written,
+                format!("pinhole.protocol: {text:?} is unknown"),
+                "write \"any\", \"tcp\", \"udp\", \"icmpv6\" or a number from \"0\" to \"255\"",
+            )
+        })?),
+    })
+}
+
 fn limits(written: &raw::Limits) -> Result<Limits, Invalid> {
     let mappings: u32 = number("limits.mappings", &written.mappings, 256..=1 << 20)?;
     Ok(Limits {
         sessions: number("limits.sessions", &written.sessions, 256..=1 << 22)?,
+        sessions6: number("limits.sessions6", &written.sessions6, 256..=1 << 22)?,
         mappings,
         explicit_mappings: number(
             "limits.explicit_mappings",

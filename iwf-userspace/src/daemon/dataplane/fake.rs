@@ -129,6 +129,10 @@ impl DataPlane for FakePlane {
         Ok(self.entries.values().copied().collect())
     }
 
+    fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {
+        Ok(self.config.pinholes.iter().map(|p| (p.id, 0)).collect())
+    }
+
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError> {
         Ok(Vec::new())
     }

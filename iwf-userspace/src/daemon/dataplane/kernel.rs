@@ -31,11 +31,12 @@ use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::{DataPlane, DataPlaneError, PlaneConfig, Session};
-use crate::daemon::config::{AttachMode, Config as Configuration, EphemeralPorts, Timeouts};
+use crate::daemon::config::{AttachMode, Config as Configuration, EphemeralPorts, Ipv6, Timeouts};
 use crate::types::NatEntry;
 use configure::Applied;
 
 mod configure;
+mod ipv6;
 
 /// What the configuration file says about the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,10 @@ pub struct Settings {
     pub ephemeral_ports: EphemeralPorts,
     /// Sessions, both directions of a flow counting once.
     pub sessions: u32,
+    /// IPv6 sessions, counted in the same way.
+    pub sessions6: u32,
+    /// What the IPv6 filter lets in.
+    pub ipv6: Ipv6,
     /// Explicit and dynamic mappings together.
     pub mappings: u32,
     /// Idle times.
@@ -75,6 +80,8 @@ impl From<&Configuration> for Settings {
             tc: TcMode::Auto,
             ephemeral_ports: config.ephemeral_ports,
             sessions: config.limits.sessions,
+            sessions6: config.limits.sessions6,
+            ipv6: config.ipv6,
             mappings: config.limits.mappings,
             timeouts: config.timeouts,
             log_drops: config.log_drops,
@@ -124,6 +131,7 @@ impl KernelPlane {
         pins::ensure_bpffs(&settings.bpffs_dir)?;
         let sizes = Sizes {
             session_entries: settings.sessions.saturating_mul(2),
+            session6_entries: settings.sessions6.saturating_mul(2),
             mappings: settings.mappings,
         };
         let Opened {
@@ -141,6 +149,7 @@ impl KernelPlane {
             Config::empty(clock.hz())
         };
         (config.ports.hole_min, config.ports.hole_max) = hole(settings.ephemeral_ports);
+        (config.filter6, config.flags) = ipv6::flags(&settings.ipv6, config.flags);
         config.idle = maps::idle_times(&settings.timeouts, clock.hz());
         if config != held {
             maps.config
@@ -205,6 +214,10 @@ impl DataPlane for KernelPlane {
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
         pair::observe(&self.tables, &self.clock)
+    }
+
+    fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {
+        ipv6::packets(&self.tables.maps).map_err(refused("count the packets of pinholes"))
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError> {

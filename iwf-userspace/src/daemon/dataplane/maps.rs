@@ -15,6 +15,10 @@ use aya::maps::{
 use iwf_common::config::{Config, FdbKey, IdleTimes, IfaceValue};
 use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::flow6::{
+    EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
+    SessionKey6, SessionValue6,
+};
 use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
@@ -38,14 +42,18 @@ use crate::types::{
 pub(super) struct Sizes {
     /// Entries of SESSIONS: two per session.
     pub(super) session_entries: u32,
+    /// Entries of SESSIONS6: two per session. ENDPOINTS6 has half as many.
+    pub(super) session6_entries: u32,
     /// Entries of each mapping table.
     pub(super) mappings: u32,
 }
 
 impl Sizes {
     /// Maps whose size is not the one in the object.
-    pub(super) fn overrides(&self) -> [(&'static str, u32); 3] {
+    pub(super) fn overrides(&self) -> [(&'static str, u32); 5] {
         [
+            (names::SESSIONS6, self.session6_entries),
+            (names::ENDPOINTS6, self.session6_entries / 2),
             (names::SESSIONS, self.session_entries),
             (names::MAPPINGS_INT, self.mappings),
             (names::MAPPINGS_EXT, self.mappings),
@@ -54,7 +62,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 14] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 19] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -92,6 +100,31 @@ impl Sizes {
                 size_of::<SessionValue>(),
                 self.session_entries,
             ),
+            (
+                names::SESSIONS6,
+                size_of::<SessionKey6>(),
+                size_of::<SessionValue6>(),
+                self.session6_entries,
+            ),
+            (
+                names::ENDPOINTS6,
+                size_of::<EndpointKey6>(),
+                size_of::<EndpointValue6>(),
+                self.session6_entries / 2,
+            ),
+            (
+                names::FRAGMENTS6,
+                size_of::<FragmentKey6>(),
+                size_of::<FragmentValue6>(),
+                limits::FRAGMENTS6,
+            ),
+            (
+                names::PINHOLES,
+                size_of::<PinholeKey>(),
+                size_of::<PinholeValue>(),
+                limits::PINHOLES,
+            ),
+            (names::PINHOLE_HOSTS, 16, INDEX, limits::PINHOLES),
             (names::EVENT_BUDGET, INDEX, size_of::<EventBudget>(), 1),
             (names::SWEEP, INDEX, size_of::<SweepRequest>(), 1),
             (names::CLOCK, INDEX, size_of::<ClockSample>(), 1),
@@ -143,6 +176,9 @@ pub(super) struct Maps {
     pub(super) int: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) filters: HashMap<MapData, EndpointKey, FilterList>,
     pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
+    pub(super) sessions6: HashMap<MapData, SessionKey6, SessionValue6>,
+    pub(super) pinholes: HashMap<MapData, PinholeKey, PinholeValue>,
+    pub(super) pinhole_hosts: HashMap<MapData, [u8; 16], u32>,
     pub(super) sweep: Array<MapData, SweepRequest>,
     pub(super) clock: Array<MapData, ClockSample>,
     pub(super) events: RingBuf<MapData>,
@@ -167,6 +203,9 @@ impl Maps {
             int: typed(set, names::MAPPINGS_INT)?,
             filters: typed(set, names::FILTERS)?,
             sessions: typed(set, names::SESSIONS)?,
+            sessions6: typed(set, names::SESSIONS6)?,
+            pinholes: typed(set, names::PINHOLES)?,
+            pinhole_hosts: typed(set, names::PINHOLE_HOSTS)?,
             sweep: typed(set, names::SWEEP)?,
             clock: typed(set, names::CLOCK)?,
             events: typed(set, names::EVENTS)?,

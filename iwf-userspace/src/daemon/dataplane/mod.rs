@@ -5,9 +5,9 @@
 //! a call may be repeated at any time.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
+use crate::types::{ExternalEndpoint, Generation, Instant, InternalEndpoint, NatEntry, Protocol};
 
 mod attach;
 mod clock;
@@ -89,6 +89,10 @@ pub struct PlaneConfig {
     pub external_addr: Option<Ipv4Addr>,
     /// LAN prefixes as (network, prefix length); sources outside them are not translated.
     pub lan_prefixes: Vec<(Ipv4Addr, u8)>,
+    /// IPv6 prefixes of the LAN as (network, prefix length).
+    pub lan6_prefixes: Vec<(Ipv6Addr, u8)>,
+    /// What the WAN may reach in the LAN over IPv6 unasked. Each has an id of its own.
+    pub pinholes: Vec<Pinhole>,
     /// Services of this machine that the WAN may reach unasked: configured ports and the PCP announcement
     /// listener (RFC 6887 section 14.1). Mappings cannot take these ports.
     pub host_ports: Vec<(Protocol, u16)>,
@@ -100,6 +104,25 @@ pub struct PlaneConfig {
     pub fdb: Vec<FdbEntry>,
     /// Grows whenever a next hop a session may have cached is no longer right.
     pub next_hops: u32,
+}
+
+/// What is let in from the WAN over IPv6 (WANIPv6FirewallControl:1, AddPinhole). What is `None` is any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pinhole {
+    /// Names it (UniqueID); never 0.
+    pub id: u16,
+    /// The LAN host's address.
+    pub internal: Ipv6Addr,
+    /// Its port.
+    pub internal_port: Option<u16>,
+    /// The remote host.
+    pub remote: Option<Ipv6Addr>,
+    /// Its port.
+    pub remote_port: Option<u16>,
+    /// IANA protocol number.
+    pub protocol: Option<u8>,
+    /// When it ends; `None`: never.
+    pub expires: Option<Instant>,
 }
 
 /// One flow the kernel is translating.
@@ -148,6 +171,12 @@ pub trait DataPlane {
     /// # Errors
     /// Only what the kernel refuses.
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError>;
+
+    /// Packets that came in by each pinhole, with its id, in no particular order.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError>;
 
     /// Sum over CPUs of every named counter, in a fixed order.
     ///

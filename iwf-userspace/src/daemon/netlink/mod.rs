@@ -99,6 +99,8 @@ impl Kernel<()> {
             MulticastGroup::Neigh,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
         ])
         .context("subscribe to rtnetlink")?;
         let kernel = Kernel {
@@ -159,12 +161,19 @@ async fn dump(handle: &Handle) -> Result<Vec<RouteNetlinkMessage>> {
         all.push(RouteNetlinkMessage::NewAddress(address));
     }
     let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-    let routes = handle.route().get(v4).execute();
-    let mut routes = std::pin::pin!(routes);
-    while let Some(route) = routes.try_next().await.context("list routes")? {
-        all.push(RouteNetlinkMessage::NewRoute(route));
+    let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+    for family in [v4, v6] {
+        let routes = handle.route().get(family).execute();
+        let mut routes = std::pin::pin!(routes);
+        while let Some(route) = routes.try_next().await.context("list routes")? {
+            all.push(RouteNetlinkMessage::NewRoute(route));
+        }
     }
-    for family in [AddressFamily::Inet, AddressFamily::Bridge] {
+    for family in [
+        AddressFamily::Inet,
+        AddressFamily::Inet6,
+        AddressFamily::Bridge,
+    ] {
         let mut request = handle.neighbours().get();
         request.message_mut().header.family = family;
         let mut neighbours = request.execute();

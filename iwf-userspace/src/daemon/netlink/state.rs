@@ -4,7 +4,7 @@
 //! neighbour messages.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
@@ -20,7 +20,7 @@ mod parse;
 /// Most bridge stations remembered; beyond it those that aged out give way, then new ones are ignored and
 /// their traffic takes the stack.
 pub(super) const MAX_STATIONS: usize = 4096;
-/// Most IPv4 neighbours remembered. One more costs nothing but a needless look at the FIB when it changes.
+/// Most neighbours remembered. One more costs nothing but a needless look at the FIB when it changes.
 pub(super) const MAX_NEIGHBOURS: usize = 16_384;
 
 /// The configured interfaces, by name.
@@ -39,7 +39,7 @@ pub(super) struct State {
     links: BTreeMap<u32, Link>,
     addresses: BTreeSet<Address>,
     routes: BTreeSet<Route>,
-    neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
+    neighbours: BTreeMap<(u32, IpAddr), Mac>,
     stations: BTreeMap<(u32, Mac), Station>,
     next_hops: u32,
 }
@@ -160,6 +160,7 @@ impl State {
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
             lan: self.lan_addresses(),
+            lan6: self.lan6_prefixes(),
             external_addr,
             ports: self.ports(),
             fdb: self
@@ -189,16 +190,65 @@ impl State {
     /// The lowest address of an interface that is not an additional one of its subnet: a fixed choice.
     fn primary_address(&self, ifindex: u32) -> Option<Ipv4Addr> {
         let mut own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
-        own.next().map(|a| a.addr)
+        own.find_map(|a| match a.addr {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        })
     }
 
     fn default_gateway(&self, wan: u32) -> Option<Ipv4Addr> {
         // Ordered by destination, then metric: the first match is the best.
         self.routes
             .iter()
-            .filter(|route| route.destination == (Ipv4Addr::UNSPECIFIED, 0))
+            .filter(|route| route.destination == (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
             .flat_map(|route| &route.hops)
-            .find_map(|&(oif, gateway)| gateway.filter(|_| oif == wan))
+            .find_map(|&(oif, gateway)| match gateway {
+                Some(IpAddr::V4(addr)) if oif == wan => Some(addr),
+                _ => None,
+            })
+    }
+
+    /// IPv6 prefixes that lie behind the LAN interfaces: of their addresses, and of what is routed to them, such
+    /// as a part of the delegated prefix that another router of the LAN has. Narrower ones inside of others are
+    /// left out.
+    fn lan6_prefixes(&self) -> Vec<(Ipv6Addr, u8)> {
+        let lan: BTreeSet<u32> = self
+            .interfaces
+            .lan
+            .iter()
+            .filter_map(|name| self.find(name))
+            .map(|(ifindex, _)| ifindex)
+            .collect();
+        let addresses = self
+            .addresses
+            .iter()
+            .filter(|a| lan.contains(&a.ifindex))
+            .map(|a| (a.addr, a.prefix_len));
+        let routes = self
+            .routes
+            .iter()
+            .filter(|route| route.hops.iter().any(|(oif, _)| lan.contains(oif)))
+            .map(|route| route.destination);
+        let mut prefixes: Vec<(Ipv6Addr, u8)> = addresses
+            .chain(routes)
+            .filter_map(|(addr, len)| match addr {
+                // The link's own and groups are never forwarded; a default route by way of the LAN names nobody.
+                IpAddr::V6(addr)
+                    if len > 0 && !addr.is_unicast_link_local() && !addr.is_multicast() =>
+                {
+                    Some((network6(addr, len), len))
+                }
+                _ => None,
+            })
+            .collect();
+        prefixes.sort_by_key(|(addr, len)| (*len, *addr));
+        let mut kept: Vec<(Ipv6Addr, u8)> = Vec::new();
+        for (addr, len) in prefixes {
+            if !kept.iter().any(|(wide, at)| network6(addr, *at) == *wide) {
+                kept.push((addr, len));
+            }
+        }
+        kept
     }
 
     fn lan_addresses(&self) -> Vec<LanAddress> {
@@ -209,11 +259,14 @@ impl State {
             .filter_map(|name| self.find(name).filter(|(_, link)| link.up))
             .flat_map(|(ifindex, link)| {
                 let own = self.addresses.iter().filter(move |a| a.ifindex == ifindex);
-                own.map(move |a| LanAddress {
-                    interface: link.name.clone(),
-                    ifindex,
-                    addr: a.addr,
-                    prefix_len: a.prefix_len,
+                own.filter_map(move |a| match a.addr {
+                    IpAddr::V4(addr) => Some(LanAddress {
+                        interface: link.name.clone(),
+                        ifindex,
+                        addr,
+                        prefix_len: a.prefix_len,
+                    }),
+                    IpAddr::V6(_) => None,
                 })
             })
             .collect();
@@ -371,6 +424,14 @@ impl State {
             (there != Some(station.port)).then_some(key)
         })
     }
+}
+
+/// The first `len` bits of an address.
+fn network6(addr: Ipv6Addr, len: u8) -> Ipv6Addr {
+    let mask = u128::MAX
+        .checked_shl(128 - u32::from(len.min(128)))
+        .unwrap_or(0);
+    Ipv6Addr::from(u128::from(addr) & mask)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::control::server::Call as ControlCall;
 use super::control::{Request, Response};
-use super::dataplane::{DataPlane, DataPlaneError};
+use super::dataplane::{DataPlane, DataPlaneError, Pinhole};
 use super::http::SoapCall;
 use super::netstate::NetState;
 use super::reconciler;
@@ -55,6 +55,7 @@ pub struct Shell<P, S> {
     store: S,
     host_ports: Vec<(Protocol, u16)>,
     own_ports: BTreeSet<(Protocol, u16)>,
+    pinholes: Vec<Pinhole>,
     network: NetState,
     next_request: u64,
     soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
@@ -85,6 +86,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             store,
             host_ports,
             own_ports: BTreeSet::new(),
+            pinholes: Vec::new(),
             network: NetState::default(),
             next_request: 0,
             soap: BTreeMap::new(),
@@ -208,6 +210,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.configure(now);
     }
 
+    /// Other pinholes are open. Takes effect with the next change of the network or of the services.
+    pub fn set_pinholes(&mut self, pinholes: Vec<Pinhole>) {
+        self.pinholes = pinholes;
+    }
+
     /// What the WAN link has carried, and what time it is.
     pub fn tick(
         &mut self,
@@ -273,6 +280,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     fn configure(&mut self, now: Instant) {
         let mut config = self.network.plane_config(self.host_ports.clone());
         config.own_ports = self.own_ports.clone();
+        config.pinholes.clone_from(&self.pinholes);
         if let Err(error) = self.plane.configure(&config) {
             log_plane("configure", error);
             self.runs.due = Some(now + RETRY);

@@ -115,7 +115,7 @@ fn account(bed: &mut Bed6) -> Result<u64> {
 fn a_pinhole_ends_on_its_tick_and_its_sessions_with_it() -> Result<()> {
     with_bed6(|bed| {
         let now = bed.now()?;
-        bed.pinhole(key(0), 7, now.wrapping_add(1000))?;
+        bed.pinhole(key(0), 7, now.wrapping_add(1_000_000))?;
         let seen = bed.wan_in(&syn())?;
         assert_eq!(seen.action, REDIRECT);
         for _ in 0..4 {

@@ -32,6 +32,7 @@ pub(super) struct Applied {
     services: Option<BTreeMap<EndpointKey, Filter>>,
     /// Ports of sockets that a LAN host still has.
     pending: BTreeSet<EndpointKey>,
+    pub(super) pinholes: Option<super::ipv6::Wanted>,
 }
 
 /// Seconds after which a device that refused a program is tried again.
@@ -48,6 +49,7 @@ impl KernelPlane {
             self.follow_stations(config),
             self.follow_addresses(config, next_hops_changed),
             self.follow_services(config),
+            self.follow_pinholes(config),
         ];
         outcomes.into_iter().collect::<Result<(), _>>()?;
         self.applied.next_hops = Some(config.next_hops);
@@ -156,6 +158,7 @@ impl KernelPlane {
         new.external_addr = config.external_addr.map_or([0; 4], |addr| addr.octets());
         new.wan = wan_index(&config.ports);
         (new.lan, new.lan_len) = lan_prefixes(&config.lan_prefixes);
+        (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
         if next_hops_changed {
             new.next_hop_generation = match held.next_hop_generation.wrapping_add(1) {
                 NO_NEXT_HOP => NO_NEXT_HOP + 1,

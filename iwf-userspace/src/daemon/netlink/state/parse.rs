@@ -4,7 +4,7 @@
     reason = "the attribute enums are open and have up to 70 variants"
 )]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{
@@ -34,22 +34,22 @@ pub(super) struct Link {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Address {
     pub(super) ifindex: u32,
-    pub(super) addr: Ipv4Addr,
+    pub(super) addr: IpAddr,
     pub(super) prefix_len: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Route {
-    pub(super) destination: (Ipv4Addr, u8),
+    pub(super) destination: (IpAddr, u8),
     pub(super) metric: u32,
     pub(super) table: u32,
     pub(super) tos: u8,
-    pub(super) hops: Vec<(u32, Option<Ipv4Addr>)>,
+    pub(super) hops: Vec<(u32, Option<IpAddr>)>,
 }
 
 impl Route {
     /// What the kernel replaces by.
-    pub(super) fn key(&self) -> (u32, (Ipv4Addr, u8), u8, u32) {
+    pub(super) fn key(&self) -> (u32, (IpAddr, u8), u8, u32) {
         (self.table, self.destination, self.tos, self.metric)
     }
 }
@@ -83,15 +83,17 @@ pub(super) fn link(message: &LinkMessage) -> Link {
 /// `None` for another family, an additional address, or one that is not for the world outside the host.
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     let header = &message.header;
-    let usable = header.family == AddressFamily::Inet
+    // In IPv6 the same flag says that the address is a temporary one, whose prefix counts all the same.
+    let v6 = header.family == AddressFamily::Inet6;
+    let usable = (v6 || header.family == AddressFamily::Inet)
         && header.scope == AddressScope::Universe
-        && !header.flags.contains(AddressHeaderFlags::Secondary);
+        && (v6 || !header.flags.contains(AddressHeaderFlags::Secondary));
     let mut address = None;
     let mut local = None;
     for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Address(IpAddr::V4(addr)) => address = Some(*addr),
-            AddressAttribute::Local(IpAddr::V4(addr)) => local = Some(*addr),
+            AddressAttribute::Address(addr) => address = Some(*addr),
+            AddressAttribute::Local(addr) => local = Some(*addr),
             _ => {}
         }
     }
@@ -99,18 +101,23 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     local.or(address).filter(|_| usable).map(|addr| Address {
         ifindex: header.index,
         addr,
-        prefix_len: header.prefix_len.min(32),
+        prefix_len: header.prefix_len.min(if v6 { 128 } else { 32 }),
     })
 }
 
 /// `None` for what packets are not forwarded by.
 pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
-    if header.address_family != AddressFamily::Inet || header.kind != RouteType::Unicast {
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    if header.kind != RouteType::Unicast {
         return None;
     }
     let mut route = Route {
-        destination: (Ipv4Addr::UNSPECIFIED, header.destination_prefix_length),
+        destination: (unspecified, header.destination_prefix_length),
         metric: 0,
         table: u32::from(header.table),
         tos: header.tos,
@@ -120,15 +127,17 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     let mut gateway = None;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(addr)) => route.destination.0 = *addr,
-            RouteAttribute::Gateway(RouteAddress::Inet(addr)) => gateway = Some(*addr),
+            RouteAttribute::Destination(addr) => {
+                route.destination.0 = ip(addr).unwrap_or(unspecified);
+            }
+            RouteAttribute::Gateway(addr) => gateway = ip(addr),
             RouteAttribute::Oif(ifindex) => oif = Some(*ifindex),
             RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Table(table) => route.table = *table,
             RouteAttribute::MultiPath(hops) => {
                 route.hops.extend(hops.iter().map(|hop| {
                     let gateway = hop.attributes.iter().find_map(|a| match a {
-                        RouteAttribute::Gateway(RouteAddress::Inet(addr)) => Some(*addr),
+                        RouteAttribute::Gateway(addr) => ip(addr),
                         _ => None,
                     });
                     (hop.interface_index, gateway)
@@ -144,17 +153,25 @@ pub(super) fn route(message: &RouteMessage) -> Option<Route> {
     main.then_some(route)
 }
 
-/// Key and address of an IPv4 neighbour; no address while it is not resolved.
-pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, Ipv4Addr), Option<Mac>)> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
+        RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
+        _ => None,
     }
+}
+
+/// Key and address of a neighbour; no address while it is not resolved.
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Mac>)> {
     let mut destination = None;
     let mut mac = None;
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => {
-                destination = Some(*addr);
+                destination = Some(IpAddr::V4(*addr));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => {
+                destination = Some(IpAddr::V6(*addr));
             }
             NeighbourAttribute::LinkLayerAddress(octets) => mac = to_mac(octets),
             _ => {}

@@ -50,6 +50,61 @@ fn wan_address_and_gateway_follow_link_address_and_route() {
 }
 
 #[test]
+fn the_lans_ipv6_prefixes_are_those_of_its_addresses_and_of_routes_to_it() {
+    let mut state = router();
+    let address6 = |ifindex, text: &str, len| {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.index = ifindex;
+        message.header.prefix_len = len;
+        let addr: IpAddr = text.parse().expect("an address");
+        message.header.scope = match addr {
+            IpAddr::V6(addr) if addr.is_unicast_link_local() => AddressScope::Link,
+            _ => AddressScope::Universe,
+        };
+        message.attributes = vec![AddressAttribute::Address(addr)];
+        message
+    };
+    for (ifindex, text, len) in [
+        (BRIDGE, "2a0b:1:2:3::1", 64),
+        (BRIDGE, "fd00:1::1", 64),
+        (BRIDGE, "fe80::1", 64),
+        (WAN, "2a0c:9::2", 64),
+    ] {
+        state.fold(&RouteNetlinkMessage::NewAddress(address6(
+            ifindex, text, len,
+        )));
+    }
+    // A router behind the LAN, and what the kernel adds by itself.
+    for (text, len) in [("2a0b:1:2:10::", 60), ("2a0b:1:2:3::", 64), ("fe80::", 64)] {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.kind = RouteType::Unicast;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.header.destination_prefix_length = len;
+        let addr = text.parse().expect("an address");
+        route.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet6(addr)),
+            RouteAttribute::Oif(BRIDGE),
+        ];
+        state.fold(&RouteNetlinkMessage::NewRoute(route));
+    }
+    let prefix = |text: &str, len| (text.parse::<Ipv6Addr>().expect("an address"), len);
+    let all = vec![
+        prefix("2a0b:1:2:10::", 60),
+        prefix("2a0b:1:2:3::", 64),
+        prefix("fd00:1::", 64),
+    ];
+    assert_eq!(state.snapshot().lan6, all);
+    state.fold(&RouteNetlinkMessage::DelAddress(address6(
+        BRIDGE,
+        "fd00:1::1",
+        64,
+    )));
+    assert_eq!(state.snapshot().lan6, all[..2]);
+}
+
+#[test]
 fn the_better_of_two_default_routes_is_the_gateway() {
     let mut state = router();
     let better = Ipv4Addr::new(100, 64, 0, 7);
