@@ -1,5 +1,7 @@
 //! A router with IPv6 on both sides: static neighbours and routes.
 
+use std::sync::Mutex;
+
 use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
 use iwf_common::flow6::{PinholeKey, PinholeValue};
@@ -71,6 +73,35 @@ pub(crate) fn with_sized_bed6(
     sessions: u32,
     test: impl FnOnce(&mut Bed6) -> Result<()> + Send,
 ) -> Result<()> {
+    run(|| Plane::load(OBJECT, sessions, 64), |_| Ok(()), test)
+}
+
+/// Planes of the ordinary size that no test uses now: the verifier takes longer than most tests.
+static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
+
+/// The same with room for 4096, in a plane that another test may have used.
+pub(crate) fn with_bed6(test: impl FnOnce(&mut Bed6) -> Result<()> + Send) -> Result<()> {
+    run(
+        || {
+            let used = IDLE.lock().ok().and_then(|mut idle| idle.pop());
+            used.map_or_else(|| Plane::load(OBJECT, 4096, 64), Ok)
+        },
+        |mut plane| {
+            plane.empty()?;
+            if let Ok(mut idle) = IDLE.lock() {
+                idle.push(plane);
+            }
+            Ok(())
+        },
+        test,
+    )
+}
+
+fn run(
+    get: impl FnOnce() -> Result<Plane> + Send,
+    put: impl FnOnce(Plane) -> Result<()> + Send,
+    test: impl FnOnce(&mut Bed6) -> Result<()> + Send,
+) -> Result<()> {
     if !netns::may_run() {
         return Ok(());
     }
@@ -88,19 +119,15 @@ pub(crate) fn with_sized_bed6(
     ns.ip(&format!("-batch {}", batch.display()))?;
     let inside = ns.clone();
     inside.within(move || {
-        let mut bed = Bed6::new(network, ns, sessions)?;
-        test(&mut bed)
+        let mut bed = Bed6::new(network, ns, get()?)?;
+        test(&mut bed)?;
+        put(bed.plane)
     })?
 }
 
-pub(crate) fn with_bed6(test: impl FnOnce(&mut Bed6) -> Result<()> + Send) -> Result<()> {
-    with_sized_bed6(4096, test)
-}
-
 impl Bed6 {
-    fn new(network: Network, ns: Namespace, sessions: u32) -> Result<Self> {
+    fn new(network: Network, ns: Namespace, mut plane: Plane) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
-        let mut plane = Plane::load(OBJECT, sessions, 64)?;
         let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
             role: role as u32,
             l3,
