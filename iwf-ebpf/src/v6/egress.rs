@@ -5,14 +5,14 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::programs::TcContext;
 use iwf_common::config::Config;
-use iwf_common::flow6::{Scope, SessionFlags6, SessionValue6};
+use iwf_common::flow6::{SessionFlags6, SessionValue6};
 use iwf_common::reason::{Done, DropReason, PassReason};
 
 use super::next_hop::NextHop6;
 use super::outbound::{begin, fragment_went};
 use super::parse::{Packet6, parse, special};
 use super::session::{self, Terms};
-use super::{fragment, icmp, in_lan, is_on, proto, scope};
+use super::{Addresses, addresses, fragment, icmp, in_lan, is_on, proto};
 use crate::clock::tick;
 use crate::hook::Hook;
 use crate::maps::CONFIG;
@@ -114,25 +114,19 @@ fn admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Outcome {
 #[inline(always)]
 fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Step<()> {
     let key = &packet.key;
-    let (from, to) = (scope(&key.src), scope(&key.dst));
-    let off_link =
-        from != Scope::Link as u32 && to != Scope::Link as u32 && to != Scope::Multicast as u32;
+    let kind = addresses(key);
     if ctx.ingress() == 0 {
         // What the stack says in ICMPv6 needs no state: what comes back is for it to judge as well.
-        if !off_link || key.proto == proto::ICMPV6 {
+        if kind == Addresses::LOCAL || key.proto == proto::ICMPV6 {
             return Err(Done::HostOut.into());
         }
         return begin(config, packet, &Terms::HOST, &NextHop6::NONE);
     }
-    if from == Scope::Multicast as u32 {
-        return Err(DropReason::Forbidden6.into());
-    }
-    let forbidden = Scope::Forbidden as u32;
-    if from == forbidden || to == forbidden {
+    if kind == Addresses::FROM_GROUP || kind == Addresses::FORBIDDEN {
         return Err(DropReason::Forbidden6.into());
     }
     // A network behind an interface that is not ours to guard.
-    if !off_link || !in_lan(config, &key.src) {
+    if kind == Addresses::LOCAL || !in_lan(config, &key.src) {
         return Err(Done::EgressUntouched.into());
     }
     // An answer to nothing that is known begins nothing.

@@ -3,7 +3,7 @@
 use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
-use iwf_common::flow6::{Scope, SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::flow6::{SessionFlags6, SessionKey6, SessionValue6};
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
@@ -11,7 +11,9 @@ use super::next_hop::{self, NextHop6};
 use super::outbound::fragment_went;
 use super::parse::{self, Packet6, special};
 use super::session::{self, Terms};
-use super::{fragment, icmp, in_lan, is_on, pinhole, proto, rewrite, scope, unparsed};
+use super::{
+    Addresses, addresses, fragment, icmp, in_lan, is_on, pinhole, proto, rewrite, unparsed,
+};
 use crate::clock::tick;
 use crate::headers::{Mac, TCP, UDP};
 use crate::hook::Hook;
@@ -237,17 +239,9 @@ fn check_addresses(config: &Config, key: &SessionKey6) -> Outcome {
     if in_lan(config, &key.src) {
         return DropReason::Spoofed.into();
     }
-    let (from, to) = (scope(&key.src), scope(&key.dst));
-    if from == Scope::Multicast as u32 {
-        return DropReason::Forbidden6.into();
+    match addresses(key) {
+        Addresses::GLOBAL => Outcome::NONE,
+        Addresses::LOCAL => PassReason::Ipv6Local.into(),
+        _ => DropReason::Forbidden6.into(),
     }
-    let link = Scope::Link as u32;
-    if to == Scope::Multicast as u32 || to == link || from == link {
-        return PassReason::Ipv6Local.into();
-    }
-    let forbidden = Scope::Forbidden as u32;
-    if from == forbidden || to == forbidden {
-        return DropReason::Forbidden6.into();
-    }
-    Outcome::NONE
 }

@@ -5,14 +5,14 @@
 use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
-use iwf_common::flow6::{Scope, SessionValue6};
+use iwf_common::flow6::SessionValue6;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use super::next_hop::{self, NextHop6};
 use super::parse::{Packet6, parse, special};
 use super::session::{self, Terms};
-use super::{fragment, in_lan, is_on, rewrite, scope, unparsed};
+use super::{Addresses, addresses, fragment, in_lan, is_on, rewrite, unparsed};
 use crate::clock::tick;
 use crate::headers::{Mac, TCP};
 use crate::hook::Hook;
@@ -122,12 +122,11 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
 fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     let key = &packet.key;
     next_hop::check_mac(hook.ingress(), packet).step()?;
-    let (from, to) = (scope(&key.src), scope(&key.dst));
-    if from == Scope::Multicast as u32 {
+    let kind = addresses(key);
+    if kind == Addresses::FROM_GROUP {
         return Err(DropReason::Forbidden6.into());
     }
-    let link = Scope::Link as u32;
-    if to == Scope::Multicast as u32 || to == link || from == link {
+    if kind == Addresses::LOCAL {
         return Err(PassReason::Ipv6Local.into());
     }
     if !is_on(config) {
@@ -148,6 +147,9 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
         Direction::Out,
     )
     .step()?;
+    if kind == Addresses::FORBIDDEN {
+        return Err(DropReason::Forbidden6.into());
+    }
     begin(config, packet, &Terms::LAN, &next_hop)
 }
 
@@ -157,10 +159,6 @@ pub fn begin(config: &Config, packet: &Packet6, terms: &Terms, next_hop: &NextHo
     let key = &packet.key;
     let now = tick();
     if terms.flags == 0 {
-        let forbidden = Scope::Forbidden as u32;
-        if scope(&key.src) == forbidden || scope(&key.dst) == forbidden {
-            return Err(DropReason::Forbidden6.into());
-        }
         if !in_lan(config, &key.src) {
             return Err(DropReason::SpoofedLan.into());
         }

@@ -2,6 +2,7 @@
 //!
 //! Read before editing: RFC 8200 section 4, RFC 7112, RFC 5095, RFC 4443.
 
+use core::arch::asm;
 use core::mem::MaybeUninit;
 
 use iwf_common::flow6::SessionKey6;
@@ -173,11 +174,52 @@ unsafe fn pair<const LOW: usize, const HIGH: usize>(ip: *const u8) -> [u8; 16] {
     (u128::from(low) | u128::from(high) << 64).to_le_bytes()
 }
 
+/// The furthest that headers are looked at: behind those of a packet that quotes another.
+const MOST: usize = L3 + 2 * (ipv6::LEN + HEADER_OCTETS6) + icmp::LEN;
+
 /// Follows the extension headers to the upper layer. `packet` has the addresses, the first next header as its
 /// protocol, and where that begins.
 #[inline(never)]
 pub fn walk(cursor: &Cursor, packet: &mut Packet6) -> Outcome {
-    Outcome::of(try_walk(cursor, packet))
+    let outcome = Outcome::of(try_walk(cursor, packet));
+    // The verifier knows by which way each value came to be, and would go through the rest of the program once for
+    // each of their combinations.
+    let noise = u64::from(packet.total_len);
+    packet.special = forget(packet.special.into(), noise) as u8;
+    packet.key.proto = forget(packet.key.proto.into(), noise) as u8;
+    packet.tcp_flags = forget(packet.tcp_flags.into(), noise) as u8;
+    packet.fragment_at = forget(packet.fragment_at.into(), noise) as u16;
+    packet.l4 = forget(packet.l4.into(), noise) as u32;
+    packet.fragment_id = forget32(packet.fragment_id, noise);
+    packet.key.src_port = forget16(packet.key.src_port, noise);
+    packet.key.dst_port = forget16(packet.key.dst_port, noise);
+    outcome
+}
+
+/// The same value, of which the verifier does not know what it is. `noise` must be unknown to it.
+#[inline(always)]
+fn forget(mut value: u64, noise: u64) -> u64 {
+    // SAFETY: two instructions on registers, which undo each other.
+    unsafe {
+        asm!(
+            "{value} += {noise}",
+            "{value} -= {noise}",
+            value = inout(reg) value,
+            noise = in(reg) noise,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    value
+}
+
+#[inline(always)]
+fn forget16(value: [u8; 2], noise: u64) -> [u8; 2] {
+    (forget(u16::from_ne_bytes(value).into(), noise) as u16).to_ne_bytes()
+}
+
+#[inline(always)]
+fn forget32(value: [u8; 4], noise: u64) -> [u8; 4] {
+    (forget(u32::from_ne_bytes(value).into(), noise) as u32).to_ne_bytes()
 }
 
 #[inline(always)]
@@ -187,10 +229,14 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
     let mut at = begin;
     // Where the fragmentable part begins, if it is a fragment's.
     let mut fragment = 0;
-    for _ in 0..=HEADERS6 {
-        // What a quoted packet begins with is behind another packet's headers, hence twice; the first comparison
-        // is what the verifier knows.
-        if at > L3 + 2 * (ipv6::LEN + HEADER_OCTETS6) + icmp::LEN || at > begin + HEADER_OCTETS6 {
+    let noise = u64::from(packet.total_len);
+    for turn in 0..=HEADERS6 {
+        // So that the verifier goes through each turn once, and not once for each way that leads there.
+        at = forget(at as u64, noise) as usize;
+        fragment = forget(fragment as u64, noise) as usize;
+        packet.special = forget(packet.special.into(), noise) as u8;
+        // The first comparison is what the verifier knows.
+        if at > MOST || at > begin + HEADER_OCTETS6 {
             return Err(DropReason::Headers6.into());
         }
         let is_header = matches!(
@@ -198,7 +244,10 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
             proto::HOP_BY_HOP | proto::ROUTING | proto::FRAGMENT | proto::DESTINATION | proto::AH
         );
         if !is_header {
-            return upper(cursor, packet, next, at, fragment);
+            break;
+        }
+        if turn == HEADERS6 {
+            return Err(DropReason::Headers6.into());
         }
         let header = cursor.at_moving::<8>(at).ok_or_else(|| cut_short(packet))?;
         // SAFETY: `at` proved the bounds, here and below.
@@ -239,7 +288,10 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
         };
         next = following;
     }
-    Err(DropReason::Headers6.into())
+    if at > MOST {
+        return Err(DropReason::Headers6.into());
+    }
+    upper(cursor, packet, next, at, fragment)
 }
 
 /// Reads the upper-layer header that begins at `at`.
