@@ -38,6 +38,27 @@ impl Cursor {
         Some(header as *mut u8)
     }
 
+    /// As [`at`](Self::at), with the comparison as it is written: in loops and for single octets the compiler
+    /// turns it into one that is equal, and that the verifier does not understand.
+    #[inline(always)]
+    pub fn plainly_at<const LEN: usize>(&self, offset: usize) -> Option<*mut u8> {
+        let header = self.start + offset;
+        let mut edge = header;
+        // SAFETY: adds to a register.
+        unsafe {
+            asm!(
+                "{edge} += {len}",
+                edge = inout(reg) edge,
+                len = const LEN,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        if edge > self.end {
+            return None;
+        }
+        Some(header as *mut u8)
+    }
+
     /// Copies the `len` octets at `offset`, at least 8 and at most [`HELD_OCTETS`], to `into`; `false` if they are
     /// not all there.
     ///

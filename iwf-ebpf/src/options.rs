@@ -12,8 +12,11 @@ use crate::outcome::Outcome;
 use crate::parse::{L3, Packet};
 use crate::stats;
 
-/// Options that are looked at. No stack sends more, and the verifier walks through each anew on every way here.
-const MOST: usize = 12;
+/// Options of one octet that an IPv4 header has room for.
+const MOST_IPV4: usize = 40;
+/// Options of a SYN that are looked at. No stack sends more, and the verifier walks through each anew on every way
+/// that leads here.
+const MOST_TCP: usize = 12;
 /// Both headers' options without a length (RFC 791 section 3.1, RFC 9293 section 3.1).
 const END: u8 = 0;
 const NOP: u8 = 1;
@@ -28,15 +31,15 @@ const NONE: u32 = 0;
 /// The options contradict their lengths, or there are too many.
 const BAD: u32 = u32::MAX;
 
-/// Where in the `room` octets at `from` an option of one of two `kinds` is; [`NONE`] or [`BAD`].
+/// Where among the first `MOST` options in the `room` octets at `from` one of two `kinds` is; [`NONE`] or [`BAD`].
 #[inline(never)]
-fn find(cursor: Cursor, from: usize, room: usize, kinds: u16) -> u32 {
+fn find<const MOST: usize>(cursor: Cursor, from: usize, room: usize, kinds: u16) -> u32 {
     let mut at = 0;
     for _ in 0..MOST {
         if at >= room {
             return NONE;
         }
-        let Some(option) = cursor.at::<1>(from + at) else {
+        let Some(option) = cursor.plainly_at::<1>(from + at) else {
             return BAD;
         };
         // SAFETY: `at` proved the bounds.
@@ -46,7 +49,7 @@ fn find(cursor: Cursor, from: usize, room: usize, kinds: u16) -> u32 {
         }
         let mut len = 1;
         if kind != NOP {
-            let Some(option) = cursor.at::<2>(from + at) else {
+            let Some(option) = cursor.plainly_at::<2>(from + at) else {
                 return BAD;
             };
             // SAFETY: see above.
@@ -88,7 +91,7 @@ pub fn check_ipv4(cursor: Cursor, version_ihl: u8) -> Outcome {
     if version_ihl >> 4 != 4 || header_len < ipv4::LEN {
         return DropReason::Malformed.into();
     }
-    match find(cursor, L3 + ipv4::LEN, header_len - ipv4::LEN, SOURCE_ROUTE) {
+    match find::<MOST_IPV4>(cursor, L3 + ipv4::LEN, header_len - ipv4::LEN, SOURCE_ROUTE) {
         NONE => Outcome::NONE,
         BAD => DropReason::Malformed.into(),
         // The route's last hop is in the option: it would pass by the translation.
@@ -114,7 +117,7 @@ pub fn clamp_mss<H: Hook>(hook: &H, packet: &Packet) -> Outcome {
     // SAFETY: `at` proved the bounds, here and below.
     let header_len = usize::from(unsafe { *header.add(tcp::DATA_OFFSET) } >> 4) * 4;
     let room = header_len.saturating_sub(tcp::LEN);
-    let at = find(cursor, packet.l4 + tcp::LEN, room, MSS);
+    let at = find::<MOST_TCP>(cursor, packet.l4 + tcp::LEN, room, MSS);
     if at == NONE || at == BAD {
         return Outcome::NONE;
     }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod eventloop;
+mod fragments;
 pub mod http;
 pub mod lan;
 mod link;

@@ -25,7 +25,7 @@ use super::shell::Shell;
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
-use super::{clock, netlink, settings, signals, store};
+use super::{clock, fragments, netlink, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
 use crate::wire::description::{Description, DeviceUuid};
@@ -66,6 +66,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let description = settings::description(uuid);
     let boot_id = snapshot.boot_id;
     let core = core(&config, &description, snapshot, &plane)?;
+    let fragment_tables = plane.fragments();
     let mut shell = Shell::new(core, plane, store, settings::host_ports(&config));
     shell.set_pinholes(settings::pinholes(&config));
 
@@ -83,6 +84,8 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         boot_id,
         config: config.ssdp,
     };
+    // A task of its own, because it shares nothing with the core but the kernel's tables.
+    let fragments = tokio::spawn(fragments::run(fragment_tables));
     let control = tokio::spawn(control.serve(request_sender));
     let daemon = Daemon {
         shell,
@@ -100,6 +103,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         wishes,
     };
     daemon.run(inputs).await;
+    fragments.abort();
     // Takes the socket's file with it.
     control.abort();
     if let Err(error) = control.await

@@ -111,7 +111,8 @@ fn options_are_kept_and_source_routes_dropped() -> Result<()> {
         bed.lan_in(&frame(&[]))?;
         // Record route, timestamp, router alert, padding, nothing but padding.
         for options in [
-            &[7, 7, 4, 0, 0, 0, 0, 0][..],
+            &[1; 40][..],
+            &[7, 7, 4, 0, 0, 0, 0, 0],
             &[68, 8, 5, 0, 0, 0, 0, 0],
             &[0x94, 4, 0, 0],
             &[1, 1, 1, 0],

@@ -24,6 +24,7 @@ use super::attach::{Attachment, Mode};
 use super::clock::{self, Clock};
 use super::drop_log::DropLog;
 use super::events;
+use super::fragments::FragmentTables;
 use super::maps::{self, Maps, Sizes, refused, to_io};
 use super::object::OBJECT;
 use super::pair::{self, Expect, Side, Tables};
@@ -92,6 +93,7 @@ impl From<&Configuration> for Settings {
 /// Programs and maps in the kernel. Dropping it leaves them pinned and running.
 pub struct KernelPlane {
     attach: (AttachMode, TcMode),
+    pins: PinSet,
     links: PathBuf,
     tables: KernelTables,
     programs: Programs,
@@ -163,6 +165,7 @@ impl KernelPlane {
         let stations = maps::contents(&maps.fdb).context("read the kernel's BRIDGE_FDB")?;
         Ok(Self {
             attach: (settings.attach, settings.tc),
+            pins: PinSet::current(&settings.bpffs_dir),
             links: PinSet::current(&settings.bpffs_dir).links(),
             tables: KernelTables { maps, tools },
             programs,
@@ -185,6 +188,14 @@ impl KernelPlane {
     pub fn generic_interfaces(&self) -> Vec<u32> {
         let generic = self.attached.iter().filter(|a| a.mode == Mode::Generic);
         generic.map(|a| a.ifindex).collect()
+    }
+
+    /// What is needed to hold fragments that come before the first one of their datagram.
+    ///
+    /// # Errors
+    /// If the maps cannot be opened once more.
+    pub(crate) fn fragments(&self) -> Result<FragmentTables> {
+        maps::fragments(&self.pins, self.clock.hz(), self.clock.now())
     }
 
     /// Clock of the moment: both clocks read by one program run.

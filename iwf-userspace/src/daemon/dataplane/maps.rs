@@ -29,6 +29,7 @@ use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
 
 use super::clock::Clock;
+use super::fragments::FragmentTables;
 use super::pins::PinSet;
 use super::{DataPlaneError, HALF_WRITTEN};
 use crate::daemon::config::Timeouts;
@@ -187,12 +188,6 @@ pub(super) struct Maps {
 impl Maps {
     /// Opens the maps of a set that [`Sizes::misfit`] has nothing against.
     pub(super) fn open(set: &PinSet) -> Result<Self> {
-        fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
-            let open = || -> Result<M, MapError> {
-                M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
-            };
-            open().with_context(|| format!("open map {name}"))
-        }
         Ok(Self {
             config: typed(set, names::CONFIG)?,
             ifaces: typed(set, names::IFACES)?,
@@ -211,6 +206,23 @@ impl Maps {
             events: typed(set, names::EVENTS)?,
         })
     }
+}
+
+/// Opens what is needed to hold fragments.
+pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTables> {
+    Ok(FragmentTables {
+        ring: typed(set, names::FRAGMENTS_HELD)?,
+        first: typed(set, names::FRAGMENTS)?,
+        hz,
+        now,
+    })
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
+    let open = || -> Result<M, MapError> {
+        M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
+    };
+    open().with_context(|| format!("open map {name}"))
 }
 
 /// Reads the value of `key`; `None` if there is none.

@@ -17,6 +17,7 @@ mod drop_log;
 mod events;
 pub mod fake;
 mod features;
+pub(crate) mod fragments;
 pub mod kernel;
 mod maps;
 pub mod object;
