@@ -16,6 +16,7 @@ mod probe;
 mod restore;
 pub mod settings;
 mod soap_calls;
+mod statics;
 mod status;
 mod unsaved;
 mod upstream;
@@ -27,6 +28,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
@@ -38,10 +40,12 @@ use job::{Job, Stage};
 use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
+use statics::Statics;
 use unsaved::Unsaved;
 
 pub use crate::proto::igd::LinkCounters;
 pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
+pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};
 
 /// Names one request of a control point or administrator until it is answered.
@@ -99,6 +103,9 @@ pub enum Input {
     /// The external ports of this machine's own services changed. Complete, never a change. Mappings that are there
     /// stay until they end.
     Reserved(Vec<(Protocol, u16)>),
+    /// The mappings that the configuration states. Complete, never a change; at most one per protocol and port.
+    /// Those of an earlier life stay until this is told for the first time.
+    Statics(Vec<StaticMapping>),
     /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
@@ -230,6 +237,15 @@ pub enum Notice {
     Removed(Generation),
     /// The outermost external address changed; `None` means unknown.
     ExternalAddress(Option<Ipv4Addr>),
+    /// A mapping of the configuration cannot be had now; it is tried again.
+    StaticWaits {
+        /// Transport protocol.
+        protocol: Protocol,
+        /// The external port stated.
+        external: ExternalPort,
+        /// What is in its way.
+        problem: StaticProblem,
+    },
     /// A server lost its state or restarted (RFC 6887 section 8.5); its mappings are being re-requested.
     EpochReset(SocketAddr),
 }
@@ -264,6 +280,7 @@ pub struct Iwf {
     address: AddressQuery,
     /// Ports of our NAT that a server refuses with every nonce of ours, and until when (AMB-02).
     barred: BTreeMap<(Protocol, ExternalPort), Instant>,
+    statics: Statics,
     unsaved: Unsaved,
     effects: VecDeque<Effect>,
 }
@@ -295,6 +312,7 @@ impl Iwf {
             pace: Pace::default(),
             address: AddressQuery::default(),
             barred: BTreeMap::new(),
+            statics: Statics::default(),
             unsaved: Unsaved::default(),
             effects: VecDeque::new(),
         }
@@ -330,15 +348,20 @@ impl Iwf {
                 self.end_leases(now);
             }
             Input::Wan(state) => self.wan_changed(state, now),
-            Input::Lan(prefixes) => self.lan = prefixes,
+            Input::Lan(prefixes) => {
+                self.lan = prefixes;
+                self.statics.retry_now(now);
+            }
             Input::OwnPorts(ports) => self.settings.policy.own = ports,
             Input::Reserved(ports) => {
                 self.settings.policy.reserved = ports.into_iter().collect();
             }
+            Input::Statics(list) => self.statics.set(list, now),
             Input::Link(counters) => self.link = counters,
             Input::WallClock(wall) => self.set_clock(wall, now),
         }
         self.pump(now);
+        self.follow_statics(now);
     }
 
     /// Does everything due at `now`; calling twice changes nothing.
@@ -352,6 +375,7 @@ impl Iwf {
         self.end_address_query(now);
         self.store_again(now);
         self.pump(now);
+        self.follow_statics(now);
     }
 
     /// When [`Iwf::handle_timeout`] has to be called next.
@@ -367,6 +391,7 @@ impl Iwf {
             .chain(self.lease_ends())
             .chain(self.probes.values().map(Probe::next_event))
             .chain(self.address.next_event())
+            .chain(self.next_static())
             .chain(self.unsaved.next_event())
             .min()
     }

@@ -76,6 +76,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     pub async fn run(mut self, mut inputs: Inputs) {
         let started = clock::now();
         self.follow(&mut inputs.network);
+        // Before anybody else can ask for their ports.
+        self.follow_mappings();
         self.shell.timeout(&mut self.upstream, clock::now());
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,6 +169,12 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         }
     }
 
+    fn follow_mappings(&mut self) {
+        let mappings = self.config.mappings.clone();
+        self.shell
+            .set_statics(mappings, &mut self.upstream, clock::now());
+    }
+
     /// Reads the configuration again and follows what can change at run time.
     fn reload(&mut self) {
         notify("RELOADING=1");
@@ -186,10 +194,12 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.config.pinholes = new.pinholes;
                 self.config.reconcile_interval = new.reconcile_interval;
                 self.config.log_filter = new.log_filter;
+                self.config.mappings = new.mappings;
                 self.shell.set_pinholes(settings::pinholes(&self.config));
                 let ports = settings::host_ports(&self.config);
                 self.shell
                     .set_host_ports(ports, &mut self.upstream, clock::now());
+                self.follow_mappings();
                 self.shell.nudge(clock::now());
                 info!("configuration read again");
             }

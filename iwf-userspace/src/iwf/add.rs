@@ -9,7 +9,7 @@ use super::{Iwf, Mode};
 use crate::mapping::policy::PolicyError;
 use crate::mapping::ports;
 use crate::mapping::table::TableError;
-use crate::mapping::{Claim, Mapping, PortChoice, State};
+use crate::mapping::{Claim, MAX_LEASE, Mapping, Owner, PortChoice, State};
 use crate::proto::igd::{NewMapping, Operation, Refusal};
 use crate::proto::pcp_client::{self, Liveness, Want};
 use crate::types::{ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime};
@@ -68,7 +68,14 @@ impl Iwf {
         let holder = new
             .external
             .and_then(|port| self.table.by_external(new.protocol, port));
-        if let Some(held) = holder {
+        // Owned by the configuration, whether it has it already or not (igd-service section 3.3, step 7).
+        let stated = |port: ExternalPort| self.statics.states(new.protocol, port);
+        let is_static = new.external.is_some_and(stated)
+            || holder.is_some_and(|held| held.owner == Owner::Configuration);
+        if is_static && new.choice == PortChoice::Exact {
+            return Err(Refusal::Reserved);
+        }
+        if let Some(held) = holder.filter(|_| !is_static) {
             let same = held.internal.addr == new.internal.addr && held.remote == new.remote;
             if same {
                 return Ok(busy_or_same(held.generation));
@@ -79,7 +86,8 @@ impl Iwf {
         }
         // Whoever does not care for the port gets the one it has.
         let of_internal = self.table.by_internal(new.protocol, new.internal);
-        let mut same = of_internal.filter(|held| held.remote == new.remote);
+        let mut same = of_internal
+            .filter(|held| held.remote == new.remote && held.owner == Owner::ControlPoint);
         if new.choice == PortChoice::Any
             && let Some(held) = same.next()
         {
@@ -90,7 +98,7 @@ impl Iwf {
         if new.choice == PortChoice::Exact && new.external.is_some_and(reserved) {
             return Err(Refusal::Reserved);
         }
-        let free = |port: &ExternalPort| holder.is_none() && !reserved(*port);
+        let free = |port: &ExternalPort| holder.is_none() && !is_static && !reserved(*port);
         Ok(Place::New(new.external.filter(free)))
     }
 
@@ -164,6 +172,7 @@ impl Iwf {
         let mapping = Mapping {
             generation,
             state: State::Pending,
+            owner: Owner::ControlPoint,
             protocol: new.protocol,
             internal: new.internal,
             nat1,
@@ -189,7 +198,7 @@ impl Iwf {
         }
     }
 
-    fn nat1_port(
+    pub(super) fn nat1_port(
         &mut self,
         new: &NewMapping,
         external: Option<ExternalPort>,
@@ -201,12 +210,13 @@ impl Iwf {
             return port.ok_or(Refusal::NoRoom);
         }
         // Our NAT is the outermost one: its port is the one asked for.
-        let (table, policy) = (&self.table, &self.settings.policy);
+        let (table, policy, statics) = (&self.table, &self.settings.policy, &self.statics);
         let free = |port: ExternalPort| {
             table.by_nat1(new.protocol, port).is_none()
                 && table.by_external(new.protocol, port).is_none()
                 && !policy.is_reserved(new.protocol, port.get())
                 && !policy.is_own(new.protocol, port.get())
+                && (external == Some(port) || !statics.states(new.protocol, port))
         };
         match external.filter(|port| free(*port)) {
             Some(port) => Ok(port),
@@ -259,7 +269,11 @@ impl Iwf {
             external,
             choice: mapping.port_choice,
             remote: mapping.remote,
-            lifetime: Lifetime(u32::try_from(left).unwrap_or(u32::MAX).max(1)),
+            lifetime: Lifetime(
+                u32::try_from(left)
+                    .unwrap_or(u32::MAX)
+                    .clamp(1, MAX_LEASE.0),
+            ),
             until: mapping.lease_ends,
         }
     }
@@ -312,7 +326,7 @@ impl Iwf {
     }
 }
 
-fn refusal_of(error: TableError) -> Refusal {
+pub(super) fn refusal_of(error: TableError) -> Refusal {
     match error {
         TableError::External(_) => Refusal::PortTaken,
         TableError::Nat1(_) | TableError::HostQuota | TableError::Full => Refusal::NoRoom,

@@ -6,7 +6,7 @@ use crate::mapping::record::MappingRecord;
 use crate::mapping::{Mapping, State};
 use crate::proto::igd::{Operation, Refusal};
 use crate::proto::pcp_client;
-use crate::types::{Generation, Instant, NatEntry};
+use crate::types::{ExternalPort, Generation, Instant, NatEntry, Protocol};
 
 /// What is under way on a mapping.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Job {
 pub(super) enum Origin {
     ControlPoint(Call),
     Admin(RequestId),
+    /// The mapping that the configuration states at this external port.
+    Configuration(Protocol, ExternalPort),
     Nobody,
 }
 
@@ -87,14 +89,16 @@ impl Iwf {
         let backed = mapping.upstream.is_some();
         let waits = match &origin {
             Origin::ControlPoint(_) | Origin::Admin(_) => backed,
-            Origin::Nobody => false,
+            Origin::Configuration(..) | Origin::Nobody => false,
         };
         if waits && self.mode == Mode::Down && matches!(origin, Origin::ControlPoint(_)) {
             return self.answer(origin, Operation::Delete, Err(Refusal::Unreachable));
         }
         let deadline = match &origin {
             Origin::ControlPoint(call) => self.patience(call.deadline, now),
-            Origin::Admin(_) | Origin::Nobody => now + self.settings.deadline,
+            Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody => {
+                now + self.settings.deadline
+            }
         };
         self.table.set_state(generation, State::Removing);
         let job = Job::new(origin, Kind::Remove, deadline);
@@ -181,7 +185,7 @@ impl Iwf {
                 self.finish(generation, job, Err(refusal), now);
             }
             // Nobody can be told, so the mapping goes, and its record when the store can do it.
-            (Kind::Remove, Origin::Admin(_) | Origin::Nobody) => {
+            (Kind::Remove, Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody) => {
                 self.store_later(generation, now);
                 self.stored(generation, job, now);
             }
@@ -295,13 +299,19 @@ impl Iwf {
             Kind::Create | Kind::Replace { .. } => Operation::Add,
             Kind::Remove => Operation::Delete,
         };
+        if let Origin::Configuration(protocol, port) = job.origin {
+            self.static_outcome(protocol, port, outcome, now);
+        }
         let reserved = self.table.get(generation).and_then(|m| m.claim.port);
         let outcome = outcome.map(|()| match &job.origin {
             Origin::ControlPoint(call) if call.call.action == "AddAnyPortMapping" => {
                 let port = reserved.map_or(0, |port| port.get());
                 vec![("NewReservedPort", port.to_string())]
             }
-            Origin::ControlPoint(_) | Origin::Admin(_) | Origin::Nobody => Vec::new(),
+            Origin::ControlPoint(_)
+            | Origin::Admin(_)
+            | Origin::Configuration(..)
+            | Origin::Nobody => Vec::new(),
         });
         self.answer(job.origin, operation, outcome);
         self.resume(generation, now);
@@ -321,7 +331,7 @@ impl Iwf {
                 self.effects
                     .push_back(Effect::AdminReply { request, result });
             }
-            (Origin::Nobody, _) => {}
+            (Origin::Configuration(..) | Origin::Nobody, _) => {}
         }
     }
 
@@ -350,7 +360,7 @@ impl Iwf {
                     self.finish(generation, job, Err(Refusal::Unreachable), now);
                 }
                 // The owner's word counts here; the server is told until it hears.
-                (Kind::Remove, Origin::Admin(_) | Origin::Nobody) => {
+                (Kind::Remove, Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody) => {
                     self.jobs.insert(generation, job);
                     self.tell(pcp_client::Input::Abandon(generation), now);
                     self.unstore(generation);

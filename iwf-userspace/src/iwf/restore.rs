@@ -2,7 +2,7 @@
 
 use super::{Iwf, Saved, StoreChange};
 use crate::mapping::record::MappingRecord;
-use crate::mapping::{Mapping, PortChoice};
+use crate::mapping::{MAX_LEASE, Mapping, PortChoice};
 use crate::proto::pcp_client::{self, Want};
 use crate::types::{Generation, Instant, Lifetime};
 
@@ -62,7 +62,11 @@ fn want(mapping: &Mapping, server: std::net::SocketAddr, now: Instant) -> Want {
         },
         choice: mapping.port_choice,
         remote: mapping.remote,
-        lifetime: Lifetime(u32::try_from(left).unwrap_or(u32::MAX).max(1)),
+        lifetime: Lifetime(
+            u32::try_from(left)
+                .unwrap_or(u32::MAX)
+                .clamp(1, MAX_LEASE.0),
+        ),
         until: mapping.lease_ends,
     }
 }

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 
 use super::job::Origin;
 use super::{AdminCommand, Effect, Iwf, Mode, RequestId};
+use crate::mapping::Owner;
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
-use crate::types::{ExternalPort, Generation, Instant};
+use crate::types::{ExternalPort, Generation, Instant, RemotePeer};
 use crate::wire::soap::{self, ActionResult, UpnpError};
 
 /// Calls that wait for a job on their mapping to end; more are refused.
@@ -151,7 +152,12 @@ impl Iwf {
         if !policy.may_manage(call.caller, mapping.internal, key.port) {
             return Err(Refusal::NotAuthorized);
         }
-        if mapping.remote != key.remote {
+        // A list of the configuration is shown as everybody: RemoteHost cannot say it.
+        let shown = match mapping.remote {
+            RemotePeer::List(_) => RemotePeer::Any,
+            RemotePeer::Any | RemotePeer::Host(_) => mapping.remote,
+        };
+        if shown != key.remote {
             return Err(Refusal::Absent);
         }
         Ok(Some(mapping.generation))
@@ -174,6 +180,11 @@ impl Iwf {
     }
 
     fn delete(&mut self, call: Call, key: EntryKey, now: Instant) {
+        let port = ExternalPort::new(key.port);
+        let held = port.and_then(|port| self.table.by_external(key.protocol, port));
+        if held.is_some_and(|mapping| mapping.owner == Owner::Configuration) {
+            return self.refuse(&call, Operation::Delete, Refusal::NotAuthorized);
+        }
         match self.find(&call, &key) {
             Ok(Some(generation)) if self.jobs.contains_key(&generation) => {
                 self.defer(generation, call);
@@ -192,7 +203,11 @@ impl Iwf {
         } = command;
         let port = ExternalPort::new(external_port);
         let mapping = port.and_then(|port| self.table.by_external(protocol, port));
+        let owner = mapping.map(|m| m.owner);
         let problem = match mapping.map(|m| m.generation) {
+            Some(_) if owner == Some(Owner::Configuration) => {
+                "the configuration states that mapping; remove it there and reload".to_owned()
+            }
             None => format!("no mapping has {protocol} port {external_port}"),
             Some(generation) if self.jobs.contains_key(&generation) => {
                 "the mapping is being changed right now; try again in a moment".to_owned()

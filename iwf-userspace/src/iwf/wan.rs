@@ -81,7 +81,7 @@ impl Iwf {
     }
 
     /// Stores a mapping and tells the kernel, outside of any job.
-    fn rewrite(&mut self, generation: Generation) {
+    pub(super) fn rewrite(&mut self, generation: Generation) {
         let Some(mapping) = self.table.get(generation) else {
             return;
         };
@@ -116,6 +116,7 @@ impl Iwf {
             self.drop_address_query(now);
         }
         self.restart_creations(now);
+        self.statics.retry_now(now);
         let idle: Vec<_> = self
             .table
             .iter()

@@ -12,6 +12,8 @@ pub mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce,
     NatEntry, Protocol, RemotePeer,
@@ -23,6 +25,34 @@ pub const MAX_LEASE: Lifetime = Lifetime(604_800);
 /// Longest description kept, in octets (IGD-031).
 pub const MAX_DESCRIPTION: usize = 255;
 
+/// When the lease of a mapping ends that has no end: after every clock.
+pub const NEVER: Instant = Instant::from_millis(u64::MAX / 4);
+
+/// A mapping stated in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticMapping {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Outermost external port; no other one will do.
+    pub external: ExternalPort,
+    /// The LAN host's endpoint.
+    pub internal: InternalEndpoint,
+    /// Who may come in.
+    pub remote: RemotePeer,
+    /// Free text, at most [`MAX_DESCRIPTION`] octets.
+    pub description: String,
+}
+
+/// Who made a mapping and may take it away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// A control point on the LAN; for a time.
+    #[default]
+    ControlPoint,
+    /// The configuration; as long as it is stated there.
+    Configuration,
+}
+
 /// One mapping in the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -30,6 +60,8 @@ pub struct Mapping {
     pub generation: Generation,
     /// Where it is in its life.
     pub state: State,
+    /// Who made it.
+    pub owner: Owner,
     /// Transport protocol.
     pub protocol: Protocol,
     /// The LAN host's endpoint.
@@ -44,7 +76,7 @@ pub struct Mapping {
     pub description: String,
     /// Lease the control point asked for, 1 to [`MAX_LEASE`].
     pub requested: Lifetime,
-    /// When the control point's lease ends.
+    /// When the control point's lease ends; [`NEVER`] for one of the configuration.
     pub lease_ends: Instant,
     /// Whether another external port would have been accepted.
     pub port_choice: PortChoice,
@@ -132,6 +164,12 @@ impl Mapping {
         self.upstream.map_or(self.lease_ends, |lease| lease.expires)
     }
 
+    /// As [`Mapping::expires`]; `None` for one that only the configuration ends.
+    fn ends(&self) -> Option<Instant> {
+        let endless = self.upstream.is_none() && self.owner == Owner::Configuration;
+        (!endless).then(|| self.expires())
+    }
+
     /// The kernel's form of it.
     pub fn nat_entry(&self) -> NatEntry {
         NatEntry {
@@ -140,12 +178,16 @@ impl Mapping {
             internal: self.internal,
             remote: self.remote,
             generation: self.generation,
-            expires: Some(self.expires()),
+            expires: self.ends(),
         }
     }
 
-    /// Seconds left of the control point's lease (IGD-007), rounded up so that a fresh lease reads in full.
+    /// Seconds left of the control point's lease (IGD-007), rounded up so that a fresh lease reads in full. 0 for one
+    /// of the configuration: WANIPConnection:2 section 2.3.16 knows leases without end only from out of band.
     pub fn lease_left(&self, now: Instant) -> u32 {
+        if self.owner == Owner::Configuration {
+            return 0;
+        }
         let left = self.lease_ends.saturating_duration_since(now);
         u32::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
     }
@@ -165,6 +207,7 @@ pub(crate) mod tests {
         Mapping {
             generation: Generation(generation),
             state: State::Active,
+            owner: Owner::ControlPoint,
             protocol: Protocol::Tcp,
             internal: InternalEndpoint {
                 addr: Ipv4Addr::new(192, 168, 1, host),
@@ -197,6 +240,21 @@ pub(crate) mod tests {
             mapping.nat_entry().expires,
             Some(Instant::from_millis(600_000))
         );
+    }
+
+    #[test]
+    fn only_the_server_ends_a_mapping_of_the_configuration() {
+        let mut mapping = mapping(1, 20, 8080, 8080);
+        (mapping.owner, mapping.lease_ends) = (Owner::Configuration, NEVER);
+        assert_eq!(mapping.nat_entry().expires, None);
+        assert_eq!(mapping.lease_left(Instant::from_millis(0)), 0);
+        let expires = Instant::from_millis(600_000);
+        mapping.upstream = Some(Lease {
+            server: ([100, 64, 0, 1], 5351).into(),
+            nonce: MappingNonce([1; 12]),
+            expires,
+        });
+        assert_eq!(mapping.nat_entry().expires, Some(expires));
     }
 
     #[test]

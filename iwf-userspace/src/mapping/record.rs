@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Mapping, PortChoice, State};
+use super::{Lease, Mapping, NEVER, Owner, PortChoice, State};
 use crate::types::{
     ExternalEndpoint, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce, Protocol,
     RemotePeer, UnixTime,
@@ -34,6 +34,9 @@ pub struct MappingRecord {
     pub lease_ends: UnixTime,
     /// Whether another external port would have been accepted (AddAnyPortMapping).
     pub any_port: bool,
+    /// Who made it. Records of older daemons do not say: only control points could.
+    #[serde(default)]
+    pub owner: Owner,
     /// The upstream lease; `None` in local mode.
     pub upstream: Option<UpstreamLease>,
 }
@@ -95,6 +98,7 @@ impl MappingRecord {
             requested: mapping.requested,
             lease_ends: clock.unix(mapping.lease_ends),
             any_port: mapping.port_choice == PortChoice::Any,
+            owner: mapping.owner,
             upstream: mapping.upstream.map(|lease| UpstreamLease {
                 server: lease.server,
                 nonce: lease.nonce,
@@ -110,6 +114,7 @@ impl MappingRecord {
         Mapping {
             generation: self.generation,
             state: State::Active,
+            owner: self.owner,
             protocol: self.protocol,
             internal: self.internal,
             nat1: self.nat1,
@@ -117,7 +122,10 @@ impl MappingRecord {
             remote: self.remote,
             description: self.description,
             requested: self.requested,
-            lease_ends: clock.instant(self.lease_ends).min(longest(self.requested)),
+            lease_ends: match self.owner {
+                Owner::ControlPoint => clock.instant(self.lease_ends).min(longest(self.requested)),
+                Owner::Configuration => NEVER,
+            },
             port_choice: if self.any_port {
                 PortChoice::Any
             } else {
@@ -154,6 +162,26 @@ mod tests {
         let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
         assert_eq!(record.lease_ends, UnixTime::from_secs(1_800_003_600));
         assert_eq!(record.mapping(&clock, now), before);
+    }
+
+    #[test]
+    fn a_mapping_of_the_configuration_comes_back_without_an_end() {
+        let now = Instant::from_millis(5_000);
+        let clock = WallClock::new(UnixTime::from_secs(1_800_000_000), now);
+        let mut before = mapping(7, 20, 8080, 8080);
+        (before.owner, before.lease_ends) = (Owner::Configuration, NEVER);
+        let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
+        assert_eq!(record.mapping(&clock, now), before);
+    }
+
+    #[test]
+    fn a_record_of_an_older_daemon_is_a_control_points() {
+        let clock = WallClock::new(UnixTime::from_secs(3), Instant::from_millis(0));
+        let record = MappingRecord::new(&mapping(7, 20, 8080, 8080), &clock).expect("complete");
+        let mut json = serde_json::to_value(&record).expect("JSON");
+        json.as_object_mut().expect("an object").remove("owner");
+        let read: MappingRecord = serde_json::from_value(json).expect("readable");
+        assert_eq!(read, record);
     }
 
     #[test]

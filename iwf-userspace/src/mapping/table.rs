@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::policy::Limits;
-use super::{Mapping, State};
+use super::{Mapping, Owner, State};
 use crate::types::{ExternalPort, Generation, InternalEndpoint, Protocol};
 
 /// Every mapping, with an index for each thing that must not be held twice.
@@ -66,7 +66,9 @@ impl Table {
             .insert((protocol, mapping.internal, generation));
         self.by_nat1
             .insert((protocol, mapping.nat1.port), generation);
-        *self.per_host.entry(mapping.internal.addr).or_default() += 1;
+        if mapping.owner == Owner::ControlPoint {
+            *self.per_host.entry(mapping.internal.addr).or_default() += 1;
+        }
         self.entries.insert(generation, mapping);
         Ok(())
     }
@@ -81,7 +83,9 @@ impl Table {
         self.by_internal
             .remove(&(protocol, mapping.internal, generation));
         self.by_nat1.remove(&(protocol, mapping.nat1.port));
-        if let Some(count) = self.per_host.get_mut(&mapping.internal.addr) {
+        if mapping.owner == Owner::ControlPoint
+            && let Some(count) = self.per_host.get_mut(&mapping.internal.addr)
+        {
             *count -= 1;
             if *count == 0 {
                 self.per_host.remove(&mapping.internal.addr);
@@ -145,7 +149,7 @@ impl Table {
         self.entries.is_empty()
     }
 
-    /// Mappings of one internal address, pending ones included.
+    /// Mappings of control points for one internal address, pending ones included.
     pub fn of_host(&self, addr: Ipv4Addr) -> usize {
         self.per_host.get(&addr).copied().unwrap_or(0)
     }
@@ -159,6 +163,9 @@ impl Table {
         let old = self.entries.get(&mapping.generation);
         if old.is_none() && self.entries.len() >= self.limits.mappings {
             return Err(TableError::Full);
+        }
+        if mapping.owner == Owner::Configuration {
+            return Ok(());
         }
         let same_host = old.is_some_and(|old| old.internal.addr == mapping.internal.addr);
         if !same_host && self.of_host(mapping.internal.addr) >= self.limits.per_host {

@@ -100,8 +100,8 @@ fn shared(table: &Table) -> Vec<Violation> {
 fn outliving(table: &Table, observed: &[NatEntry]) -> Vec<Violation> {
     let outlives = |entry: &&NatEntry| {
         table.get(entry.generation).is_some_and(|mapping| {
-            let ends = mapping.expires() + EXPIRY_TOLERANCE;
-            entry.expires.is_none_or(|at| at > ends)
+            let ends = mapping.nat_entry().expires;
+            ends.is_some_and(|ends| entry.expires.is_none_or(|at| at > ends + EXPIRY_TOLERANCE))
         })
     };
     observed

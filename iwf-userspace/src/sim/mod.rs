@@ -14,6 +14,7 @@ mod renewal;
 mod rules;
 mod server;
 mod soap;
+mod statics;
 mod store;
 mod upstream;
 mod world;

@@ -15,7 +15,7 @@ use crate::iwf::{
     AdminCommand, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings, WanState,
 };
 use crate::mapping::policy::LanPrefix;
-use crate::mapping::{Mapping, State};
+use crate::mapping::{Mapping, State, StaticMapping};
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::pcp::Request;
 use crate::wire::soap::{ActionResult, Call};
@@ -46,6 +46,8 @@ pub(super) struct World {
     pub(super) store: Store,
     pub(super) rng: StdRng,
     pub(super) wan: WanState,
+    /// What the configuration states.
+    pub(super) statics: Vec<StaticMapping>,
     /// Every request sent, whether it arrived or not.
     pub(super) sent: Vec<(Instant, Request)>,
     pub(super) notices: Vec<Notice>,
@@ -96,6 +98,7 @@ impl World {
                 address: Some(WAN),
                 gateway: Some(Ipv4Addr::new(100, 64, 0, 1)),
             },
+            statics: Vec::new(),
             sent: Vec::new(),
             notices: Vec::new(),
             replies: BTreeMap::new(),
@@ -128,6 +131,13 @@ impl World {
     fn boot(&mut self) {
         self.input(Input::Lan(vec![LAN]));
         self.input(Input::Wan(self.wan.clone()));
+        self.input(Input::Statics(self.statics.clone()));
+    }
+
+    /// The configuration is read again.
+    pub(super) fn state(&mut self, statics: &[StaticMapping]) {
+        self.statics = statics.to_vec();
+        self.input(Input::Statics(self.statics.clone()));
     }
 
     pub(super) fn set_wan(&mut self, address: Option<Ipv4Addr>) {

@@ -3,6 +3,7 @@
 //! Two types on purpose: `raw` mirrors the file and knows the line of each value, [`Config`] holds only what
 //! passed. A value that is refused is reported with file, line and what to write instead.
 
+mod mappings;
 mod raw;
 mod validate;
 
@@ -10,6 +11,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::mapping::StaticMapping;
 
 /// Everything the daemon was told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct Config {
     pub log_filter: String,
     /// Whether the packet programs log each packet they drop.
     pub log_drops: bool,
+    /// Mappings that are always there. At most [`MAX_STATIC_MAPPINGS`], none twice for one protocol and port.
+    pub mappings: Vec<StaticMapping>,
 }
 
 /// Most LAN interfaces one daemon serves; each costs a listener and a multicast membership.
@@ -61,6 +66,8 @@ pub const MAX_PCP_SERVERS: usize = 8;
 
 /// Most pinholes a configuration may have.
 pub const MAX_PINHOLES: usize = 1024;
+/// Most mappings that can be stated, TCP and UDP counted apart; all are asked for at once at start.
+pub const MAX_STATIC_MAPPINGS: usize = 256;
 
 /// The well-known port of PCP servers (RFC 6887 section 7).
 pub const PCP_PORT: u16 = 5351;

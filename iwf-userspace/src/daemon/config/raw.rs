@@ -36,6 +36,21 @@ pub(super) struct File {
     pub(super) reconcile: Reconcile,
     #[serde(default)]
     pub(super) log: Log,
+    #[serde(default)]
+    pub(super) mapping: Vec<Mapping>,
+}
+
+/// One table of `[[mapping]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Mapping {
+    pub(super) protocol: Spanned<String>,
+    pub(super) external_port: Spanned<i64>,
+    pub(super) internal: Spanned<String>,
+    #[serde(default)]
+    pub(super) remote: Vec<Spanned<String>>,
+    #[serde(default = "no_text")]
+    pub(super) description: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -150,6 +165,10 @@ fn mode() -> Spanned<String> {
 
 fn behind_private_address() -> Spanned<String> {
     unplaced("refuse".to_owned())
+}
+
+fn no_text() -> Spanned<String> {
+    unplaced(String::new())
 }
 
 /// A default: it stands in no line of the file.

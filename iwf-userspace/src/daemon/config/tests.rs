@@ -190,3 +190,107 @@ fn pinholes_are_read_and_wrong_ones_refused() {
         assert!(error.to_string().contains(problem), "{error}");
     }
 }
+
+#[test]
+fn mappings_are_read_in_full() {
+    let text = format!(
+        "{MINIMAL}[[mapping]]\nprotocol = \"both\"\nexternal_port = 443\ninternal = \"192.168.1.10:8443\"\n\
+         [[mapping]]\nprotocol = \"udp\"\nexternal_port = 51820\ninternal = \"192.168.1.11:51820\"\n\
+         remote = [\"203.0.113.0/24\", \"198.51.100.7\"]\ndescription = \"tunnel\"\n"
+    );
+    let mappings = parse(&text).unwrap().mappings;
+    let shown: Vec<_> = mappings
+        .iter()
+        .map(|m| {
+            format!(
+                "{} {} {} {}",
+                m.protocol, m.external, m.internal, m.description
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "TCP 443 192.168.1.10:8443 ",
+            "UDP 443 192.168.1.10:8443 ",
+            "UDP 51820 192.168.1.11:51820 tunnel"
+        ]
+    );
+    let remote: Vec<_> = mappings[2]
+        .remote
+        .prefixes()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(remote, ["198.51.100.7", "203.0.113.0/24"]);
+}
+
+#[test]
+fn mappings_that_cannot_be_are_refused_with_their_line() {
+    let many = "remote = [\"11.1.0.0/16\", \"11.2.0.0/16\", \"11.3.0.0/16\", \"11.4.0.0/16\", \"11.5.0.0/16\", \
+                \"11.6.0.0/16\", \"11.7.0.0/16\", \"11.8.0.0/16\", \"11.9.0.0/16\"]";
+    // Line of the file, what changes in which line of the table, the problem.
+    for (line, changed, problem) in [
+        (7, "protocol = \"icmp\"", "mapping.protocol: \"icmp\""),
+        (8, "external_port = 0", "external_port: 0 is out of range"),
+        (8, "external_port = 22", "also in wan.open_tcp_ports"),
+        (
+            9,
+            "internal = \"192.168.1.10\"",
+            "no endpoint of a LAN host",
+        ),
+        (
+            9,
+            "internal = \"192.168.1.10:0\"",
+            "no endpoint of a LAN host",
+        ),
+        (
+            9,
+            "internal = \"11.22.33.1:80\"",
+            "no endpoint of a LAN host",
+        ),
+        (
+            9,
+            "internal = \"127.0.0.1:80\"",
+            "no endpoint of a LAN host",
+        ),
+        (10, "remote = [\"11.22.33.0/33\"]", "is no prefix"),
+        (10, "remote = [\"0.0.0.0\"]", "is no prefix"),
+        (10, "remote = [\"host.example\"]", "is no prefix"),
+        (10, many, "more than 8 prefixes"),
+        (11, "description = \"a\\nb\"", "mapping.description"),
+    ] {
+        let mut table = [
+            "protocol = \"tcp\"",
+            "external_port = 80",
+            "internal = \"192.168.1.10:80\"",
+            "remote = []",
+            "description = \"web\"",
+        ];
+        let key = changed.split(' ').next().unwrap();
+        let slot = table.iter_mut().find(|l| l.starts_with(key)).unwrap();
+        *slot = changed;
+        let table = table.join("\n");
+        let text = format!("{MINIMAL}open_tcp_ports = [22]\n[[mapping]]\n{table}\n");
+        let error = parse(&text).unwrap_err();
+        assert!(error.problem.contains(problem), "{changed}: {error}");
+        assert_eq!(error.line, Some(line), "{error}");
+    }
+    let one = "[[mapping]]\nprotocol = \"tcp\"\nexternal_port = 80\ninternal = \"10.0.0.2:80\"\n";
+    let both = one.replace("tcp", "both");
+    let error = parse(&format!("{MINIMAL}{one}{both}")).unwrap_err();
+    assert!(
+        error.problem.contains("TCP port 80 is mapped twice"),
+        "{error}"
+    );
+    assert_eq!(error.line, Some(11));
+    let pcp = one.replace("tcp", "udp").replace("= 80", "= 5351");
+    let error = parse(&format!("{MINIMAL}{pcp}")).unwrap_err();
+    assert!(error.problem.contains("belongs to PCP"), "{error}");
+    let lacks = one.replace("internal = \"10.0.0.2:80\"\n", "");
+    let error = parse(&format!("{MINIMAL}{lacks}")).unwrap_err();
+    assert!(
+        error.problem.contains("missing field `internal`"),
+        "{error}"
+    );
+}

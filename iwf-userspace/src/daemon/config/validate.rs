@@ -38,14 +38,17 @@ impl TryFrom<raw::File> for Config {
                 "list an address or \"default-router\" in upstream.pcp_servers, or write mode = \"auto\"",
             ));
         }
+        let open_ports = OpenPorts {
+            tcp: ports("wan.open_tcp_ports", &file.wan.open_tcp_ports)?,
+            udp: ports("wan.open_udp_ports", &file.wan.open_udp_ports)?,
+        };
+        let limits = limits(&file.limits)?;
         Ok(Self {
+            mappings: super::mappings::check(&file.mapping, &open_ports, &limits)?,
             mode,
             lan_interfaces,
             wan_interface,
-            open_ports: OpenPorts {
-                tcp: ports("wan.open_tcp_ports", &file.wan.open_tcp_ports)?,
-                udp: ports("wan.open_udp_ports", &file.wan.open_udp_ports)?,
-            },
+            open_ports,
             behind_private_address: choice(
                 "wan.behind_private_address",
                 &file.wan.behind_private_address,
@@ -100,7 +103,7 @@ impl TryFrom<raw::File> for Config {
                 open_tcp: *file.ipv6.open_tcp.get_ref(),
             },
             pinholes: pinholes(&file.pinhole)?,
-            limits: limits(&file.limits)?,
+            limits,
             timeouts: timeouts(&file.timeouts)?,
             reconcile_interval: seconds(
                 "reconcile.interval_seconds",
@@ -428,7 +431,7 @@ fn seconds(
     number::<u32>(key, written, range).map(|n| Duration::from_secs(u64::from(n)))
 }
 
-fn number<T: TryFrom<i64>>(
+pub(super) fn number<T: TryFrom<i64>>(
     key: &str,
     written: &Spanned<i64>,
     range: RangeInclusive<i64>,
@@ -447,7 +450,11 @@ fn number<T: TryFrom<i64>>(
         })
 }
 
-fn choice<T: Copy>(key: &str, written: &Spanned<String>, of: &[(&str, T)]) -> Result<T, Invalid> {
+pub(super) fn choice<T: Copy>(
+    key: &str,
+    written: &Spanned<String>,
+    of: &[(&str, T)],
+) -> Result<T, Invalid> {
     let text = written.get_ref().as_str();
     of.iter()
         .find_map(|&(name, value)| (name == text).then_some(value))
@@ -461,7 +468,7 @@ fn choice<T: Copy>(key: &str, written: &Spanned<String>, of: &[(&str, T)]) -> Re
         })
 }
 
-fn invalid<T>(at: &Spanned<T>, problem: String, advice: &str) -> Invalid {
+pub(super) fn invalid<T>(at: &Spanned<T>, problem: String, advice: &str) -> Invalid {
     let span = at.span();
     Invalid {
         at: (!span.is_empty()).then_some(span.start),

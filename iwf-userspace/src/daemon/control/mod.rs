@@ -171,6 +171,13 @@ pub struct MappingRow {
     pub granted_left_seconds: Option<u64>,
     /// Text of the control point.
     pub description: String,
+    /// Stated in the configuration: it has no lease of its own.
+    #[serde(default, rename = "static")]
+    pub is_static: bool,
+    /// Why it is not in force. Only for one of the configuration; then `generation` is 0, and `nat1` has the external
+    /// port asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<String>,
 }
 
 /// One upstream lease.

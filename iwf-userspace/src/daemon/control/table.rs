@@ -86,16 +86,35 @@ fn render_mappings(rows: &[MappingRow]) -> String {
             row.protocol.to_string(),
             row.internal.to_string(),
             row.nat1.to_string(),
-            if row.kernel { "yes" } else { "NO" }.to_owned(),
+            match (&row.waits, row.kernel) {
+                (Some(_), _) => "waits",
+                (None, true) => "yes",
+                (None, false) => "NO",
+            }
+            .to_owned(),
             or_dash(row.carrier),
             from(row),
-            span(row.lease_left_seconds),
+            if row.is_static {
+                "static".to_owned()
+            } else {
+                span(row.lease_left_seconds)
+            },
             row.granted_left_seconds
                 .map_or_else(|| "-".to_owned(), span),
             printable(&row.description),
         ]);
     }
-    format!("{}\n", table.trim_fmt())
+    let mut text = format!("{}\n", table.trim_fmt());
+    for row in rows {
+        if let Some(why) = &row.waits {
+            text.push_str(&format!(
+                "{} {} waits: {why}\n",
+                row.protocol,
+                row.nat1.port()
+            ));
+        }
+    }
+    text
 }
 
 /// Who may come in.
@@ -201,6 +220,8 @@ mod tests {
             lease_left_seconds: 3599,
             granted_left_seconds: Some(110),
             description: "web\u{1b}[2J".to_owned(),
+            is_static: false,
+            waits: None,
         }
     }
 
@@ -231,6 +252,24 @@ mod tests {
             ..row()
         };
         assert!(render(&Response::Mappings(vec![missing])).contains(" NO "));
+    }
+
+    #[test]
+    fn a_static_mapping_that_waits_says_why() {
+        let waiting = MappingRow {
+            kernel: false,
+            is_static: true,
+            waits: Some("the PCP server did not answer".to_owned()),
+            ..row()
+        };
+        let text = render(&Response::Mappings(vec![waiting]));
+        for part in [
+            " waits ",
+            " static ",
+            "TCP 40000 waits: the PCP server did not answer\n",
+        ] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
     }
 
     #[test]

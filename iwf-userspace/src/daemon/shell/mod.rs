@@ -25,6 +25,7 @@ use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
     AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, StoreChange,
 };
+use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
 use crate::types::{Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
@@ -190,6 +191,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.host_ports = host_ports.clone();
         self.input(Input::Reserved(host_ports), out, now);
         self.configure(now);
+    }
+
+    /// The mappings that the configuration states.
+    pub fn set_statics(
+        &mut self,
+        statics: Vec<StaticMapping>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        self.input(Input::Statics(statics), out, now);
     }
 
     /// The ports this machine uses itself, as they are now. The data plane hears of them when it is configured next.
@@ -377,6 +388,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             },
             Notice::ExternalAddress(Some(address)) => info!(%address, "external address"),
             Notice::ExternalAddress(None) => info!("external address is not known"),
+            Notice::StaticWaits {
+                protocol,
+                external,
+                problem,
+            } => info!(
+                %protocol,
+                %external,
+                %problem,
+                "mapping of the configuration cannot be had now; trying again"
+            ),
             Notice::EpochReset(server) => {
                 info!(%server, "PCP server lost its state; asking for the mappings again");
             }

@@ -11,7 +11,7 @@ use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
 use crate::iwf::{Mode, ServerState};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Owner};
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
 
 /// What the shell cannot know by itself.
@@ -94,6 +94,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             .collect();
         let row = |mapping: &Mapping| {
             let wanted = mapping.nat_entry();
+            let (remote_host, remote_list) = remotes(mapping.remote);
             let same = |entry: &NatEntry| {
                 (entry.protocol, entry.external, entry.internal, entry.remote)
                     == (
@@ -110,26 +111,46 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 nat1: socket(mapping.nat1),
                 kernel: held.get(&mapping.generation).is_some_and(same),
                 carrier: mapping.upstream.and(mapping.claim.endpoint()).map(socket),
-                remote_host: match mapping.remote {
-                    RemotePeer::Any | RemotePeer::List(_) => None,
-                    RemotePeer::Host(host) => Some(host),
-                },
-                remote_list: match mapping.remote {
-                    RemotePeer::Any | RemotePeer::Host(_) => Vec::new(),
-                    RemotePeer::List(list) => list.iter().map(|p| p.to_string()).collect(),
-                },
+                remote_host,
+                remote_list,
                 lease_left_seconds: u64::from(mapping.lease_left(now)),
                 granted_left_seconds: mapping
                     .upstream
                     .map(|lease| lease.expires.saturating_duration_since(now).as_secs()),
                 description: mapping.description.clone(),
+                is_static: mapping.owner == Owner::Configuration,
+                waits: None,
             }
         };
+        let waiting = self.core.waiting_statics().map(|waiting| {
+            let stated = waiting.mapping;
+            let addr = self.network.wan.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let (remote_host, remote_list) = remotes(stated.remote);
+            MappingRow {
+                generation: 0,
+                protocol: stated.protocol,
+                internal: SocketAddrV4::new(stated.internal.addr, stated.internal.port.get()),
+                nat1: SocketAddrV4::new(addr, stated.external.get()),
+                kernel: false,
+                carrier: None,
+                remote_host,
+                remote_list,
+                lease_left_seconds: 0,
+                granted_left_seconds: None,
+                description: stated.description.clone(),
+                is_static: true,
+                waits: Some(waiting.problem.map_or_else(
+                    || "it is being asked for".to_owned(),
+                    |problem| problem.to_string(),
+                )),
+            }
+        });
         Ok(self
             .core
             .mappings()
             .filter(|m| m.is_installed())
             .map(row)
+            .chain(waiting)
             .collect())
     }
 
@@ -186,6 +207,15 @@ fn mode(mode: Mode) -> &'static str {
         Mode::Local => "local",
         Mode::NoServer => "no-server",
         Mode::Down => "down",
+    }
+}
+
+/// The one host or the list.
+fn remotes(remote: RemotePeer) -> (Option<Ipv4Addr>, Vec<String>) {
+    match remote {
+        RemotePeer::Any => (None, Vec::new()),
+        RemotePeer::Host(host) => (Some(host), Vec::new()),
+        RemotePeer::List(list) => (None, list.iter().map(|p| p.to_string()).collect()),
     }
 }
 

@@ -6,6 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::fake::MemoryStore;
 use super::*;
+use crate::mapping::Owner;
 use crate::mapping::record::UpstreamLease;
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, Lifetime,
@@ -70,6 +71,7 @@ fn record(generation: u32) -> MappingRecord {
         requested: Lifetime(3600),
         lease_ends: UnixTime::from_secs(1_003_600),
         any_port: false,
+        owner: Owner::ControlPoint,
         upstream: Some(UpstreamLease {
             server: "100.64.0.1:5351".parse().unwrap(),
             nonce: MappingNonce([7; 12]),

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use crate::mapping::Mapping;
 use crate::mapping::policy::Policy;
 use crate::mapping::table::Table;
+use crate::mapping::{Mapping, Owner};
 use crate::types::{Instant, RemotePeer};
 
 /// Out arguments.
@@ -22,7 +22,7 @@ pub fn generic_entry(
     let visible = |mapping: &&Mapping| {
         let port = mapping.claim.port.map_or(0, |port| port.get());
         mapping.is_visible()
-            && mapping.lease_left(now) > 0
+            && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
             && policy.may_manage(caller, mapping.internal, port)
     };
     let mapping = table.iter().filter(visible).nth(index.into())?;

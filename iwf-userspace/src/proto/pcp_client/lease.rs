@@ -9,7 +9,7 @@ use super::negative::Question;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
 use super::{MAX_LIFETIME, Want};
-use crate::mapping::PortChoice;
+use crate::mapping::{MAX_LEASE, PortChoice};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Instant, InternalPort, Lifetime, MappingNonce, Protocol,
     RemotePeer,
@@ -255,10 +255,14 @@ impl Lease {
         }
     }
 
-    /// IWF-075: what is left of the wish, in whole seconds; never 0, which would delete.
+    /// IWF-075: what is left of the wish, in whole seconds, at most [`MAX_LEASE`]; never 0, which would delete.
     fn remaining(&self, now: Instant) -> Lifetime {
         let left = self.want.until.saturating_duration_since(now).as_secs();
-        Lifetime(u32::try_from(left).unwrap_or(u32::MAX).max(1))
+        Lifetime(
+            u32::try_from(left)
+                .unwrap_or(u32::MAX)
+                .clamp(1, MAX_LEASE.0),
+        )
     }
 }
 
