@@ -106,6 +106,22 @@ pub struct SessionValue {
 }
 
 impl SessionValue {
+    /// Octets of the packets of this direction.
+    #[inline(always)]
+    pub const fn octets(&self) -> u64 {
+        ((self.octets_high as u64) << 32) | self.octets_low as u64
+    }
+
+    /// Counts a packet of `len` octets. Two CPUs that count at once may lose one.
+    #[inline(always)]
+    pub const fn count(&mut self, len: u16) {
+        self.packets = self.packets.wrapping_add(1);
+        // Without a branch: the verifier follows both sides of each one.
+        let octets = self.octets() + len as u64;
+        self.octets_low = octets as u32;
+        self.octets_high = (octets >> 32) as u16;
+    }
+
     /// The key of the other direction: what the peer's answer looks like when it arrives.
     #[inline(always)]
     pub const fn reverse_key(&self, proto: u8) -> SessionKey {
@@ -157,6 +173,18 @@ const _: () = assert!(size_of::<SessionValue>() == 64 && align_of::<SessionValue
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn octets_are_counted_across_the_words() {
+        let mut value = SessionValue {
+            octets_low: u32::MAX - 99,
+            ..SessionValue::default()
+        };
+        value.count(100);
+        assert_eq!((value.octets(), value.packets), (1 << 32, 1));
+        value.count(u16::MAX);
+        assert_eq!((value.octets(), value.packets), ((1 << 32) + 65_535, 2));
+    }
 
     #[test]
     fn reverse_of_an_outbound_session_is_addressed_to_its_external_endpoint() {

@@ -75,3 +75,7 @@ pub const HEADERS6: usize = 8;
 pub const HEADER_OCTETS6: usize = 256;
 /// Seconds for which half of a pair is left alone: its other half is being written.
 pub const GRACE: u32 = 2;
+/// How many times [`GRACE`] an unused half is asked after its other half; later only when it is idle.
+pub const LONE_HALF: u32 = 30;
+/// What one run of the sweep program looks at, at most. The daemon hands over more in several runs.
+pub const SWEEP_ITEMS: u32 = 1024;

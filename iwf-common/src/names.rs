@@ -14,7 +14,8 @@ pub const XDP_WAN: &str = "iwf_xdp_wan";
 pub const TC_EGRESS: &str = "iwf_tc_egress";
 /// tc program of WAN ingress; only where the WAN device cannot run XDP.
 pub const TC_INGRESS: &str = "iwf_tc_ingress";
-/// Raw tracepoint program, never attached: one run does what [`crate::sweep::SweepRequest`] in [`SWEEP`] says.
+/// tc program, never attached: each repetition of a run looks at one [`crate::sweep::SweepItem`] of [`SWEEP_ITEMS`],
+/// as [`crate::sweep::SweepRequest`] in [`SWEEP`] says. The kernel reschedules between repetitions.
 pub const RUN_SWEEP: &str = "iwf_sweep";
 /// Raw tracepoint program, never attached: one run writes [`crate::tick::ClockSample`] to [`CLOCK`].
 pub const RUN_CLOCK: &str = "iwf_clock";
@@ -62,6 +63,8 @@ pub const EVENTS: &str = "EVENTS";
 pub const EVENT_BUDGET: &str = "EVENT_BUDGET";
 /// Array of one [`crate::sweep::SweepRequest`].
 pub const SWEEP: &str = "SWEEP";
+/// Array of [`crate::sweep::SweepItem`].
+pub const SWEEP_ITEMS: &str = "SWEEP_ITEMS";
 /// Array of one [`crate::tick::ClockSample`].
 pub const CLOCK: &str = "CLOCK";
 
@@ -73,7 +76,7 @@ pub const FRAGMENTS_HELD: &str = "FRAGMENTS_HELD";
 pub const HELD_BUDGET: &str = "HELD_BUDGET";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 22] = [
+pub const PINNED_MAPS: [&str; 23] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -92,6 +95,7 @@ pub const PINNED_MAPS: [&str; 22] = [
     EVENTS,
     EVENT_BUDGET,
     SWEEP,
+    SWEEP_ITEMS,
     CLOCK,
     FRAGMENTS,
     FRAGMENTS_HELD,

@@ -10,7 +10,7 @@ use crate::flow6::{
 use crate::fragment::{FragmentKey, FragmentValue};
 use crate::host::{HostKey, HostValue};
 use crate::nat::{EndpointKey, FilterList, MappingValue};
-use crate::sweep::SweepRequest;
+use crate::sweep::{SweepItem, SweepRequest};
 use crate::tick::ClockSample;
 
 macro_rules! pod {
@@ -47,5 +47,6 @@ pod!(
     MappingValue,
     SessionKey,
     SessionValue,
+    SweepItem,
     SweepRequest,
 );

@@ -5,15 +5,15 @@
 //! Whoever has put an entry into its table counts it ([`session_opened`], [`mapping_made`]), whoever has taken one out
 //! gives it back ([`session_ended`], [`mapping_ended`]); the map's own answer says who that was. So the counts are
 //! exact but for what the daemon overwrites. The sweep counts again all the same: it calls
-//! [`begin_recount`] on every host, [`met_session`] and [`met_mapping`] on every entry it leaves, and
-//! [`end_recount`] on every host. A host that nothing was added to in between is then exact whatever had happened.
+//! [`begin_recount`] on every host, the daemon counts what it reads, and the sweep calls [`end_recount`] on every
+//! host with the result. A host that nothing was added to in between is then exact whatever had happened.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionKey};
 use iwf_common::host::{HostKey, HostValue, paired};
-use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, MappingKind};
 use iwf_common::reason::DropReason;
 use iwf_common::{limits, tick};
 
@@ -98,29 +98,7 @@ pub const fn counts(flags: u8) -> bool {
 /// For the sweep, on every host before it walks the tables.
 #[inline(always)]
 pub fn begin_recount(host: &mut HostValue) {
-    host.met_sessions = 0;
-    host.met_mappings = 0;
     host.marked = host.changes;
-}
-
-/// For the sweep, on every entry of SESSIONS it leaves.
-#[inline(always)]
-pub fn met_session(key: &SessionKey, flags: u8) {
-    if counts(flags)
-        && let Some(host) = find(&HostKey::v4(key.src))
-    {
-        host.met_sessions = host.met_sessions.wrapping_add(1);
-    }
-}
-
-/// For the sweep, on every entry of MAPPINGS_INT it leaves.
-#[inline(always)]
-pub fn met_mapping(internal: &EndpointKey, mapping: &MappingValue) {
-    if mapping.kind == MappingKind::Dynamic as u8
-        && let Some(host) = find(&HostKey::v4(internal.addr))
-    {
-        host.met_mappings = host.met_mappings.wrapping_add(1);
-    }
 }
 
 /// For the sweep, on every host after it has walked the tables. `false`: the host has nothing and may be removed.

@@ -63,10 +63,10 @@ pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
     tc_verdict(&ctx, inbound::run(&ctx))
 }
 
-/// Does what SWEEP asks for. Run, never attached.
-#[raw_tracepoint]
-pub fn iwf_sweep(_ctx: RawTracePointContext) -> i32 {
-    sweep::run()
+/// Looks at the next item of SWEEP_ITEMS. Run, never attached.
+#[classifier]
+pub fn iwf_sweep(_ctx: TcContext) -> i32 {
+    sweep::step()
 }
 
 /// Reads both clocks at one moment. Run, never attached.

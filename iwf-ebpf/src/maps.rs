@@ -12,7 +12,7 @@ use iwf_common::flow6::{
 use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
-use iwf_common::sweep::SweepRequest;
+use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, reason};
 
@@ -59,6 +59,8 @@ pub static EVENTS: RingBuf<Event, { limits::EVENT_BYTES as usize }> = RingBuf::n
 pub static EVENT_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SWEEP: Array<SweepRequest, 1> = Array::new();
+#[btf_map]
+pub static SWEEP_ITEMS: Array<SweepItem, { limits::SWEEP_ITEMS as usize }> = Array::new();
 #[btf_map]
 pub static CLOCK: Array<ClockSample, 1> = Array::new();
 

@@ -1,6 +1,6 @@
 //! Making, finding and keeping sessions.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use iwf_common::config::Config;
 use iwf_common::csum;
 use iwf_common::event::EventKind;
@@ -115,24 +115,36 @@ fn try_write(
         Direction::In => Direction::Out,
     };
     aim(&mut value, flow, reverse, flags);
-    insert(config, now, flow, &flow.key(reverse), &value)?;
+    put(config, now, flow, reverse, &value).step()?;
 
     aim(&mut value, flow, trigger, flags);
     value.router_mac = packet.frame_dst.octets();
     value.tcp = tcp::observe(0, packet.tcp_flags);
     next_hop.store(&mut value);
-    insert(config, now, flow, &flow.key(trigger), &value)?;
+    // If this fails, the first half is left alone, and the sweep ends it when its grace is over.
+    put(config, now, flow, trigger, &value).step()?;
     stats::count(Done::SessionCreated);
     Ok(())
+}
+
+/// Inserts one direction. A function of its own: two copies of it would need twice the stack.
+#[inline(never)]
+fn put(
+    config: &Config,
+    now: u32,
+    flow: &Flow,
+    direction: Direction,
+    value: &SessionValue,
+) -> Outcome {
+    let key = flow.key(direction);
+    Outcome::of(insert(config, now, flow, &key, value))
 }
 
 /// Notes that a packet of the session went by.
 #[inline(always)]
 pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
-    // Written at most once per tick: a cache line that stays clean is not passed between CPUs.
-    if session.last_seen != now {
-        session.last_seen = now;
-    }
+    session.last_seen = now;
+    session.count(packet.total_len);
     if packet.key.proto == TCP {
         if tcp::reopens(session.tcp, packet.tcp_flags) {
             reopen(session, packet.key.proto);
@@ -219,9 +231,11 @@ fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction, flags: u8) {
     };
 }
 
-/// An entry of the same translation is kept as it is, it may be in use. One of another translation is a
-/// leftover, unless MAPPINGS_EXT confirms it too: a remote endpoint that uses two external endpoints of one
-/// internal endpoint would need two sessions that look the same to the LAN host. The first one stays.
+/// An entry of the same translation is kept as it is, it may be in use; if it had ended, it lives again and goes on
+/// counting. One of another translation is a leftover, unless MAPPINGS_EXT confirms it too: a remote endpoint that
+/// uses two external endpoints of one internal endpoint would need two sessions that look the same to the LAN host.
+/// The first one stays. A leftover is overwritten where it is, because a packet may hold it, and a place that is given
+/// back could become another flow's under that packet.
 #[inline(always)]
 pub fn insert(
     config: &Config,
@@ -231,12 +245,7 @@ pub fn insert(
     value: &SessionValue,
 ) -> Step<()> {
     let inserted = match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
-        Err(EEXIST) => match Held::of(now, key, value) {
-            Held::Same => Ok(()),
-            // Both of them count for the same host, or neither does: the flags that decide are the direction's.
-            Held::Leftover => SESSIONS.insert(key, value, BPF_ANY.into()),
-            Held::Other => return Err(DropReason::SessionCollision.into()),
-        },
+        Err(EEXIST) => return replace(now, key, value).step(),
         Ok(()) => {
             host::session_opened(key, value.flags);
             Ok(())
@@ -255,6 +264,25 @@ pub fn insert(
     })
 }
 
+/// Makes the entry that is in the way into the new one, if it is of no use any more. A function of its own for its
+/// stack.
+#[inline(never)]
+fn replace(now: u32, key: &SessionKey, value: &SessionValue) -> Outcome {
+    let Some(old) = SESSIONS.get_ptr_mut(key) else {
+        // Removed meanwhile: the next packet has better luck.
+        return DropReason::SessionsFull.into();
+    };
+    // SAFETY: as in `find`.
+    let old = unsafe { &mut *old };
+    match Held::of(now, key, old, value) {
+        Held::Same => {}
+        // Both of them count for the same host, or neither does: the flags that decide are the direction's.
+        Held::Leftover => take_over(old, key.proto, value),
+        Held::Other => return DropReason::SessionCollision.into(),
+    }
+    Outcome::NONE
+}
+
 /// What is in the way of a new entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Held {
@@ -268,12 +296,7 @@ enum Held {
 
 impl Held {
     #[inline(always)]
-    fn of(now: u32, key: &SessionKey, value: &SessionValue) -> Self {
-        let Some(old) = SESSIONS.get_ptr(key) else {
-            return Self::Leftover;
-        };
-        // SAFETY: as in `find`.
-        let old = unsafe { &*old };
+    fn of(now: u32, key: &SessionKey, old: &SessionValue, value: &SessionValue) -> Self {
         if old.flags & SessionFlags::ENDED != 0 {
             return Self::Leftover;
         }
@@ -289,6 +312,40 @@ impl Held {
             _ => Self::Leftover,
         }
     }
+}
+
+/// Makes an entry that is there into the one that is wanted. Until all of it is written, packets take the way of a
+/// miss.
+#[inline(always)]
+fn take_over(old: &mut SessionValue, proto: u8, value: &SessionValue) {
+    if old.reverse_key(proto) != value.reverse_key(proto) {
+        old.packets = 0;
+        old.octets_low = 0;
+        old.octets_high = 0;
+    }
+    set_flags(old, SessionFlags::ENDED);
+    old.src = value.src;
+    old.dst = value.dst;
+    old.src_port = value.src_port;
+    old.dst_port = value.dst_port;
+    old.l3_delta = value.l3_delta;
+    old.l4_delta = value.l4_delta;
+    old.egress = value.egress;
+    old.next_hop_generation = value.next_hop_generation;
+    old.next_hop_mac = value.next_hop_mac;
+    old.egress_mac = value.egress_mac;
+    old.last_seen = value.last_seen;
+    old.deadline = value.deadline;
+    old.router_mac = value.router_mac;
+    old.mtu = value.mtu;
+    old.tcp = value.tcp;
+    set_flags(old, value.flags);
+}
+
+#[inline(always)]
+fn set_flags(session: &mut SessionValue, flags: u8) {
+    // SAFETY: a reference is valid for writes; volatile keeps the order of the program text.
+    unsafe { core::ptr::write_volatile(&raw mut session.flags, flags) };
 }
 
 /// A new connection on the ports of an ended one: both directions forget what they have seen.

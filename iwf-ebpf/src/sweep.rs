@@ -1,294 +1,285 @@
-//! Ageing, in bulk and in process context: the daemon runs it, packets never wait for it.
+//! Ageing: the daemon reads the tables and names what may be over, this judges it by the tables as they are.
 //!
 //! Read before editing: RFC 4787 REQ-5 and REQ-6, RFC 5382 REQ-5, RFC 7857 section 7.
 //!
 //! A session lives while either direction is used, and while MAPPINGS_EXT holds its mapping. A dynamic mapping
 //! lives by what its host sends (UDP, ICMP) or while it has an open connection (TCP). Each entry is judged by
 //! the tables as they are, so nothing keeps itself alive.
+//!
+//! A session ends in two steps: first both entries are marked, so that packets do not find them any more; a
+//! later item removes them, when no packet on another CPU can still hold one that would be reused under it.
+//!
+//! One repetition of a run looks at one item, and the kernel may do something else between two.
 
-use core::ffi::{c_long, c_void};
-
-use aya_ebpf::helpers::bpf_for_each_map_elem;
-use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::HostValue;
 use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
-use iwf_common::sweep::{SweepMode, SweepRequest};
-use iwf_common::tcp::{self, Phase};
+use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
 use iwf_common::{limits, tick};
 
 use crate::filter;
-use crate::headers::{TCP, UDP};
+use crate::headers::TCP;
 use crate::host;
 use crate::mapping;
-use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP};
+use crate::v6;
+use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP, SWEEP_ITEMS};
 
-/// What the callbacks share.
-struct Run {
-    now: u32,
-    mode: u32,
-    external: EndpointKey,
-    sessions_left: u32,
-    sessions_removed: u32,
-    mappings_left: u32,
-    mappings_removed: u32,
-}
-
-/// Does what SWEEP asks for. 0, or a negative error number.
+/// Looks at the next item. 0, or a negative error number.
 #[inline(always)]
-pub fn run() -> i32 {
+pub fn step() -> i32 {
     const EINVAL: i32 = -22;
     let Some(request) = SWEEP.get_ptr_mut(0) else {
         return EINVAL;
     };
     // SAFETY: the daemon runs one sweep at a time and reads the entry after it.
     let request: &mut SweepRequest = unsafe { &mut *request };
-    let mut run = Run {
-        now: crate::clock::tick(),
-        mode: request.mode,
-        external: request.external,
-        sessions_left: 0,
-        sessions_removed: 0,
-        mappings_left: 0,
-        mappings_removed: 0,
+    let Some(item) = SWEEP_ITEMS.get(request.next) else {
+        return EINVAL;
     };
-    let shared: *mut c_void = (&raw mut run).cast();
-    if run.mode == SweepMode::Age as u32 {
-        for_each(
-            (&raw const HOSTS).cast(),
-            begin_host as *const c_void,
-            shared,
-        );
+    request.next += 1;
+    let now = crate::clock::tick();
+    if item.task == SweepTask::JudgeSession as u32 {
+        judge_session(request, now, item);
+    } else if item.task == SweepTask::RemoveSession as u32 {
+        remove_session(request, now, item);
+    } else if item.task == SweepTask::JudgeMapping as u32 {
+        judge_mapping(request, now, item);
+    } else if item.task == SweepTask::JudgeInternal as u32 {
+        judge_internal(request, now, item);
+    } else if item.task == SweepTask::BeginRecount as u32 {
+        if let Some(host) = host_of(item) {
+            host::begin_recount(host);
+        }
+    } else if item.task == SweepTask::EndRecount as u32 {
+        end_recount(now, item);
+    } else if item.task == SweepTask::JudgeSession6 as u32 {
+        v6::sweep::judge_session(now, &item.key6);
+    } else if item.task == SweepTask::JudgeEndpoint6 as u32 {
+        v6::sweep::judge_endpoint(request.as_of, &item.endpoint6());
     }
-    for_each(
-        (&raw const SESSIONS).cast(),
-        sweep_session as *const c_void,
-        shared,
-    );
-    if run.mode == SweepMode::Age as u32 || run.mode == SweepMode::KeepOnlyAddress as u32 {
-        for_each(
-            (&raw const MAPPINGS_EXT).cast(),
-            sweep_external as *const c_void,
-            shared,
-        );
-        for_each(
-            (&raw const MAPPINGS_INT).cast(),
-            sweep_internal as *const c_void,
-            shared,
-        );
-    }
-    if run.mode == SweepMode::Age as u32 {
-        crate::v6::sweep::run(run.now);
-        for_each((&raw const HOSTS).cast(), end_host as *const c_void, shared);
-    }
-    request.sessions_left = run.sessions_left;
-    request.sessions_removed = run.sessions_removed;
-    request.mappings_left = run.mappings_left;
-    request.mappings_removed = run.mappings_removed;
     0
 }
 
-/// Calls `callback` with every entry of `map`, and `shared`.
-#[inline(always)]
-pub fn for_each(map: *const c_void, callback: *const c_void, shared: *mut c_void) {
-    // SAFETY: the map is one of ours, the callback takes its entries, `shared` outlives the call.
-    unsafe { bpf_for_each_map_elem(map.cast_mut(), callback.cast_mut(), shared, 0) };
+#[inline(never)]
+fn judge_session(request: &mut SweepRequest, now: u32, item: &SweepItem) {
+    let Some(session) = entry(&item.key) else {
+        return;
+    };
+    if session.flags & SessionFlags::ENDED != 0 || keeps_session(request, now, &item.key, session) {
+        return;
+    }
+    let reverse = session.reverse_key(item.key.proto);
+    mark(session, now);
+    request.sessions_ended += 1;
+    if let Some(other) = entry(&reverse)
+        && other.flags & SessionFlags::ENDED == 0
+        && other.reverse_key(item.key.proto) == item.key
+    {
+        mark(other, now);
+        request.sessions_ended += 1;
+    }
 }
 
-extern "C" fn sweep_session(
-    _map: *mut c_void,
-    key: *const SessionKey,
-    session: *mut SessionValue,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: the kernel passes an entry of SESSIONS. The key is copied, because the entry may be reused once it
-    // is removed.
-    let key = unsafe { *key };
-    // SAFETY: see above.
-    let session = unsafe { &mut *session };
-    // SAFETY: the kernel passes what was given to `for_each`.
-    let run = unsafe { &mut *run };
-    if keeps_session(run, &key, session) {
-        run.sessions_left += 1;
-        host::met_session(&key, session.flags);
-        return 0;
+/// The tick of the mark takes the place of the last packet's.
+#[inline(always)]
+fn mark(session: &mut SessionValue, now: u32) {
+    session.last_seen = now;
+    session.flags |= SessionFlags::ENDED;
+}
+
+#[inline(never)]
+fn remove_session(request: &mut SweepRequest, now: u32, item: &SweepItem) {
+    let Some(session) = entry(&item.key) else {
+        return;
+    };
+    let reverse = session.reverse_key(item.key.proto);
+    if !remove_half(request, now, &item.key, session) {
+        return;
+    }
+    if let Some(other) = entry(&reverse)
+        && other.reverse_key(item.key.proto) == item.key
+    {
+        remove_half(request, now, &reverse, other);
+    }
+}
+
+/// What the entry counted goes to its mapping first; nobody adds to an entry at rest any more.
+#[inline(always)]
+fn remove_half(
+    request: &mut SweepRequest,
+    now: u32,
+    key: &SessionKey,
+    session: &mut SessionValue,
+) -> bool {
+    if session.flags & SessionFlags::ENDED == 0 || !sweep::is_at_rest(now, session.last_seen) {
+        return false;
+    }
+    // The note of a packet that was not let in, which its peer's packet may look for.
+    if session.flags & SessionFlags::HAIRPIN != 0 && in_grace(now, session.last_seen) {
+        return false;
+    }
+    let (internal, external) = session.endpoints(key);
+    if let Some(mapping) = mapping::behind(&external, &internal) {
+        let packets = u64::from(session.packets);
+        let octets = session.octets();
+        if session.flags & SessionFlags::INBOUND != 0 {
+            mapping.packets_in += packets;
+            mapping.octets_in += octets;
+        } else {
+            mapping.packets_out += packets;
+            mapping.octets_out += octets;
+        }
     }
     let flags = session.flags;
     if SESSIONS.remove(key).is_ok() {
-        host::session_ended(&key, flags);
-        run.sessions_removed += 1;
+        host::session_ended(key, flags);
+        request.sessions_removed += 1;
     }
-    0
+    true
 }
 
-extern "C" fn sweep_external(
-    _map: *mut c_void,
-    external: *const EndpointKey,
-    mapping: *mut MappingValue,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: as above, with an entry of MAPPINGS_EXT.
-    let external = unsafe { *external };
-    // SAFETY: see above.
-    let mapping = unsafe { *mapping };
-    // SAFETY: see above.
-    let run = unsafe { &mut *run };
-    if keeps_mapping(run, &external, &mapping) {
-        run.mappings_left += 1;
-        return 0;
+#[inline(never)]
+fn judge_mapping(request: &mut SweepRequest, now: u32, item: &SweepItem) {
+    let external = item.key.source();
+    let Some(mapping) = MAPPINGS_EXT.get_ptr_mut(external) else {
+        return;
+    };
+    // SAFETY: entries live as long as the program runs; only this program removes and reuses them at will.
+    let mapping = unsafe { &mut *mapping };
+    note_use(mapping, item.used);
+    if keeps_mapping(request, now, &external, mapping) {
+        return;
     }
     // The triggering direction first: no packet finds the external endpoint through it any more.
     let internal = mapping.endpoint(external.proto);
     if points_to(&internal, &external) && mapping::remove_internal(&internal) {
-        run.mappings_removed += 1;
+        request.mappings_removed += 1;
     }
     if MAPPINGS_EXT.remove(external).is_ok() {
-        run.mappings_removed += 1;
+        request.mappings_removed += 1;
     }
-    0
 }
 
 /// Removes what MAPPINGS_EXT does not confirm: displaced mappings and leftovers.
-extern "C" fn sweep_internal(
-    _map: *mut c_void,
-    internal: *const EndpointKey,
-    mapping: *mut MappingValue,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: as above, with an entry of MAPPINGS_INT.
-    let internal = unsafe { *internal };
-    // SAFETY: see above.
+#[inline(never)]
+fn judge_internal(request: &mut SweepRequest, now: u32, item: &SweepItem) {
+    let internal = item.key.source();
+    let Some(mapping) = MAPPINGS_INT.get_ptr(internal) else {
+        return;
+    };
+    // SAFETY: entries live as long as the program runs.
     let mapping = unsafe { *mapping };
-    // SAFETY: see above.
-    let run = unsafe { &mut *run };
     let external = mapping.endpoint(internal.proto);
     if mapping::behind(&external, &internal).is_none()
-        && !in_grace(run.now, mapping.last_used)
+        && !in_grace(now, mapping.last_used)
         && mapping.kind != MappingKind::Explicit as u8
         && mapping::remove_internal(&internal)
     {
-        run.mappings_removed += 1;
-    } else {
-        host::met_mapping(&internal, &mapping);
+        request.mappings_removed += 1;
     }
-    0
-}
-
-extern "C" fn begin_host(
-    _map: *mut c_void,
-    _key: *const HostKey,
-    host: *mut HostValue,
-    _run: *mut Run,
-) -> c_long {
-    // SAFETY: as above, with an entry of HOSTS.
-    host::begin_recount(unsafe { &mut *host });
-    0
-}
-
-extern "C" fn end_host(
-    _map: *mut c_void,
-    key: *const HostKey,
-    host: *mut HostValue,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: as above.
-    let key = unsafe { *key };
-    // SAFETY: see above.
-    let host = unsafe { &mut *host };
-    // SAFETY: see above.
-    let now = unsafe { (*run).now };
-    if let Some(config) = CONFIG.get(0)
-        && !host::end_recount(config, now, host)
-    {
-        // A failure means it is gone, which is what is wanted.
-        HOSTS.remove(key).ok();
-    }
-    0
 }
 
 #[inline(always)]
-fn keeps_session(run: &Run, key: &SessionKey, session: &mut SessionValue) -> bool {
+fn host_of<'a>(item: &SweepItem) -> Option<&'a mut HostValue> {
+    let host = HOSTS.get_ptr_mut(item.host())?;
+    // SAFETY: entries live as long as the program runs, and only this program removes them.
+    Some(unsafe { &mut *host })
+}
+
+#[inline(never)]
+fn end_recount(now: u32, item: &SweepItem) {
+    let (Some(host), Some(config)) = (host_of(item), CONFIG.get(0)) else {
+        return;
+    };
+    host.met_sessions = item.used;
+    host.met_mappings = item.met_mappings;
+    if !host::end_recount(config, now, host) {
+        // A failure means it is gone, which is what is wanted.
+        HOSTS.remove(item.host()).ok();
+    }
+}
+
+#[inline(always)]
+fn entry<'a>(key: &SessionKey) -> Option<&'a mut SessionValue> {
+    let session = SESSIONS.get_ptr_mut(key)?;
+    // SAFETY: entries live as long as the program runs; packets on other CPUs write the same fields, each whole.
+    Some(unsafe { &mut *session })
+}
+
+#[inline(always)]
+fn keeps_session(
+    request: &SweepRequest,
+    now: u32,
+    key: &SessionKey,
+    session: &mut SessionValue,
+) -> bool {
     let (internal, external) = session.endpoints(key);
-    if run.mode == SweepMode::EndSessionsOf as u32 {
-        return external != run.external;
+    if request.mode == SweepMode::EndSessionsOf as u32 {
+        return external != request.external;
     }
-    if run.mode == SweepMode::KeepOnlyAddress as u32 {
-        return external.addr == run.external.addr;
+    if request.mode == SweepMode::KeepOnlyAddress as u32 {
+        return external.addr == request.external.addr;
     }
-    if run.mode == SweepMode::Recheck as u32 && external != run.external {
+    if request.mode == SweepMode::Recheck as u32 && external != request.external {
         return true;
     }
     let Some(mapping) = mapping::behind(&external, &internal) else {
         return false;
     };
-    if !filter::recheck(run.now, key, session, mapping, &external) {
+    if !filter::recheck(now, key, session, mapping, &external) {
         return false;
     }
-    if run.mode == SweepMode::Recheck as u32 {
+    if request.mode == SweepMode::Recheck as u32 {
         return true;
     }
-    let Some(other) = SESSIONS.get_ptr(session.reverse_key(key.proto)) else {
+    let Some(other) = entry(&session.reverse_key(key.proto)) else {
         // Half of a pair: the other one is being written, or is lost and this one is of no use.
-        return in_grace(run.now, session.last_seen);
+        return in_grace(now, session.last_seen);
     };
-    // SAFETY: entries live as long as the program runs.
-    let other = unsafe { &*other };
     let Some(config) = CONFIG.get(0) else {
         return true;
     };
-    let silence = tick::age(run.now, session.last_seen).min(tick::age(run.now, other.last_seen));
-    if silence > idle_time(config, key.proto, session.tcp, other.tcp) {
+    let silence = tick::age(now, session.last_seen).min(tick::age(now, other.last_seen));
+    if silence > sweep::idle_time(&config.idle, key.proto, session.tcp, other.tcp) {
         return false;
     }
-    refresh(run, key, session, mapping);
+    // A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection, else only what goes out.
+    if key.proto == TCP {
+        note_use(mapping, now);
+    } else if session.flags & SessionFlags::INBOUND == 0 {
+        note_use(mapping, session.last_seen);
+    }
     true
 }
 
-/// A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection, else only what goes out.
 #[inline(always)]
-fn refresh(run: &Run, key: &SessionKey, session: &SessionValue, mapping: &mut MappingValue) {
-    let outbound = session.flags & SessionFlags::INBOUND == 0;
-    let used = if key.proto == TCP {
-        run.now
-    } else if outbound {
-        session.last_seen
-    } else {
-        return;
-    };
+fn note_use(mapping: &mut MappingValue, used: u32) {
     if tick::age(used, mapping.last_used) > 0 {
         mapping.last_used = used;
     }
 }
 
 #[inline(always)]
-fn keeps_mapping(run: &Run, external: &EndpointKey, mapping: &MappingValue) -> bool {
+fn keeps_mapping(
+    request: &SweepRequest,
+    now: u32,
+    external: &EndpointKey,
+    mapping: &MappingValue,
+) -> bool {
     if mapping.flags & MappingFlags::STATIC != 0 {
         return true;
     }
-    if run.mode == SweepMode::KeepOnlyAddress as u32 {
-        return external.addr == run.external.addr;
+    if request.mode == SweepMode::KeepOnlyAddress as u32 {
+        return external.addr == request.external.addr;
     }
     if mapping.kind == MappingKind::Explicit as u8 {
-        return !mapping.expired(run.now);
+        return !mapping.expired(now);
     }
     let Some(config) = CONFIG.get(0) else {
         return true;
     };
-    let idle = idle_time(config, external.proto, 0, 0);
-    tick::age(run.now, mapping.last_used) <= idle || in_grace(run.now, mapping.last_used)
-}
-
-/// How long a session may be silent. A TCP mapping without a connection has the transitory time.
-#[inline(always)]
-fn idle_time(config: &Config, proto: u8, tcp_a: u8, tcp_b: u8) -> u32 {
-    match proto {
-        UDP => config.idle.udp,
-        TCP => match tcp::phase(tcp_a, tcp_b) {
-            Phase::Established => config.idle.tcp_established,
-            Phase::Transitory => config.idle.tcp_transitory,
-        },
-        _ => config.idle.icmp,
-    }
+    let idle = sweep::idle_time(&config.idle, external.proto, 0, 0);
+    tick::age(request.as_of, mapping.last_used) <= idle || in_grace(now, mapping.last_used)
 }
 
 #[inline(always)]

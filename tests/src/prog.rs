@@ -18,7 +18,6 @@ use iwf_common::flow6::{
 use iwf_common::fragment::HeldFragment;
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
-use iwf_common::sweep::{SweepMode, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{names, reason};
 
@@ -63,7 +62,7 @@ pub struct Change {
     pub added: usize,
     /// Keys that are gone.
     pub removed: usize,
-    /// Values that are not what they were, apart from the tick of the last use.
+    /// Values that are not what they were, apart from the tick of the last use and the packets counted.
     pub changed: usize,
 }
 
@@ -115,6 +114,9 @@ impl Delta {
         let same_session = |a: &SessionValue, b: &SessionValue| {
             *a == SessionValue {
                 last_seen: a.last_seen,
+                packets: a.packets,
+                octets_high: a.octets_high,
+                octets_low: a.octets_low,
                 ..*b
             }
         };
@@ -287,6 +289,16 @@ impl Plane {
         count.context("the kernel does not count")
     }
 
+    /// How many instructions the verifier went through for a program that is [ready](Self::ready); 0 where the
+    /// kernel does not tell.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn verified_instructions(&self, name: &str) -> Result<u32> {
+        let program = self.ebpf.program(name).context("no such program")?;
+        Ok(program.info()?.verified_instruction_count().unwrap_or(0))
+    }
+
     /// Names of all programs of the object.
     pub fn programs(&self) -> Vec<String> {
         let names = self.ebpf.programs();
@@ -358,19 +370,34 @@ impl Plane {
         })
     }
 
-    /// Runs the sweep.
+    /// A map that is an array or a hash table.
     ///
     /// # Errors
-    /// If the kernel refuses, or the program fails.
-    pub fn sweep(&mut self, mode: SweepMode, external: EndpointKey) -> Result<SweepRequest> {
-        let request = SweepRequest {
-            mode: mode as u32,
-            external,
-            ..SweepRequest::default()
-        };
-        self.array(names::SWEEP)?.set(0, request, 0)?;
-        self.run(names::RUN_SWEEP)?;
-        Ok(self.array(names::SWEEP)?.get(&0, 0)?)
+    /// There is none of that name.
+    pub fn map_data(&self, name: &str) -> Result<&MapData> {
+        match self.map(name)? {
+            Map::Array(data) | Map::HashMap(data) => Some(data),
+            #[expect(clippy::wildcard_enum_match_arm, reason = "28 other kinds")]
+            _ => None,
+        }
+        .with_context(|| format!("{name} is of another kind"))
+    }
+
+    /// A tc program that is [ready](Self::ready).
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn tc_program(&self, name: &str) -> Result<&SchedClassifier> {
+        let program = self.ebpf.program(name).context("no such program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// Reads CONFIG.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn config(&mut self) -> Result<Config> {
+        Ok(self.array(names::CONFIG)?.get(&0, 0)?)
     }
 
     /// Reads both clocks.

@@ -4,11 +4,9 @@
 //!
 //! A session lives while either direction is used; an endpoint is open while it sends.
 
-use core::ffi::{c_long, c_void};
-
 use iwf_common::config::Config;
 use iwf_common::flow6::{
-    EndpointKey6, EndpointValue6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
+    EndpointKey6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
 };
 use iwf_common::tcp::{self, Phase};
 use iwf_common::{limits, tick};
@@ -17,67 +15,37 @@ use super::{proto, session};
 use crate::headers::{TCP, UDP};
 use crate::maps::{CONFIG, ENDPOINTS6, PINHOLE_HOSTS, PINHOLES, SESSIONS6};
 use crate::outcome::Outcome;
-use crate::sweep::{for_each, in_grace};
+use crate::sweep::in_grace;
 
-/// What the callbacks share.
-struct Run {
-    now: u32,
-}
-
-/// Removes what is over.
-#[inline(always)]
-pub fn run(now: u32) {
-    let mut run = Run { now };
-    let shared: *mut c_void = (&raw mut run).cast();
-    for_each(
-        (&raw const SESSIONS6).cast(),
-        sweep_session as *const c_void,
-        shared,
-    );
-    for_each(
-        (&raw const ENDPOINTS6).cast(),
-        sweep_endpoint as *const c_void,
-        shared,
-    );
-}
-
-extern "C" fn sweep_session(
-    _map: *mut c_void,
-    key: *const SessionKey6,
-    session: *mut SessionValue6,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: the kernel passes an entry of SESSIONS6. The key is copied, because the entry may be reused once
-    // it is removed.
-    let key = unsafe { *key };
-    // SAFETY: see above.
+/// Removes one entry of SESSIONS6, if it is over.
+#[inline(never)]
+pub fn judge_session(now: u32, key: &SessionKey6) -> u32 {
+    let Some(session) = SESSIONS6.get_ptr_mut(key) else {
+        return 0;
+    };
+    // SAFETY: entries live as long as the program runs.
     let session = unsafe { &mut *session };
-    // SAFETY: the kernel passes what was given to `for_each`.
-    let now = unsafe { (*run).now };
-    if !keeps(now, &key, session) {
-        // A failure means it is gone, which is what is wanted.
+    if !keeps(now, key, session) {
         if session.pinhole != 0 {
-            settle_account(&key, session);
+            settle_account(key, session);
         }
+        // A failure means it is gone, which is what is wanted.
         SESSIONS6.remove(key).ok();
     }
     0
 }
 
-extern "C" fn sweep_endpoint(
-    _map: *mut c_void,
-    key: *const EndpointKey6,
-    value: *mut EndpointValue6,
-    run: *mut Run,
-) -> c_long {
-    // SAFETY: as above, with an entry of ENDPOINTS6.
-    let key = unsafe { *key };
-    // SAFETY: see above.
+/// Removes one entry of ENDPOINTS6, if it is over as of the tick at which the daemon began to read the tables:
+/// sessions used since have not all been seen.
+#[inline(never)]
+pub fn judge_endpoint(as_of: u32, key: &EndpointKey6) -> u32 {
+    let Some(value) = ENDPOINTS6.get_ptr(key) else {
+        return 0;
+    };
+    // SAFETY: entries live as long as the program runs.
     let last_used = unsafe { (*value).last_used };
-    // SAFETY: see above.
-    let now = unsafe { (*run).now };
     let idle = CONFIG.get(0).map_or(u32::MAX, |config| config.idle.udp);
-    if tick::age(now, last_used) > idle {
+    if tick::age(as_of, last_used) > idle {
         ENDPOINTS6.remove(key).ok();
     }
     0

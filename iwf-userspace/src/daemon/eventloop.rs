@@ -34,8 +34,8 @@ pub const MAX_WAITING_DATAGRAMS: usize = 64;
 /// Requests of the owner waiting.
 pub const MAX_WAITING_REQUESTS: usize = 8;
 
-/// Time between two sweeps of idle sessions.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Time between two looks at the link, the clock and the counters.
+const LOOK: Duration = Duration::from_secs(5);
 /// A timer far enough away that it stands for none.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -79,8 +79,9 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         // Before anybody else can ask for their ports.
         self.follow_mappings();
         self.shell.timeout(&mut self.upstream, clock::now());
-        let mut sweep = interval(SWEEP);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep_at = Instant::now();
         let mut reconcile = interval(self.config.reconcile_interval);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick of an interval is at once; the start has reconciled already.
@@ -121,7 +122,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     let facts = self.facts(started);
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
-                _ = sweep.tick() => {
+                () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(),
+                _ = look.tick() => {
                     let network = inputs.network.borrow().clone();
                     let carrier = network.wan.address.is_some();
                     let link = link::counters(self.config.wan_interface.as_str(), carrier);

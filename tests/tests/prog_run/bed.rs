@@ -6,11 +6,13 @@ use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_common::sweep::SweepMode;
 use iwf_tests::capture::Capture;
 use iwf_tests::netns::{self, Namespace, Network};
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::{Delta, Plane, Ran, State};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
+use iwf_userspace::daemon::dataplane::sweep::{self, Judge, SweepMaps, Sweeper, Totals};
 
 pub(crate) const ABORTED: u32 = 0;
 pub(crate) const DROP: u32 = 1;
@@ -254,6 +256,21 @@ impl Bed {
         })
     }
 
+    /// See [`sweep`].
+    pub(crate) fn sweep(&mut self, mode: SweepMode, external: EndpointKey) -> Result<Totals> {
+        sweep(&mut self.plane, mode, external)
+    }
+
+    /// See [`sweeper`].
+    pub(crate) fn sweeper(&mut self) -> Result<Sweeper> {
+        sweeper(&mut self.plane)
+    }
+
+    /// See [`sweep_slice`].
+    pub(crate) fn sweep_slice(&mut self, sweeper: &mut Sweeper) -> Result<Option<Totals>> {
+        sweep_slice(&mut self.plane, sweeper)
+    }
+
     /// The tick now.
     pub(crate) fn now(&mut self) -> Result<u32> {
         Ok(self.plane.clock()?.jiffies as u32)
@@ -365,4 +382,52 @@ pub(crate) fn translated_in(frame: &Frame, internal: ([u8; 4], u16)) -> Frame {
     out.dst_mac = HOST_MAC;
     out.src_mac = BRIDGE_MAC;
     out
+}
+
+/// Runs a whole sweep with the daemon's own code. What it ends by age is removed as well.
+pub(crate) fn sweep(plane: &mut Plane, mode: SweepMode, external: EndpointKey) -> Result<Totals> {
+    let mut sweeper = sweeper(plane)?;
+    if mode != SweepMode::Age {
+        return with_judge(plane, |judge| Ok(sweeper.run(mode, external, judge)?));
+    }
+    loop {
+        if let Some(totals) = sweep_slice(plane, &mut sweeper)? {
+            return Ok(totals);
+        }
+        // What was ended rests for some ticks before it is removed.
+        std::thread::yield_now();
+    }
+}
+
+/// Sweeps these tables slice by slice.
+pub(crate) fn sweeper(plane: &mut Plane) -> Result<Sweeper> {
+    plane.ready(names::RUN_SWEEP)?;
+    let map = |name| plane.map_data(name);
+    let maps = SweepMaps {
+        sessions: map(names::SESSIONS)?,
+        external: map(names::MAPPINGS_EXT)?,
+        internal: map(names::MAPPINGS_INT)?,
+        sessions6: map(names::SESSIONS6)?,
+        endpoints6: map(names::ENDPOINTS6)?,
+        hosts: map(names::HOSTS)?,
+        request: map(names::SWEEP)?,
+        items: map(names::SWEEP_ITEMS)?,
+    };
+    Ok(Sweeper::new(&maps)?)
+}
+
+/// One slice of ageing; what the pass did, if it was the last.
+pub(crate) fn sweep_slice(plane: &mut Plane, sweeper: &mut Sweeper) -> Result<Option<Totals>> {
+    with_judge(plane, |judge| Ok(sweeper.step(judge)?.done))
+}
+
+fn with_judge<T>(plane: &mut Plane, work: impl FnOnce(&Judge<'_>) -> Result<T>) -> Result<T> {
+    let config = plane.config()?;
+    let now = plane.clock()?.jiffies as u32;
+    let program = plane.tc_program(names::RUN_SWEEP)?;
+    work(&Judge {
+        run: &|count| sweep::run_items(program, count),
+        config: &config,
+        now,
+    })
 }

@@ -87,10 +87,24 @@ fn a_sweep_is_measured() -> Result<()> {
         }
         bed.plane.ready(names::RUN_SWEEP)?;
         let start = Instant::now();
-        let swept = bed.plane.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+        let swept = bed.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
         let took = start.elapsed();
         assert_eq!((swept.sessions_left, swept.mappings_left), (32768, 16));
         eprintln!("sweep of {} session entries: {took:?}", swept.sessions_left);
+
+        Ok(())
+    })
+}
+
+/// The kernel gives up at a million steps.
+#[test]
+fn what_the_verifier_does_is_measured() -> Result<()> {
+    with_bed(|bed| {
+        for name in bed.plane.programs() {
+            bed.plane.ready(&name)?;
+            let steps = bed.plane.verified_instructions(&name)?;
+            eprintln!("{name}: {steps} instructions verified");
+        }
         Ok(())
     })
 }

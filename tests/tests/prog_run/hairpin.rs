@@ -343,11 +343,11 @@ fn a_pair_ends_with_either_mapping() -> Result<()> {
             let reply = from_host2(Frame::udp((HOST2, 5000), (WAN, 6000)));
             assert_eq!(bed.lan_in(&request)?.action, REDIRECT);
             assert_eq!(bed.lan_in(&reply)?.action, REDIRECT);
-            bed.plane.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+            bed.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
             assert_eq!(bed.plane.state()?.sessions.len(), 2);
             bed.plane
                 .remove_mapping(iwf_common::names::MAPPINGS_EXT, endpoint((WAN, ends), UDP))?;
-            bed.plane.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+            bed.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
             let live = bed.plane.state()?.sessions;
             let live = live
                 .values()

@@ -25,7 +25,7 @@ fn counted(bed: &Bed, host: [u8; 4]) -> Result<Option<(u64, u64)>> {
 }
 
 fn age(bed: &mut Bed) -> Result<()> {
-    bed.plane.sweep(SweepMode::Age, EndpointKey::default())?;
+    bed.sweep(SweepMode::Age, EndpointKey::default())?;
     Ok(())
 }
 

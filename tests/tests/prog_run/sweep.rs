@@ -1,22 +1,24 @@
 //! Ageing and ending.
 
 use anyhow::Result;
+use iwf_common::flow::{SessionFlags, SessionValue};
 use iwf_common::names;
 use iwf_common::nat::EndpointKey;
-use iwf_common::sweep::{SweepMode, SweepRequest};
+use iwf_common::sweep::SweepMode;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
+use iwf_userspace::daemon::dataplane::sweep::Totals;
 
 use crate::bed::{
     ACK, Bed, DROP, HOST, HOST2, HZ, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP, UDP, WAN, endpoint,
-    lan_frame, translated_in, translated_out, wan_frame, with_bed,
+    lan_frame, translated_in, translated_out, wan_frame, with_bed, with_sized_bed,
 };
 
-fn age(bed: &mut Bed) -> Result<SweepRequest> {
-    bed.plane.sweep(SweepMode::Age, EndpointKey::default())
+fn age(bed: &mut Bed) -> Result<Totals> {
+    bed.sweep(SweepMode::Age, EndpointKey::default())
 }
 
-fn left(swept: SweepRequest) -> (u32, u32) {
+fn left(swept: Totals) -> (u64, u64) {
     (swept.sessions_left, swept.mappings_left)
 }
 
@@ -197,7 +199,9 @@ fn a_session_dies_with_its_mapping() -> Result<()> {
 fn half_a_session_does_not_stay() -> Result<()> {
     with_bed(|bed| {
         bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
-        let (key, _) = bed.plane.state()?.sessions.pop_first().expect("a session");
+        // What the opening packet used; nothing has come back on the other one.
+        let (key, _) = bed.plane.state()?.sessions.pop_last().expect("a session");
+        assert_eq!(key.src, HOST);
         bed.plane.remove_session(key)?;
         assert_eq!(age(bed)?.sessions_left, 1);
         bed.let_pass(3 * HZ)?;
@@ -215,8 +219,19 @@ fn sessions_of_one_external_endpoint_can_be_ended() -> Result<()> {
         }
         bed.lan_in(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
         let request = endpoint((WAN, 40000), UDP);
-        let swept = bed.plane.sweep(SweepMode::EndSessionsOf, request)?;
-        assert_eq!((swept.sessions_removed, swept.sessions_left), (4, 2));
+        let swept = bed.sweep(SweepMode::EndSessionsOf, request)?;
+        assert_eq!((swept.sessions_ended, swept.sessions_left), (4, 2));
+        // Nobody finds them any more; their room comes free a little later.
+        let gone = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
+        let known = bed.plane.state()?;
+        bed.wan_in(&gone)?.is(
+            REDIRECT,
+            Delta::counted(&["forwarded_in", "next_hops_refreshed", "sessions_created"])
+                .sessions_changed(2),
+        );
+        assert_eq!(bed.plane.state()?.sessions.len(), known.sessions.len());
+        bed.let_pass(HZ)?;
+        assert_eq!(age(bed)?.sessions_removed, 2);
         let state = bed.plane.state()?;
         assert_eq!((state.internal.len(), state.external.len()), (2, 2));
         Ok(())
@@ -232,14 +247,112 @@ fn a_new_external_address_takes_nothing_over() -> Result<()> {
         let new = [100, 64, 0, 77];
         bed.reconfigure(|config| config.external_addr = new)?;
         let request = endpoint((new, 0), 0);
-        let swept = bed.plane.sweep(SweepMode::KeepOnlyAddress, request)?;
+        let swept = bed.sweep(SweepMode::KeepOnlyAddress, request)?;
         assert_eq!(left(swept), (0, 0));
         let state = bed.plane.state()?;
-        assert!(
-            state.sessions.is_empty() && state.internal.is_empty() && state.external.is_empty()
-        );
+        assert!(state.internal.is_empty() && state.external.is_empty());
+        let ended = |value: &SessionValue| value.flags & SessionFlags::ENDED != 0;
+        assert!(state.sessions.values().all(ended));
         let seen = bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         assert_eq!(seen.frame().src, new);
+        // Its room comes free, too: only the new session stays.
+        bed.let_pass(HZ)?;
+        assert_eq!(age(bed)?.sessions_removed, 1);
+        let state = bed.plane.state()?;
+        assert!(state.sessions.len() == 2 && !state.sessions.values().any(ended));
+        Ok(())
+    })
+}
+
+/// A packet on another CPU may hold an entry for as long as it takes to forward it: until then nothing reuses it.
+#[test]
+fn a_session_is_marked_before_it_is_removed() -> Result<()> {
+    with_bed(|bed| {
+        let out = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.lan_in(&out)?;
+        bed.let_pass(301 * HZ)?;
+        let mut sweeper = bed.sweeper()?;
+        let ended = |bed: &Bed| -> Result<usize> {
+            let state = bed.plane.state()?;
+            let ended = |value: &&SessionValue| value.flags & SessionFlags::ENDED != 0;
+            Ok(state.sessions.values().filter(ended).count())
+        };
+        while ended(bed)? == 0 {
+            assert_eq!(bed.sweep_slice(&mut sweeper)?, None);
+        }
+        assert_eq!((ended(bed)?, bed.plane.state()?.sessions.len()), (2, 2));
+        // A packet takes the entry over where it is, with what it has counted. The mapping has not gone yet.
+        let created = Delta::counted(&["forwarded_out", "sessions_created"]);
+        bed.lan_in(&out)?.is(REDIRECT, created.sessions_changed(2));
+        let totals = loop {
+            if let Some(totals) = bed.sweep_slice(&mut sweeper)? {
+                break totals;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!((totals.sessions_removed, totals.mappings_removed), (0, 0));
+        let state = bed.plane.state()?;
+        assert_eq!((ended(bed)?, state.sessions.len()), (0, 2));
+        let packets: u32 = state.sessions.values().map(|value| value.packets).sum();
+        assert_eq!(packets, 2);
+        Ok(())
+    })
+}
+
+/// A mapping has what its live sessions count and what its ended ones have left it, each packet once.
+#[test]
+fn a_mapping_inherits_what_its_sessions_counted() -> Result<()> {
+    with_bed(|bed| {
+        bed.map(UDP, (HOST, 5000), 40000, 0)?;
+        let external = endpoint((WAN, 40000), UDP);
+        let inbound = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
+        let outbound = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 9999)));
+        let octets = |frame: &Frame| (frame.bytes().len() - 14) as u64;
+        for round in 1..=2 {
+            for _ in 0..3 {
+                bed.wan_in(&inbound)?;
+            }
+            bed.lan_in(&outbound)?;
+            let state = bed.plane.state()?;
+            let live: u32 = state.sessions.values().map(|value| value.packets).sum();
+            assert_eq!(live, 4);
+            bed.let_pass(301 * HZ)?;
+            assert_eq!(age(bed)?.sessions_removed, 2);
+            // Nothing is counted twice by looking again.
+            age(bed)?;
+            let mapping = bed.plane.state()?.external[&external];
+            assert_eq!(
+                (mapping.packets_in, mapping.packets_out),
+                (3 * round, round)
+            );
+            assert_eq!(
+                (mapping.octets_in, mapping.octets_out),
+                (3 * round * octets(&inbound), round * octets(&outbound))
+            );
+        }
+        Ok(())
+    })
+}
+
+/// What a full table could not finish does not keep its room for long.
+#[test]
+fn half_a_session_of_a_full_table_goes_after_its_grace() -> Result<()> {
+    with_sized_bed(3, 64, |bed| {
+        let open = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        bed.lan_in(&open)?;
+        bed.wan_in(&wan_frame(Frame::udp((REMOTE, 53), (WAN, 5000))))?;
+        // The kernel has some more room than it is asked for: one spare element per CPU.
+        let mut port = 5001;
+        while bed
+            .lan_in(&lan_frame(Frame::udp((HOST, port), (REMOTE, 53))))?
+            .action
+            != DROP
+        {
+            port += 1;
+        }
+        let entries = bed.plane.state()?.sessions.len() as u64;
+        bed.let_pass(3 * HZ)?;
+        assert_eq!(age(bed)?.sessions_left, entries / 2 * 2);
         Ok(())
     })
 }

@@ -107,7 +107,7 @@ pub(super) fn rate(earlier: ClockSample, later: ClockSample) -> Option<u32> {
     clippy::cast_possible_truncation,
     reason = "the tick is the low half by definition"
 )]
-fn low(jiffies: u64) -> u32 {
+pub(super) fn low(jiffies: u64) -> u32 {
     jiffies as u32
 }
 

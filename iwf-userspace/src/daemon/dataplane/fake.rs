@@ -1,8 +1,9 @@
 //! A data plane in memory, for tests of what is above it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use super::{DataPlane, DataPlaneError, PlaneConfig, Session, same_endpoints};
+use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep, same_endpoints};
 use crate::types::{ExternalEndpoint, NatEntry, Protocol};
 
 /// What a call that was told to fail answers.
@@ -49,7 +50,7 @@ impl FakePlane {
         self.changes
     }
 
-    /// How often `sweep` was called.
+    /// How often `sweep_slice` was called.
     pub fn sweeps(&self) -> u64 {
         self.sweeps
     }
@@ -137,9 +138,12 @@ impl DataPlane for FakePlane {
         Ok(Vec::new())
     }
 
-    fn sweep(&mut self) -> Result<u64, DataPlaneError> {
+    fn sweep_slice(&mut self) -> Result<SweepStep, DataPlaneError> {
         self.sweeps += 1;
-        Ok(0)
+        Ok(SweepStep {
+            again: Duration::from_secs(5),
+            sessions: Some(0),
+        })
     }
 
     fn sessions(&self, _limit: usize) -> Result<Vec<Session>, DataPlaneError> {

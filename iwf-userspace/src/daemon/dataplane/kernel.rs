@@ -15,13 +15,13 @@ use iwf_common::config::{Config, FdbKey};
 use iwf_common::flow::SessionFlags;
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::reason;
-use iwf_common::sweep::{SweepMode, SweepRequest};
+use iwf_common::sweep::SweepMode;
 use iwf_common::tick::ClockSample;
 
 use tracing::warn;
 
 use super::attach::{Attachment, Mode};
-use super::clock::{self, Clock};
+use super::clock::{self, Clock, low};
 use super::drop_log::DropLog;
 use super::events;
 use super::fragments::FragmentTables;
@@ -31,7 +31,8 @@ use super::pair::{self, Expect, Side, Tables};
 use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
-use super::{DataPlane, DataPlaneError, PlaneConfig, Session};
+use super::sweep::{self, Judge, Progress, Sweeper};
+use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep};
 use crate::daemon::config::{AttachMode, Config as Configuration, EphemeralPorts, Ipv6, Timeouts};
 use crate::types::NatEntry;
 use configure::Applied;
@@ -198,6 +199,20 @@ impl KernelPlane {
         maps::fragments(&self.pins, self.clock.hz(), self.clock.now())
     }
 
+    /// A whole pass of the sweep, in one go: for tests and tools, because it waits between slices.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    pub fn sweep(&mut self) -> Result<u64, DataPlaneError> {
+        loop {
+            let step = self.sweep_slice()?;
+            match step.sessions {
+                Some(sessions) => return Ok(sessions),
+                None => std::thread::sleep(step.again),
+            }
+        }
+    }
+
     /// Clock of the moment: both clocks read by one program run.
     fn tick_clock(&mut self) -> Result<(), DataPlaneError> {
         let sample = read_clock(&mut self.tables.maps, &self.tables.tools)
@@ -241,17 +256,22 @@ impl DataPlane for KernelPlane {
             .map_err(refused("read the counters"))
     }
 
-    fn sweep(&mut self) -> Result<u64, DataPlaneError> {
+    fn sweep_slice(&mut self) -> Result<SweepStep, DataPlaneError> {
         self.tick_clock()?;
-        events::log_all(&mut self.tables.maps.events);
-        if let Some(log) = &mut self.drop_log {
-            log.flush();
-        }
-        let done = self
+        let step = self
             .tables
-            .run_sweep(SweepMode::Age, EndpointKey::default())
+            .sweep_slice(self.clock.now())
             .map_err(refused("sweep the tables"))?;
-        Ok(u64::from(done.sessions_left / 2))
+        if step.done.is_some() {
+            events::log_all(&mut self.tables.maps.events);
+            if let Some(log) = &mut self.drop_log {
+                log.flush();
+            }
+        }
+        Ok(SweepStep {
+            again: step.again,
+            sessions: step.done.map(|totals| totals.sessions_left / 2),
+        })
     }
 
     fn sessions(&self, limit: usize) -> Result<Vec<Session>, DataPlaneError> {
@@ -278,15 +298,30 @@ impl DataPlane for KernelPlane {
 }
 
 impl KernelTables {
-    fn run_sweep(&mut self, mode: SweepMode, external: EndpointKey) -> io::Result<SweepRequest> {
-        let request = SweepRequest {
-            mode: mode as u32,
-            external,
-            ..SweepRequest::default()
+    /// All of a sweep at once.
+    fn run_sweep(&mut self, mode: SweepMode, external: EndpointKey) -> io::Result<()> {
+        let now = low(read_clock(&mut self.maps, &self.tools)?.jiffies);
+        self.with_judge(now, |sweeper, judge| sweeper.run(mode, external, judge))?;
+        Ok(())
+    }
+
+    fn sweep_slice(&mut self, now: u32) -> io::Result<Progress> {
+        self.with_judge(now, Sweeper::step)
+    }
+
+    fn with_judge<T>(
+        &mut self,
+        now: u32,
+        work: impl FnOnce(&mut Sweeper, &Judge<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let config = self.maps.config.get(&0, 0).map_err(to_io)?;
+        let program = &self.tools.sweep;
+        let judge = Judge {
+            run: &|count| sweep::run_items(program, count),
+            config: &config,
+            now,
         };
-        self.maps.sweep.set(0, request, 0).map_err(to_io)?;
-        run(&self.tools.sweep)?;
-        self.maps.sweep.get(&0, 0).map_err(to_io)
+        work(&mut self.maps.sweeper, &judge)
     }
 
     fn table(
@@ -340,11 +375,10 @@ impl Tables for KernelTables {
 
     fn end_sessions(&mut self, external: &EndpointKey) -> io::Result<()> {
         self.run_sweep(SweepMode::EndSessionsOf, *external)
-            .map(|_| ())
     }
 
     fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
-        self.run_sweep(SweepMode::Recheck, *external).map(|_| ())
+        self.run_sweep(SweepMode::Recheck, *external)
     }
 
     fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>> {

@@ -24,13 +24,14 @@ use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
     EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, mask,
 };
-use iwf_common::sweep::SweepRequest;
+use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
 
 use super::clock::Clock;
 use super::fragments::FragmentTables;
 use super::pins::PinSet;
+use super::sweep::{SweepMaps, Sweeper};
 use super::{DataPlaneError, HALF_WRITTEN};
 use crate::daemon::config::Timeouts;
 use crate::types::{
@@ -63,7 +64,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 19] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 20] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -128,6 +129,12 @@ impl Sizes {
             (names::PINHOLE_HOSTS, 16, INDEX, limits::PINHOLES),
             (names::EVENT_BUDGET, INDEX, size_of::<EventBudget>(), 1),
             (names::SWEEP, INDEX, size_of::<SweepRequest>(), 1),
+            (
+                names::SWEEP_ITEMS,
+                INDEX,
+                size_of::<SweepItem>(),
+                limits::SWEEP_ITEMS,
+            ),
             (names::CLOCK, INDEX, size_of::<ClockSample>(), 1),
             (
                 names::FRAGMENTS,
@@ -180,7 +187,7 @@ pub(super) struct Maps {
     pub(super) sessions6: HashMap<MapData, SessionKey6, SessionValue6>,
     pub(super) pinholes: HashMap<MapData, PinholeKey, PinholeValue>,
     pub(super) pinhole_hosts: HashMap<MapData, [u8; 16], u32>,
-    pub(super) sweep: Array<MapData, SweepRequest>,
+    pub(super) sweeper: Sweeper,
     pub(super) clock: Array<MapData, ClockSample>,
     pub(super) events: RingBuf<MapData>,
 }
@@ -201,7 +208,7 @@ impl Maps {
             sessions6: typed(set, names::SESSIONS6)?,
             pinholes: typed(set, names::PINHOLES)?,
             pinhole_hosts: typed(set, names::PINHOLE_HOSTS)?,
-            sweep: typed(set, names::SWEEP)?,
+            sweeper: sweeper(set).context("open the maps to sweep")?,
             clock: typed(set, names::CLOCK)?,
             events: typed(set, names::EVENTS)?,
         })
@@ -223,6 +230,22 @@ fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<
         M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
     };
     open().with_context(|| format!("open map {name}"))
+}
+
+/// Has descriptors of its own: aya's typed maps do not show theirs.
+fn sweeper(set: &PinSet) -> Result<Sweeper> {
+    let open = |name| MapData::from_pin(set.map(name)).with_context(|| format!("open map {name}"));
+    let maps = SweepMaps {
+        sessions: &open(names::SESSIONS)?,
+        external: &open(names::MAPPINGS_EXT)?,
+        internal: &open(names::MAPPINGS_INT)?,
+        sessions6: &open(names::SESSIONS6)?,
+        endpoints6: &open(names::ENDPOINTS6)?,
+        hosts: &open(names::HOSTS)?,
+        request: &open(names::SWEEP)?,
+        items: &open(names::SWEEP_ITEMS)?,
+    };
+    Ok(Sweeper::new(&maps)?)
 }
 
 /// Reads the value of `key`; `None` if there is none.

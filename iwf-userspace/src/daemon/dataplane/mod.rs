@@ -6,10 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use crate::types::{ExternalEndpoint, Generation, Instant, InternalEndpoint, NatEntry, Protocol};
 
 mod attach;
+mod batch;
 mod clock;
 mod clsact;
 mod detach;
@@ -24,6 +26,7 @@ pub mod object;
 mod pair;
 mod pins;
 mod programs;
+pub mod sweep;
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]
@@ -139,6 +142,15 @@ pub struct Session {
     pub remote: (Ipv4Addr, u16),
 }
 
+/// What comes after a slice of the sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SweepStep {
+    /// When the next slice is due.
+    pub again: Duration,
+    /// How many sessions are left, if this slice was the last one of its pass.
+    pub sessions: Option<u64>,
+}
+
 /// The generation [`DataPlane::observe`] gives an entry of which only one direction is there. No mapping
 /// ever has it, so a reconciler sees a difference and writes or removes the whole.
 pub const HALF_WRITTEN: Generation = Generation(0);
@@ -185,11 +197,11 @@ pub trait DataPlane {
     /// Only what the kernel refuses.
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError>;
 
-    /// Frees idle sessions and expired mappings; returns how many sessions are left.
+    /// One slice of freeing idle sessions and expired mappings: below a millisecond, however large the tables are.
     ///
     /// # Errors
     /// Only what the kernel refuses.
-    fn sweep(&mut self) -> Result<u64, DataPlaneError>;
+    fn sweep_slice(&mut self) -> Result<SweepStep, DataPlaneError>;
 
     /// At most `limit` sessions, in no particular order.
     ///

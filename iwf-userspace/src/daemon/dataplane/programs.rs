@@ -49,7 +49,7 @@ pub(super) struct Opened {
 /// Programs that run when the daemon says so.
 #[derive(Debug)]
 pub(super) struct Tools {
-    pub(super) sweep: RawTracePoint,
+    pub(super) sweep: SchedClassifier,
     pub(super) clock: RawTracePoint,
 }
 
@@ -77,7 +77,7 @@ impl Programs {
 impl Tools {
     fn open(set: &PinSet) -> Result<Self, ProgramError> {
         Ok(Self {
-            sweep: RawTracePoint::from_pin(set.program(names::RUN_SWEEP))?,
+            sweep: SchedClassifier::from_pin(set.program(names::RUN_SWEEP))?,
             clock: RawTracePoint::from_pin(set.program(names::RUN_CLOCK))?,
         })
     }

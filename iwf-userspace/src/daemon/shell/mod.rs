@@ -35,6 +35,8 @@ pub use view::Facts;
 
 /// How long after a failure the reconciler looks again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long after a failure the tables are swept again.
+const SWEEP_RETRY: Duration = Duration::from_secs(5);
 
 /// Where datagrams for PCP servers go.
 pub trait Datagrams {
@@ -234,16 +236,26 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         out: &mut impl Datagrams,
         now: Instant,
     ) {
-        match self.plane.sweep() {
-            Ok(sessions) => self.sessions = sessions,
-            Err(error) => log_plane("sweep", error),
-        }
         match self.plane.counters() {
             Ok(counters) => self.pressure.report(&counters, now),
             Err(error) => log_plane("count", error),
         }
         self.input(Input::WallClock(wall), out, now);
         self.input(Input::Link(link), out, now);
+    }
+
+    /// One slice of ageing; returns when the next one is due.
+    pub fn sweep(&mut self) -> Duration {
+        match self.plane.sweep_slice() {
+            Ok(step) => {
+                self.sessions = step.sessions.unwrap_or(self.sessions);
+                step.again
+            }
+            Err(error) => {
+                log_plane("sweep", error);
+                SWEEP_RETRY
+            }
+        }
     }
 
     /// Does what is due.

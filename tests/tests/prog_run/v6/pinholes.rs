@@ -56,7 +56,7 @@ fn each_shape_lets_in_what_it_names_and_no_more() -> Result<()> {
             }
             bed.plane.remove_pinhole(key(shape))?;
             // Its sessions end with it.
-            bed.plane.sweep(SweepMode::Age, Default::default())?;
+            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
             assert_eq!(bed.plane.state()?.sessions6.len(), 0, "shape {shape}");
         }
         Ok(())
@@ -145,7 +145,7 @@ fn a_pinhole_ends_on_its_tick_and_its_sessions_with_it() -> Result<()> {
         bed.wan_in(&Frame6::tcp((REMOTE, 9), (HOST, 81), SYN))?
             .is(DROP, Delta::counted(&["drop_unsolicited6"]));
         assert_eq!(account(bed)?, 0);
-        bed.plane.sweep(SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         assert_eq!(account(bed)?, 6);
         Ok(())
@@ -159,7 +159,7 @@ fn the_number_of_a_pinhole_is_not_its_successors() -> Result<()> {
         bed.wan_in(&syn())?;
         bed.plane.remove_pinhole(key(0))?;
         bed.pinhole(key(0), 8, 0)?;
-        bed.plane.sweep(SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         assert_eq!(account(bed)?, 0);
         Ok(())

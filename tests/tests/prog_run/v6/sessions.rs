@@ -89,7 +89,7 @@ fn simultaneous_open_passes_in_both_orders() -> Result<()> {
         }
         // Open: it outlives the transitory time.
         bed.let_pass(300 * HZ)?;
-        bed.plane.sweep(SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 2);
         Ok(())
     })
@@ -224,15 +224,15 @@ fn silence_ends_a_session_after_the_time_of_its_protocol() -> Result<()> {
             bed.lan_in(frame)?;
             // Less, because the clock goes on.
             bed.let_pass((seconds - 40) * HZ)?;
-            bed.plane.sweep(SweepMode::Age, Default::default())?;
+            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
             assert_eq!(bed.plane.state()?.sessions6.len(), 2, "{frame:?}");
             bed.let_pass(41 * HZ)?;
-            bed.plane.sweep(SweepMode::Age, Default::default())?;
+            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
             let state = bed.plane.state()?;
             assert_eq!(state.sessions6.len(), 0, "{frame:?}");
             assert_eq!(state.endpoints6.len() * usize::from(*seconds == 300), 0);
             bed.let_pass(300 * HZ)?;
-            bed.plane.sweep(SweepMode::Age, Default::default())?;
+            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         }
         Ok(())
     })
@@ -250,10 +250,10 @@ fn an_open_connection_is_kept_two_hours_and_four_minutes() -> Result<()> {
         bed.wan_in(&ported(33, b(), a()))?;
         bed.plane.ready(names::RUN_SWEEP)?;
         bed.let_pass(7400 * HZ)?;
-        bed.plane.sweep(SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 6);
         bed.let_pass(41 * HZ)?;
-        bed.plane.sweep(SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         Ok(())
     })

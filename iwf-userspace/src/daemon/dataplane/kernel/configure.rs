@@ -196,7 +196,6 @@ impl KernelPlane {
                 SweepMode::KeepOnlyAddress,
                 EndpointKey::new(addr, [0; 2], 0),
             )
-            .map(|_| ())
             .map_err(refused("end what used the old address"))
     }
 

@@ -1,0 +1,188 @@
+//! Reads and writes many entries of a map with one system call. aya has nothing for that.
+//!
+//! Read before editing: bpf(2), BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6 and later).
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use aya::Pod;
+
+/// linux/bpf.h.
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// The part of `union bpf_attr` for batches.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// A map of keys `K` and values `V`.
+#[derive(Debug)]
+pub(crate) struct BatchMap<K, V> {
+    fd: OwnedFd,
+    types: PhantomData<(K, V)>,
+}
+
+/// Where a walk through a map is. The kernel's word, of 4 octets for hash maps and arrays alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Cursor {
+    /// Before the first entry.
+    #[default]
+    Start,
+    /// After some.
+    At(u32),
+    /// After the last.
+    End,
+}
+
+/// Entries that were read together.
+#[derive(Debug)]
+pub(crate) struct Slice<K, V> {
+    keys: Vec<K>,
+    values: Vec<V>,
+    len: usize,
+}
+
+impl<K: Pod + Default, V: Pod + Default> Slice<K, V> {
+    /// Room for `capacity` entries.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            keys: vec![K::default(); capacity],
+            values: vec![V::default(); capacity],
+            len: 0,
+        }
+    }
+
+    /// What was read.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.keys.iter().zip(&self.values).take(self.len)
+    }
+
+    fn grow(&mut self) {
+        let doubled = self.keys.len().max(1) * 2;
+        self.keys.resize(doubled, K::default());
+        self.values.resize(doubled, V::default());
+    }
+}
+
+impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
+    /// The map behind `fd`, whose keys and values must be of these types: their sizes are compared with what the
+    /// kernel says.
+    ///
+    /// # Errors
+    /// The sizes differ, or there is no descriptor left.
+    pub(crate) fn new(map: &aya::maps::MapData) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            return Err(io::Error::other("a map of other types"));
+        }
+        Ok(Self {
+            fd: map.fd().as_fd().try_clone_to_owned()?,
+            types: PhantomData,
+        })
+    }
+
+    /// Reads the next entries at `cursor` into `slice` and moves the cursor past them. Entries that stay in a hash
+    /// map during a walk are read once; of those that come or go meanwhile some are. The kernel reads whole
+    /// buckets, so the slice grows if one does not fit.
+    ///
+    /// # Errors
+    /// The kernel is older than 5.6, or refuses.
+    pub(crate) fn read(&self, cursor: &mut Cursor, slice: &mut Slice<K, V>) -> io::Result<()> {
+        slice.len = 0;
+        let from = match *cursor {
+            Cursor::Start => None,
+            Cursor::At(place) => Some(place),
+            Cursor::End => return Ok(()),
+        };
+        loop {
+            let mut to = 0u32;
+            let mut batch = Batch {
+                in_batch: from.as_ref().map_or(0, address),
+                out_batch: address_mut(&mut to),
+                keys: slice.keys.as_mut_ptr().expose_provenance() as u64,
+                values: slice.values.as_mut_ptr().expose_provenance() as u64,
+                count: u32::try_from(slice.keys.len()).unwrap_or(u32::MAX),
+                map_fd: self.fd.as_raw_fd().cast_unsigned(),
+                elem_flags: 0,
+                flags: 0,
+            };
+            let outcome = bpf(BPF_MAP_LOOKUP_BATCH, &mut batch);
+            let read = usize::try_from(batch.count).unwrap_or(0);
+            match outcome {
+                Ok(()) => *cursor = Cursor::At(to),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => *cursor = Cursor::End,
+                    Some(libc::ENOSPC) => {
+                        slice.grow();
+                        continue;
+                    }
+                    // A signal came before the first entry.
+                    Some(libc::EINTR | libc::EAGAIN) => continue,
+                    _ => return Err(error),
+                },
+            }
+            slice.len = read.min(slice.keys.len());
+            return Ok(());
+        }
+    }
+
+    /// Sets the values of all `keys`, in their order.
+    ///
+    /// # Errors
+    /// The kernel is older than 5.6, or refuses one of them; those before it are set.
+    pub(crate) fn write(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        let count = keys.len().min(values.len());
+        if count == 0 {
+            return Ok(());
+        }
+        let mut batch = Batch {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr().expose_provenance() as u64,
+            values: values.as_ptr().expose_provenance() as u64,
+            count: u32::try_from(count).map_err(io::Error::other)?,
+            map_fd: self.fd.as_raw_fd().cast_unsigned(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_BATCH, &mut batch)
+    }
+}
+
+fn address(place: &u32) -> u64 {
+    std::ptr::from_ref(place).expose_provenance() as u64
+}
+
+fn address_mut(place: &mut u32) -> u64 {
+    std::ptr::from_mut(place).expose_provenance() as u64
+}
+
+/// bpf(2) with a batch, whose pointers must be to as many keys and values of the map as it counts.
+fn bpf(command: libc::c_long, batch: &mut Batch) -> io::Result<()> {
+    // SAFETY: the two callers fill in pointers to vectors or slices of at least `count` keys and values, whose
+    // sizes were compared with the map's, and which outlive the call; for reading they are writable. Any octets
+    // are a value of a `Pod`. `in_batch` and `out_batch` are a word of 4 octets or null.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(batch),
+            size_of::<Batch>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
