@@ -11,8 +11,10 @@ use rand::RngExt;
 
 use super::link::Link;
 use super::soap::{add, add_any, delete, get_address, get_generic, get_specific, mapping};
+use super::statics::stated;
 use super::world::{WAN, World};
 use crate::iwf::EffectError;
+use crate::mapping::Owner;
 use crate::types::Protocol;
 
 /// Runs in a plain `cargo test`.
@@ -57,7 +59,14 @@ fn run(seed: u64) {
         cut: false,
     };
     world.server.lifetimes = (120, world.rng.random_range(120..4000));
-    for _ in 0..STEPS {
+    let statics = seed % 3 == 1;
+    for at in 0..STEPS {
+        // The configuration states two of the ports that control points fight for, and is read again twice.
+        match at {
+            0 | 40 if statics => world.state(&[stated(20, 2005), stated(21, 2011)]),
+            20 if statics => world.state(&[stated(22, 2005)]),
+            _ => {}
+        }
         step(&mut world);
         world.link.cut &= !lossless;
         let pause = world.rng.random_range(0..60_000);
@@ -186,6 +195,21 @@ fn calm(world: &mut World) {
 /// When every lease has ended nothing is left of anything.
 fn end(world: &mut World) {
     world.run(LONGEST.into());
+    // What the configuration states is there once nobody is in its way, and goes when it is stated no more.
+    for stated in world.statics.clone() {
+        let taken = world
+            .server
+            .taken
+            .contains(&(stated.protocol, stated.external.get()));
+        let held = world.active().into_iter().any(|mapping| {
+            mapping.owner == Owner::Configuration
+                && (mapping.internal, mapping.claim.port)
+                    == (stated.internal, Some(stated.external))
+        });
+        assert!(held || taken, "not there: {stated:?}");
+    }
+    world.state(&[]);
+    world.run(10);
     assert_eq!(world.iwf.mappings().count(), 0);
     assert_eq!(world.kernel.alive(world.now), []);
     assert_eq!(world.server.alive(world.now).count(), 0);

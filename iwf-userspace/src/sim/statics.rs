@@ -11,8 +11,8 @@ use crate::mapping::{Owner, StaticMapping};
 use crate::proto::igd::Refusal;
 use crate::types::{ExternalPort, InternalEndpoint, InternalPort, Protocol, RemotePeer};
 
-/// TCP `external` to port 80 of 192.168.1.`host`.
-fn stated(host: u8, external: u16) -> StaticMapping {
+/// TCP `external` to port 8000 of 192.168.1.`host`.
+pub(super) fn stated(host: u8, external: u16) -> StaticMapping {
     internal(host, external, 8000)
 }
 
