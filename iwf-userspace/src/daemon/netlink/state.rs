@@ -238,7 +238,7 @@ impl State {
                 {
                     Some((network6(addr, len), len))
                 }
-                _ => None,
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
             })
             .collect();
         prefixes.sort_by_key(|(addr, len)| (*len, *addr));

@@ -60,7 +60,7 @@ fn the_lans_ipv6_prefixes_are_those_of_its_addresses_and_of_routes_to_it() {
         let addr: IpAddr = text.parse().expect("an address");
         message.header.scope = match addr {
             IpAddr::V6(addr) if addr.is_unicast_link_local() => AddressScope::Link,
-            _ => AddressScope::Universe,
+            IpAddr::V4(_) | IpAddr::V6(_) => AddressScope::Universe,
         };
         message.attributes = vec![AddressAttribute::Address(addr)];
         message

@@ -1,0 +1,229 @@
+//! The IPv6 filter between real stacks: LAN host, router with the daemon, provider, Internet host.
+#![expect(clippy::disallowed_types, reason = "plays the hosts on both sides")]
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use iwf_tests::daemon::{Iwfd, Options};
+use iwf_tests::netns::{Namespace, may_run};
+use iwf_tests::topology::{LAN_BRIDGE, Lab, WAN_IF};
+use iwf_tests::wait;
+
+const SOON: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_secs(1);
+
+const HOST: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0x10);
+const ROUTER: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 1);
+const REMOTE: Ipv6Addr = Ipv6Addr::new(0x2a0d, 7, 0, 0, 0, 0, 0, 9);
+const OPEN_PORT: u16 = 8080;
+
+/// The lab with IPv6: the provider routes a prefix to the CPE and filters nothing.
+fn lab() -> Result<Lab> {
+    let lab = Lab::new()?;
+    for host in lab.hosts() {
+        host.sysctl("net/ipv6/conf/all/disable_ipv6", "0")?;
+        host.sysctl("net/ipv6/conf/default/disable_ipv6", "0")?;
+    }
+    for router in [&lab.cpe, &lab.cgn] {
+        router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    }
+    lab.cgn.must(&["nft", "flush", "ruleset"])?;
+    for (host, args) in [
+        (&lab.lan1, format!("address add {HOST}/64 dev eth0 nodad")),
+        (&lab.lan1, format!("-6 route add default via {ROUTER}")),
+        (
+            &lab.cpe,
+            format!("address add {ROUTER}/64 dev {LAN_BRIDGE} nodad"),
+        ),
+        (
+            &lab.cpe,
+            format!("address add 2a0c:9::2/64 dev {WAN_IF} nodad"),
+        ),
+        (&lab.cpe, "-6 route add default via 2a0c:9::1".to_owned()),
+        (
+            &lab.cgn,
+            "address add 2a0c:9::1/64 dev br0 nodad".to_owned(),
+        ),
+        (
+            &lab.cgn,
+            "-6 route add 2a0b:1:2::/48 via 2a0c:9::2".to_owned(),
+        ),
+        (
+            &lab.cgn,
+            "address add 2a0d:7::1/64 dev ext0 nodad".to_owned(),
+        ),
+        (&lab.inet, format!("address add {REMOTE}/64 dev eth0 nodad")),
+        (&lab.inet, "-6 route add default via 2a0d:7::1".to_owned()),
+    ] {
+        host.ip(&args)?;
+    }
+    Ok(lab)
+}
+
+fn start(lab: &Lab, more: &'static str) -> Result<Iwfd> {
+    let options = Options {
+        mode: "local",
+        pcp_servers: Vec::new(),
+        more,
+        ..Options::default()
+    };
+    let iwfd = Iwfd::start(lab, &options)?;
+    wait::until_ok("the first packet to pass", SOON, || ping(&lab.lan1, REMOTE))?;
+    Ok(iwfd)
+}
+
+fn ping(host: &Namespace, to: Ipv6Addr) -> Result<()> {
+    let to = to.to_string();
+    host.must(&["ping", "-6", "-n", "-c", "3", "-i", "0.2", "-W", "2", &to])
+        .map(drop)
+}
+
+fn counter(iwfd: &Iwfd, name: &str) -> Result<u64> {
+    let stats = iwfd.ctl().json(&["stats"])?;
+    let counters = stats["counters"].as_array().context("a list of counters")?;
+    counters
+        .iter()
+        .find(|counter| counter["name"] == name)
+        .and_then(|counter| counter["value"].as_u64())
+        .with_context(|| format!("a counter {name}"))
+}
+
+fn listen(host: &Namespace, addr: Ipv6Addr, port: u16) -> Result<TcpListener> {
+    Ok(host.within(|| TcpListener::bind((addr, port)))??)
+}
+
+fn udp(host: &Namespace, addr: Ipv6Addr) -> Result<UdpSocket> {
+    let socket = host.within(|| UdpSocket::bind((addr, 0)))??;
+    socket.set_read_timeout(Some(SOON))?;
+    Ok(socket)
+}
+
+fn connect(host: &Namespace, to: SocketAddr, within: Duration) -> Result<TcpStream> {
+    let stream = host.within(|| TcpStream::connect_timeout(&to, within))??;
+    stream.set_read_timeout(Some(SOON))?;
+    Ok(stream)
+}
+
+/// Sends `octets` one way and the count back.
+fn transfer(host: &Namespace, listener: &TcpListener, octets: usize) -> Result<()> {
+    let to = listener.local_addr()?;
+    let mut client = connect(host, to, SOON)?;
+    let (mut server, _) = listener.accept()?;
+    server.set_read_timeout(Some(SOON))?;
+    std::thread::scope(|scope| -> Result<()> {
+        let sender = scope.spawn(move || -> Result<()> {
+            client.write_all(&vec![7; octets])?;
+            let mut answer = [0; 2];
+            client.read_exact(&mut answer)?;
+            ensure!(&answer == b"ok");
+            Ok(())
+        });
+        let mut got = vec![0; octets];
+        server.read_exact(&mut got).context("receive it all")?;
+        server.write_all(b"ok")?;
+        sender.join().expect("no panic")
+    })
+}
+
+/// A datagram of `len` octets there and back.
+fn exchange(inside: &UdpSocket, outside: &UdpSocket, len: usize) -> Result<()> {
+    let mut buffer = vec![0; 65536];
+    inside.send_to(&vec![7; len], outside.local_addr()?)?;
+    let (got, from) = outside.recv_from(&mut buffer).context("outside")?;
+    ensure!(
+        got == len && from == inside.local_addr()?,
+        "got {got} from {from}"
+    );
+    outside.send_to(&vec![8; len], from)?;
+    let (got, _) = inside.recv_from(&mut buffer).context("inside")?;
+    ensure!(got == len, "got {got}");
+    Ok(())
+}
+
+#[test]
+fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(
+        &lab,
+        "[[pinhole]]\ninternal = \"2a0b:1:2:3::10\"\ninternal_port = 8080\nprotocol = \"tcp\"\n",
+    )?;
+    let server = listen(&lab.inet, REMOTE, 0)?;
+    transfer(&lab.lan1, &server, 1 << 20)?;
+    let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
+    exchange(&inside, &outside, 100)?;
+    // By XDP, not by the stack alone.
+    ensure!(counter(&iwfd, "forwarded6_out")? > 0 && counter(&iwfd, "forwarded6_in")? > 0);
+
+    // In fragments, both ways.
+    exchange(&inside, &outside, 8000)?;
+    ensure!(counter(&iwfd, "fragments_forwarded")? >= 10);
+
+    // Another remote socket: the endpoint is open.
+    let other = udp(&lab.inet, REMOTE)?;
+    other.send_to(b"hello", inside.local_addr()?)?;
+    let mut buffer = [0; 16];
+    let (_, from) = inside.recv_from(&mut buffer)?;
+    ensure!(from == other.local_addr()?);
+
+    // Nobody asked for these.
+    let before = counter(&iwfd, "drop_unsolicited6")?;
+    let closed = listen(&lab.lan1, HOST, 0)?;
+    let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
+    ensure!(connect(&lab.inet, closed.local_addr()?, SILENCE).is_err());
+    let silent = udp(&lab.lan1, HOST)?;
+    silent.set_read_timeout(Some(SILENCE))?;
+    other.send_to(b"hello", silent.local_addr()?)?;
+    ensure!(silent.recv_from(&mut buffer).is_err());
+    ensure!(ping(&lab.inet, HOST).is_err());
+    // Nor for a service of the router, at either address.
+    let own = listen(&lab.cpe, Ipv6Addr::UNSPECIFIED, 0)?
+        .local_addr()?
+        .port();
+    let wan: Ipv6Addr = "2a0c:9::2".parse()?;
+    for addr in [ROUTER, wan] {
+        ensure!(connect(&lab.inet, (addr, own).into(), SILENCE).is_err());
+    }
+    ensure!(counter(&iwfd, "drop_unsolicited6")? > before + 4);
+
+    // But this was.
+    transfer(&lab.inet, &open, 1 << 16)?;
+    // The router itself is not cut off.
+    ping(&lab.cpe, REMOTE)?;
+    transfer(&lab.cpe, &server, 1 << 16)?;
+    Ok(())
+}
+
+#[test]
+fn a_path_with_a_smaller_mtu_is_found_out() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    lab.cgn.ip("link set ext0 mtu 1400")?;
+    let _iwfd = start(&lab, "")?;
+    let server = listen(&lab.inet, REMOTE, 0)?;
+    transfer(&lab.lan1, &server, 1 << 18)?;
+    let route = lab.lan1.ip(&format!("-6 route get {REMOTE}"))?;
+    ensure!(route.contains("mtu 1400"), "{route}");
+    Ok(())
+}
+
+#[test]
+fn without_the_filter_strangers_come_in() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(&lab, "[ipv6]\nfilter = false\n")?;
+    let open = listen(&lab.lan1, HOST, 0)?;
+    transfer(&lab.inet, &open, 1 << 16)?;
+    ping(&lab.inet, ROUTER)?;
+    ensure!(counter(&iwfd, "pass_ipv6_unfiltered")? > 0);
+    ensure!(counter(&iwfd, "drop_unsolicited6")? == 0);
+    Ok(())
+}
