@@ -14,6 +14,12 @@ pub const XDP_WAN: &str = "iwf_xdp_wan";
 pub const TC_EGRESS: &str = "iwf_tc_egress";
 /// tc program of WAN ingress; only where the WAN device cannot run XDP.
 pub const TC_INGRESS: &str = "iwf_tc_ingress";
+/// tc program of a LAN port's ingress; only where the device cannot run XDP.
+pub const TC_LAN: &str = "iwf_tc_lan";
+/// [`TC_EGRESS`] for a WAN without Ethernet headers (PPP, a tunnel).
+pub const L3_EGRESS: &str = "iwf_l3_egress";
+/// [`TC_INGRESS`] for a WAN without Ethernet headers.
+pub const L3_INGRESS: &str = "iwf_l3_ingress";
 /// tc program, never attached: each repetition of a run looks at one [`crate::sweep::SweepItem`] of [`SWEEP_ITEMS`],
 /// as [`crate::sweep::SweepRequest`] in [`SWEEP`] says. The kernel reschedules between repetitions.
 pub const RUN_SWEEP: &str = "iwf_sweep";
@@ -110,7 +116,8 @@ mod tests {
     #[test]
     fn kernel_keeps_names_whole() {
         let programs = [
-            XDP_LAN, XDP_WAN, TC_EGRESS, TC_INGRESS, RUN_SWEEP, RUN_CLOCK, XDP_PASS, FLOOR,
+            XDP_LAN, XDP_WAN, TC_EGRESS, TC_INGRESS, TC_LAN, L3_EGRESS, L3_INGRESS, RUN_SWEEP,
+            RUN_CLOCK, XDP_PASS, FLOOR,
         ];
         for name in PINNED_MAPS.iter().chain(&programs) {
             assert!(name.len() <= 15, "{name}");

@@ -4,9 +4,8 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::programs::TcContext;
 use iwf_common::config::Config;
-use iwf_common::flow::{SessionFlags, SessionValue};
+use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::fragment::FragmentFlags;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
@@ -14,11 +13,11 @@ use iwf_common::tcp;
 use crate::clock::tick;
 use crate::cursor::Cursor;
 use crate::fragment::{self, Place};
-use crate::headers::{ETHERTYPE_IPV4, TCP};
+use crate::headers::TCP;
 use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping;
-use crate::maps::{CONFIG, in_lan};
+use crate::maps::{CONFIG, in_lan, is_external};
 use crate::next_hop::NextHop;
 use crate::outbound;
 use crate::outcome::{Outcome, Step, Verdict};
@@ -29,52 +28,67 @@ use crate::v6;
 
 /// One packet of the stack.
 #[inline(always)]
-pub fn run(ctx: &TcContext) -> Step<Outcome> {
-    let cursor = ctx.cursor();
+pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
+    let cursor = hook.cursor();
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse::parse(&cursor, &mut packet, || ctx.frame_len()) {
+    let packet = match parse::parse(hook, &cursor, &mut packet) {
         Ok(packet) => packet,
-        Err(outcome) if outcome == PassReason::IcmpError.into() => return Err(report(ctx)),
+        Err(outcome) if outcome == PassReason::IcmpError.into() => return Err(report(hook)),
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
-            let fate = v6::egress::run(ctx);
-            // Neither: perhaps IPv4 without an Ethernet header before it.
+            let fate = v6::egress::run(hook);
             return Err(if fate == PassReason::NotIpv4.into() {
-                guard(ctx, &cursor, outcome)
+                Done::EgressUntouched.into()
             } else {
                 fate
             });
         }
-        Err(outcome) => return Err(guard(ctx, &cursor, outcome)),
+        Err(outcome) => return Err(guard(hook, &cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
-    if let Some(session) = session::find(&packet.key, Direction::Out) {
-        return send(ctx, packet, session);
+    if hook.ingress() != 0 && is_external(config, &packet.key.src) && is_answered(packet) {
+        return Ok(Done::EgressUntouched.into());
     }
-    admit(ctx, config, packet).step()?;
-    let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
-    send(ctx, packet, session)
+    // One way on for both, so that the verifier goes it once.
+    let session = match session::find(&packet.key, Direction::Out) {
+        Some(session) => session,
+        None => {
+            admit(hook, config, packet).step()?;
+            session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?
+        }
+    };
+    send(hook, packet, session)
+}
+
+/// Whether answers to the packet go to a LAN host: the program at LAN ingress has translated it and sent it here.
+/// A source alone would not tell, others may translate what is none of ours.
+#[inline(always)]
+fn is_answered(packet: &Packet) -> bool {
+    let key = &packet.key;
+    let answer = SessionKey::new(key.dst, key.dst_port, key.src, key.src_port, key.proto);
+    session::find(&answer, Direction::In)
+        .is_some_and(|session| session.flags & SessionFlags::HOST == 0)
 }
 
 /// An ICMP error: of a LAN host, or of the stack about a packet that was translated for it.
 #[inline(always)]
-fn report(ctx: &TcContext) -> Outcome {
-    let outcome = icmp::translate(ctx, icmp::At::Egress);
+fn report<H: Hook>(hook: &H) -> Outcome {
+    let outcome = icmp::translate(hook, icmp::At::Egress);
     if outcome == PassReason::IcmpError.into() {
-        return guard(ctx, &ctx.cursor(), outcome);
+        return guard(hook, &hook.cursor(), outcome);
     }
     outcome
 }
 
 #[inline(always)]
-fn send(ctx: &TcContext, packet: &Packet, session: &mut SessionValue) -> Step<Outcome> {
+fn send<H: Hook>(hook: &H, packet: &Packet, session: &mut SessionValue) -> Step<Outcome> {
     let now = tick();
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
     }
     session::touch(session, packet, now);
-    ctx.rewrite(packet, session, Hop::Stack)?;
+    hook.rewrite(packet, session, Hop::Stack)?;
     if packet.marks != 0 {
-        fragment::marked(ctx, packet, session, FragmentFlags::STACK).step()?;
+        fragment::marked(hook, packet, session, FragmentFlags::STACK).step()?;
     }
     Ok(if session.flags & SessionFlags::HOST != 0 {
         Done::HostOut.into()
@@ -84,12 +98,12 @@ fn send(ctx: &TcContext, packet: &Packet, session: &mut SessionValue) -> Step<Ou
 }
 
 #[inline(never)]
-fn admit(ctx: &TcContext, config: &Config, packet: &Packet) -> Outcome {
-    Outcome::of(try_admit(ctx, config, packet))
+fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
+    Outcome::of(try_admit(hook, config, packet))
 }
 
 #[inline(always)]
-fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet) -> Step<()> {
+fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let key = &packet.key;
     let now = tick();
     let internal = key.source();
@@ -106,7 +120,7 @@ fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet) -> Step<()> {
     if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
         return outbound::begin(config, now, packet, internal, false, &NextHop::NONE);
     }
-    Err(untranslated(ctx, config, key.src))
+    Err(untranslated(hook, config, key.src))
 }
 
 /// A RST of the CPE begins nothing. It leaves if the port is not a LAN host's, whose connection it would end.
@@ -125,8 +139,8 @@ fn reset_of_host(config: &Config, internal: &iwf_common::nat::EndpointKey) -> Ou
 
 /// The fate of a packet that stays as it is.
 #[inline(always)]
-fn untranslated(ctx: &TcContext, config: &Config, src: [u8; 4]) -> Outcome {
-    let forwarded = ctx.ingress() != 0;
+fn untranslated<H: Hook>(hook: &H, config: &Config, src: [u8; 4]) -> Outcome {
+    let forwarded = hook.ingress() != 0;
     if in_lan(config, &src) || (forwarded && is_private(src) && src != config.external_addr) {
         DropReason::PrivateSource.into()
     } else {
@@ -134,32 +148,25 @@ fn untranslated(ctx: &TcContext, config: &Config, src: [u8; 4]) -> Outcome {
     }
 }
 
-/// ETH_P_IP as the stack notes it for every packet, in network order.
-const IPV4: u32 = u16::from_ne_bytes(ETHERTYPE_IPV4) as u32;
-
 /// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
 #[inline(never)]
-fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
+fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
     let Some(config) = CONFIG.get(0) else {
         return Done::EgressUntouched.into();
     };
     if outcome == PassReason::Fragment.into() {
-        let fate = fragment::later(ctx, Place::Egress);
+        let fate = fragment::later(hook, Place::Egress);
         // No fragment of ours: other protocols, and sources that are not translated.
         if !matches!(fate.verdict(), Verdict::Pass) {
             return fate;
         }
     }
-    let src = match parse::addresses(cursor) {
+    let src = match parse::addresses(hook, cursor) {
         Some((src, _)) => src,
-        None if ctx.skb.protocol() == IPV4 => match parse::bare_addresses(cursor) {
-            // Not translated on such a device, so that at least nothing private may leave by it.
-            Some((src, _)) => src,
-            None => return DropReason::Malformed.into(),
-        },
+        None if hook.is_ipv4(cursor) => return DropReason::Malformed.into(),
         None => return Done::EgressUntouched.into(),
     };
-    let fate = untranslated(ctx, config, src);
+    let fate = untranslated(hook, config, src);
     if fate == DropReason::PrivateSource.into() {
         return if outcome == PassReason::Fragment.into() {
             DropReason::PrivateFragment.into()
@@ -167,7 +174,7 @@ fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
             fate
         };
     }
-    if outcome == PassReason::IcmpError.into() && quotes_lan(cursor, config) {
+    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(cursor, config) {
         return DropReason::IcmpErrorPrivate.into();
     }
     fate
@@ -175,8 +182,8 @@ fn guard(ctx: &TcContext, cursor: &Cursor, outcome: Outcome) -> Outcome {
 
 /// Whether an ICMP error of the stack quotes a packet that had been translated for it.
 #[inline(always)]
-fn quotes_lan(cursor: &Cursor, config: &Config) -> bool {
-    match parse::quoted_addresses(cursor) {
+fn quotes_lan<H: Hook>(cursor: &Cursor, config: &Config) -> bool {
+    match parse::quoted_addresses::<H>(cursor) {
         Some((src, dst)) => in_lan(config, &src) || in_lan(config, &dst),
         // Cut short: nothing of it is shown either, but what it was cannot be told.
         None => true,

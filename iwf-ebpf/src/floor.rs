@@ -3,10 +3,10 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::programs::XdpContext;
-use iwf_common::reason::{DropReason, PassReason};
+use iwf_common::reason::DropReason;
 
 use crate::hook::Hook as _;
-use crate::maps::{DEVMAP, SESSIONS};
+use crate::maps::SESSIONS;
 use crate::outcome::Step;
 use crate::parse::parse;
 use crate::rewrite::{self, Hop};
@@ -15,14 +15,12 @@ use crate::rewrite::{self, Hop};
 #[inline(always)]
 pub fn run(ctx: &XdpContext) -> Step<()> {
     let mut packet = MaybeUninit::uninit();
-    let packet = parse(&ctx.cursor(), &mut packet, || ctx.frame_len())?;
+    let packet = parse(ctx, &ctx.cursor(), &mut packet)?;
     let session = SESSIONS
         .get_ptr(&packet.key)
         .ok_or(DropReason::Unsolicited)?;
     // SAFETY: entries live as long as the program runs.
     let session = unsafe { &*session };
-    if DEVMAP.redirect(session.egress, 0).is_err() {
-        return Err(PassReason::NoRedirect.into());
-    }
+    ctx.leave_by(session.egress)?;
     rewrite::direct(&ctx.cursor(), packet, session, Hop::Forward)
 }

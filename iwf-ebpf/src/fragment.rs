@@ -14,15 +14,15 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::{csum, tick};
 
 use crate::clock::tick as now_tick;
-use crate::cursor::{Cursor, load16, load32};
+use crate::cursor::{load16, load32};
 use crate::headers::{ICMP, TCP, UDP, ipv4};
 use crate::hook::Hook;
 use crate::inbound::check_addresses;
-use crate::maps::{CONFIG, DEVMAP, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan};
+use crate::maps::{CONFIG, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan};
 use crate::next_hop::{self, NextHop, Query};
 use crate::options;
 use crate::outcome::{Outcome, Step, Verdict};
-use crate::parse::{L3, Marks, Packet, is_unicast};
+use crate::parse::{Marks, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::Direction;
 use crate::stats;
@@ -87,7 +87,7 @@ fn try_first<H: Hook>(hook: &H, packet: &Packet, session: &SessionValue, via: u1
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     let outbound = session.flags & SessionFlags::INBOUND == 0;
     let host = session.flags & SessionFlags::HOST != 0;
-    let id = identification(&hook.cursor())?;
+    let id = identification(hook)?;
     let key = datagram(&packet.key, id);
     let now = now_tick();
     let mut value = FragmentValue {
@@ -137,7 +137,7 @@ fn try_first<H: Hook>(hook: &H, packet: &Packet, session: &SessionValue, via: u1
 #[inline(never)]
 pub fn first_passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome) -> Outcome {
     if matches!(outcome.verdict(), Verdict::Pass)
-        && let Ok(id) = identification(&hook.cursor())
+        && let Ok(id) = identification(hook)
     {
         let value = FragmentValue {
             tick: now_tick(),
@@ -242,10 +242,7 @@ fn way<H: Hook>(hook: &H, config: &Config, fragment: &Later, value: &FragmentVal
     if fragment.total_len > value.mtu {
         return Err(PassReason::TooBig.into());
     }
-    DEVMAP
-        .redirect(value.egress, 0)
-        .map_err(|_| PassReason::NoRedirect)?;
-    Ok(())
+    hook.leave_by(value.egress)
 }
 
 /// A fragment of a datagram whose first one has not been seen.
@@ -361,7 +358,7 @@ fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Later, flags: u16) -> boo
     unsafe { (*held).pad = 0 };
     // SAFETY: see above.
     let packet = unsafe { &raw mut (*held).packet }.cast::<u8>();
-    if hook.capture(L3, packet, len) {
+    if hook.capture(H::L3, packet, len) {
         record.submit(0);
         stats::count(Done::FragmentHeld);
         true
@@ -441,9 +438,10 @@ fn datagram(key: &SessionKey, id: [u8; 2]) -> FragmentKey {
 }
 
 #[inline(always)]
-fn identification(cursor: &Cursor) -> Step<[u8; 2]> {
-    let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+fn identification<H: Hook>(hook: &H) -> Step<[u8; 2]> {
+    let ip = hook
+        .cursor()
+        .at::<{ ipv4::LEN }>(H::L3)
         .ok_or(DropReason::Malformed)?;
     // SAFETY: `at` proved the bounds.
     Ok(unsafe { load16::<{ ipv4::ID }>(ip) })
@@ -454,7 +452,7 @@ fn identification(cursor: &Cursor) -> Step<[u8; 2]> {
 fn read<H: Hook>(hook: &H) -> Step<Later> {
     let cursor = hook.cursor();
     let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+        .at::<{ ipv4::LEN }>(H::L3)
         .ok_or(DropReason::Malformed)?;
     // SAFETY: `at` proved the bounds, here and below.
     let header_len = u16::from(unsafe { *ip.add(ipv4::VERSION_IHL) } & 0x0f) * 4;
@@ -465,7 +463,7 @@ fn read<H: Hook>(hook: &H) -> Step<Later> {
     // SAFETY: see above.
     let proto = unsafe { *ip.add(ipv4::PROTO) };
     let offset = (field & OFFSET) << 3;
-    let end = L3 + usize::from(total_len);
+    let end = H::L3 + usize::from(total_len);
     let malformed = total_len <= header_len
         || (field & MORE != 0 && (total_len - header_len) & 7 != 0)
         || u32::from(offset) + u32::from(total_len) > 0xffff

@@ -24,7 +24,6 @@ use crate::headers::{
 use crate::hook::Hook;
 use crate::maps::{CONFIG, is_external};
 use crate::outcome::{Outcome, Step, Verdict};
-use crate::parse::L3;
 use crate::session::{self, Direction};
 use crate::{inbound, mapping, next_hop, stats};
 
@@ -89,7 +88,7 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
     let Some(session) = session::find(&report.key, direction) else {
         return Err(without_session(config, place, report));
     };
-    check_sums(&hook.cursor(), report).step()?;
+    check_sums::<H>(&hook.cursor(), report).step()?;
     let way = way(hook, config, place, report, session);
     // Outbound, the stack gets it as it came: the program on WAN egress translates it then. What a session turns
     // back to the LAN never comes by there.
@@ -124,12 +123,14 @@ fn read<'a, H: Hook>(
     report: &'a mut MaybeUninit<Report>,
 ) -> Step<&'a mut Report> {
     let outer = hook.cursor();
-    let ip = outer.at::<{ ipv4::LEN }>(L3).ok_or(PassReason::Malformed)?;
+    let ip = outer
+        .at::<{ ipv4::LEN }>(H::L3)
+        .ok_or(PassReason::Malformed)?;
     // SAFETY: `at` proved the bounds of each header, here and below.
-    let icmp = L3 + usize::from(unsafe { *ip.add(ipv4::VERSION_IHL) } & 0x0f) * 4;
+    let icmp = H::L3 + usize::from(unsafe { *ip.add(ipv4::VERSION_IHL) } & 0x0f) * 4;
     // SAFETY: see above.
     let total_len = u16::from_be_bytes(unsafe { load16::<{ ipv4::TOTAL_LEN }>(ip) });
-    let end = L3 + usize::from(total_len);
+    let end = H::L3 + usize::from(total_len);
     // SAFETY: see above.
     let (src, dst) = unsafe { addresses(ip) };
     // SAFETY: see above.
@@ -294,14 +295,14 @@ fn way<H: Hook>(
     if report.total_len > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::leave_by(session.egress)
+    hook.leave_by(session.egress)
 }
 
 /// RFC 5508 REQ-3: the checksum of the message and the quoted header's must be right. The quoted transport's is
 /// not looked at.
 #[inline(never)]
-fn check_sums(cursor: &Cursor, report: &Report) -> Outcome {
-    let end = L3 + usize::from(report.total_len);
+fn check_sums<H: Hook>(cursor: &Cursor, report: &Report) -> Outcome {
+    let end = H::L3 + usize::from(report.total_len);
     let message = sum(cursor, report.icmp, end.wrapping_sub(report.icmp));
     let header = sum(
         cursor,
@@ -424,16 +425,16 @@ fn try_edit<H: Hook>(
     if forward {
         delta = csum::add(delta, csum::TTL_DELTA);
     }
-    let at = L3 + ipv4::CHECKSUM;
+    let at = H::L3 + ipv4::CHECKSUM;
     let field = csum::apply(word(hook, at)?, delta);
     hook.put16(at, field.to_ne_bytes())?;
-    hook.put32(L3 + ipv4::SRC, src)?;
-    hook.put32(L3 + ipv4::DST, session.dst)?;
+    hook.put32(H::L3 + ipv4::SRC, src)?;
+    hook.put32(H::L3 + ipv4::DST, session.dst)?;
     if !forward {
         return Ok(());
     }
     // The protocol number is the octet behind the TTL.
-    hook.put16(L3 + ipv4::TTL, [report.ttl.wrapping_sub(1), ICMP])?;
+    hook.put16(H::L3 + ipv4::TTL, [report.ttl.wrapping_sub(1), ICMP])?;
     let (dst, src) = (&session.next_hop_mac, &session.egress_mac);
     hook.put32(0, [dst[0], dst[1], dst[2], dst[3]])?;
     hook.put32(4, [dst[4], dst[5], src[0], src[1]])?;
@@ -473,7 +474,7 @@ fn edit_transport<H: Hook>(hook: &H, report: &Report, session: &SessionValue) ->
         let was = word(hook, at)?;
         (at, was, csum::apply_udp(was, session.l4_delta))
     } else {
-        let end = L3 + usize::from(report.total_len);
+        let end = H::L3 + usize::from(report.total_len);
         if at + tcp::CHECKSUM + 2 > end || !is_header(hook, at) {
             return Ok(ports);
         }

@@ -33,7 +33,7 @@ use crate::v6;
 pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let cursor = hook.cursor();
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse::parse(&cursor, &mut packet, || hook.frame_len()) {
+    let packet = match parse::parse(hook, &cursor, &mut packet) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(hook, icmp::At::Wan));
@@ -44,11 +44,14 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
         Err(outcome) => return Err(guard(hook, &cursor, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
-    if let Some(session) = session::find(&packet.key, Direction::In) {
-        return deliver(hook, config, packet, session);
-    }
-    admit(hook, config, packet).step()?;
-    let session = session::find(&packet.key, Direction::In).ok_or(DropReason::SessionsFull)?;
+    // One way on for both, so that the verifier goes it once.
+    let session = match session::find(&packet.key, Direction::In) {
+        Some(session) => session,
+        None => {
+            admit(hook, config, packet).step()?;
+            session::find(&packet.key, Direction::In).ok_or(DropReason::SessionsFull)?
+        }
+    };
     deliver(hook, config, packet, session)
 }
 
@@ -111,14 +114,14 @@ fn way<H: Hook>(
             packet,
             session,
             hook.ingress(),
-            Direction::In,
+            hook.longest(packet),
         )
         .step()?;
     }
-    if packet.total_len > session.mtu {
+    if hook.longest(packet) > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::redirect(session)
+    next_hop::redirect(hook, session)
 }
 
 /// A packet without a session: begins one if an explicit mapping lets it, is the CPE's own, or is dropped.
@@ -197,7 +200,7 @@ fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
         return fragment::later(hook, Place::Wan);
     }
     let outcome = fragment::refuse(hook, outcome);
-    let (Some((src, dst)), Some(config)) = (parse::addresses(cursor), CONFIG.get(0)) else {
+    let (Some((src, dst)), Some(config)) = (parse::addresses(hook, cursor), CONFIG.get(0)) else {
         return outcome;
     };
     match check_addresses(config, src, dst) {

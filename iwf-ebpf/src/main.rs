@@ -29,12 +29,14 @@ mod sweep;
 mod v6;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
+use aya_ebpf::bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
+use iwf_common::reason::{Done, PassReason};
 use iwf_common::tick::ClockSample;
 
+use crate::hook::BareContext;
 use crate::outcome::{Outcome, Step, Verdict};
 
 /// Every LAN port.
@@ -52,15 +54,47 @@ pub fn iwf_xdp_wan(ctx: XdpContext) -> u32 {
 /// WAN egress.
 #[classifier]
 pub fn iwf_tc_egress(ctx: TcContext) -> i32 {
+    if hook::is_tagged(&ctx) {
+        return tc_verdict(&ctx, Ok(Done::EgressUntouched.into()), TC_ACT_UNSPEC);
+    }
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, egress::run(&ctx))
+    tc_verdict(&ctx, egress::run(&ctx), TC_ACT_UNSPEC)
 }
 
-/// WAN ingress, where XDP cannot run.
+/// Ingress of a LAN port that cannot run XDP.
+#[classifier]
+pub fn iwf_tc_lan(ctx: TcContext) -> i32 {
+    if hook::is_tagged(&ctx) {
+        return tc_verdict(&ctx, Err(PassReason::NotIpv4.into()), TC_ACT_UNSPEC);
+    }
+    hook::pull_headers(&ctx);
+    tc_verdict(&ctx, outbound::run(&ctx), TC_ACT_REDIRECT)
+}
+
+/// Ingress of a WAN that cannot run XDP.
 #[classifier]
 pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
+    if hook::is_tagged(&ctx) {
+        return tc_verdict(&ctx, Err(PassReason::NotIpv4.into()), TC_ACT_UNSPEC);
+    }
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, inbound::run(&ctx))
+    tc_verdict(&ctx, inbound::run(&ctx), TC_ACT_REDIRECT)
+}
+
+/// Egress of a WAN without Ethernet headers.
+#[classifier]
+pub fn iwf_l3_egress(ctx: TcContext) -> i32 {
+    let ctx = BareContext::new(ctx);
+    hook::pull_headers(&ctx);
+    tc_verdict(&ctx, egress::run(&ctx), TC_ACT_UNSPEC)
+}
+
+/// Ingress of a WAN without Ethernet headers.
+#[classifier]
+pub fn iwf_l3_ingress(ctx: TcContext) -> i32 {
+    let ctx = BareContext::new(ctx);
+    hook::pull_headers(&ctx);
+    tc_verdict(&ctx, inbound::run(&ctx), TC_ACT_UNSPEC)
 }
 
 /// Looks at the next item of SWEEP_ITEMS. Run, never attached.
@@ -119,12 +153,14 @@ fn xdp_verdict(ctx: &XdpContext, step: Step<Outcome>) -> u32 {
     }
 }
 
-/// "Unspecified" lets the next program at the hook have the packet, as if we were not there.
+/// "Unspecified" lets the next program at the hook have the packet, as if we were not there. `forward` is what
+/// forwarding means here: the redirect that was noted, or the same.
 #[inline(always)]
-fn tc_verdict(ctx: &TcContext, step: Step<Outcome>) -> i32 {
+fn tc_verdict(ctx: &TcContext, step: Step<Outcome>, forward: i32) -> i32 {
     let outcome = settle(ctx, step);
     match outcome.verdict() {
-        Verdict::Forward | Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Forward => forward,
+        Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT,
     }
 }

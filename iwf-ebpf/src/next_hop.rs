@@ -12,13 +12,17 @@ use iwf_common::flow::{NO_NEXT_HOP, SessionFlags, SessionValue};
 use iwf_common::reason::{Done, PassReason};
 
 use crate::headers::Mac;
-use crate::maps::{BRIDGE_FDB, CONFIG, DEVMAP, IFACES};
+use crate::hook::Hook;
+use crate::maps::{BRIDGE_FDB, CONFIG, IFACES};
 use crate::outcome::{Outcome, Step};
 use crate::parse::Packet;
 use crate::session::Direction;
 use crate::stats;
 
 const AF_INET: u8 = 2;
+
+/// No device has this index: what goes to a link without Ethernet is the stack's to send.
+const NOWHERE: u32 = 0;
 
 /// What a session caches.
 pub struct NextHop {
@@ -64,7 +68,7 @@ pub struct Query {
     pub src: [u8; 4],
     /// Destination address.
     pub dst: [u8; 4],
-    /// Octets of the packet.
+    /// Octets of the packet, or of the largest segment it becomes.
     pub total_len: u16,
 }
 
@@ -100,7 +104,12 @@ fn try_look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut Nex
     if answer == BPF_FIB_LKUP_RET_NO_NEIGH {
         return Err(PassReason::Unresolved.into());
     }
-    found.egress = port_towards(params.ifindex, params.dmac);
+    // Without an Ethernet address there is no Ethernet header either, and frames are not what such a device takes.
+    found.egress = if params.smac == [0; 6] {
+        NOWHERE
+    } else {
+        port_towards(params.ifindex, params.dmac)
+    };
     found.generation = config.next_hop_generation;
     found.mac = params.dmac;
     found.egress_mac = params.smac;
@@ -116,24 +125,25 @@ pub fn refresh(
     packet: &Packet,
     session: &mut SessionValue,
     ingress: u32,
-    direction: Direction,
+    longest: u16,
 ) -> Outcome {
     let Some(config) = CONFIG.get(0) else {
         return PassReason::NotConfigured.into();
     };
-    // What turns back to the LAN must not leave by the WAN either.
-    let hairpin = session.flags & SessionFlags::HAIRPIN != 0;
-    let (direction, iif, src) = match direction {
-        Direction::Out if hairpin => (Direction::In, l3_interface(ingress), session.src),
-        Direction::Out => (Direction::Out, l3_interface(ingress), packet.key.src),
-        Direction::In => (Direction::In, ingress, session.src),
+    let (direction, iif, src) = if session.flags & SessionFlags::INBOUND != 0 {
+        (Direction::In, ingress, session.src)
+    } else if session.flags & SessionFlags::HAIRPIN != 0 {
+        // What turns back to the LAN must not leave by the WAN either.
+        (Direction::In, l3_interface(ingress), session.src)
+    } else {
+        (Direction::Out, l3_interface(ingress), packet.key.src)
     };
     let query = Query {
         direction,
         iif,
         src,
         dst: session.dst,
-        total_len: packet.total_len,
+        total_len: longest,
     };
     let mut found = NextHop::NONE;
     let outcome = look_up(ctx, config, &query, &mut found);
@@ -149,21 +159,12 @@ pub fn refresh(
 /// What cannot be redirected to is not worth remembering: behind a bridge it only means that the station's port
 /// was not known yet, and the stack, which has the packet now, is what makes the bridge learn it.
 #[inline(always)]
-pub fn redirect(session: &mut SessionValue) -> Step<()> {
-    let noted = leave_by(session.egress);
-    if noted.is_err() {
+pub fn redirect<H: Hook>(hook: &H, session: &mut SessionValue) -> Step<()> {
+    let noted = hook.leave_by(session.egress);
+    if noted.is_err() && session.egress != NOWHERE {
         session.next_hop_generation = NO_NEXT_HOP;
     }
     noted
-}
-
-/// Notes the device a frame leaves by, if it is one that frames can be redirected to.
-#[inline(always)]
-pub fn leave_by(egress: u32) -> Step<()> {
-    match DEVMAP.redirect(egress, 0) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(PassReason::NoRedirect.into()),
-    }
 }
 
 /// A frame that is not for the CPE's MAC address is bridged past us; whoever it is for will do with it what he

@@ -9,7 +9,7 @@ use crate::headers::{ipv4, tcp};
 use crate::hook::Hook;
 use crate::maps::CONFIG;
 use crate::outcome::Outcome;
-use crate::parse::{L3, Packet};
+use crate::parse::Packet;
 use crate::stats;
 
 /// Options of one octet that an IPv4 header has room for.
@@ -86,12 +86,17 @@ fn within(at: usize) -> usize {
 /// What is wrong with an IPv4 header that does not begin as most do: another version, a length that cannot be, or
 /// options that are not let through.
 #[inline(never)]
-pub fn check_ipv4(cursor: Cursor, version_ihl: u8) -> Outcome {
+pub fn check_ipv4<H: Hook>(cursor: Cursor, version_ihl: u8) -> Outcome {
     let header_len = usize::from(version_ihl & 0x0f) * 4;
     if version_ihl >> 4 != 4 || header_len < ipv4::LEN {
         return DropReason::Malformed.into();
     }
-    match find::<MOST_IPV4>(cursor, L3 + ipv4::LEN, header_len - ipv4::LEN, SOURCE_ROUTE) {
+    match find::<MOST_IPV4>(
+        cursor,
+        H::L3 + ipv4::LEN,
+        header_len - ipv4::LEN,
+        SOURCE_ROUTE,
+    ) {
         NONE => Outcome::NONE,
         BAD => DropReason::Malformed.into(),
         // The route's last hop is in the option: it would pass by the translation.

@@ -1,11 +1,10 @@
-//! From the LAN to the WAN, in XDP on the LAN ports.
+//! From the LAN to the WAN: XDP on the LAN ports, or tc ingress where a device cannot run XDP.
 //!
 //! What cannot leave from here goes to the stack as it came: it forwards the packet, and the program on WAN
 //! egress translates it.
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::programs::XdpContext;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionValue};
@@ -28,61 +27,76 @@ use crate::{hairpin, icmp, mapping, stats, v6};
 
 /// One frame of a LAN host.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> Step<Outcome> {
+pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse(&ctx.cursor(), &mut packet, || ctx.frame_len()) {
+    let packet = match parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
-            return Err(icmp::translate(ctx, icmp::At::Lan));
+            return Err(icmp::translate(hook, icmp::At::Lan));
         }
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
-            return Err(v6::outbound::run(ctx));
+            // What cannot leave from here is judged at WAN egress, all of it.
+            return Err(if H::REDIRECTS6 {
+                v6::outbound::run(hook)
+            } else {
+                PassReason::NoRedirect.into()
+            });
         }
-        Err(outcome) => return Err(guard(ctx, outcome)),
+        Err(outcome) => return Err(guard(hook, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
-    if let Some(session) = session::find(&packet.key, Direction::Out) {
-        return send(ctx, config, packet, session);
-    }
+    // A flow of the CPE itself is nobody's to send in from the LAN.
+    let known = session::find(&packet.key, Direction::Out)
+        .filter(|session| session.flags & SessionFlags::HOST == 0);
+    // One way on for both, so that the verifier goes it once.
+    let session = match known {
+        Some(session) => session,
+        None => begun(hook, config, packet)?,
+    };
+    send(hook, config, packet, session)
+}
+
+/// The session of a packet that has none yet.
+#[inline(always)]
+fn begun<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<&'static mut SessionValue> {
     // The kernel takes packets with our own addresses from the LAN, for the sake of those that we have hairpinned.
     if is_external(config, &packet.key.src) {
         return Err(DropReason::Spoofed.into());
     }
     // Not one inside of the other: each needs most of the stack.
     let admitted = if is_external(config, &packet.key.dst) {
-        hairpin::admit(ctx, config, packet)
+        hairpin::admit(hook, config, packet)
     } else {
-        admit(ctx, config, packet)
+        admit(hook, config, packet)
     };
     if admitted != Outcome::NONE {
-        return Err(passed(ctx, packet, admitted));
+        return Err(passed(hook, packet, admitted));
     }
-    let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?;
-    send(ctx, config, packet, session)
+    session::find(&packet.key, Direction::Out).ok_or_else(|| DropReason::SessionsFull.into())
 }
 
 /// What is no flow: fragments without ports, and what the stack must judge.
 #[inline(never)]
-fn guard(ctx: &XdpContext, outcome: Outcome) -> Outcome {
+fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     if outcome == PassReason::Fragment.into() {
-        return fragment::later(ctx, Place::Lan);
+        return fragment::later(hook, Place::Lan);
     }
-    fragment::refuse(ctx, outcome)
+    fragment::refuse(hook, outcome)
 }
 
 /// The stack must have all fragments of a datagram, if it has the first.
 #[inline(always)]
-fn passed(ctx: &XdpContext, packet: &Packet, outcome: Outcome) -> Outcome {
+fn passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome) -> Outcome {
     if packet.marks & Marks::FIRST != 0 {
-        return fragment::first_passed(ctx, packet, outcome);
+        return fragment::first_passed(hook, packet, outcome);
     }
     outcome
 }
 
 /// The fast path.
 #[inline(always)]
-fn send(
-    ctx: &XdpContext,
+fn send<H: Hook>(
+    hook: &H,
     config: &Config,
     packet: &Packet,
     session: &mut SessionValue,
@@ -92,19 +106,19 @@ fn send(
         session::prolong(&packet.key, session, now).step()?;
     }
     if packet.frame_dst != Mac::new(&session.router_mac) {
-        next_hop::check_mac(ctx.ingress(), packet).step()?;
+        next_hop::check_mac(hook.ingress(), packet).step()?;
         session.router_mac = packet.frame_dst.octets();
     }
-    if let Err(outcome) = way(ctx, config, packet, session) {
+    if let Err(outcome) = way(hook, config, packet, session) {
         if session.flags & SessionFlags::HAIRPIN != 0 {
-            return Err(hairpin::hand_up(ctx, packet, session, now, outcome));
+            return Err(hairpin::hand_up(hook, packet, session, now, outcome));
         }
-        return Err(passed(ctx, packet, outcome));
+        return Err(passed(hook, packet, outcome));
     }
     session::touch(session, packet, now);
-    ctx.rewrite(packet, session, Hop::Forward)?;
+    hook.rewrite(packet, session, Hop::Forward)?;
     if packet.marks != 0 {
-        fragment::marked(ctx, packet, session, 0).step()?;
+        fragment::marked(hook, packet, session, 0).step()?;
     }
     if session.flags & SessionFlags::HAIRPIN != 0 {
         return Ok(Done::Hairpinned.into());
@@ -114,39 +128,44 @@ fn send(
 
 /// Whether the packet leaves from here, and else why not.
 #[inline(always)]
-fn way(ctx: &XdpContext, config: &Config, packet: &Packet, session: &mut SessionValue) -> Step<()> {
+fn way<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet,
+    session: &mut SessionValue,
+) -> Step<()> {
     if packet.ttl <= 1 {
         return Err(PassReason::TtlExceeded.into());
     }
     if session.next_hop_generation != config.next_hop_generation {
         next_hop::refresh(
-            ctx.context(),
+            hook.context(),
             packet,
             session,
-            ctx.ingress(),
-            Direction::Out,
+            hook.ingress(),
+            hook.longest(packet),
         )
         .step()?;
     }
-    if packet.total_len > session.mtu {
+    if hook.longest(packet) > session.mtu {
         return Err(PassReason::TooBig.into());
     }
-    next_hop::redirect(session)
+    next_hop::redirect(hook, session)
 }
 
 /// A packet without a session: begins one if it may, and is for the stack if it is not to be translated.
 #[inline(never)]
-fn admit(ctx: &XdpContext, config: &Config, packet: &Packet) -> Outcome {
-    Outcome::of(try_admit(ctx, config, packet))
+fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
+    Outcome::of(try_admit(hook, config, packet))
 }
 
 #[inline(always)]
-fn try_admit(ctx: &XdpContext, config: &Config, packet: &Packet) -> Step<()> {
+fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let key = &packet.key;
     if config.external_addr == [0; 4] {
         return Err(PassReason::NotConfigured.into());
     }
-    next_hop::check_mac(ctx.ingress(), packet).step()?;
+    next_hop::check_mac(hook.ingress(), packet).step()?;
     if !is_unicast(key.dst) {
         return Err(PassReason::NotUnicast.into());
     }
@@ -161,15 +180,8 @@ fn try_admit(ctx: &XdpContext, config: &Config, packet: &Packet) -> Step<()> {
     }
     let now = tick();
     let internal = key.source();
-    let query = Query {
-        direction: Direction::Out,
-        iif: next_hop::l3_interface(ctx.ingress()),
-        src: key.src,
-        dst: key.dst,
-        total_len: packet.total_len,
-    };
     let mut next_hop = NextHop::NONE;
-    let found = next_hop::look_up(ctx.context(), config, &query, &mut next_hop);
+    let found = look_up(hook, config, packet, &mut next_hop);
     if found == PassReason::Unresolved.into() {
         let remote = key.destination();
         stats::emit(
@@ -182,6 +194,20 @@ fn try_admit(ctx: &XdpContext, config: &Config, packet: &Packet) -> Step<()> {
     }
     found.step()?;
     begin(config, now, packet, internal, false, &next_hop)
+}
+
+/// The way out by route. A function of its own: the question needs no stack when the sessions are made.
+#[inline(never)]
+fn look_up<H: Hook>(hook: &H, config: &Config, packet: &Packet, next_hop: &mut NextHop) -> Outcome {
+    let key = &packet.key;
+    let query = Query {
+        direction: Direction::Out,
+        iif: next_hop::l3_interface(hook.ingress()),
+        src: key.src,
+        dst: key.dst,
+        total_len: hook.longest(packet),
+    };
+    next_hop::look_up(hook.context(), config, &query, next_hop)
 }
 
 /// Makes mapping and sessions for a packet on its way out. Also for what the stack sends or forwards.

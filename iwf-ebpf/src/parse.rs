@@ -8,14 +8,11 @@ use iwf_common::tcp as tcp_flag;
 
 use crate::cursor::{Cursor, load16, load32};
 use crate::headers::{
-    ETHERTYPE_IPV4, ICMP, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Mac, TCP, UDP, ethernet, icmp, ipv4,
-    ports, tcp, udp,
+    ICMP, ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Mac, TCP, UDP, icmp, ipv4, ports, tcp, udp,
 };
+use crate::hook::Hook;
 use crate::options;
 use crate::outcome::Step;
-
-/// Where the IPv4 header begins.
-pub const L3: usize = ethernet::LEN;
 
 /// What the programs need of a packet that belongs to a flow.
 pub struct Packet {
@@ -56,28 +53,24 @@ impl Packet {
     }
 }
 
-/// Reads the flow of a packet into `packet`, or says why it has none. `frame_len` is all of the frame, linear or
-/// not. Written in place and at once: a copy would cost stack that the calls of a miss need.
+/// Reads the flow of a packet into `packet`, or says why it has none. Written in place and at once: a copy would
+/// cost stack that the calls of a miss need.
 #[inline(always)]
-pub fn parse<'a>(
+pub fn parse<'a, H: Hook>(
+    hook: &H,
     cursor: &Cursor,
     packet: &'a mut MaybeUninit<Packet>,
-    frame_len: impl FnOnce() -> usize,
 ) -> Step<&'a mut Packet> {
-    let frame = cursor
-        .at::<{ ethernet::LEN }>(0)
-        .ok_or(PassReason::Malformed)?;
-    // SAFETY: `at` proved the bounds of each header, here and below.
-    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV4 {
+    if !hook.is_ipv4(cursor) {
         return Err(PassReason::NotIpv4.into());
     }
     let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+        .at::<{ ipv4::LEN }>(H::L3)
         .ok_or(DropReason::Malformed)?;
-    // SAFETY: see above.
+    // SAFETY: `at` proved the bounds of each header, here and below.
     let version_ihl = unsafe { *ip.add(ipv4::VERSION_IHL) };
     if version_ihl != USUAL {
-        options::check_ipv4(*cursor, version_ihl).step()?;
+        options::check_ipv4::<H>(*cursor, version_ihl).step()?;
     }
     // Read again, so that the verifier goes on with one kind of header and not with each of the two.
     // SAFETY: see above.
@@ -93,7 +86,7 @@ pub fn parse<'a>(
     let mut marks = fragment.to_ne_bytes()[0] & Marks::FIRST;
     // SAFETY: see above.
     let proto = unsafe { *ip.add(ipv4::PROTO) };
-    let l4 = L3 + header_len;
+    let l4 = H::L3 + header_len;
     let mut src_port = [0; 2];
     let mut dst_port = [0; 2];
     let mut tcp_flags = 0;
@@ -154,8 +147,8 @@ pub fn parse<'a>(
         return Err(short(marks).into());
     }
     // Only a packet that continues in fragments of the buffer needs the costlier length.
-    let end = L3 + usize::from(total_len);
-    if end > cursor.len() && end > frame_len() {
+    let end = H::L3 + usize::from(total_len);
+    if end > cursor.len() && end > hook.frame_len() {
         return Err(DropReason::Malformed.into());
     }
     // SAFETY: see above.
@@ -164,8 +157,7 @@ pub fn parse<'a>(
     let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
     // SAFETY: see above.
     let ttl = unsafe { *ip.add(ipv4::TTL) };
-    // SAFETY: see above.
-    let frame_dst = unsafe { Mac::destination(frame) };
+    let frame_dst = hook.frame_dst(cursor);
     Ok(packet.write(Packet {
         key: SessionKey::new(src, src_port, dst, dst_port, proto),
         l4,
@@ -197,28 +189,23 @@ pub type Addresses = ([u8; 4], [u8; 4]);
 
 /// The addresses of an IPv4 packet that [`parse`] finds no flow in.
 #[inline(always)]
-pub fn addresses(cursor: &Cursor) -> Option<Addresses> {
-    let frame = cursor.at::<{ ethernet::LEN }>(0)?;
-    // SAFETY: `at` proved the bounds.
-    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV4 {
+pub fn addresses<H: Hook>(hook: &H, cursor: &Cursor) -> Option<Addresses> {
+    if !hook.is_ipv4(cursor) {
         return None;
     }
-    addresses_at(cursor, L3)
-}
-
-/// The addresses of an IPv4 packet that has no Ethernet header before it, as on PPP links and tunnels.
-#[inline(always)]
-pub fn bare_addresses(cursor: &Cursor) -> Option<Addresses> {
-    addresses_at(cursor, 0)
+    addresses_at(cursor, H::L3)
 }
 
 /// The addresses of the packet that an ICMP error quotes.
 #[inline(always)]
-pub fn quoted_addresses(cursor: &Cursor) -> Option<Addresses> {
-    let ip = cursor.at::<{ ipv4::LEN }>(L3)?;
+pub fn quoted_addresses<H: Hook>(cursor: &Cursor) -> Option<Addresses> {
+    let ip = cursor.at::<{ ipv4::LEN }>(H::L3)?;
     // SAFETY: `at` proved the bounds.
     let version_ihl = unsafe { *ip.add(ipv4::VERSION_IHL) };
-    addresses_at(cursor, L3 + usize::from(version_ihl & 0x0f) * 4 + icmp::LEN)
+    addresses_at(
+        cursor,
+        H::L3 + usize::from(version_ihl & 0x0f) * 4 + icmp::LEN,
+    )
 }
 
 #[inline(always)]

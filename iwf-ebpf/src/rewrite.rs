@@ -9,8 +9,9 @@ use iwf_common::reason::DropReason;
 use crate::cursor::{Cursor, load16, store16, store32};
 use crate::fragment::Later;
 use crate::headers::{ICMP, TCP, UDP, ethernet, icmp, ipv4, ports, set_macs, tcp, udp};
+use crate::hook::Hook as _;
 use crate::outcome::Step;
-use crate::parse::{L3, Packet};
+use crate::parse::Packet;
 
 /// Whether the packet is forwarded here, or only translated for the stack, which forwards it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub enum Hop {
 #[inline(always)]
 pub fn direct(cursor: &Cursor, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()> {
     let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+        .at::<{ ipv4::LEN }>(ethernet::LEN)
         .ok_or(DropReason::RewriteFailed)?;
     let delta = match hop {
         Hop::Forward => csum::add(session.l3_delta, csum::TTL_DELTA),
@@ -101,7 +102,7 @@ pub fn fragment_direct(
     hop: Hop,
 ) -> Step<()> {
     let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+        .at::<{ ipv4::LEN }>(ethernet::LEN)
         .ok_or(DropReason::RewriteFailed)?;
     let delta = match hop {
         Hop::Forward => csum::add(value.l3_delta, csum::TTL_DELTA),
@@ -133,7 +134,7 @@ pub fn fragment_direct(
 #[inline(always)]
 pub fn identification_direct(cursor: &Cursor, old: [u8; 2], new: [u8; 2]) -> Step<()> {
     let ip = cursor
-        .at::<{ ipv4::LEN }>(L3)
+        .at::<{ ipv4::LEN }>(ethernet::LEN)
         .ok_or(DropReason::RewriteFailed)?;
     // SAFETY: as in `direct`, here and below.
     let field = u16::from_ne_bytes(unsafe { load16::<{ ipv4::CHECKSUM }>(ip) });
@@ -192,11 +193,16 @@ unsafe fn set_ports(header: *mut u8, session: &SessionValue) {
 }
 
 /// Translates a packet of the stack (tc). The helpers know about checksums that hardware will finish and about
-/// segmentation, so that both stay right. The stack has forwarded or will forward it: no TTL, no MAC addresses.
+/// segmentation, so that both stay right. `L3` is where the IPv4 header begins. TTL and MAC addresses stay: see
+/// [`forward`].
 #[inline(always)]
-pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue) -> Step<()> {
+pub fn through_helpers<const L3: usize>(
+    ctx: &TcContext,
+    packet: &Packet,
+    session: &SessionValue,
+) -> Step<()> {
     let key = &packet.key;
-    let edits = Edits { ctx };
+    let edits = Edits::<L3> { ctx };
     let (l4_checksum, ports) = match key.proto {
         UDP => (packet.l4 + udp::CHECKSUM, true),
         TCP => (packet.l4 + tcp::CHECKSUM, true),
@@ -260,6 +266,27 @@ pub fn through_helpers(ctx: &TcContext, packet: &Packet, session: &SessionValue)
     Ok(())
 }
 
+/// What a router does besides: takes one from the TTL and sets the MAC addresses. For packets that leave from
+/// here; what the stack forwards gets both from it.
+#[inline(always)]
+pub fn forward(ctx: &TcContext, ttl: u8, proto: u8, dst: &[u8; 6], src: &[u8; 6]) -> Step<()> {
+    const L3: usize = ethernet::LEN;
+    let new = [ttl.wrapping_sub(1), proto];
+    let from = u64::from(u16::from_ne_bytes([ttl, proto]));
+    let to = u64::from(u16::from_ne_bytes(new));
+    ctx.l3_csum_replace(L3 + ipv4::CHECKSUM, from, to, 2)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    // The protocol number is the octet behind the TTL.
+    ctx.put16(L3 + ipv4::TTL, new)?;
+    let macs: [u8; 12] = [
+        dst[0], dst[1], dst[2], dst[3], dst[4], dst[5], src[0], src[1], src[2], src[3], src[4],
+        src[5],
+    ];
+    ctx.store(0, &macs, 0)
+        .map_err(|_| DropReason::RewriteFailed)?;
+    Ok(())
+}
+
 /// The identifier after translation: the port of the side that asked.
 #[inline(always)]
 fn icmp_id(packet: &Packet, session: &SessionValue) -> [u8; 2] {
@@ -272,12 +299,12 @@ fn icmp_id(packet: &Packet, session: &SessionValue) -> [u8; 2] {
 
 /// Translates a fragment that is not the first (tc).
 #[inline(always)]
-pub fn fragment_through_helpers(
+pub fn fragment_through_helpers<const L3: usize>(
     ctx: &TcContext,
     fragment: &Later,
     value: &FragmentValue,
 ) -> Step<()> {
-    let edits = Edits { ctx };
+    let edits = Edits::<L3> { ctx };
     let key = &fragment.key;
     if key.src != value.src {
         edits.address(L3 + ipv4::SRC, key.src, value.src, None, 0)?;
@@ -285,12 +312,16 @@ pub fn fragment_through_helpers(
     if key.dst != value.dst {
         edits.address(L3 + ipv4::DST, key.dst, value.dst, None, 0)?;
     }
-    identification_through_helpers(ctx, key.id, value.id)
+    identification_through_helpers::<L3>(ctx, key.id, value.id)
 }
 
 /// Changes the identification (tc).
 #[inline(always)]
-pub fn identification_through_helpers(ctx: &TcContext, old: [u8; 2], new: [u8; 2]) -> Step<()> {
+pub fn identification_through_helpers<const L3: usize>(
+    ctx: &TcContext,
+    old: [u8; 2],
+    new: [u8; 2],
+) -> Step<()> {
     if old == new {
         return Ok(());
     }
@@ -327,11 +358,11 @@ const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 /// `BPF_F_MARK_MANGLED_0`: a checksum field of 0 means "none" and stays.
 const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
 
-struct Edits<'a> {
+struct Edits<'a, const L3: usize> {
     ctx: &'a TcContext,
 }
 
-impl Edits<'_> {
+impl<const L3: usize> Edits<'_, L3> {
     #[inline(always)]
     fn address(
         &self,

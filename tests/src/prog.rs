@@ -340,26 +340,29 @@ impl Plane {
         })
     }
 
-    /// Runs a tc program that is [ready](Self::ready) on a packet that came in by `ingress` (0: made here).
+    /// Runs a tc program that is [ready](Self::ready) on a packet that came in by `ingress` (0: made here) and is to
+    /// be sent in segments of `segment` octets (0: as it is).
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn tc(&self, name: &str, frame: &[u8], ingress: u32) -> Result<Ran> {
+    pub fn tc(&self, name: &str, frame: &[u8], ingress: u32, segment: u32) -> Result<Ran> {
         let program: &SchedClassifier = self
             .ebpf
             .program(name)
             .context("program")?
             .try_into()
             .context("a tc program")?;
-        // struct __sk_buff: ingress_ifindex is its tenth word; the kernel takes it for a run as `skb_iif`.
+        // struct __sk_buff: ingress_ifindex is its tenth word; the kernel takes it for a run as `skb_iif`. The last
+        // but three is gso_size.
         let mut context = [0; 48];
         context[9] = ingress;
+        context[44] = segment;
         let context = words(&context);
         let mut out = vec![0; frame.len()];
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: (ingress != 0).then_some(&context),
+            ctx_in: (ingress != 0 || segment != 0).then_some(&context),
             ..TestRunOptions::new()
         };
         let result = program.test_run(options).context("run")?;

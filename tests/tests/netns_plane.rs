@@ -1,7 +1,7 @@
 //! The data plane and the netlink watcher against live maps, devices and traffic, without the daemon above
 //! them.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -498,42 +498,226 @@ fn a_half_written_mapping_is_told_and_completed() -> Result<()> {
     Ok(())
 }
 
-/// PPP links and tunnels carry packets without an Ethernet header, which the programs cannot translate yet.
+/// PPP links and tunnels carry packets without an Ethernet header, and have no neighbours.
 #[test]
-fn a_wan_without_ethernet_leaks_no_private_source() -> Result<()> {
+fn a_wan_without_ethernet_is_translated_in_both_directions() -> Result<()> {
     let Some(mut router) = Router::new()? else {
         return Ok(());
     };
-    let cpe = &router.lab.cpe;
-    let mut tunnel = cpe.within(|| open_tunnel("tun0"))??;
-    cpe.address("tun0", Ipv4Addr::new(100, 64, 9, 2), 24)?;
-    cpe.ip("route replace default dev tun0")?;
+    let (wan, far) = (Ipv4Addr::new(100, 64, 9, 2), Ipv4Addr::new(100, 64, 9, 1));
+    let _wire = tunnel((&router.lab.cpe, wan), (&router.lab.inet, far))?;
+    router.lab.cpe.ip("route replace default dev tun0")?;
+    let port = |cpe: &netns::Namespace| -> Result<Port> {
+        Ok(Port {
+            ifindex: cpe.ifindex("tun0")?,
+            name: "tun0".to_owned(),
+            role: Role::Wan,
+            bridge: None,
+            mac: [0; 6],
+        })
+    };
     let mut config = router.state().plane_config(Vec::new());
-    config.external_addr = Some(Ipv4Addr::new(100, 64, 9, 2));
+    config.external_addr = Some(wan);
     config.ports.retain(|port| port.role == Role::Lan);
-    config.ports.push(Port {
-        ifindex: cpe.ifindex("tun0")?,
-        name: "tun0".to_owned(),
-        role: Role::Wan,
-        bridge: None,
-        mac: [0; 6],
-    });
+    config.ports.push(port(&router.lab.cpe)?);
     let Router { lab, plane, .. } = &mut router;
     lab.cpe.within(|| plane.configure(&config))??;
 
-    let before = router.count("drop_private_source")?;
-    let nobody = SocketAddrV4::new(REMOTE, 9);
-    peers::udp_is_closed(&router.lab.lan1, nobody, SILENCE)?;
-    ensure!(router.count("drop_private_source")? > before, "was judged");
-    // The router's own packets do leave, and after them nothing of the LAN can still be on its way.
-    peers::udp_is_closed(&router.lab.cpe, nobody, SILENCE)?;
-    let mut packet = [0; 2048];
-    loop {
-        let len = tunnel.read(&mut packet)?;
-        let src = packet.get(12..16).filter(|_| len >= 20).context("IPv4")?;
-        ensure!(src[..2] != [192, 168], "a LAN address left: {src:?}");
-        if src == [100, 64, 9, 2] && packet[9] == 17 {
-            return Ok(());
+    let outside = Echo::listen(&router.lab.inet, 0)?;
+    let text = "a longer text ".repeat(5000);
+    let to = SocketAddrV4::new(far, outside.port());
+    peers::udp_echo(&router.lab.lan1, to, "udp", SOON)?;
+    peers::tcp_echo(&router.lab.lan1, to, &text, SOON)?;
+    ensure!(router.count("translated_egress")? > 50, "by our program");
+    assert_eq!(router.count("drop_private_source")?, 0);
+    // Sources outside are the external address: the far end has no route to any other.
+    let inside = Echo::listen(&router.lab.lan1, 0)?;
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        let mut mapping = entry(protocol, 9090, (LAN1, inside.port()), 1);
+        mapping.external.addr = wan;
+        router.plane.write(&mapping)?;
+    }
+    let mapped = SocketAddrV4::new(wan, 9090);
+    peers::udp_echo(&router.lab.inet, mapped, "udp", SOON)?;
+    peers::tcp_echo(&router.lab.inet, mapped, &text, SOON)?;
+    // The router's own.
+    peers::tcp_echo(&router.lab.cpe, to, "the router", SOON)?;
+
+    // Another daemon finds what is attached, and nothing of a connection is lost.
+    let mut transfer = peers::Transfer::start(&router.lab.lan1, to)?;
+    transfer.goes_on(100_000, SOON)?;
+    let settings = router.settings.clone();
+    router.plane = router.lab.cpe.within(|| KernelPlane::open(&settings))??;
+    let Router { lab, plane, .. } = &mut router;
+    lab.cpe.within(|| plane.configure(&config))??;
+    transfer.goes_on(100_000, SOON)?;
+    transfer.finish()?;
+
+    // Without programs nothing is translated, and the far end does not know the LAN.
+    let dir = router.settings.bpffs_dir.clone();
+    router.lab.cpe.within(|| kernel::detach(&dir))??;
+    wait::until_ok("the programs to be gone", SOON, || {
+        let left = router.lab.cpe.must(&["bpftool", "net", "show"]);
+        match left {
+            Ok(left) => ensure!(!left.contains("iwf_"), "{left}"),
+            // Not on every machine; the echo below says the same.
+            Err(_) => return Ok(()),
+        }
+        Ok(())
+    })?;
+    peers::udp_is_closed(&router.lab.lan1, to, SILENCE)?;
+    Ok(())
+}
+
+/// Segments stay together through tc: the checksums are left to the device, and so is the cutting.
+#[test]
+fn tc_mode_keeps_segmentation_offload() -> Result<()> {
+    let offloads = |lab: &Lab| {
+        for (host, interface) in [
+            (&lab.lan1, "eth0"),
+            (&lab.lan2, "eth0"),
+            (&lab.cgn, "br0"),
+            (&lab.inet, "eth0"),
+        ] {
+            let argv = [
+                "ethtool", "-K", interface, "tx", "on", "tso", "on", "gso", "on",
+            ];
+            host.must(&argv)?;
+        }
+        Ok(())
+    };
+    let Some(mut router) = Router::with(AttachMode::Tc, offloads)? else {
+        return Ok(());
+    };
+    let far = Echo::listen(&router.lab.inet, 0)?;
+    let inet = SocketAddrV4::new(REMOTE, far.port());
+    peers::udp_echo(&router.lab.lan1, inet, "udp", SOON)?;
+    peers::tcp_echo(&router.lab.lan1, inet, &"a longer text ".repeat(1000), SOON)?;
+    router.follow(|state| state.fdb.len() == 2 || !state.fdb.is_empty())?;
+    let mut transfer = peers::Transfer::start(&router.lab.lan1, inet)?;
+    transfer.goes_on(1 << 20, SOON)?;
+    let (out, back) = (
+        router.count("forwarded_out")?,
+        router.count("forwarded_in")?,
+    );
+    transfer.goes_on(16 << 20, SOON)?;
+    let moved = transfer.finish()?;
+    let (out, back) = (
+        router.count("forwarded_out")? - out,
+        router.count("forwarded_in")? - back,
+    );
+    ensure!(out > 0 && back > 0, "{out} and {back}: not by our programs");
+    // 16 MiB each way are 11,600 full segments.
+    ensure!(out < 6000, "{out} packets for {moved} octets: segmented");
+    for dropped in ["drop_private_source", "drop_rewrite_failed"] {
+        assert_eq!(router.count(dropped)?, 0, "{dropped}");
+    }
+
+    // Unasked from outside, through a mapping.
+    let echo = Echo::listen(&router.lab.lan2, 0)?;
+    router
+        .plane
+        .write(&entry(Protocol::Tcp, 9091, (LAN2, echo.port()), 1))?;
+    let mapped = SocketAddrV4::new(WAN, 9091);
+    peers::tcp_echo(&router.lab.cgn, mapped, &"in ".repeat(10_000), SOON)?;
+    Ok(())
+}
+
+/// Somebody else's XDP program is in the way: both kinds of XDP are refused.
+#[test]
+fn a_device_that_refuses_xdp_is_served_by_tc() -> Result<()> {
+    let mut occupied = None;
+    let occupy = |lab: &Lab| {
+        occupied = Some(lab.cpe.within(|| occupy(&["lan1p", WAN_IF]))??);
+        Ok(())
+    };
+    let Some(mut router) = Router::with(AttachMode::Auto, occupy)? else {
+        return Ok(());
+    };
+    let far = Echo::listen(&router.lab.inet, 0)?;
+    let inet = SocketAddrV4::new(REMOTE, far.port());
+    for host in [&router.lab.lan1, &router.lab.lan2] {
+        peers::udp_echo(host, inet, "udp", SOON)?;
+        peers::tcp_echo(host, inet, &"a longer text ".repeat(1000), SOON)?;
+    }
+    router.follow(|state| !state.fdb.is_empty())?;
+    ensure!(router.count("forwarded_out")? > 0, "lan1 by tc");
+    ensure!(router.count("forwarded_in")? > 0, "the WAN by tc");
+
+    // It goes: the next start takes XDP and drops what stood in for it.
+    drop(occupied.take());
+    let settings = router.settings.clone();
+    wait::until_ok("XDP everywhere", SOON, || {
+        router.plane = router.lab.cpe.within(|| KernelPlane::open(&settings))??;
+        router.configure()?;
+        let links = std::fs::read_dir(settings.bpffs_dir.join("v2/links"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let xdp = |link: &String| link.contains("-native-");
+        ensure!(
+            links.iter().filter(|link| xdp(link)).count() == 3,
+            "{links:?}"
+        );
+        ensure!(links.len() == 4, "with WAN egress: {links:?}");
+        Ok(())
+    })?;
+    for host in [&router.lab.lan1, &router.lab.lan2] {
+        peers::udp_echo(host, inet, "udp", SOON)?;
+    }
+    Ok(())
+}
+
+/// Attaches a program that passes everything; it goes when the value drops.
+fn occupy(interfaces: &[&str]) -> Result<aya::Ebpf> {
+    let mut ebpf = aya::Ebpf::load(iwf_userspace::daemon::dataplane::object::OBJECT)?;
+    let program: &mut aya::programs::Xdp = ebpf
+        .program_mut(iwf_common::names::XDP_PASS)
+        .context("iwf_xdp_pass")?
+        .try_into()?;
+    program.load()?;
+    for interface in interfaces {
+        program.attach(interface, aya::programs::XdpMode::Driver)?;
+    }
+    Ok(ebpf)
+}
+
+/// Joins two hosts by a `tun0` each, with what one sends carried to the other by threads that end with the value.
+fn tunnel(a: (&netns::Namespace, Ipv4Addr), b: (&netns::Namespace, Ipv4Addr)) -> Result<Wire> {
+    let mut ends = Vec::new();
+    for (host, address) in [a, b] {
+        ends.push(host.within(|| open_tunnel("tun0"))??);
+        host.address("tun0", address, 24)?;
+    }
+    let mut threads = Vec::new();
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (mut from, mut to) = (ends[from].try_clone()?, ends[to].try_clone()?);
+        threads.push(std::thread::spawn(move || {
+            let mut packet = vec![0; 65_536];
+            while let Ok(len) = from.read(&mut packet) {
+                // What the far end does not take is lost, as on any wire.
+                to.write_all(&packet[..len]).ok();
+            }
+        }));
+    }
+    Ok(Wire {
+        hosts: [a.0.clone(), b.0.clone()],
+        threads,
+    })
+}
+
+/// The threads between two tunnels. They end when the devices go.
+struct Wire {
+    hosts: [netns::Namespace; 2],
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for host in &self.hosts {
+            host.ip("link del tun0").ok();
+        }
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
         }
     }
 }
@@ -618,13 +802,19 @@ struct Router {
 impl Router {
     /// `None` without the privilege (and the reason printed).
     fn new() -> Result<Option<Self>> {
+        Self::with(AttachMode::Auto, |_| Ok(()))
+    }
+
+    /// The same attached in another way, in a lab that is prepared for it.
+    fn with(attach: AttachMode, prepare: impl FnOnce(&Lab) -> Result<()>) -> Result<Option<Self>> {
         if !may_run() {
             return Ok(None);
         }
         let lab = Lab::new()?;
+        prepare(&lab)?;
         let settings = Settings {
             bpffs_dir: lab.dir().join("bpf"),
-            attach: AttachMode::Auto,
+            attach,
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
             sessions: 4096,

@@ -43,7 +43,7 @@ fn the_verifier_accepts_every_program() -> anyhow::Result<()> {
     }
     let mut plane = Plane::load(OBJECT, 1024, 1024)?;
     let programs = plane.programs();
-    assert_eq!(programs.len(), 8);
+    assert_eq!(programs.len(), 11);
     for name in programs {
         plane.ready(&name)?;
         eprintln!("{name}: {} instructions verified", plane.verified(&name)?);

@@ -3,7 +3,6 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::programs::TcContext;
 use iwf_common::config::Config;
 use iwf_common::flow6::{SessionFlags6, SessionValue6};
 use iwf_common::reason::{Done, DropReason, PassReason};
@@ -21,16 +20,16 @@ use crate::session::Direction;
 
 /// One packet of the stack that is not IPv4 with an Ethernet header.
 #[inline(never)]
-pub fn run(ctx: &TcContext) -> Outcome {
-    match try_run(ctx) {
+pub fn run<H: Hook>(hook: &H) -> Outcome {
+    match try_run(hook) {
         Ok(outcome) | Err(outcome) => outcome,
     }
 }
 
 #[inline(always)]
-fn try_run(ctx: &TcContext) -> Step<Outcome> {
+fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
-    let parsed = parse(&ctx.cursor(), &mut packet, || ctx.frame_len());
+    let parsed = parse(hook, &hook.cursor(), &mut packet);
     if let Err(outcome) = parsed
         && outcome == PassReason::NotIpv4.into()
     {
@@ -42,19 +41,19 @@ fn try_run(ctx: &TcContext) -> Step<Outcome> {
     }
     let packet = match parsed {
         Ok(packet) => packet,
-        Err(_) if ctx.ingress() == 0 => return Err(Done::HostOut.into()),
+        Err(_) if hook.ingress() == 0 => return Err(Done::HostOut.into()),
         Err(outcome) if outcome == PassReason::Malformed.into() => {
             return Err(DropReason::Malformed.into());
         }
         Err(outcome) => return Err(outcome),
     };
     if packet.special != 0 {
-        settle(ctx, config, packet).step()?;
+        settle(hook, config, packet).step()?;
     }
     if let Some(session) = session::find(&packet.key, Direction::Out) {
         return send(packet, session);
     }
-    admit(ctx, config, packet).step()?;
+    admit(hook, config, packet).step()?;
     let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::Sessions6Full)?;
     send(packet, session)
 }
@@ -78,9 +77,9 @@ fn send(packet: &Packet6, session: &mut SessionValue6) -> Step<Outcome> {
 
 /// What is no plain flow: ICMPv6 errors and messages end here, a later fragment learns its flow.
 #[inline(never)]
-fn settle(ctx: &TcContext, config: &Config, packet: &mut Packet6) -> Outcome {
+fn settle<H: Hook>(hook: &H, config: &Config, packet: &mut Packet6) -> Outcome {
     let outcome = if packet.special & special::ERROR != 0 {
-        match icmp::judge(&ctx.cursor(), packet, Direction::Out) {
+        match icmp::judge(&hook.cursor(), packet, Direction::Out) {
             Outcome::NONE => Done::Egress6.into(),
             refused => refused,
         }
@@ -91,7 +90,7 @@ fn settle(ctx: &TcContext, config: &Config, packet: &mut Packet6) -> Outcome {
     } else {
         return Outcome::NONE;
     };
-    if ctx.ingress() == 0 {
+    if hook.ingress() == 0 {
         // The fragments of a flow of the CPE are counted for it, and never held back.
         return if outcome == Outcome::NONE {
             outcome
@@ -107,15 +106,15 @@ fn settle(ctx: &TcContext, config: &Config, packet: &mut Packet6) -> Outcome {
 }
 
 #[inline(never)]
-fn admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Outcome {
-    Outcome::of(try_admit(ctx, config, packet))
+fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
+    Outcome::of(try_admit(hook, config, packet))
 }
 
 #[inline(always)]
-fn try_admit(ctx: &TcContext, config: &Config, packet: &Packet6) -> Step<()> {
+fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     let key = &packet.key;
     let kind = addresses(key);
-    if ctx.ingress() == 0 {
+    if hook.ingress() == 0 {
         // What the stack says in ICMPv6 needs no state: what comes back is for it to judge as well.
         if kind == Addresses::LOCAL || key.proto == proto::ICMPV6 {
             return Err(Done::HostOut.into());

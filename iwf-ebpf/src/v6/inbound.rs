@@ -36,7 +36,7 @@ pub fn run<H: Hook>(hook: &H) -> Outcome {
 #[inline(always)]
 fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse::parse(&hook.cursor(), &mut packet, || hook.frame_len()) {
+    let packet = match parse::parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         // The stack does not look at the upper layer of what it forwards, so that it must be judged here.
         Err(outcome) if outcome == PassReason::Malformed.into() => {
@@ -68,7 +68,7 @@ fn deliver<H: Hook>(
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
     }
-    if H::REDIRECTS && packet.frame_dst != Mac::new(&session.router_mac) {
+    if H::REDIRECTS6 && packet.frame_dst != Mac::new(&session.router_mac) {
         next_hop::check_mac(hook.ingress(), packet).step()?;
         session.router_mac = packet.frame_dst.octets();
     }
@@ -82,7 +82,7 @@ fn deliver<H: Hook>(
     if session.flags & SessionFlags6::HOST != 0 {
         return Err(PassReason::Host.into());
     }
-    if !H::REDIRECTS {
+    if !H::REDIRECTS6 {
         return Err(PassReason::NoRedirect.into());
     }
     if packet.hop_limit <= 1 {
@@ -221,7 +221,7 @@ fn is_service(packet: &Packet6, now: u32) -> bool {
 /// come from outside.
 #[inline(never)]
 fn check<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
-    if H::REDIRECTS {
+    if H::REDIRECTS6 {
         let outcome = next_hop::check_mac(hook.ingress(), packet);
         if outcome != Outcome::NONE {
             return outcome;

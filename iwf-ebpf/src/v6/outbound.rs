@@ -32,7 +32,7 @@ pub fn run<H: Hook>(hook: &H) -> Outcome {
 #[inline(always)]
 fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse(&hook.cursor(), &mut packet, || hook.frame_len()) {
+    let packet = match parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         Err(outcome) => return Err(unparsed(outcome)),
     };
@@ -78,7 +78,7 @@ fn send<H: Hook>(
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
     }
-    if !H::REDIRECTS {
+    if !H::REDIRECTS6 {
         return Err(PassReason::NoRedirect.into());
     }
     if packet.frame_dst != Mac::new(&session.router_mac) {

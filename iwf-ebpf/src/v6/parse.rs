@@ -11,7 +11,8 @@ use iwf_common::reason::{DropReason, PassReason};
 
 use super::proto;
 use crate::cursor::{Cursor, load16, load32, load64};
-use crate::headers::{ETHERTYPE_IPV6, Mac, TCP, UDP, ethernet, icmp, ports, tcp};
+use crate::headers::{Mac, TCP, UDP, ethernet, icmp, ports, tcp};
+use crate::hook::Hook;
 use crate::outcome::{Outcome, Step};
 
 /// Where the IPv6 header begins.
@@ -80,24 +81,20 @@ impl Packet6 {
     }
 }
 
-/// Reads the flow of a frame into `packet`, which is not IPv4. `frame_len` is all of the frame, linear or not.
+/// Reads the flow of a packet, which is not IPv4, into `packet`.
 #[inline(always)]
-pub fn parse<'a>(
+pub fn parse<'a, H: Hook>(
+    hook: &H,
     cursor: &Cursor,
     packet: &'a mut MaybeUninit<Packet6>,
-    frame_len: impl FnOnce() -> usize,
 ) -> Step<&'a mut Packet6> {
-    let frame = cursor
-        .at::<{ ethernet::LEN }>(0)
-        .ok_or(PassReason::Malformed)?;
-    // SAFETY: `at` proved the bounds of each header, here and below.
-    if unsafe { load16::<{ ethernet::ETHERTYPE }>(frame) } != ETHERTYPE_IPV6 {
+    if !hook.is_ipv6(cursor) {
         return Err(PassReason::NotIpv4.into());
     }
     let ip = cursor
-        .at::<{ ipv6::LEN }>(L3)
+        .at::<{ ipv6::LEN }>(H::L3)
         .ok_or(PassReason::Malformed)?;
-    // SAFETY: see above.
+    // SAFETY: `at` proved the bounds of each header, here and below.
     if unsafe { *ip.add(ipv6::VERSION) } >> 4 != 6 {
         return Err(PassReason::Malformed.into());
     }
@@ -105,12 +102,11 @@ pub fn parse<'a>(
     let payload = u16::from_be_bytes(unsafe { load16::<{ ipv6::PAYLOAD_LEN }>(ip) });
     let total_len = ipv6::LEN as u32 + u32::from(payload);
     // Only a packet that continues in fragments of the buffer needs the costlier length.
-    let end = L3 + total_len as usize;
-    if end > cursor.len() && end > frame_len() {
+    let end = H::L3 + total_len as usize;
+    if end > cursor.len() && end > hook.frame_len() {
         return Err(PassReason::Malformed.into());
     }
-    // SAFETY: see above.
-    let frame_dst = unsafe { Mac::destination(frame) };
+    let frame_dst = hook.frame_dst(cursor);
     // SAFETY: see above.
     let hop_limit = unsafe { *ip.add(ipv6::HOP_LIMIT) };
     // SAFETY: see above.
@@ -119,7 +115,7 @@ pub fn parse<'a>(
         // SAFETY: the header is in bounds.
         key: unsafe { addresses(ip, next) },
         total_len,
-        l4: (L3 + ipv6::LEN) as u32,
+        l4: (H::L3 + ipv6::LEN) as u32,
         fragment_id: [0; 4],
         fragment_at: 0,
         special: 0,
@@ -127,17 +123,17 @@ pub fn parse<'a>(
         tcp_flags: 0,
         frame_dst,
     });
-    const L4: usize = L3 + ipv6::LEN;
+    let l4 = H::L3 + ipv6::LEN;
     match next {
         UDP if payload >= 8 => {
-            let udp = cursor.at::<8>(L4).ok_or(PassReason::Malformed)?;
+            let udp = cursor.at::<8>(l4).ok_or(PassReason::Malformed)?;
             // SAFETY: see above.
             packet.key.src_port = unsafe { load16::<{ ports::SRC }>(udp) };
             // SAFETY: see above.
             packet.key.dst_port = unsafe { load16::<{ ports::DST }>(udp) };
         }
         TCP if payload >= tcp::LEN as u16 => {
-            let tcp = cursor.at::<{ tcp::LEN }>(L4).ok_or(PassReason::Malformed)?;
+            let tcp = cursor.at::<{ tcp::LEN }>(l4).ok_or(PassReason::Malformed)?;
             // SAFETY: see above.
             packet.key.src_port = unsafe { load16::<{ ports::SRC }>(tcp) };
             // SAFETY: see above.

@@ -21,6 +21,7 @@ pub(crate) const REDIRECT: u32 = 4;
 /// TC_ACT_UNSPEC: the next program's or the stack's.
 pub(crate) const TC_NEXT: u32 = u32::MAX;
 pub(crate) const TC_DROP: u32 = 2;
+pub(crate) const TC_REDIRECT: u32 = 7;
 
 pub(crate) const UDP: u8 = 17;
 pub(crate) const TCP: u8 = 6;
@@ -62,6 +63,7 @@ neigh add 192.168.1.10 dev br0 lladdr 02:00:00:00:01:0a nud permanent
 ";
 
 pub(crate) struct Bed {
+    pub(crate) through: Through,
     pub(crate) plane: Plane,
     pub(crate) config: Config,
     pub(crate) ns: Namespace,
@@ -121,6 +123,24 @@ pub(crate) fn with_bed(test: impl FnOnce(&mut Bed) -> Result<()> + Send) -> Resu
 
 /// Planes of the ordinary size that no test uses now: the verifier takes longer than most tests.
 static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
+
+/// Runs `test` twice, with XDP and with tc on both sides, in a fresh bed each.
+pub(crate) fn with_both(test: impl Fn(&mut Bed) -> Result<()> + Send + Sync) -> Result<()> {
+    for through in [Through::Xdp, Through::Tc] {
+        with_bed(|bed| {
+            bed.through = through;
+            test(bed)
+        })?;
+    }
+    Ok(())
+}
+
+/// What frames come in by. The verdicts of tc are told in the words of XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Through {
+    Xdp,
+    Tc,
+}
 
 /// The same with room for so many session entries and mappings.
 pub(crate) fn with_sized_bed(
@@ -185,6 +205,7 @@ impl Bed {
         };
         plane.configure(config)?;
         Ok(Self {
+            through: Through::Xdp,
             plane,
             config,
             ns,
@@ -202,14 +223,20 @@ impl Bed {
         self.plane.configure(self.config)
     }
 
-    /// A frame of a LAN host, addressed to the bridge, into XDP on the bridge port.
+    /// A frame of a LAN host, addressed to the bridge, into the bridge port.
     pub(crate) fn lan_in(&mut self, frame: &Frame) -> Result<Seen> {
-        self.raw(names::XDP_LAN, &frame.bytes(), self.lan)
+        match self.through {
+            Through::Xdp => self.raw(names::XDP_LAN, &frame.bytes(), self.lan),
+            Through::Tc => self.tc(names::TC_LAN, frame, self.lan).map(as_xdp),
+        }
     }
 
-    /// A frame from the carrier into XDP on the WAN.
+    /// A frame from the carrier into the WAN.
     pub(crate) fn wan_in(&mut self, frame: &Frame) -> Result<Seen> {
-        self.raw(names::XDP_WAN, &frame.bytes(), self.wan)
+        match self.through {
+            Through::Xdp => self.raw(names::XDP_WAN, &frame.bytes(), self.wan),
+            Through::Tc => self.tc(names::TC_INGRESS, frame, self.wan).map(as_xdp),
+        }
     }
 
     /// Octets into an XDP program.
@@ -234,15 +261,26 @@ impl Bed {
 
     /// Octets into a tc program.
     pub(crate) fn tc_raw(&mut self, name: &str, bytes: &[u8], ingress: u32) -> Result<Seen> {
-        self.plane.ready(name)?;
-        let before = self.plane.state()?;
-        let ran = self.plane.tc(name, bytes, ingress)?;
-        self.seen(name, bytes, ran, &before)
+        self.tc_segmented(name, bytes, ingress, 0)
     }
 
     /// The next fragment that waits for its first one: the IPv4 packet.
     pub(crate) fn held(&mut self) -> Result<Option<Vec<u8>>> {
         self.plane.held()
+    }
+
+    /// Octets whose payload is to be sent in segments of so many, 0: in one.
+    pub(crate) fn tc_segmented(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        ingress: u32,
+        segment: u32,
+    ) -> Result<Seen> {
+        self.plane.ready(name)?;
+        let before = self.plane.state()?;
+        let ran = self.plane.tc(name, bytes, ingress, segment)?;
+        self.seen(name, bytes, ran, &before)
     }
 
     fn seen(&mut self, name: &str, sent: &[u8], ran: Ran, before: &State) -> Result<Seen> {
@@ -325,6 +363,16 @@ impl Bed {
         }
         Ok(())
     }
+}
+
+fn as_xdp(seen: Seen) -> Seen {
+    let action = match seen.action {
+        TC_REDIRECT => REDIRECT,
+        TC_NEXT => PASS,
+        TC_DROP => DROP,
+        other => panic!("action {other}"),
+    };
+    Seen { action, ..seen }
 }
 
 /// An explicit mapping's inbound entry for everybody.

@@ -7,8 +7,8 @@ use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, DROP, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, UDP, WAN, endpoint, explicit,
-    lan_frame, wan_frame, with_bed,
+    ACK, DROP, HOST, PASS, REMOTE, RST, SYN, TC_DROP, TC_NEXT, Through, UDP, WAN, endpoint,
+    explicit, lan_frame, wan_frame, with_bed,
 };
 
 fn opened(reason: &'static str) -> Delta {
@@ -294,6 +294,40 @@ fn a_port_kept_for_a_socket_is_the_cpes_alone() -> Result<()> {
         let seen = bed.wan_in(&answer)?;
         seen.is(PASS, Delta::counted(&["pass_host"]).sessions_changed(1));
         assert_eq!(seen.frame(), answer);
+        Ok(())
+    })
+}
+
+/// What the program at LAN ingress has translated and sent here is not translated again.
+#[test]
+fn what_lan_ingress_has_translated_leaves_as_it_is() -> Result<()> {
+    for frame in [
+        Frame::udp((HOST, 5000), (REMOTE, 53)),
+        Frame::tcp((HOST, 5000), (REMOTE, 80), SYN),
+        Frame::icmp(HOST, REMOTE, 8, 5000),
+    ] {
+        with_bed(|bed| {
+            bed.through = Through::Tc;
+            let sent = bed.lan_in(&lan_frame(frame))?.frame();
+            let (name, ingress) = (names::TC_EGRESS, bed.lan);
+            bed.tc(name, &sent, ingress)?.is_untouched(
+                TC_NEXT,
+                Delta::counted(&["egress_untouched"]),
+                &sent,
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// And what somebody else on this machine has translated is a flow of the CPE.
+#[test]
+fn what_others_have_translated_is_the_cpes() -> Result<()> {
+    with_bed(|bed| {
+        let frame = Frame::udp((WAN, 5000), (REMOTE, 53));
+        bed.egress(&frame, true)?
+            .is_untouched(TC_NEXT, opened("host_out"), &frame);
         Ok(())
     })
 }

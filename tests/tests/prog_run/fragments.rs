@@ -10,8 +10,8 @@ use iwf_tests::packet::{ETHERNET, Frame};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    Bed, DROP, HOST, HOST2, PASS, REDIRECT, REMOTE, SYN, Seen, TC_DROP, TC_NEXT, UDP, WAN,
-    lan_frame, translated_in, translated_out, wan_frame, with_bed,
+    Bed, DROP, HOST, HOST2, PASS, REDIRECT, REMOTE, SYN, Seen, TC_DROP, TC_NEXT, TC_REDIRECT, UDP,
+    WAN, lan_frame, translated_in, translated_out, wan_frame, with_bed,
 };
 
 /// A datagram of each protocol, its answer, and whether the host's port may stay.
@@ -315,11 +315,10 @@ fn fragments_come_in_by_tc() -> Result<()> {
         let mut received = Vec::new();
         for bytes in split(back, 1208, 9) {
             let seen = bed.tc_raw(names::TC_INGRESS, &bytes, bed.wan)?;
-            assert_eq!(seen.action, TC_NEXT);
+            assert_eq!(seen.action, TC_REDIRECT);
             received.push(seen.bytes);
         }
-        let mut wanted = back.clone();
-        wanted.dst = HOST;
+        let wanted = translated_in(back, (HOST, 5000));
         assert_eq!(join(&received).0, wanted);
         Ok(())
     })

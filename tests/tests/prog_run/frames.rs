@@ -6,7 +6,7 @@ use iwf_tests::packet::{ETHERNET, Frame};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, Bed, DROP, HOST, PASS, REDIRECT, REMOTE, SYN, TC_NEXT, TCP, WAN, lan_frame,
+    ACK, Bed, DROP, HOST, PASS, REDIRECT, REMOTE, SYN, TC_NEXT, TC_REDIRECT, TCP, WAN, lan_frame,
     translated_out, wan_frame, with_bed,
 };
 
@@ -76,10 +76,11 @@ fn segment_sizes_are_lowered() -> Result<()> {
             assert_eq!(seen.action, REDIRECT);
             assert_eq!(options(&seen.bytes), wanted);
             let other = Frame::tcp((REMOTE, 9999), (WAN, 80), SYN);
+            let other = wan_frame(other);
             let seen = bed.tc_raw(names::TC_INGRESS, &segment(&other, announced), bed.wan)?;
             assert_eq!(
                 (seen.action, options(&seen.bytes)),
-                (TC_NEXT, wanted.to_vec())
+                (TC_REDIRECT, wanted.to_vec())
             );
             let seen = bed.tc_raw(names::TC_EGRESS, &segment(&out, announced), bed.bridge)?;
             assert_eq!(

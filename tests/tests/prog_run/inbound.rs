@@ -1,14 +1,13 @@
 //! XDP on the WAN, and its stand-in on tc ingress.
 
 use anyhow::Result;
-use iwf_common::names;
 use iwf_common::nat::{Filter, MappingFlags, MappingKind, MappingValue, mask};
 use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, DROP, HOST, PASS, REDIRECT, REMOTE, REMOTE2, RST, SYN, TC_DROP, TC_NEXT, TCP, UDP, WAN,
-    explicit, lan_frame, translated_in, translated_out, wan_frame, with_bed,
+    ACK, DROP, HOST, PASS, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP, UDP, WAN, explicit, lan_frame,
+    translated_in, translated_out, wan_frame, with_bed, with_both,
 };
 
 fn opened() -> Delta {
@@ -30,9 +29,9 @@ fn an_explicit_mapping_lets_everybody_in_and_answers_leave_from_it() -> Result<(
         ),
     ];
     for (proto, request, reply) in cases {
-        with_bed(|bed| {
+        with_both(|bed| {
             bed.map(proto, (HOST, 5000), 40000, 0)?;
-            let (request, reply) = (wan_frame(request), lan_frame(reply));
+            let (request, reply) = (wan_frame(request.clone()), lan_frame(reply.clone()));
             let seen = bed.wan_in(&request)?;
             seen.is(REDIRECT, opened());
             assert_eq!(seen.frame(), translated_in(&request, (HOST, 5000)));
@@ -49,7 +48,7 @@ fn an_explicit_mapping_lets_everybody_in_and_answers_leave_from_it() -> Result<(
 
 #[test]
 fn unsolicited_packets_are_dropped_and_counted() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         for frame in [
             Frame::udp((REMOTE, 53), (WAN, 5000)),
             Frame::tcp((REMOTE, 80), (WAN, 5000), SYN),
@@ -66,7 +65,7 @@ fn unsolicited_packets_are_dropped_and_counted() -> Result<()> {
 /// RFC 4787 REQ-8, the strict of its two choices.
 #[test]
 fn a_dynamic_mapping_lets_in_whom_its_host_has_sent_to() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let unsolicited = Delta::counted(&["drop_unsolicited"]);
         for (addr, port) in [(REMOTE, 54), (REMOTE2, 53)] {
@@ -84,7 +83,7 @@ fn a_dynamic_mapping_lets_in_whom_its_host_has_sent_to() -> Result<()> {
 /// The other choice, for dynamic mappings.
 #[test]
 fn endpoint_independent_filtering_can_be_configured() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.reconfigure(|config| config.filter = Filter::EndpointIndependent as u8)?;
         bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let frame = wan_frame(Frame::udp((REMOTE2, 7), (WAN, 5000)));
@@ -102,7 +101,7 @@ fn endpoint_independent_filtering_can_be_configured() -> Result<()> {
 
 #[test]
 fn a_remote_prefix_keeps_the_others_out() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let only = MappingValue {
             remote_addr: REMOTE,
             remote_mask: mask(32),
@@ -120,7 +119,7 @@ fn a_remote_prefix_keeps_the_others_out() -> Result<()> {
 
 #[test]
 fn only_a_syn_begins_a_connection() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(TCP, (HOST, 5000), 40000, 0)?;
         for flags in [ACK, RST, RST | ACK, SYN | ACK] {
             let frame = wan_frame(Frame::tcp((REMOTE, 80), (WAN, 40000), flags));
@@ -134,7 +133,7 @@ fn only_a_syn_begins_a_connection() -> Result<()> {
 /// The invariant on lifetimes: a mapping, and every session of it, ends when it was promised to.
 #[test]
 fn a_mapping_ends_with_its_sessions_unless_it_is_prolonged() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let later = bed.now()?.wrapping_add(1_000_000);
         bed.map(UDP, (HOST, 5000), 40000, later)?;
         let inbound = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
@@ -199,9 +198,9 @@ fn nothing_from_the_wan_pretends_to_be_ours_or_aims_past_the_nat() -> Result<()>
         ("drop_unsolicited", gre_to_lan),
         ("drop_unsolicited", fragment_to_lan),
     ];
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
-        for (reason, frame) in cases {
+        for (reason, frame) in cases.clone() {
             let frame = wan_frame(frame);
             bed.wan_in(&frame)?
                 .is_untouched(DROP, Delta::counted(&[reason]), &frame);
@@ -227,9 +226,9 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
             wan_frame(Frame::icmp(REMOTE, WAN, 8, 1)),
         ),
     ];
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
-        for (reason, frame) in cases {
+        for (reason, frame) in cases.clone() {
             bed.wan_in(&frame)?
                 .is_untouched(PASS, Delta::counted(&[reason]), &frame);
         }
@@ -240,7 +239,7 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
 /// A service of the CPE that the daemon has entered, such as its DHCP client.
 #[test]
 fn a_static_service_reaches_the_stack() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let service = MappingValue {
             kind: MappingKind::Host as u8,
             flags: MappingFlags::STATIC,
@@ -267,7 +266,7 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
     let frame = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
     let made = |reason| Delta::counted(&[reason, "sessions_created"]).sessions(2);
     // No neighbour yet.
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         bed.ns.ip("neigh del 192.168.1.10 dev br0")?;
         let seen = bed.wan_in(&frame)?;
@@ -293,7 +292,7 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
         Ok(())
     })?;
     // Larger than the LAN takes.
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         bed.wan_in(&frame)?;
         let mut large = frame.clone();
@@ -308,7 +307,7 @@ fn what_cannot_be_redirected_is_handed_up_translated() -> Result<()> {
 /// So that the CPE is seen on a traceroute from outside.
 #[test]
 fn the_stack_answers_a_used_up_ttl() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         let mut frame = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
         bed.wan_in(&frame)?;
@@ -316,31 +315,6 @@ fn the_stack_answers_a_used_up_ttl() -> Result<()> {
         let seen = bed.wan_in(&frame)?;
         seen.is(PASS, Delta::counted(&["pass_ttl_exceeded"]));
         assert_eq!(seen.frame(), for_stack(&frame));
-        Ok(())
-    })
-}
-
-#[test]
-fn tc_ingress_translates_where_xdp_cannot_run() -> Result<()> {
-    with_bed(|bed| {
-        bed.map(UDP, (HOST, 5000), 40000, 0)?;
-        bed.map(TCP, (HOST, 5000), 40000, 0)?;
-        for frame in [
-            Frame::udp((REMOTE, 9999), (WAN, 40000)),
-            Frame::tcp((REMOTE, 9999), (WAN, 40000), SYN),
-        ] {
-            let frame = wan_frame(frame);
-            let seen = bed.tc(names::TC_INGRESS, &frame, bed.wan)?;
-            let made = Delta::counted(&["pass_no_redirect", "sessions_created"]).sessions(2);
-            seen.is(TC_NEXT, made);
-            assert_eq!(seen.frame(), for_stack(&frame));
-        }
-        let frame = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 5)));
-        bed.tc(names::TC_INGRESS, &frame, bed.wan)?.is_untouched(
-            TC_DROP,
-            Delta::counted(&["drop_unsolicited"]),
-            &frame,
-        );
         Ok(())
     })
 }

@@ -9,9 +9,9 @@ use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
-    ACK, BRIDGE_MAC, Bed, DROP, HOST, HOST2, ICMP, PASS, REDIRECT, REMOTE, REMOTE2, RST, SYN, TCP,
-    UDP, WAN, endpoint, lan_frame, translated_in, translated_out, wan_frame, with_bed,
-    with_sized_bed,
+    ACK, BRIDGE_MAC, Bed, DROP, HOST, HOST2, ICMP, PASS, REDIRECT, REMOTE, REMOTE2, RST, SYN,
+    TC_NEXT, TC_REDIRECT, TCP, Through, UDP, WAN, endpoint, lan_frame, translated_in,
+    translated_out, wan_frame, with_bed, with_both, with_sized_bed,
 };
 
 fn opened() -> Delta {
@@ -55,8 +55,8 @@ fn a_flow_of_each_protocol_goes_out_and_its_answer_comes_back() -> Result<()> {
         ),
     ];
     for (request, reply) in cases {
-        with_bed(|bed| {
-            let (request, reply) = (lan_frame(request), wan_frame(reply));
+        with_both(|bed| {
+            let (request, reply) = (lan_frame(request.clone()), wan_frame(reply.clone()));
             let first = bed.lan_in(&request)?;
             first.is(REDIRECT, opened());
             assert_eq!(first.frame(), translated_out(&request, 5000));
@@ -82,7 +82,7 @@ fn a_flow_of_each_protocol_goes_out_and_its_answer_comes_back() -> Result<()> {
 /// Every payload word once makes the sum all ones somewhere on the way: 0 must never be sent.
 #[test]
 fn a_udp_checksum_that_becomes_zero_is_sent_as_ones() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let mut request = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         request.payload = vec![0, 0];
         let plain = bed.lan_in(&request)?.bytes;
@@ -99,7 +99,7 @@ fn a_udp_checksum_that_becomes_zero_is_sent_as_ones() -> Result<()> {
 /// RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-1.
 #[test]
 fn one_mapping_for_every_destination() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let queries = |dst: [u8; 4], port: u16| {
             [
                 Frame::udp((HOST, 5000), (dst, port)),
@@ -124,7 +124,7 @@ fn one_mapping_for_every_destination() -> Result<()> {
 /// RFC 4787 REQ-3 and REQ-3a.
 #[test]
 fn a_taken_port_is_replaced_by_one_of_its_class() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         for (port, class) in [(500, 1..=1023), (5000, 1024..=65535)] {
             for host in [HOST, HOST2] {
                 let frame = lan_frame(Frame::udp((host, port), (REMOTE, 53)));
@@ -143,7 +143,7 @@ fn a_taken_port_is_replaced_by_one_of_its_class() -> Result<()> {
 /// NAT-44: the new flow is refused, the old ones stay.
 #[test]
 fn exhausted_ports_refuse_the_new_flow() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.reconfigure(|config| {
             config.ports = PortRange {
                 min: 20000,
@@ -190,7 +190,7 @@ fn full_tables_refuse_the_new_flow() -> Result<()> {
 /// Architecture decision 6.
 #[test]
 fn only_a_syn_begins_a_connection() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         for flags in [ACK, RST, RST | ACK, SYN | ACK, 0x01 | ACK] {
             let frame = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), flags));
             bed.lan_in(&frame)?
@@ -203,7 +203,7 @@ fn only_a_syn_begins_a_connection() -> Result<()> {
 /// An explicit mapping governs what its host sends (NAT-50).
 #[test]
 fn a_mapped_host_sends_from_its_mapped_port() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let later = bed.now()?.wrapping_add(1_000_000);
         bed.map(UDP, (HOST, 5000), 40000, later)?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
@@ -219,7 +219,7 @@ fn a_mapped_host_sends_from_its_mapped_port() -> Result<()> {
 
 #[test]
 fn an_expired_mapping_carries_nothing() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let now = bed.now()?;
         bed.map(UDP, (HOST, 5000), 40000, now.wrapping_sub(1))?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
@@ -232,7 +232,7 @@ fn an_expired_mapping_carries_nothing() -> Result<()> {
 /// MAPPINGS_EXT decides: the loser gets another port and its old entry goes.
 #[test]
 fn a_displaced_mapping_is_replaced() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         bed.lan_in(&frame)?.is(REDIRECT, opened());
         bed.map(UDP, (HOST2, 7000), 5000, 0)?;
@@ -286,10 +286,10 @@ fn the_stack_gets_what_is_not_ours() -> Result<()> {
             lan_frame(Frame::icmp(HOST, REMOTE, 3, 7)),
         ),
     ];
-    with_bed(|bed| {
+    with_both(|bed| {
         // A session must not make the rest of these be taken for its own.
         bed.lan_in(&ordinary())?.is(REDIRECT, opened());
-        for (reason, frame) in cases {
+        for (reason, frame) in cases.clone() {
             let seen = bed.lan_in(&frame)?;
             seen.is_untouched(PASS, Delta::counted(&[reason]), &frame);
         }
@@ -341,7 +341,7 @@ fn octets_that_contradict_each_other_are_dropped() -> Result<()> {
 /// Ethernet pads short frames; the padding is not the packet's.
 #[test]
 fn a_padded_frame_is_translated() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let mut frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         frame.payload.truncate(2);
         let mut bytes = frame.bytes();
@@ -360,7 +360,7 @@ fn a_padded_frame_is_translated() -> Result<()> {
 
 #[test]
 fn nothing_is_translated_before_it_is_configured() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.reconfigure(|config| config.external_addr = [0; 4])?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         bed.lan_in(&frame)?
@@ -372,7 +372,7 @@ fn nothing_is_translated_before_it_is_configured() -> Result<()> {
 /// The way of a packet that cannot leave from XDP: untouched to the stack, translated on WAN egress.
 #[test]
 fn an_unresolved_next_hop_goes_by_way_of_the_stack() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.ns.ip("neigh del 100.64.0.1 dev wan0")?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         let unresolved = Delta::counted(&["pass_unresolved"]);
@@ -394,7 +394,7 @@ fn an_unresolved_next_hop_goes_by_way_of_the_stack() -> Result<()> {
 
 #[test]
 fn a_new_generation_looks_the_next_hop_up_again() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         bed.lan_in(&frame)?;
         bed.ns
@@ -410,7 +410,7 @@ fn a_new_generation_looks_the_next_hop_up_again() -> Result<()> {
 
 #[test]
 fn what_the_wan_cannot_take_goes_to_the_stack() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         let mut frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         bed.lan_in(&frame)?;
         frame.payload = vec![7; 1500];
@@ -438,7 +438,7 @@ fn a_wan_without_redirects_gets_its_packets_from_the_stack() -> Result<()> {
 
 #[test]
 fn every_configured_prefix_is_the_lans() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         bed.reconfigure(|config| {
             config.lan[7] = Prefix {
                 addr: [10, 7, 0, 0],
@@ -461,7 +461,7 @@ fn every_configured_prefix_is_the_lans() -> Result<()> {
 /// RFC 5508 REQ-1: the identifier is a port like any other.
 #[test]
 fn two_hosts_with_one_query_identifier() -> Result<()> {
-    with_bed(|bed| {
+    with_both(|bed| {
         for host in [HOST, HOST2] {
             bed.lan_in(&lan_frame(Frame::icmp(host, REMOTE, 8, 7)))?
                 .is(REDIRECT, opened());
@@ -469,6 +469,49 @@ fn two_hosts_with_one_query_identifier() -> Result<()> {
         let state = bed.plane.state()?;
         assert_eq!(state.external.len(), 2);
         assert!(state.external.contains_key(&endpoint((WAN, 7), ICMP)));
+        Ok(())
+    })
+}
+
+/// A flow of the CPE itself is nobody's to send in from the LAN, nor is anything with its address.
+#[test]
+fn a_lan_host_does_not_pass_for_the_cpe() -> Result<()> {
+    with_both(|bed| {
+        let frame = Frame::udp((WAN, 5000), (REMOTE, 53));
+        bed.egress(&frame, false)?;
+        let spoofed = lan_frame(frame);
+        bed.lan_in(&spoofed)?
+            .is_untouched(DROP, Delta::counted(&["drop_spoofed"]), &spoofed);
+        Ok(())
+    })
+}
+
+/// What counts is the size of what leaves: the segments, if segmentation is left to the device.
+#[test]
+fn a_packet_to_be_segmented_is_as_big_as_its_segments() -> Result<()> {
+    with_bed(|bed| {
+        bed.through = Through::Tc;
+        bed.lan_in(&lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), SYN)))?;
+        let mut frame = lan_frame(Frame::tcp((HOST, 5000), (REMOTE, 80), ACK));
+        frame.payload = vec![7; 3000];
+        let (name, lan) = (names::TC_LAN, bed.lan);
+        let fits = bed.tc_segmented(name, &frame.bytes(), lan, 1460)?;
+        fits.is(
+            TC_REDIRECT,
+            Delta::counted(&["forwarded_out"]).sessions_changed(1),
+        );
+        assert_eq!(fits.frame(), translated_out(&frame, 5000));
+        for segment in [1461, 0] {
+            bed.tc_segmented(name, &frame.bytes(), lan, segment)?
+                .is_untouched(TC_NEXT, Delta::counted(&["pass_too_big"]), &frame);
+        }
+        // As the first packet of a flow as well.
+        let mut first = lan_frame(Frame::udp((HOST, 5001), (REMOTE, 53)));
+        first.payload = vec![7; 3000];
+        bed.tc_segmented(name, &first.bytes(), lan, 1473)?
+            .is_untouched(TC_NEXT, Delta::counted(&["pass_too_big"]), &first);
+        bed.tc_segmented(name, &first.bytes(), lan, 1472)?
+            .is(TC_REDIRECT, opened());
         Ok(())
     })
 }

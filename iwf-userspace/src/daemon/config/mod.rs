@@ -104,12 +104,14 @@ pub enum PcpServer {
 /// How the packet programs are attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// In the driver where it can, otherwise generic with a warning.
+    /// XDP in the driver where it can, else XDP in the network core, else tc; each step down with a warning.
     Auto,
-    /// In the driver, or not at all.
+    /// XDP in the driver, else tc.
     Native,
-    /// In the network core, on any interface, slower.
+    /// XDP in the network core, else tc.
     Generic,
+    /// tc, which keeps segmentation offload.
+    Tc,
 }
 
 /// What becomes of the ports this machine draws its own from (net.ipv4.ip_local_port_range).

@@ -75,6 +75,7 @@ impl TryFrom<raw::File> for Config {
                     ("auto", AttachMode::Auto),
                     ("native", AttachMode::Native),
                     ("generic", AttachMode::Generic),
+                    ("tc", AttachMode::Tc),
                 ],
             )?,
             ephemeral_ports: choice(

@@ -44,8 +44,35 @@ pub(super) enum Hook {
     Wan,
     /// tc egress of the WAN.
     Egress,
-    /// tc ingress of a WAN that cannot run XDP.
+    /// tc ingress of a WAN that does not run XDP.
     Ingress,
+    /// tc ingress of a LAN port that does not run XDP.
+    LanIngress,
+    /// tc egress of a WAN without Ethernet headers.
+    BareEgress,
+    /// tc ingress of a WAN without Ethernet headers.
+    BareIngress,
+}
+
+impl Hook {
+    /// With how each is called in the name of a link.
+    const NAMES: [(Self, &'static str); 7] = [
+        (Self::Lan, "lan"),
+        (Self::Wan, "wan"),
+        (Self::Egress, "egress"),
+        (Self::Ingress, "ingress"),
+        (Self::LanIngress, "laningress"),
+        (Self::BareEgress, "bareegress"),
+        (Self::BareIngress, "bareingress"),
+    ];
+
+    /// Which side of a device, for tc.
+    pub(super) fn direction(self) -> TcAttachType {
+        match self {
+            Self::Ingress | Self::LanIngress | Self::BareIngress => TcAttachType::Ingress,
+            Self::Lan | Self::Wan | Self::Egress | Self::BareEgress => TcAttachType::Egress,
+        }
+    }
 }
 
 /// How it runs there.
@@ -71,12 +98,8 @@ pub(super) struct Attachment {
 
 impl Attachment {
     fn name(self) -> String {
-        let hook = match self.hook {
-            Hook::Lan => "lan",
-            Hook::Wan => "wan",
-            Hook::Egress => "egress",
-            Hook::Ingress => "ingress",
-        };
+        let hook = Hook::NAMES.iter().find(|(hook, _)| *hook == self.hook);
+        let hook = hook.map_or("", |(_, name)| name);
         let mode = match self.mode {
             Mode::Native => "native",
             Mode::Generic => "generic",
@@ -88,13 +111,8 @@ impl Attachment {
 
     fn parse(name: &str) -> Option<Self> {
         let mut parts = name.split('-');
-        let hook = match parts.next()? {
-            "lan" => Hook::Lan,
-            "wan" => Hook::Wan,
-            "egress" => Hook::Egress,
-            "ingress" => Hook::Ingress,
-            _ => return None,
-        };
+        let hook = parts.next()?;
+        let (hook, _) = *Hook::NAMES.iter().find(|(_, name)| *name == hook)?;
         let mode = match parts.next()? {
             "native" => Mode::Native,
             "generic" => Mode::Generic,
@@ -116,7 +134,13 @@ impl Attachment {
             AttachMode::Auto => true,
             AttachMode::Native => self.mode != Mode::Generic,
             AttachMode::Generic => self.mode != Mode::Native,
+            AttachMode::Tc => !self.is_xdp(),
         }
+    }
+
+    /// Whether packets that come in by the device meet it.
+    pub(super) fn is_entrance(self) -> bool {
+        !matches!(self.hook, Hook::Egress | Hook::BareEgress)
     }
 
     /// Whether this is XDP, whatever the side.
@@ -164,28 +188,45 @@ pub(super) fn reconcile(
         fits
     });
     for port in ports {
+        let here = |there: &BTreeSet<Attachment>, hook| {
+            let mut there = there.iter();
+            there.any(|a| a.ifindex == port.ifindex && a.hook == hook)
+        };
         let mut attach = |hook: Hook| {
-            let found = there
-                .iter()
-                .any(|a| a.ifindex == port.ifindex && a.hook == hook);
-            if !found {
+            if !here(&there, hook) {
                 let busy = released.contains(&port.ifindex);
                 there.extend(attach_one(links, port, hook, programs, how, busy));
             }
-            there
-                .iter()
-                .any(|a| a.ifindex == port.ifindex && a.hook == hook)
+            here(&there, hook)
         };
-        match port.role {
-            Role::Lan => {
-                attach(Hook::Lan);
+        let (xdp, stand_in) = match (port.role, port.is_bare()) {
+            (Role::Lan, true) => {
+                warn!(
+                    interface = port.name,
+                    "a LAN port without Ethernet headers is not translated for"
+                );
+                continue;
             }
-            Role::Wan => {
+            (Role::Wan, true) => {
+                attach(Hook::BareEgress);
+                attach(Hook::BareIngress);
+                continue;
+            }
+            (Role::Lan, false) => (Hook::Lan, Hook::LanIngress),
+            (Role::Wan, false) => {
                 attach(Hook::Egress);
-                if !attach(Hook::Wan) {
-                    attach(Hook::Ingress);
-                }
+                (Hook::Wan, Hook::Ingress)
             }
+        };
+        if how.0 == AttachMode::Tc || !attach(xdp) {
+            attach(stand_in);
+            continue;
+        }
+        // Both would translate twice.
+        let over = |a: &&Attachment| a.ifindex == port.ifindex && a.hook == stand_in;
+        if let Some(&attachment) = there.iter().find(over) {
+            release(links, attachment);
+            there.remove(&attachment);
         }
     }
     Ok(there)
@@ -258,11 +299,13 @@ fn unpin(links: &Path, attachment: Attachment) {
     }
 }
 
-/// The hooks a port may have. Ingress is in, because it stands in for XDP of the WAN.
+/// The hooks a port may have: tc ingress stands in for XDP.
 fn hooks(port: &Port) -> Vec<(u32, Hook)> {
-    let hooks: &[Hook] = match port.role {
-        Role::Lan => &[Hook::Lan],
-        Role::Wan => &[Hook::Wan, Hook::Egress, Hook::Ingress],
+    let hooks: &[Hook] = match (port.role, port.is_bare()) {
+        (Role::Lan, false) => &[Hook::Lan, Hook::LanIngress],
+        (Role::Lan, true) => &[],
+        (Role::Wan, false) => &[Hook::Wan, Hook::Egress, Hook::Ingress],
+        (Role::Wan, true) => &[Hook::BareEgress, Hook::BareIngress],
     };
     hooks.iter().map(|hook| (port.ifindex, *hook)).collect()
 }
@@ -291,7 +334,7 @@ fn update(
     match attachment.hook {
         Hook::Lan => update_xdp(&mut programs.xdp_lan, &pin).map(Some),
         Hook::Wan => update_xdp(&mut programs.xdp_wan, &pin).map(Some),
-        Hook::Egress | Hook::Ingress => {
+        Hook::Egress | Hook::Ingress | Hook::LanIngress | Hook::BareEgress | Hook::BareIngress => {
             let (program, direction) = classifier(programs, attachment.hook);
             if attachment.mode == Mode::Clsact {
                 return update_filter(program, direction, attachment.ifindex).map(|()| None);
@@ -329,7 +372,7 @@ fn attach_one(
         Hook::Wan => attach_xdp(&mut programs.xdp_wan, port, xdp, busy, |mode| {
             links.join(attachment(mode).name())
         }),
-        Hook::Egress | Hook::Ingress => {
+        Hook::Egress | Hook::Ingress | Hook::LanIngress | Hook::BareEgress | Hook::BareIngress => {
             let (program, direction) = classifier(programs, hook);
             attach_tc(program, port, direction, tc, |mode| {
                 links.join(attachment(mode).name())
@@ -348,6 +391,13 @@ fn attach_one(
                 info!(interface = port.name, ?hook, ?mode, "attached");
             }
             Some(attachment(mode))
+        }
+        Err(error) if matches!(hook, Hook::Lan | Hook::Wan) => {
+            warn!(
+                interface = port.name,
+                "XDP cannot run here; falling back to tc: {error}"
+            );
+            None
         }
         Err(error) => {
             warn!(
@@ -485,10 +535,14 @@ fn pin_link(link: FdLink, pin: &Path) -> Result<(), AttachError> {
 }
 
 fn classifier(programs: &mut Programs, hook: Hook) -> (&mut SchedClassifier, TcAttachType) {
-    match hook {
-        Hook::Ingress => (&mut programs.ingress, TcAttachType::Ingress),
-        Hook::Lan | Hook::Wan | Hook::Egress => (&mut programs.egress, TcAttachType::Egress),
-    }
+    let program = match hook {
+        Hook::Ingress => &mut programs.ingress,
+        Hook::LanIngress => &mut programs.tc_lan,
+        Hook::BareIngress => &mut programs.l3_ingress,
+        Hook::BareEgress => &mut programs.l3_egress,
+        Hook::Lan | Hook::Wan | Hook::Egress => &mut programs.egress,
+    };
+    (program, hook.direction())
 }
 
 /// Why one device could not be attached to.
@@ -519,7 +573,7 @@ mod tests {
 
     #[test]
     fn names_of_links_are_read_back() {
-        for hook in [Hook::Lan, Hook::Wan, Hook::Egress, Hook::Ingress] {
+        for (hook, _) in Hook::NAMES {
             for mode in [Mode::Native, Mode::Generic, Mode::Tcx, Mode::Clsact] {
                 let attachment = Attachment {
                     ifindex: 4_000_000_000,

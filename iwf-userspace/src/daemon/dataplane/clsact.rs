@@ -3,7 +3,6 @@
 
 use std::io;
 
-use aya::programs::TcAttachType;
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::tc::{TcHandle as Handle, TcMessage};
@@ -20,10 +19,7 @@ pub(super) fn remove(
     let Ok(name) = nix::net::if_::if_indextoname(ifindex) else {
         return Ok(());
     };
-    let direction = match hook {
-        Hook::Ingress => TcAttachType::Ingress,
-        Hook::Lan | Hook::Wan | Hook::Egress => TcAttachType::Egress,
-    };
+    let direction = hook.direction();
     // Dropping the link detaches it.
     drop(SchedClassifierLink::attached(
         &name.to_string_lossy(),

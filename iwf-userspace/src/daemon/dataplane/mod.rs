@@ -75,6 +75,13 @@ pub struct Port {
     pub mac: [u8; 6],
 }
 
+impl Port {
+    /// Whether it carries packets without an Ethernet header, as PPP and tunnels do.
+    pub fn is_bare(&self) -> bool {
+        self.mac == [0; 6]
+    }
+}
+
 /// Behind which port of a bridge a station is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FdbEntry {

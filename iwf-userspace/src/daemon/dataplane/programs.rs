@@ -18,11 +18,14 @@ use super::object;
 use super::pins::PinSet;
 
 /// Every program that is loaded and pinned.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 9] = [
     names::XDP_LAN,
     names::XDP_WAN,
     names::TC_EGRESS,
     names::TC_INGRESS,
+    names::TC_LAN,
+    names::L3_EGRESS,
+    names::L3_INGRESS,
     names::RUN_SWEEP,
     names::RUN_CLOCK,
 ];
@@ -60,16 +63,23 @@ pub(super) struct Programs {
     pub(super) xdp_wan: Xdp,
     pub(super) egress: SchedClassifier,
     pub(super) ingress: SchedClassifier,
+    pub(super) tc_lan: SchedClassifier,
+    pub(super) l3_egress: SchedClassifier,
+    pub(super) l3_ingress: SchedClassifier,
 }
 
 impl Programs {
     fn open(set: &PinSet) -> Result<Self, ProgramError> {
         let xdp = |name| Xdp::from_pin(set.program(name), XdpAttachType::Interface);
+        let tc = |name| SchedClassifier::from_pin(set.program(name));
         Ok(Self {
             xdp_lan: xdp(names::XDP_LAN)?,
             xdp_wan: xdp(names::XDP_WAN)?,
-            egress: SchedClassifier::from_pin(set.program(names::TC_EGRESS))?,
-            ingress: SchedClassifier::from_pin(set.program(names::TC_INGRESS))?,
+            egress: tc(names::TC_EGRESS)?,
+            ingress: tc(names::TC_INGRESS)?,
+            tc_lan: tc(names::TC_LAN)?,
+            l3_egress: tc(names::L3_EGRESS)?,
+            l3_ingress: tc(names::L3_INGRESS)?,
         })
     }
 }

@@ -203,7 +203,7 @@ impl Bed6 {
     pub(crate) fn tc(&mut self, name: &str, frame: &Frame6, ingress: u32) -> Result<Seen> {
         self.plane.ready(name)?;
         let before = self.plane.state()?;
-        let ran = self.plane.tc(name, &frame.bytes(), ingress)?;
+        let ran = self.plane.tc(name, &frame.bytes(), ingress, 0)?;
         Ok(Seen {
             action: ran.action,
             bytes: ran.frame,

@@ -77,15 +77,8 @@ impl KernelPlane {
                 .map_err(refused("attach the programs"))?;
         let complete = config.ports.iter().all(|port| {
             let mut here = self.attached.iter().filter(|a| a.ifindex == port.ifindex);
-            here.any(|a| a.is_xdp())
+            here.any(|a| a.is_entrance())
         });
-        for port in config.ports.iter().filter(|port| port.mac == [0; 6]) {
-            warn!(
-                interface = port.name,
-                "has no Ethernet header (PPP or a tunnel): its packets are not translated yet, those with a private \
-                 source are dropped"
-            );
-        }
         self.applied.refused_at = (!complete).then_some(self.clock.now());
         self.applied.ports = Some(config.ports.clone());
         Ok(())
