@@ -278,8 +278,10 @@ impl DataPlane for KernelPlane {
         let endpoint = |key: EndpointKey| (Ipv4Addr::from(key.addr), u16::from_be_bytes(key.port));
         let all = self.tables.maps.sessions.iter();
         all.filter_map(|item| match item {
-            // One of the two entries tells the whole flow.
-            Ok((_, value)) if value.flags & SessionFlags::INBOUND != 0 => None,
+            // One of the two entries tells the whole flow. Ended ones only wait to be removed.
+            Ok((_, value)) if value.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) != 0 => {
+                None
+            }
             Ok((key, value)) => {
                 let (internal, external) = value.endpoints(&key);
                 Some(Ok(Session {
