@@ -332,6 +332,35 @@ impl Frame {
     }
 }
 
+/// The fragments of a datagram, each a frame with `most` octets of it at most (a multiple of 8), and their
+/// identification.
+///
+/// # Panics
+/// If the datagram is larger than 65,535 octets.
+pub fn split(frame: &Frame, most: usize, id: u16) -> Vec<Vec<u8>> {
+    let whole = frame.bytes();
+    let header_len = 20 + frame.options.len();
+    let (head, data) = whole.split_at(ETHERNET + header_len);
+    let mut fragments = Vec::new();
+    for (index, part) in data.chunks(most).enumerate() {
+        let offset = index * most;
+        let more = offset + part.len() < data.len();
+        let mut bytes = head.to_vec();
+        bytes.extend(part);
+        let place = u16::try_from(offset / 8).expect("fits a datagram");
+        let field = place | if more { 0x2000 } else { 0 };
+        let total = u16::try_from(header_len + part.len()).expect("fits a packet");
+        bytes[16..18].copy_from_slice(&total.to_be_bytes());
+        bytes[18..20].copy_from_slice(&id.to_be_bytes());
+        bytes[20..22].copy_from_slice(&field.to_be_bytes());
+        bytes[24..26].fill(0);
+        let checksum = !sum(&bytes[ETHERNET..ETHERNET + header_len]);
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        fragments.push(bytes);
+    }
+    fragments
+}
+
 /// One's complement sum, folded (RFC 1071). All ones over what a right checksum covers.
 fn sum(bytes: &[u8]) -> u16 {
     let mut total = 0u64;

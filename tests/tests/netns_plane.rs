@@ -10,7 +10,7 @@ use iwf_tests::netns::may_run;
 use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{CARRIER, LAN_BRIDGE, LAN1, LAN2, Lab, REMOTE, WAN, WAN_IF};
 use iwf_tests::{netns, wait};
-use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN, Port, Role};
 use iwf_userspace::daemon::netlink::{self, Interfaces};
@@ -817,6 +817,7 @@ impl Router {
             attach,
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
+            mss_clamp: MssClamp::Auto,
             sessions: 4096,
             sessions6: 4096,
             ipv6: Ipv6::default(),

@@ -11,7 +11,7 @@ use iwf_common::names;
 use iwf_tests::bpf::{self, Objects};
 use iwf_tests::netns::{self, Namespace, Network};
 use iwf_tests::wait;
-use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Origin, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 use iwf_userspace::daemon::dataplane::{DataPlane, PlaneConfig, Port, Role};
@@ -456,6 +456,7 @@ impl Router {
             attach: AttachMode::Auto,
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
+            mss_clamp: MssClamp::Auto,
             sessions: 1024,
             sessions6: 1024,
             ipv6: Ipv6::default(),

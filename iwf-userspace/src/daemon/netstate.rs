@@ -15,6 +15,8 @@ pub struct NetState {
     pub wan: WanState,
     /// Index of the WAN interface while it exists.
     pub wan_ifindex: Option<u32>,
+    /// Octets of the largest packet that it takes.
+    pub wan_mtu: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).
     pub lan: Vec<LanAddress>,
     /// IPv6 prefixes of the LAN: of its addresses and of what is routed to it, widest first.
@@ -38,6 +40,7 @@ impl NetState {
         PlaneConfig {
             external_addr: self.external_addr,
             lan_prefixes,
+            wan_mtu: self.wan_mtu,
             lan6_prefixes: self.lan6.clone(),
             pinholes: Vec::new(),
             host_ports,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use iwf_common::names;
-use iwf_tests::packet::{ETHERNET, Frame};
+use iwf_tests::packet::{ETHERNET, Frame, split};
 use iwf_tests::prog::Delta;
 
 use crate::bed::{
@@ -45,28 +45,6 @@ fn flows() -> Vec<(Frame, Frame)> {
         .into_iter()
         .map(|(out, back)| (lan_frame(large(out)), wan_frame(large(back))))
         .collect()
-}
-
-/// The fragments of a datagram, each with `most` octets of it at most, and its identification.
-fn split(frame: &Frame, most: usize, id: u16) -> Vec<Vec<u8>> {
-    let whole = frame.bytes();
-    let header_len = 20 + frame.options.len();
-    let (head, data) = whole.split_at(ETHERNET + header_len);
-    let mut fragments = Vec::new();
-    for (index, part) in data.chunks(most).enumerate() {
-        let offset = index * most;
-        let more = offset + part.len() < data.len();
-        let mut bytes = head.to_vec();
-        bytes.extend(part);
-        let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
-        let total = (header_len + part.len()) as u16;
-        bytes[16..18].copy_from_slice(&total.to_be_bytes());
-        bytes[18..20].copy_from_slice(&id.to_be_bytes());
-        bytes[20..22].copy_from_slice(&field.to_be_bytes());
-        seal(&mut bytes, header_len);
-        fragments.push(bytes);
-    }
-    fragments
 }
 
 /// Writes the checksum of the IPv4 header.

@@ -39,6 +39,8 @@ pub struct Config {
     pub attach: AttachMode,
     /// Whether LAN hosts may get external ports of this machine's own ephemeral range.
     pub ephemeral_ports: EphemeralPorts,
+    /// Largest TCP segment that is let pass in a SYN, IPv4.
+    pub mss_clamp: MssClamp,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
     /// The IPv6 filter.
@@ -122,6 +124,33 @@ pub enum EphemeralPorts {
     Share,
     /// LAN hosts never get them.
     Exclude,
+}
+
+/// To what the maximum segment size of a TCP connection is lowered when it begins (RFC 9293 section 3.7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MssClamp {
+    /// To what the WAN carries.
+    Auto,
+    /// As announced.
+    Off,
+    /// To so many octets.
+    To(u16),
+}
+
+impl MssClamp {
+    /// Octets of the largest segment where a link takes packets of `mtu`, as the programs want it: 0 is "as
+    /// announced".
+    pub fn size(self, mtu: Option<u32>) -> u16 {
+        /// Octets of the IPv4 and the TCP header without options.
+        const HEADERS: u32 = 40;
+        match self {
+            Self::Off => 0,
+            Self::To(size) => size,
+            Self::Auto => mtu.map_or(0, |mtu| {
+                u16::try_from(mtu.saturating_sub(HEADERS)).unwrap_or(0)
+            }),
+        }
+    }
 }
 
 /// Ports on which this machine itself is reachable from the WAN.
@@ -378,6 +407,7 @@ impl Config {
                 "nat.ephemeral_ports",
                 self.ephemeral_ports != new.ephemeral_ports,
             ),
+            ("nat.mss_clamp", self.mss_clamp != new.mss_clamp),
             ("policy", self.policy != new.policy),
             ("ipv6", self.ipv6 != new.ipv6),
             ("limits", self.limits != new.limits),

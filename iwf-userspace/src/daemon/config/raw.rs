@@ -124,6 +124,7 @@ section!(Xdp {
 });
 section!(Nat {
     ephemeral_ports: String = "share",
+    mss_clamp: toml::Value = "auto",
 });
 section!(Policy {
     min_port: i64 = 1024,

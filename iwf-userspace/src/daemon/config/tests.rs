@@ -152,6 +152,21 @@ fn reload_tells_what_needs_a_restart() {
 }
 
 #[test]
+fn segment_sizes_are_clamped_as_written() {
+    let clamp = |text: &str| parse(&format!("{MINIMAL}[nat]\nmss_clamp = {text}\n"));
+    let auto = parse(MINIMAL).unwrap().mss_clamp;
+    assert_eq!((auto.size(Some(1492)), auto.size(None)), (1452, 0));
+    // A loopback's MTU needs no clamp.
+    assert_eq!((auto.size(Some(65_536)), auto.size(Some(20))), (65_496, 0));
+    assert_eq!(clamp("\"off\"").unwrap().mss_clamp.size(Some(1492)), 0);
+    assert_eq!(clamp("1400").unwrap().mss_clamp.size(Some(1500)), 1400);
+    for bad in ["535", "65536", "-1", "\"on\"", "true"] {
+        let error = clamp(bad).unwrap_err();
+        assert!(error.to_string().contains("nat.mss_clamp"), "{error}");
+    }
+}
+
+#[test]
 fn missing_file_is_an_error_with_a_remedy() {
     let error = Config::load(Path::new("/nonexistent/iwf.toml")).unwrap_err();
     assert_eq!(error.line, None);

@@ -11,8 +11,9 @@ use toml::Spanned;
 use super::raw;
 use super::{
     AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, HttpConfig, InterfaceName,
-    Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, OpenPorts,
-    PCP_PORT, Paths, PcpServer, PolicyConfig, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
+    Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp,
+    OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig, SsdpConfig, StaticPinhole, ThirdParty,
+    Timeouts,
 };
 
 impl TryFrom<raw::File> for Config {
@@ -86,6 +87,7 @@ impl TryFrom<raw::File> for Config {
                     ("exclude", EphemeralPorts::Exclude),
                 ],
             )?,
+            mss_clamp: mss_clamp(&file.nat.mss_clamp)?,
             policy: policy(&file.policy)?,
             ipv6: Ipv6 {
                 filter: *file.ipv6.filter.get_ref(),
@@ -449,6 +451,23 @@ pub(super) fn number<T: TryFrom<i64>>(
                 &format!("write a number from {} to {}", range.start(), range.end()),
             )
         })
+}
+
+/// RFC 9293 section 3.7.1: a host that is told nothing sends 536 octets, so that a clamp below it is a mistake.
+fn mss_clamp(written: &Spanned<toml::Value>) -> Result<MssClamp, Invalid> {
+    let size = |size: &i64| u16::try_from(*size).ok().filter(|size| *size >= 536);
+    match written.get_ref() {
+        toml::Value::String(text) if text == "auto" => Ok(MssClamp::Auto),
+        toml::Value::String(text) if text == "off" => Ok(MssClamp::Off),
+        toml::Value::Integer(octets) if size(octets).is_some() => {
+            Ok(size(octets).map_or(MssClamp::Off, MssClamp::To))
+        }
+        other => Err(invalid(
+            written,
+            format!("nat.mss_clamp: {other} is unknown or out of range"),
+            "write \"auto\", \"off\", or a number of octets from 536 to 65535",
+        )),
+    }
 }
 
 pub(super) fn choice<T: Copy>(

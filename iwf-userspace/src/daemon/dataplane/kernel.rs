@@ -33,7 +33,9 @@ pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::sweep::{self, Judge, Progress, Sweeper};
 use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep};
-use crate::daemon::config::{AttachMode, Config as Configuration, EphemeralPorts, Ipv6, Timeouts};
+use crate::daemon::config::{
+    AttachMode, Config as Configuration, EphemeralPorts, Ipv6, MssClamp, Timeouts,
+};
 use crate::types::NatEntry;
 use configure::Applied;
 
@@ -51,6 +53,8 @@ pub struct Settings {
     pub tc: TcMode,
     /// Whether LAN hosts get ports of this machine's own ephemeral range.
     pub ephemeral_ports: EphemeralPorts,
+    /// Largest TCP segment that is let pass in a SYN.
+    pub mss_clamp: MssClamp,
     /// Sessions, both directions of a flow counting once.
     pub sessions: u32,
     /// IPv6 sessions, counted in the same way.
@@ -81,6 +85,7 @@ impl From<&Configuration> for Settings {
             attach: config.attach,
             tc: TcMode::Auto,
             ephemeral_ports: config.ephemeral_ports,
+            mss_clamp: config.mss_clamp,
             sessions: config.limits.sessions,
             sessions6: config.limits.sessions6,
             ipv6: config.ipv6,
@@ -96,6 +101,7 @@ pub struct KernelPlane {
     attach: (AttachMode, TcMode),
     pins: PinSet,
     links: PathBuf,
+    mss_clamp: MssClamp,
     tables: KernelTables,
     programs: Programs,
     clock: Clock,
@@ -168,6 +174,7 @@ impl KernelPlane {
             attach: (settings.attach, settings.tc),
             pins: PinSet::current(&settings.bpffs_dir),
             links: PinSet::current(&settings.bpffs_dir).links(),
+            mss_clamp: settings.mss_clamp,
             tables: KernelTables { maps, tools },
             programs,
             clock,

@@ -104,6 +104,8 @@ pub struct PlaneConfig {
     pub lan6_prefixes: Vec<(Ipv6Addr, u8)>,
     /// What the WAN may reach in the LAN over IPv6 unasked. Each has an id of its own.
     pub pinholes: Vec<Pinhole>,
+    /// Octets of the largest packet that the WAN takes, if it is known.
+    pub wan_mtu: Option<u32>,
     /// Services of this machine that the WAN may reach unasked: configured ports and the PCP announcement
     /// listener (RFC 6887 section 14.1). Mappings cannot take these ports.
     pub host_ports: Vec<(Protocol, u16)>,

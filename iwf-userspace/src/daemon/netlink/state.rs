@@ -159,6 +159,7 @@ impl State {
                     .and_then(|(ifindex, _)| self.default_gateway(ifindex)),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
+            wan_mtu: wan.and_then(|(_, link)| link.mtu),
             lan: self.lan_addresses(),
             lan6: self.lan6_prefixes(),
             external_addr,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use iwf_common::limits;
 use iwf_tests::netns::Namespace;
-use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, Timeouts};
+use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, Timeouts};
 use iwf_userspace::daemon::dataplane::kernel::{KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane as _, PlaneConfig, Port, Role};
 
@@ -40,6 +40,7 @@ impl Nat {
             attach: AttachMode::Native,
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
+            mss_clamp: MssClamp::Auto,
             sessions,
             sessions6: 256,
             ipv6: Ipv6::default(),

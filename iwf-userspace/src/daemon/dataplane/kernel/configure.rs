@@ -150,6 +150,7 @@ impl KernelPlane {
         let mut new = held;
         new.external_addr = config.external_addr.map_or([0; 4], |addr| addr.octets());
         new.wan = wan_index(&config.ports);
+        new.mss = self.mss_clamp.size(config.wan_mtu);
         (new.lan, new.lan_len) = lan_prefixes(&config.lan_prefixes);
         (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
         if next_hops_changed {

@@ -29,6 +29,7 @@ pub(super) struct Link {
     pub(super) mac: Option<Mac>,
     pub(super) master: Option<u32>,
     pub(super) bridge: bool,
+    pub(super) mtu: Option<u32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,10 +64,12 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mac: None,
         master: None,
         bridge: false,
+        mtu: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
             LinkAttribute::Address(octets) => link.mac = to_mac(octets),
             LinkAttribute::Controller(ifindex) => {
                 link.master = Some(*ifindex).filter(|&index| index != 0);
