@@ -138,7 +138,8 @@ pub fn translate(
 
 const _: () = assert!(size_of::<FragmentKey>() == 12 && align_of::<FragmentKey>() == 4);
 const _: () = assert!(size_of::<FragmentValue>() == 40 && align_of::<FragmentValue>() == 4);
-const _: () = assert!(size_of::<HeldFragment>() == 24 + HELD_OCTETS && HELD_OCTETS % 8 == 0);
+const _: () =
+    assert!(size_of::<HeldFragment>() == 24 + HELD_OCTETS && HELD_OCTETS.is_multiple_of(8));
 
 #[cfg(test)]
 mod tests {

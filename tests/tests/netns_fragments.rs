@@ -1,5 +1,9 @@
 //! Datagrams in fragments between real stacks: large ones both ways through both NATs, fragments in reversed order, and
 //! a flood of them (RFC 4787 REQ-13 and REQ-14).
+#![expect(
+    clippy::disallowed_types,
+    reason = "the suite talks over real sockets of the hosts"
+)]
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;

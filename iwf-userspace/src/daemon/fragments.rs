@@ -4,6 +4,7 @@
 //! fragment comes. Here is looked for that note, at once and then at growing intervals: most first fragments are
 //! microseconds late, and nothing in the kernel has to remember who waits. What is held is sent through the stack,
 //! which knows the way to either side over any link.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,13 +13,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use iwf_common::fragment::{self, FragmentFlags, FragmentKey, FragmentValue, HeldFlags};
 use socket2::Socket;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
-use super::dataplane::fragments::{FragmentTables, Taken};
-use super::sockets;
+use super::dataplane::fragments::{self as tables, FragmentTables, Taken};
 
 /// Fragments that wait. More are lost.
 const MOST: usize = 512;
@@ -35,11 +33,9 @@ const FIRST_INTERVAL: Duration = Duration::from_millis(1);
 ///
 /// # Errors
 /// The ring cannot be waited for, or there is no raw socket.
-pub(super) async fn serve(tables: FragmentTables) -> Result<()> {
-    let socket = sockets::fragments().context("open a raw socket")?;
-    // SAFETY: the ring owns its descriptor, always gives the same one, and closes it only when it is dropped.
-    let registered = unsafe { AsyncFd::register_with_interest(tables, Interest::READABLE) };
-    let mut tables = registered.context("wait for the ring")?;
+pub(super) async fn serve(opened: FragmentTables) -> Result<()> {
+    let socket = tables::sender().context("open a raw socket")?;
+    let mut tables = opened.watch().context("wait for the ring")?;
     let mut waiting = Waiting::default();
     loop {
         let due = waiting.poll_timeout();

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd as _;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
@@ -71,36 +70,6 @@ pub(super) fn pcp_announcements(interface: &str, addr: Ipv4Addr) -> io::Result<U
     socket.join_multicast_v4(&ALL_HOSTS, &addr)?;
     UdpSocket::from_std(socket.into())
 }
-
-/// What sends IPv4 packets as they are, fragments among them: the kernel adds nothing, and does not wait for the rest
-/// of a datagram where a ruleset has it put datagrams together (ip(7), IP_NODEFRAG).
-pub(super) fn fragments() -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::IPV4,
-        Type::RAW,
-        Some(Protocol::from(libc::IPPROTO_RAW)),
-    )?;
-    socket.set_nonblocking(true)?;
-    // Nobody reads from it: a socket of this protocol receives nothing.
-    let on: libc::c_int = 1;
-    // SAFETY: the descriptor is the socket's, and the value is an int of the length given.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            IP_NODEFRAG,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket)
-}
-
-/// linux/in.h.
-const IP_NODEFRAG: libc::c_int = 22;
 
 fn udp() -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;

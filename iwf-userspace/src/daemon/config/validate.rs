@@ -455,19 +455,20 @@ pub(super) fn number<T: TryFrom<i64>>(
 
 /// RFC 9293 section 3.7.1: a host that is told nothing sends 536 octets, so that a clamp below it is a mistake.
 fn mss_clamp(written: &Spanned<toml::Value>) -> Result<MssClamp, Invalid> {
-    let size = |size: &i64| u16::try_from(*size).ok().filter(|size| *size >= 536);
-    match written.get_ref() {
-        toml::Value::String(text) if text == "auto" => Ok(MssClamp::Auto),
-        toml::Value::String(text) if text == "off" => Ok(MssClamp::Off),
-        toml::Value::Integer(octets) if size(octets).is_some() => {
-            Ok(size(octets).map_or(MssClamp::Off, MssClamp::To))
-        }
-        other => Err(invalid(
+    let size = |octets| u16::try_from(octets).ok().filter(|&size| size >= 536);
+    let value = written.get_ref();
+    let clamp = match value.as_str() {
+        Some("auto") => Some(MssClamp::Auto),
+        Some("off") => Some(MssClamp::Off),
+        _ => value.as_integer().and_then(size).map(MssClamp::To),
+    };
+    clamp.ok_or_else(|| {
+        invalid(
             written,
-            format!("nat.mss_clamp: {other} is unknown or out of range"),
+            format!("nat.mss_clamp: {value} is unknown or out of range"),
             "write \"auto\", \"off\", or a number of octets from 536 to 65535",
-        )),
-    }
+        )
+    })
 }
 
 pub(super) fn choice<T: Copy>(

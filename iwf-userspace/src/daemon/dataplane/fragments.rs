@@ -1,11 +1,14 @@
 //! The maps that the packet programs share with whoever holds fragments.
-#![forbid(unsafe_code)]
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{HashMap, MapData, RingBuf};
 use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::{limits, tick};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A fragment that came before the first one of its datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +37,16 @@ impl AsRawFd for FragmentTables {
 }
 
 impl FragmentTables {
+    /// Registers the ring with the runtime.
+    ///
+    /// # Errors
+    /// If the runtime refuses.
+    pub(crate) fn watch(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it only when it is dropped.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
+            .map_err(io::Error::from)
+    }
+
     /// The next fragment of the ring.
     pub(crate) fn take(&mut self) -> Option<Taken> {
         loop {
@@ -52,6 +65,36 @@ impl FragmentTables {
         (fresh && value.flags & FragmentFlags::CLAIM == 0).then_some(value)
     }
 }
+
+/// What sends IPv4 packets as they are, fragments among them: the kernel adds nothing, and does not wait for the rest
+/// of a datagram where a ruleset has it put datagrams together (ip(7), IP_NODEFRAG).
+pub(crate) fn sender() -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::IPV4,
+        Type::RAW,
+        Some(Protocol::from(libc::IPPROTO_RAW)),
+    )?;
+    socket.set_nonblocking(true)?;
+    // Nobody reads from it: a socket of this protocol receives nothing.
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is the socket's, and the value is an int of the length given.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            IP_NODEFRAG,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if answer != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+/// linux/in.h.
+const IP_NODEFRAG: libc::c_int = 22;
 
 /// The struct as its fields lie in the record, and its tick; `None` if the record is shorter than it says.
 fn parse(record: &[u8]) -> Option<(Taken, u32)> {
