@@ -24,25 +24,23 @@ use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction};
-use crate::v6;
 
 /// One packet of the stack.
 #[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
-    let cursor = hook.cursor();
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse::parse(hook, &cursor, &mut packet) {
+    let packet = match parse::parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => return Err(report(hook)),
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
-            let fate = v6::egress::run(hook);
+            let fate = hook.v6_egress();
             return Err(if fate == PassReason::NotIpv4.into() {
                 Done::EgressUntouched.into()
             } else {
                 fate
             });
         }
-        Err(outcome) => return Err(guard(hook, &cursor, outcome)),
+        Err(outcome) => return Err(guard(hook, outcome)),
     };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
     if hook.ingress() != 0 && is_external(config, &packet.key.src) && is_answered(packet) {
@@ -74,7 +72,7 @@ fn is_answered(packet: &Packet) -> bool {
 fn report<H: Hook>(hook: &H) -> Outcome {
     let outcome = icmp::translate(hook, icmp::At::Egress);
     if outcome == PassReason::IcmpError.into() {
-        return guard(hook, &hook.cursor(), outcome);
+        return guard(hook, outcome);
     }
     outcome
 }
@@ -150,7 +148,7 @@ fn untranslated<H: Hook>(hook: &H, config: &Config, src: [u8; 4]) -> Outcome {
 
 /// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
 #[inline(never)]
-fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
+fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     let Some(config) = CONFIG.get(0) else {
         return Done::EgressUntouched.into();
     };
@@ -161,6 +159,7 @@ fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
             return fate;
         }
     }
+    let cursor = &hook.cursor();
     let src = match parse::addresses(hook, cursor) {
         Some((src, _)) => src,
         None if hook.is_ipv4(cursor) => return DropReason::Malformed.into(),

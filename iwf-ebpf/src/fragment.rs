@@ -41,6 +41,18 @@ pub enum Place {
     Egress,
 }
 
+impl Place {
+    /// Back from `as u32`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Lan,
+            1 => Self::Wan,
+            _ => Self::Egress,
+        }
+    }
+}
+
 /// A fragment that is not the first of its datagram.
 pub struct Later {
     /// Its datagram.
@@ -152,6 +164,12 @@ pub fn first_passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome) -> Out
 /// The fate of a fragment that is not the first.
 #[inline(always)]
 pub fn later<H: Hook>(hook: &H, place: Place) -> Outcome {
+    hook.later_fragment(place)
+}
+
+/// [`later`], on the far side.
+#[inline(always)]
+pub fn run<H: Hook>(hook: &H, place: Place) -> Outcome {
     match follow(hook, place) {
         Outcome::NONE => unknown(hook, place),
         outcome => outcome,

@@ -14,6 +14,7 @@ use iwf_common::limits::HELD_OCTETS;
 use iwf_common::reason::{DropReason, PassReason};
 
 use crate::cursor::{Cursor, load16, store16, store32};
+use crate::far::Far;
 use crate::fragment::Later;
 use crate::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac, TCP, ethernet, tcp, udp};
 use crate::maps::{DEVMAP, IFACES};
@@ -27,7 +28,7 @@ use crate::rewrite::{self, Hop};
 static MULTI_BUFFER: u8 = 1;
 
 /// Where a program runs.
-pub trait Hook {
+pub trait Hook: Far {
     /// Where the IPv4 header begins: behind an Ethernet header, or at once on links that have none.
     const L3: usize;
     /// Whether a packet can leave from here; otherwise the stack forwards what is translated.
@@ -90,7 +91,12 @@ impl Hook for XdpContext {
 
     #[inline(always)]
     fn cursor(&self) -> Cursor {
-        Cursor::new(self.data(), self.data_end())
+        // Volatile: a function on the far side voids the pointers (far.rs), which the compiler does not know.
+        // SAFETY: the context is the kernel's own, here and below.
+        let start = unsafe { (&raw const (*self.ctx).data).read_volatile() };
+        // SAFETY: see above.
+        let end = unsafe { (&raw const (*self.ctx).data_end).read_volatile() };
+        Cursor::new(start as usize, end as usize)
     }
 
     #[inline(always)]
@@ -213,7 +219,11 @@ macro_rules! of_the_stack {
 
         #[inline(always)]
         fn cursor(&self) -> Cursor {
-            Cursor::new(self.data(), self.data_end())
+            // SAFETY: the context is the kernel's own, here and below; volatile as in XDP.
+            let start = unsafe { (&raw const (*self.skb.skb).data).read_volatile() };
+            // SAFETY: see above.
+            let end = unsafe { (&raw const (*self.skb.skb).data_end).read_volatile() };
+            Cursor::new(start as usize, end as usize)
         }
 
         #[inline(always)]

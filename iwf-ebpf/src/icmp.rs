@@ -42,6 +42,18 @@ pub enum At {
     Egress,
 }
 
+impl At {
+    /// Back from `as u32`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Wan,
+            1 => Self::Lan,
+            _ => Self::Egress,
+        }
+    }
+}
+
 /// What an error says, as it arrived.
 struct Report {
     /// An answer to the quoted packet: key of the session of this error's direction.
@@ -64,8 +76,14 @@ struct Report {
 ///
 /// [`PassReason::IcmpError`] says that it was not touched and is no business of the NAT's. A function of its own:
 /// nothing of it may cost the others stack.
-#[inline(never)]
+#[inline(always)]
 pub fn translate<H: Hook>(hook: &H, place: At) -> Outcome {
+    hook.icmp_error(place)
+}
+
+/// [`translate`], on the far side.
+#[inline(always)]
+pub fn run<H: Hook>(hook: &H, place: At) -> Outcome {
     try_translate(hook, place).unwrap_or_else(|outcome| outcome)
 }
 
@@ -88,7 +106,7 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
     let Some(session) = session::find(&report.key, direction) else {
         return Err(without_session(config, place, report));
     };
-    check_sums::<H>(&hook.cursor(), report).step()?;
+    check_sums(hook, report).step()?;
     let way = way(hook, config, place, report, session);
     // Outbound, the stack gets it as it came: the program on WAN egress translates it then. What a session turns
     // back to the LAN never comes by there.
@@ -301,14 +319,10 @@ fn way<H: Hook>(
 /// RFC 5508 REQ-3: the checksum of the message and the quoted header's must be right. The quoted transport's is
 /// not looked at.
 #[inline(never)]
-fn check_sums<H: Hook>(cursor: &Cursor, report: &Report) -> Outcome {
+fn check_sums<H: Hook>(hook: &H, report: &Report) -> Outcome {
     let end = H::L3 + usize::from(report.total_len);
-    let message = sum(cursor, report.icmp, end.wrapping_sub(report.icmp));
-    let header = sum(
-        cursor,
-        report.quote,
-        report.transport.wrapping_sub(report.quote),
-    );
+    let message = hook.sum(report.icmp, end.wrapping_sub(report.icmp));
+    let header = hook.sum(report.quote, report.transport.wrapping_sub(report.quote));
     if message == SUM_OF_GOOD && header == SUM_OF_GOOD {
         Outcome::NONE
     } else {
@@ -322,9 +336,12 @@ const SUM_OF_GOOD: u32 = 0xffff;
 const CHUNK: usize = 64;
 
 /// The folded one's complement sum of `len` octets at `from`; 0, which no good data has, if they are not there.
-#[inline(never)]
-fn sum(cursor: &Cursor, from: usize, len: usize) -> u32 {
-    try_sum(cursor, from, len).unwrap_or(0)
+#[inline(always)]
+pub fn sum<H: Hook>(hook: &H, from: usize, len: usize) -> u32 {
+    if from > LONGEST {
+        return 0;
+    }
+    try_sum(&hook.cursor(), from, len).unwrap_or(0)
 }
 
 #[inline(always)]
@@ -361,13 +378,13 @@ fn try_sum(cursor: &Cursor, from: usize, len: usize) -> Option<u32> {
     }
     let mut tail = 0;
     if left & 2 != 0 {
-        let word = cursor.at::<2>(at)?;
+        let word = cursor.at_moving::<2>(at)?;
         // SAFETY: `at` proved the bounds.
         tail = u32::from(u16::from_ne_bytes(unsafe { load16::<0>(word) }));
         at += 2;
     }
     if left & 1 != 0 {
-        let octet = cursor.at::<1>(at)?;
+        let octet = cursor.at_moving::<1>(at)?;
         // RFC 1071: padded with a zero octet.
         // SAFETY: `at` proved the bounds.
         tail += u32::from(u16::from_ne_bytes([unsafe { *octet }, 0]));
@@ -379,7 +396,7 @@ fn try_sum(cursor: &Cursor, from: usize, len: usize) -> Option<u32> {
 
 #[inline(always)]
 fn add_chunk<const LEN: usize>(cursor: &Cursor, at: usize, sum: u32) -> Option<u32> {
-    let chunk = cursor.at::<LEN>(at)?;
+    let chunk = cursor.at_moving::<LEN>(at)?;
     // SAFETY: `at` proved the bounds; nothing is subtracted.
     let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, chunk.cast(), LEN as u32, sum) };
     Some(sum as u32)

@@ -13,7 +13,6 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick as now_tick;
-use crate::cursor::Cursor;
 use crate::filter;
 use crate::fragment::{self, Place};
 use crate::headers::{ICMP, Mac, TCP};
@@ -26,22 +25,20 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{self, Marks, Packet, is_unicast};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::v6;
 
 /// One frame from the WAN.
 #[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
-    let cursor = hook.cursor();
     let mut packet = MaybeUninit::uninit();
-    let packet = match parse::parse(hook, &cursor, &mut packet) {
+    let packet = match parse::parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(icmp::translate(hook, icmp::At::Wan));
         }
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
-            return Err(v6::inbound::run(hook));
+            return Err(hook.v6_inbound());
         }
-        Err(outcome) => return Err(guard(hook, &cursor, outcome)),
+        Err(outcome) => return Err(guard(hook, outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     // One way on for both, so that the verifier goes it once.
@@ -195,12 +192,13 @@ pub fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> 
 
 /// What is no flow goes to the stack, unless its addresses forbid.
 #[inline(never)]
-fn guard<H: Hook>(hook: &H, cursor: &Cursor, outcome: Outcome) -> Outcome {
+fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     if outcome == PassReason::Fragment.into() {
         return fragment::later(hook, Place::Wan);
     }
     let outcome = fragment::refuse(hook, outcome);
-    let (Some((src, dst)), Some(config)) = (parse::addresses(hook, cursor), CONFIG.get(0)) else {
+    let (Some((src, dst)), Some(config)) = (parse::addresses(hook, &hook.cursor()), CONFIG.get(0))
+    else {
         return outcome;
     };
     match check_addresses(config, src, dst) {

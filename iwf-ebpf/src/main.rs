@@ -6,6 +6,7 @@
 mod clock;
 mod cursor;
 mod egress;
+mod far;
 mod filter;
 mod floor;
 mod fragment;

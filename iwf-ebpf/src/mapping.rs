@@ -14,11 +14,11 @@ use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use iwf_common::port::{PROBES, PortRange};
-use iwf_common::reason::{Done, DropReason};
+use iwf_common::reason::{Done, DropReason, PassReason};
 
 use crate::headers::ICMP;
 use crate::host;
-use crate::maps::{MAPPINGS_EXT, MAPPINGS_INT};
+use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT};
 use crate::outcome::{Outcome, Step};
 use crate::stats;
 
@@ -56,7 +56,7 @@ pub fn find_or_make(
     kind: MappingKind,
     grant: &mut Grant,
 ) -> Step<()> {
-    find(config, now, internal, grant).step()?;
+    Outcome::from_slot(mapping_find(now, internal, grant)).step()?;
     if grant.external.proto != 0 {
         return Ok(());
     }
@@ -64,11 +64,51 @@ pub fn find_or_make(
     if kind != MappingKind::Host {
         host::may_map(config, now, internal, &mut grant.external).step()?;
     }
-    make(config, now, internal, kind, grant).step()
+    Outcome::from_slot(mapping_make(now, internal, kind as u32, grant)).step()
+}
+
+/// [`find`], judged once ([`crate::far`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mapping_find(now: u32, internal: *const EndpointKey, grant: *mut Grant) -> u32 {
+    // SAFETY: null or whole, by its type.
+    let internal = unsafe { internal.as_ref() };
+    // SAFETY: as above.
+    let grant = unsafe { grant.as_mut() };
+    match (CONFIG.get(0), internal, grant) {
+        (Some(config), Some(internal), Some(grant)) => find(config, now, internal, grant).slot(),
+        _ => Outcome::from(PassReason::NotConfigured).slot(),
+    }
+}
+
+/// [`make`], judged once ([`crate::far`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn mapping_make(
+    now: u32,
+    internal: *const EndpointKey,
+    kind: u32,
+    grant: *mut Grant,
+) -> u32 {
+    let kind = if kind == MappingKind::Host as u32 {
+        MappingKind::Host
+    } else {
+        MappingKind::Dynamic
+    };
+    // SAFETY: null or whole, by its type.
+    let internal = unsafe { internal.as_ref() };
+    // SAFETY: as above.
+    let grant = unsafe { grant.as_mut() };
+    match (CONFIG.get(0), internal, grant) {
+        (Some(config), Some(internal), Some(grant)) => {
+            make(config, now, internal, kind, grant).slot()
+        }
+        _ => Outcome::from(PassReason::NotConfigured).slot(),
+    }
 }
 
 /// Makes a mapping at the address of `grant`'s external endpoint.
-#[inline(never)]
+#[inline(always)]
 fn make(
     config: &Config,
     now: u32,
@@ -99,7 +139,7 @@ pub fn behind<'a>(external: &EndpointKey, internal: &EndpointKey) -> Option<&'a 
 
 /// An explicit mapping governs what its host sends until it expires (RFC 6887 section 11); a dynamic one is
 /// good while MAPPINGS_EXT agrees. What lost its external endpoint is removed. `grant` stays as it is if there is none.
-#[inline(never)]
+#[inline(always)]
 fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) -> Outcome {
     let Some(inner) = MAPPINGS_INT.get_ptr(internal) else {
         return Outcome::NONE;

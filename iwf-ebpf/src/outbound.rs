@@ -23,7 +23,7 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{hairpin, icmp, mapping, stats, v6};
+use crate::{hairpin, icmp, mapping, stats};
 
 /// One frame of a LAN host.
 #[inline(always)]
@@ -37,7 +37,7 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
             // What cannot leave from here is judged at WAN egress, all of it.
             return Err(if H::REDIRECTS6 {
-                v6::outbound::run(hook)
+                hook.v6_outbound()
             } else {
                 PassReason::NoRedirect.into()
             });

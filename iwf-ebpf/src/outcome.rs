@@ -43,6 +43,12 @@ impl Outcome {
         }
     }
 
+    /// Back from [`Self::slot`].
+    #[inline(always)]
+    pub const fn from_slot(slot: u32) -> Self {
+        Self(slot)
+    }
+
     /// Index in COUNTERS.
     #[inline(always)]
     pub const fn slot(self) -> u32 {

@@ -21,8 +21,8 @@ use crate::filter;
 use crate::headers::TCP;
 use crate::host;
 use crate::mapping;
-use crate::v6;
 use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP, SWEEP_ITEMS};
+use crate::v6;
 
 /// Looks at the next item. 0, or a negative error number.
 #[inline(always)]

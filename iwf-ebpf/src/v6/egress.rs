@@ -19,7 +19,7 @@ use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
 
 /// One packet of the stack that is not IPv4 with an Ethernet header.
-#[inline(never)]
+#[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Outcome {
     match try_run(hook) {
         Ok(outcome) | Err(outcome) => outcome,

@@ -25,8 +25,8 @@ use crate::session::Direction;
 const IKE: [u8; 2] = 500u16.to_be_bytes();
 const DHCPV6_CLIENT: [u8; 2] = 546u16.to_be_bytes();
 
-/// One frame from the WAN that is not IPv4. A function of its own, so that its stack is not IPv4's.
-#[inline(never)]
+/// One frame from the WAN that is not IPv4.
+#[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Outcome {
     match try_run(hook) {
         Ok(outcome) | Err(outcome) => outcome,

@@ -21,8 +21,8 @@ use crate::next_hop::l3_interface;
 use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
 
-/// One frame of a LAN host that is not IPv4. A function of its own, so that its stack is not IPv4's.
-#[inline(never)]
+/// One frame of a LAN host that is not IPv4.
+#[inline(always)]
 pub fn run<H: Hook>(hook: &H) -> Outcome {
     match try_run(hook) {
         Ok(outcome) | Err(outcome) => outcome,
