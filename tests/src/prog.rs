@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{
     Program, ProgramError, ProgramFd, RawTracePoint, RawTracePointRunOptions, SchedClassifier,
@@ -378,12 +378,11 @@ impl Plane {
     /// # Errors
     /// There is none of that name.
     pub fn map_data(&self, name: &str) -> Result<&MapData> {
-        match self.map(name)? {
-            Map::Array(data) | Map::HashMap(data) => Some(data),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "28 other kinds")]
-            _ => None,
-        }
-        .with_context(|| format!("{name} is of another kind"))
+        let map = self.map(name)?;
+        let (Map::Array(data) | Map::HashMap(data)) = map else {
+            bail!("{name} is of another kind");
+        };
+        Ok(data)
     }
 
     /// A tc program that is [ready](Self::ready).
