@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::nat::EndpointKey;
+use crate::tcp::Shown;
 
 /// The headers of a packet as it arrives. The identifier of an ICMP query is the port of the side that asked;
 /// the other side has port 0.
@@ -126,6 +127,15 @@ impl SessionValue {
     #[inline(always)]
     pub const fn reverse_key(&self, proto: u8) -> SessionKey {
         SessionKey::new(self.dst, self.dst_port, self.src, self.src_port, proto)
+    }
+
+    /// What a TCP connection has shown in this direction.
+    #[inline(always)]
+    pub const fn shown(&self) -> Shown {
+        Shown {
+            flags: self.tcp,
+            last: self.last_seen,
+        }
     }
 
     /// The internal and the external endpoint of the mapping this direction uses.

@@ -49,16 +49,37 @@ impl PortRange {
     /// A port of the same class as `internal` (REQ-3a), chosen by `random`; `None` if it fell into the hole.
     #[inline(always)]
     pub const fn pick(&self, internal: u16, random: u32) -> Option<u16> {
-        let (min, max) = if internal < FIRST_USER_PORT {
-            (1, FIRST_USER_PORT - 1)
-        } else {
-            (self.min, self.max)
-        };
+        let (min, max) = self.class(internal);
         let span = (max as u32).saturating_sub(min as u32) + 1;
         // Multiply and shift instead of modulo: no division in the packet path and no bias worth naming.
         let offset = ((random as u64 * span as u64) >> 32) as u16;
         let port = min.saturating_add(offset);
         if self.in_hole(port) { None } else { Some(port) }
+    }
+
+    /// The same with the lowest bit given as well (RFC 4787 REQ-4); `None` also if that port is beyond the edge.
+    #[inline(always)]
+    pub const fn pick_like(&self, internal: u16, random: u32, odd: bool) -> Option<u16> {
+        let Some(port) = self.pick(internal, random) else {
+            return None;
+        };
+        let port = (port & !1) | odd as u16;
+        let (min, max) = self.class(internal);
+        if port < min || port > max || self.in_hole(port) {
+            None
+        } else {
+            Some(port)
+        }
+    }
+
+    /// The ports that may replace `internal` (REQ-3a).
+    #[inline(always)]
+    const fn class(&self, internal: u16) -> (u16, u16) {
+        if internal < FIRST_USER_PORT {
+            (1, FIRST_USER_PORT - 1)
+        } else {
+            (self.min, self.max)
+        }
     }
 
     const fn in_hole(&self, port: u16) -> bool {
@@ -83,6 +104,29 @@ mod tests {
         }
         assert_eq!(range.pick(5000, 0), Some(1024));
         assert_eq!(range.pick(5000, u32::MAX), Some(65535));
+    }
+
+    #[test]
+    fn parity_is_kept_and_nothing_leaves_the_class() {
+        let narrow = PortRange {
+            min: 20001,
+            max: 20003,
+            hole_min: 20002,
+            hole_max: 20002,
+        };
+        for random in (0..=u32::MAX).step_by(0x0030_0001) {
+            for internal in [5000, 5001, 500, 501] {
+                let odd = internal % 2 == 1;
+                if let Some(port) = PortRange::default().pick_like(internal, random, odd) {
+                    assert_eq!(port % 2 == 1, odd);
+                    assert_eq!(port < FIRST_USER_PORT, internal < FIRST_USER_PORT);
+                    assert_ne!(port, 0);
+                }
+            }
+            assert_eq!(narrow.pick_like(5000, random, false), None);
+            let odd = narrow.pick_like(5000, random, true);
+            assert!(matches!(odd, None | Some(20001 | 20003)));
+        }
     }
 
     #[test]

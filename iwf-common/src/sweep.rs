@@ -11,7 +11,7 @@ use crate::flow::{SessionFlags, SessionKey, SessionValue};
 use crate::flow6::{EndpointKey6, SessionKey6};
 use crate::host::HostKey;
 use crate::nat::EndpointKey;
-use crate::tcp::{self, Phase};
+use crate::tcp::{self, Phase, Shown};
 use crate::{limits, tick};
 
 /// The only entry of SWEEP: what holds for all items of one run, and what came of them. One run at a time.
@@ -188,10 +188,10 @@ impl SweepItem {
     }
 }
 
-/// How long a session may be silent, in ticks, by the TCP flags both directions have seen. A TCP mapping without
+/// How long a session may be silent, in ticks, by what a connection has shown in both directions. A TCP mapping without
 /// a connection has the transitory time.
 #[inline(always)]
-pub const fn idle_time(idle: &IdleTimes, proto: u8, tcp_a: u8, tcp_b: u8) -> u32 {
+pub const fn idle_time(idle: &IdleTimes, proto: u8, tcp_a: Shown, tcp_b: Shown) -> u32 {
     const TCP: u8 = 6;
     const UDP: u8 = 17;
     match proto {
@@ -217,11 +217,20 @@ pub fn may_be_over(
     let grace = limits::GRACE.saturating_mul(hz);
     value.flags & SessionFlags::ENDED != 0
         || tick::deadline_passed(now, value.deadline)
-        || silence > idle_time(idle, key.proto, value.tcp, tcp::SYN | tcp::ACK | tcp::FIN)
+        || silence > idle_time(idle, key.proto, value.shown(), at_worst(value))
         // Only while it is young: an unanswered flow looks the same for all of its life.
         || (value.packets == 0
             && silence > grace
             && silence <= grace.saturating_mul(limits::LONE_HALF))
+}
+
+/// What the other direction has shown if it makes the time as short as it can without ending the connection by itself:
+/// it has closed it, and sent nothing since.
+const fn at_worst(value: &SessionValue) -> Shown {
+    Shown {
+        flags: tcp::SYN | tcp::ACK | tcp::FIN,
+        last: value.last_seen,
+    }
 }
 
 /// Whether a session marked at `ended` is held by no packet any more at `now`: a packet is done within
@@ -271,12 +280,18 @@ mod tests {
     #[test]
     fn nothing_that_is_over_is_missed() {
         let idle = IdleTimes::defaults(HZ);
-        for proto in [1, 6, 17] {
+        let ages = [(0, 0), (0, 9), (9, 0)];
+        for (proto, (before, after)) in [1, 6, 17].into_iter().flat_map(|p| ages.map(|a| (p, a))) {
             for ours in FLAGS {
                 for theirs in FLAGS {
-                    let limit = idle_time(&idle, proto, ours, theirs);
+                    let shown = |flags, ago| Shown {
+                        flags,
+                        last: NOW - ago,
+                    };
+                    let limit = idle_time(&idle, proto, shown(ours, before), shown(theirs, after));
                     assert!(
-                        picks(proto, ours, limit + 1) || picks(proto, theirs, limit + 1),
+                        picks(proto, ours, limit + 1 + before)
+                            || picks(proto, theirs, limit + 1 + after),
                         "{proto} {ours:#x} {theirs:#x}"
                     );
                 }

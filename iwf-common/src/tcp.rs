@@ -35,22 +35,51 @@ pub const fn opens(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
 }
 
-/// Whether a segment begins a new connection on a session whose old one has ended (RFC 6191).
+/// Whether a segment may begin a new connection on a session of an old one: [`reopens`] decides. Not so a SYN that
+/// is sent again while the connection opens.
 #[inline(always)]
-pub const fn reopens(seen: u8, flags: u8) -> bool {
-    opens(flags) && seen & (FIN | RST) != 0
+pub const fn may_reopen(seen: u8, flags: u8) -> bool {
+    opens(flags) && seen & (ACK | FIN | RST) != 0
 }
 
-/// The set of one direction after a segment with `flags`.
+/// Whether the old connection has ended, so that a new one may take its session (RFC 6191).
+#[inline(always)]
+pub const fn reopens(a: u8, b: u8) -> bool {
+    (a | b) & (FIN | RST) != 0
+}
+
+/// The set of one direction after a segment with `flags`. RST is in it only while it is the last that was seen: data
+/// after it takes it back (RFC 7857 section 2.2).
 #[inline(always)]
 pub const fn observe(seen: u8, flags: u8) -> u8 {
-    seen | (flags & TRACKED)
+    (seen & !RST) | (flags & TRACKED)
 }
 
-/// The phase of a connection whose directions have shown `a` and `b`.
+/// What a connection has shown in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The set as [`observe`] keeps it.
+    pub flags: u8,
+    /// Tick of the last segment.
+    pub last: u32,
+}
+
+impl Shown {
+    /// Whether the connection is reset from this side: a RST was the last it showed, and nothing but a RST has come
+    /// from the other side since. What comes in the same tick may have crossed it.
+    #[inline(always)]
+    const fn resets(&self, other: &Self) -> bool {
+        let since = other.flags & RST == 0 && crate::tick::age(other.last, self.last) > 0;
+        self.flags & RST != 0 && !since
+    }
+}
+
+/// The phase of a connection (RFC 7857 figure 1): after a RST it has the time of a closing one, and is open again if
+/// something comes in that time.
 #[inline(always)]
-pub const fn phase(a: u8, b: u8) -> Phase {
-    let reset = (a | b) & RST != 0;
+pub const fn phase(one: Shown, other: Shown) -> Phase {
+    let (a, b) = (one.flags, other.flags);
+    let reset = one.resets(&other) || other.resets(&one);
     let closed = a & b & FIN != 0;
     let opened = a & b & SYN != 0 && a & b & ACK != 0;
     if opened && !reset && !closed {
@@ -67,14 +96,13 @@ mod tests {
     use super::*;
 
     fn after(segments: &[(bool, u8)]) -> Phase {
-        let (mut out, mut back) = (0, 0);
-        for (outbound, flags) in segments {
-            if *outbound {
-                out = observe(out, *flags);
-            } else {
-                back = observe(back, *flags);
-            }
+        let (mut out, mut back) = (Shown::default(), Shown::default());
+        for (last, (outbound, flags)) in (u32::MAX - 2..=u32::MAX).chain(0..).zip(segments) {
+            let side = if *outbound { &mut out } else { &mut back };
+            side.flags = observe(side.flags, *flags);
+            side.last = last;
         }
+        assert_eq!(phase(out, back), phase(back, out));
         phase(out, back)
     }
 
@@ -107,11 +135,48 @@ mod tests {
         assert_eq!(after(&segments), Phase::Transitory);
     }
 
+    /// RFC 7857 figure 1, from an open connection on.
     #[test]
-    fn reset_is_transitory() {
-        let mut segments = OPEN.to_vec();
-        segments.push((false, RST));
-        assert_eq!(after(&segments), Phase::Transitory);
+    fn a_reset_holds_until_something_else_comes() {
+        use Phase::{Established, Transitory};
+        let cases: [(&[(bool, u8)], Phase); 9] = [
+            (&[(false, RST)], Transitory),
+            (&[(true, RST | ACK)], Transitory),
+            (&[(true, RST), (true, RST)], Transitory),
+            (&[(true, RST), (false, RST | ACK)], Transitory),
+            // From the side that was reset, and from the one that did it.
+            (&[(false, RST), (true, ACK)], Established),
+            (&[(false, RST), (false, ACK)], Established),
+            (&[(true, RST), (false, RST), (true, ACK)], Established),
+            (&[(true, RST), (false, ACK), (true, RST)], Transitory),
+            // What is closed stays so.
+            (
+                &[
+                    (true, FIN | ACK),
+                    (false, FIN | ACK),
+                    (true, RST),
+                    (false, ACK),
+                ],
+                Transitory,
+            ),
+        ];
+        for (more, expected) in cases {
+            let segments: std::vec::Vec<_> = OPEN.iter().chain(more).copied().collect();
+            assert_eq!(after(&segments), expected, "{more:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_crossed_the_reset_does_not_count() {
+        let open = SYN | ACK;
+        let reset = Shown {
+            flags: open | RST,
+            last: 7,
+        };
+        let data = |last| Shown { flags: open, last };
+        assert_eq!(phase(reset, data(6)), Phase::Transitory);
+        assert_eq!(phase(reset, data(7)), Phase::Transitory);
+        assert_eq!(phase(reset, data(8)), Phase::Established);
     }
 
     #[test]
@@ -121,7 +186,11 @@ mod tests {
         for flags in [ACK, RST, FIN, SYN | ACK, SYN | RST, SYN | FIN, 0] {
             assert!(!opens(flags), "{flags:#x}");
         }
-        assert!(reopens(SYN | ACK | FIN, SYN));
-        assert!(!reopens(SYN | ACK, SYN));
+        assert!(may_reopen(SYN | ACK, SYN));
+        assert!(!may_reopen(SYN, SYN), "the same SYN once more");
+        assert!(!may_reopen(SYN | ACK, SYN | ACK));
+        assert!(reopens(SYN | ACK | FIN, SYN | ACK));
+        assert!(reopens(SYN | ACK, SYN | ACK | RST));
+        assert!(!reopens(SYN | ACK, SYN | ACK), "it is open");
     }
 }

@@ -16,7 +16,7 @@ use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingVal
 use iwf_common::port::{PROBES, PortRange};
 use iwf_common::reason::{Done, DropReason, PassReason};
 
-use crate::headers::ICMP;
+use crate::headers::{ICMP, UDP};
 use crate::host;
 use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT};
 use crate::outcome::{Outcome, Step};
@@ -117,7 +117,7 @@ fn make(
     grant: &mut Grant,
 ) -> Outcome {
     let made = claim(config, now, internal, grant.external, kind)
-        .and_then(|external| publish(config, now, internal, external, kind));
+        .and_then(|claim| publish(config, now, internal, claim, kind));
     match made {
         Ok(external) => {
             grant.external = external;
@@ -138,7 +138,8 @@ pub fn behind<'a>(external: &EndpointKey, internal: &EndpointKey) -> Option<&'a 
 }
 
 /// An explicit mapping governs what its host sends until it expires (RFC 6887 section 11); a dynamic one is
-/// good while MAPPINGS_EXT agrees. What lost its external endpoint is removed. `grant` stays as it is if there is none.
+/// good while MAPPINGS_EXT agrees. What lost its external endpoint, or is over, is removed. `grant` stays as it is if
+/// there is none.
 #[inline(always)]
 fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) -> Outcome {
     let Some(inner) = MAPPINGS_INT.get_ptr(internal) else {
@@ -146,19 +147,21 @@ fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) ->
     };
     // SAFETY: entries live as long as the program runs.
     let external = unsafe { (*inner).endpoint(internal.proto) };
-    if config.is_external(external.addr)
-        && let Some(mapping) = behind(&external, internal)
-    {
-        if mapping.expired(now) {
-            // The next sweep makes room for a dynamic mapping.
-            return DropReason::MappingExpired.into();
+    let held = behind(&external, internal);
+    if let Some(mapping) = held {
+        if config.is_external(external.addr) && !mapping.expired(now) {
+            mapping.last_used = now;
+            *grant = Grant {
+                external,
+                deadline: mapping.expires,
+                explicit: mapping.kind == MappingKind::Explicit as u8,
+            };
+            return Outcome::NONE;
         }
-        mapping.last_used = now;
-        *grant = Grant {
-            external,
-            deadline: mapping.expires,
-            explicit: mapping.kind == MappingKind::Explicit as u8,
-        };
+        // Over, whether the sweep has come by or not: its host is not kept waiting. The triggering direction first,
+        // as everywhere.
+        remove_internal(internal);
+        release(&external, internal);
         return Outcome::NONE;
     }
     // Nothing to do about a failure: somebody else has removed it.
@@ -189,8 +192,15 @@ pub fn remove_internal(internal: &EndpointKey) -> bool {
     removed
 }
 
-/// Takes a free external endpoint at the address of `external`: the internal port if it may be kept (RFC 4787 REQ-4 asks for parity, this
-/// gives more), else a random one of its class.
+/// An external endpoint that is taken.
+struct Claim {
+    external: EndpointKey,
+    /// By this CPU, which may give it back. Else by another that makes the same mapping.
+    own: bool,
+}
+
+/// Takes a free external endpoint at the address of `external`: the internal port if it may be kept, else a random one
+/// of its class (RFC 4787 REQ-3a), for UDP of its parity as long as such are found (REQ-4).
 #[inline(always)]
 fn claim(
     config: &Config,
@@ -198,39 +208,50 @@ fn claim(
     internal: &EndpointKey,
     external: EndpointKey,
     kind: MappingKind,
-) -> Step<EndpointKey> {
+) -> Step<Claim> {
     let wanted = u16::from_be_bytes(internal.port);
-    let icmp = internal.proto == ICMP;
-    let value = MappingValue {
-        addr: internal.addr,
-        port: internal.port,
-        kind: kind as u8,
-        filter: filter_of(config, kind),
-        last_used: now,
-        ..MappingValue::default()
+    let mut search = Search {
+        ports: config.ports,
+        wanted,
+        proto: internal.proto,
+        external,
+        value: MappingValue {
+            addr: internal.addr,
+            port: internal.port,
+            kind: kind as u8,
+            filter: filter_of(config, kind),
+            last_used: now,
+            ..MappingValue::default()
+        },
+        end: End::Exhausted,
     };
-    if icmp || kind == MappingKind::Host || config.ports.keeps(wanted) {
-        match MAPPINGS_EXT.insert(external, value, BPF_NOEXIST.into()) {
-            Ok(()) => return Ok(external),
-            // Ours already: another CPU is between its two insertions, or half of a mapping is left.
-            Err(EEXIST) if behind(&external, internal).is_some() => return Ok(external),
+    if internal.proto == ICMP || kind == MappingKind::Host || config.ports.keeps(wanted) {
+        match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
+            Ok(()) => {
+                return Ok(Claim {
+                    external,
+                    own: true,
+                });
+            }
+            // The host's already: another CPU is between its two insertions, or half of a mapping is left.
+            Err(EEXIST) if behind(&search.external, internal).is_some() => {
+                return Ok(Claim {
+                    external,
+                    own: false,
+                });
+            }
             Err(EEXIST) => {}
             Err(_) => return Err(full(config, now, internal)),
         }
     }
-    let mut search = Search {
-        ports: config.ports,
-        wanted,
-        icmp,
-        external,
-        value,
-        end: End::Exhausted,
-    };
     // A loop of the program itself would be verified once per turn; the helper's body is verified once.
     // SAFETY: the callback takes a `Search`, which outlives the call.
     unsafe { bpf_loop(PROBES, probe as *mut c_void, (&raw mut search).cast(), 0) };
     match search.end {
-        End::Found => Ok(search.external),
+        End::Found => Ok(Claim {
+            external: search.external,
+            own: true,
+        }),
         End::Full => Err(full(config, now, internal)),
         End::Exhausted => {
             let none = EndpointKey::default();
@@ -244,7 +265,7 @@ fn claim(
 struct Search {
     ports: PortRange,
     wanted: u16,
-    icmp: bool,
+    proto: u8,
     external: EndpointKey,
     value: MappingValue,
     end: End,
@@ -260,21 +281,25 @@ enum End {
 }
 
 /// Tries one random port; 1 ends the search.
-extern "C" fn probe(_turn: u32, search: *mut Search) -> c_long {
+extern "C" fn probe(turn: u32, search: *mut Search) -> c_long {
     // SAFETY: the kernel passes what was given to `bpf_loop`.
     let search = unsafe { &mut *search };
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
-    let port = if search.icmp {
-        Some((random >> 16) as u16)
-    } else {
-        search.ports.pick(search.wanted, random)
+    let port = match search.proto {
+        ICMP => Some((random >> 16) as u16),
+        // A port of the other parity is better than none.
+        UDP => {
+            let odd = (search.wanted & 1 == 1) ^ (turn >= PROBES / 2);
+            search.ports.pick_like(search.wanted, random, odd)
+        }
+        _ => search.ports.pick(search.wanted, random),
     };
     let Some(port) = port else {
         return 0;
     };
     search.external.port = port.to_be_bytes();
-    search.end = match MAPPINGS_EXT.insert(search.external, search.value, BPF_NOEXIST.into()) {
+    search.end = match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
         Ok(()) => End::Found,
         Err(EEXIST) => return 0,
         Err(_) => End::Full,
@@ -288,9 +313,10 @@ fn publish(
     config: &Config,
     now: u32,
     internal: &EndpointKey,
-    external: EndpointKey,
+    claim: Claim,
     kind: MappingKind,
 ) -> Step<EndpointKey> {
+    let external = claim.external;
     let value = MappingValue {
         addr: external.addr,
         port: external.port,
@@ -313,14 +339,16 @@ fn publish(
             };
             // SAFETY: entries live as long as the program runs.
             let winner = unsafe { (*winner).endpoint(internal.proto) };
-            if winner != external {
-                release(&external);
+            if winner != external && claim.own {
+                release(&external, internal);
                 stats::count(Done::ClaimReturned);
             }
             Ok(winner)
         }
         Err(_) => {
-            release(&external);
+            if claim.own {
+                release(&external, internal);
+            }
             Err(full(config, now, internal))
         }
     }
@@ -335,11 +363,13 @@ const fn filter_of(config: &Config, kind: MappingKind) -> u8 {
     }
 }
 
-/// Gives a claim back that nobody but this CPU knows of.
+/// Gives the external endpoint of `internal` back. Not if the daemon has given it to another since.
 #[inline(always)]
-fn release(external: &EndpointKey) {
-    // A failure means it is gone, which is what is wanted.
-    MAPPINGS_EXT.remove(external).ok();
+fn release(external: &EndpointKey, internal: &EndpointKey) {
+    if behind(external, internal).is_some() {
+        // A failure means it is gone, which is what is wanted.
+        MAPPINGS_EXT.remove(external).ok();
+    }
 }
 
 #[inline(always)]

@@ -146,7 +146,7 @@ pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
     session.last_seen = now;
     session.count(packet.total_len);
     if packet.key.proto == TCP {
-        if tcp::reopens(session.tcp, packet.tcp_flags) {
+        if tcp::may_reopen(session.tcp, packet.tcp_flags) {
             reopen(session, packet.key.proto);
         }
         let seen = tcp::observe(session.tcp, packet.tcp_flags);
@@ -348,12 +348,16 @@ fn set_flags(session: &mut SessionValue, flags: u8) {
     unsafe { core::ptr::write_volatile(&raw mut session.flags, flags) };
 }
 
-/// A new connection on the ports of an ended one: both directions forget what they have seen.
+/// Perhaps a new connection on the ports of an ended one: then both directions forget what they have seen.
 #[inline(never)]
 fn reopen(session: &mut SessionValue, proto: u8) {
-    session.tcp = 0;
-    if let Some(other) = SESSIONS.get_ptr_mut(session.reverse_key(proto)) {
-        // SAFETY: as in `find`.
-        unsafe { (*other).tcp = 0 };
+    let Some(other) = SESSIONS.get_ptr_mut(session.reverse_key(proto)) else {
+        return;
+    };
+    // SAFETY: as in `find`.
+    let other = unsafe { &mut *other };
+    if tcp::reopens(session.tcp, other.tcp) {
+        session.tcp = 0;
+        other.tcp = 0;
     }
 }

@@ -15,6 +15,7 @@ use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::host::HostValue;
 use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
 use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
+use iwf_common::tcp::Shown;
 use iwf_common::{limits, tick};
 
 use crate::filter;
@@ -240,7 +241,7 @@ fn keeps_session(
         return true;
     };
     let silence = tick::age(now, session.last_seen).min(tick::age(now, other.last_seen));
-    if silence > sweep::idle_time(&config.idle, key.proto, session.tcp, other.tcp) {
+    if silence > sweep::idle_time(&config.idle, key.proto, session.shown(), other.shown()) {
         return false;
     }
     // A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection, else only what goes out.
@@ -278,7 +279,8 @@ fn keeps_mapping(
     let Some(config) = CONFIG.get(0) else {
         return true;
     };
-    let idle = sweep::idle_time(&config.idle, external.proto, 0, 0);
+    let none = Shown::default();
+    let idle = sweep::idle_time(&config.idle, external.proto, none, none);
     tick::age(request.as_of, mapping.last_used) <= idle || in_grace(now, mapping.last_used)
 }
 

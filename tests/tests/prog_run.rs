@@ -33,6 +33,8 @@ mod quota;
 mod race;
 #[path = "prog_run/sweep.rs"]
 mod sweep;
+#[path = "prog_run/tcp.rs"]
+mod tcp;
 #[path = "prog_run/v6/mod.rs"]
 mod v6;
 

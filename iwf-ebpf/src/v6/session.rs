@@ -70,7 +70,7 @@ pub fn touch(session: &mut SessionValue6, packet: &Packet6, now: u32) {
         session.octets_high = session.octets_high.wrapping_add(1);
     }
     if packet.key.proto == TCP {
-        if tcp::reopens(session.tcp, packet.tcp_flags) {
+        if tcp::may_reopen(session.tcp, packet.tcp_flags) {
             reopen(session, &packet.key);
         }
         let seen = tcp::observe(session.tcp, packet.tcp_flags);
@@ -80,13 +80,17 @@ pub fn touch(session: &mut SessionValue6, packet: &Packet6, now: u32) {
     }
 }
 
-/// A new connection on the ports of an ended one: both directions forget what they have seen.
+/// Perhaps a new connection on the ports of an ended one: then both directions forget what they have seen.
 #[inline(never)]
 fn reopen(session: &mut SessionValue6, key: &SessionKey6) {
-    session.tcp = 0;
-    if let Some(other) = SESSIONS6.get_ptr_mut(key.reverse()) {
-        // SAFETY: as in `find`.
-        unsafe { (*other).tcp = 0 };
+    let Some(other) = SESSIONS6.get_ptr_mut(key.reverse()) else {
+        return;
+    };
+    // SAFETY: as in `find`.
+    let other = unsafe { &mut *other };
+    if tcp::reopens(session.tcp, other.tcp) {
+        session.tcp = 0;
+        other.tcp = 0;
     }
 }
 

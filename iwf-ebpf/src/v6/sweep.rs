@@ -8,7 +8,7 @@ use iwf_common::config::Config;
 use iwf_common::flow6::{
     EndpointKey6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
 };
-use iwf_common::tcp::{self, Phase};
+use iwf_common::tcp::{self, Phase, Shown};
 use iwf_common::{limits, tick};
 
 use super::{proto, session};
@@ -96,6 +96,15 @@ fn refresh(config: &Config, key: &SessionKey6, session: &SessionValue6) {
     }
 }
 
+/// What a connection has shown in the direction of `session`.
+#[inline(always)]
+fn shown(session: &SessionValue6) -> Shown {
+    Shown {
+        flags: session.tcp,
+        last: session.last_seen,
+    }
+}
+
 /// How long a session may be silent. SCTP and DCCP are open once both sides have spoken: their states are not
 /// followed.
 #[inline(always)]
@@ -103,7 +112,7 @@ fn idle_time(config: &Config, proto: u8, a: &SessionValue6, b: &SessionValue6) -
     let both = a.packets != 0 && b.packets != 0;
     match proto {
         UDP | proto::UDP_LITE => config.idle.udp,
-        TCP => match tcp::phase(a.tcp, b.tcp) {
+        TCP => match tcp::phase(shown(a), shown(b)) {
             Phase::Established => config.idle.tcp_established,
             Phase::Transitory => config.idle.tcp_transitory,
         },

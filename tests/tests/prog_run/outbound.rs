@@ -3,7 +3,7 @@
 use anyhow::Result;
 use iwf_common::config::Prefix;
 use iwf_common::names;
-use iwf_common::nat::mask;
+use iwf_common::nat::{MappingKind, MappingValue, mask};
 use iwf_common::port::PortRange;
 use iwf_tests::packet::{Frame, Transport};
 use iwf_tests::prog::Delta;
@@ -217,14 +217,84 @@ fn a_mapped_host_sends_from_its_mapped_port() -> Result<()> {
     })
 }
 
+/// What is over is gone at once: its host goes on by a mapping of its own, and nobody comes in by the old one.
 #[test]
-fn an_expired_mapping_carries_nothing() -> Result<()> {
-    with_both(|bed| {
+fn an_expired_mapping_does_not_keep_its_host_waiting() -> Result<()> {
+    with_bed(|bed| {
         let now = bed.now()?;
         bed.map(UDP, (HOST, 5000), 40000, now.wrapping_sub(1))?;
         let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
+        let seen = bed.lan_in(&frame)?;
+        let mut delta = opened();
+        (delta.internal.added, delta.internal.changed) = (0, 1);
+        delta.external.removed = 1;
+        seen.is(REDIRECT, delta);
+        assert_eq!(seen.frame(), translated_out(&frame, 5000));
+        let state = bed.plane.state()?;
+        let external: Vec<_> = state.external.keys().copied().collect();
+        assert_eq!(external, [endpoint((WAN, 5000), UDP)]);
+        let old = wan_frame(Frame::udp((REMOTE, 53), (WAN, 40000)));
+        bed.wan_in(&old)?
+            .is_untouched(DROP, Delta::counted(&["drop_unsolicited"]), &old);
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-4: a replacement has the parity of the port that was wanted, while there are such.
+#[test]
+fn a_replaced_udp_port_keeps_its_parity() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| {
+            config.ports = PortRange {
+                min: 20000,
+                max: 20999,
+                hole_min: 20100,
+                hole_max: 20499,
+            };
+        })?;
+        let mut taken = Vec::new();
+        for port in 5000..5080 {
+            let seen = bed.lan_in(&lan_frame(Frame::udp((HOST, port), (REMOTE, 53))))?;
+            let got = seen.frame().src_port().expect("UDP has ports");
+            assert_eq!(got % 2, port % 2, "{port} became {got}");
+            assert!(matches!(got, 20000..20100 | 20500..21000), "{got}");
+            taken.push(got);
+        }
+        // RFC 7857 section 9: in no order that could be told.
+        assert!(!taken.is_sorted());
+        // When those of one parity are gone, the others are better than nothing.
+        bed.reconfigure(|config| {
+            (config.ports.min, config.ports.max) = (30000, 30001);
+            (config.ports.hole_min, config.ports.hole_max) = (1, 0);
+        })?;
+        for port in [6000, 6002] {
+            let frame = lan_frame(Frame::udp((HOST, port), (REMOTE, 53)));
+            assert_eq!(bed.lan_in(&frame)?.action, REDIRECT);
+        }
+        Ok(())
+    })
+}
+
+/// Another CPU has claimed the endpoint and not yet finished: who cannot finish it must not take it away.
+#[test]
+fn a_borrowed_claim_is_not_given_back() -> Result<()> {
+    with_sized_bed(4096, 2, |bed| {
+        // MAPPINGS_INT is full, so that the packet's mapping cannot be completed.
+        let claim = endpoint((WAN, 5000), UDP);
+        let value = MappingValue {
+            addr: HOST,
+            port: 5000u16.to_be_bytes(),
+            kind: MappingKind::Dynamic as u8,
+            ..MappingValue::default()
+        };
+        bed.plane.set_mapping(names::MAPPINGS_EXT, claim, value)?;
+        for port in [1, 2] {
+            let other = endpoint((HOST2, port), UDP);
+            bed.plane.set_mapping(names::MAPPINGS_INT, other, value)?;
+        }
+        let frame = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53)));
         bed.lan_in(&frame)?
-            .is_untouched(DROP, Delta::counted(&["drop_mapping_expired"]), &frame);
+            .is_untouched(DROP, Delta::counted(&["drop_mappings_full"]), &frame);
         Ok(())
     })
 }

@@ -20,6 +20,7 @@ use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
 use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
+use iwf_common::tcp::Shown;
 use iwf_common::{limits, tick};
 
 use super::batch::{BatchMap, Cursor, Slice};
@@ -604,7 +605,8 @@ impl Held {
         if self.kind == MappingKind::Explicit as u8 {
             return tick::deadline_passed(judge.now, self.expires);
         }
-        let idle = sweep::idle_time(&judge.config.idle, external.proto, 0, 0);
+        let none = Shown::default();
+        let idle = sweep::idle_time(&judge.config.idle, external.proto, none, none);
         tick::age(as_of, self.used) > idle
     }
 
