@@ -15,7 +15,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::process::{self, Finished, Process};
 
@@ -133,7 +133,36 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Full name, as `ip netns` lists it.
+    /// Runs `body` on a thread in a new namespace without a name: for program runs, which need interfaces and routes
+    /// and nobody at the other end. It lives as long as that thread, however this ends, so that nobody has to remove
+    /// it. Without IPv6 chatter, as any other.
+    ///
+    /// # Errors
+    /// If the kernel refuses. A panic in `body` goes on in the caller.
+    pub fn nameless<T: Send>(host: &str, body: impl FnOnce(Self) -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).context("make a namespace")?;
+                let tid = nix::unistd::gettid();
+                let path = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+                let ns = Self {
+                    name: path.clone(),
+                    host: host.to_owned(),
+                    path: path.into(),
+                    logs: std::env::temp_dir(),
+                };
+                for scope in ["all", "default"] {
+                    ns.sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
+                }
+                Ok(body(ns))
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Full name, as `ip netns` lists it, or the path of one that has none: `ip link` takes either.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -193,6 +222,17 @@ impl Namespace {
         let mut argv = vec!["ip"];
         argv.extend(args.split_whitespace());
         self.must(&argv)
+    }
+
+    /// Runs a list of `ip` commands, a line each.
+    ///
+    /// # Errors
+    /// If one of them fails.
+    pub fn ip_batch(&self, lines: &str) -> Result<()> {
+        let argv = self.argv(&["ip", "-batch", "-"]);
+        process::must_with_input(&argv, lines.as_bytes())
+            .map(drop)
+            .with_context(|| format!("on {}", self.host))
     }
 
     /// Sets a sysctl given as a path below /proc/sys, for example `net/ipv4/ip_forward`.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -79,7 +80,34 @@ pub fn run<S: AsRef<OsStr>>(argv: &[S]) -> Result<Finished> {
 /// # Errors
 /// If it cannot be started or exits with anything but 0: what it printed is in the error.
 pub fn must<S: AsRef<OsStr>>(argv: &[S]) -> Result<String> {
-    let done = run(argv)?;
+    succeeded(argv, run(argv)?)
+}
+
+/// The same for a program that reads `input`.
+///
+/// # Errors
+/// As [`must`], and if it ends without having read all of it.
+pub fn must_with_input<S: AsRef<OsStr>>(argv: &[S], input: &[u8]) -> Result<String> {
+    let shown = show(argv);
+    let mut child = command(argv)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {shown}"))?;
+    // Less than a pipe holds: the program need not be read meanwhile.
+    let written = child.stdin.take().map(|mut pipe| pipe.write_all(input));
+    let done = child
+        .wait_with_output()
+        .with_context(|| format!("run {shown}"))?;
+    let output = succeeded(argv, done.into())?;
+    written
+        .transpose()
+        .with_context(|| format!("write to {shown}"))?;
+    Ok(output)
+}
+
+fn succeeded<S: AsRef<OsStr>>(argv: &[S], done: Finished) -> Result<String> {
     if !done.success() {
         bail!(
             "{} failed (status {:?}): {}",

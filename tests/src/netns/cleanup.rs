@@ -1,6 +1,7 @@
 //! Removing what a run made: at its end, at a signal, and for runs that were killed.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{NETNS_DIR, PREFIX, RUN_DIR};
-use crate::{process, wait};
+use crate::wait;
 
 /// Sets that this process removes at its end.
 static OWNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
@@ -84,9 +85,13 @@ fn stale_id(name: &str) -> Option<&str> {
 /// Ends the processes inside the namespaces of `id`, removes these, unmounts and removes the directory.
 /// Goes on after failures: this runs in drops.
 pub(super) fn remove(id: &str) {
-    for name in namespaces_of(id) {
-        end_processes(&name);
-        process::must(&["ip", "netns", "delete", &name]).ok();
+    let namespaces = namespaces_of(id);
+    end_processes(&namespaces);
+    for name in namespaces {
+        // What `ip netns delete` does. The kernel takes it apart when nobody is inside any more.
+        let path = Path::new(NETNS_DIR).join(name);
+        nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH).ok();
+        std::fs::remove_file(&path).ok();
     }
     let dir = Path::new(RUN_DIR).join(id);
     for mount in mounts_below(&dir) {
@@ -107,25 +112,42 @@ fn namespaces_of(id: &str) -> Vec<String> {
         .collect()
 }
 
-fn end_processes(namespace: &str) {
-    let own = std::process::id().cast_signed();
-    let pids = || -> Vec<i32> {
-        process::must(&["ip", "netns", "pids", namespace])
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|line| line.trim().parse().ok())
-            // A thread of this process inside the namespace must not end the process.
-            .filter(|pid| *pid != own)
-            .collect()
-    };
-    for pid in pids() {
+fn end_processes(namespaces: &[String]) {
+    let inodes: Vec<_> = namespaces
+        .iter()
+        .filter_map(|name| inode(&Path::new(NETNS_DIR).join(name)))
+        .collect();
+    for pid in processes_in(&inodes) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
     }
-    // A killed child of ours stays listed until its guard reaps it, so the end is not worth an error.
     wait::until("processes to end", Duration::from_secs(2), || {
-        pids().is_empty().then_some(())
+        processes_in(&inodes).is_empty().then_some(())
     })
     .ok();
+}
+
+/// Processes in one of these namespaces, without this one: a thread of it inside must not end it. One that has ended
+/// and waits for its guard is in no namespace any more.
+fn processes_in(inodes: &[(u64, u64)]) -> Vec<i32> {
+    let own = std::process::id().cast_signed();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != own)
+        .filter(|pid| {
+            let namespace = inode(Path::new(&format!("/proc/{pid}/ns/net")));
+            namespace.is_some_and(|namespace| inodes.contains(&namespace))
+        })
+        .collect()
+}
+
+/// What identifies a namespace, whatever path leads to it.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {

@@ -8,7 +8,7 @@ use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
 use iwf_common::sweep::SweepMode;
 use iwf_tests::capture::Capture;
-use iwf_tests::netns::{self, Namespace, Network};
+use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::{Delta, Plane, Ran, State};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
@@ -71,7 +71,6 @@ pub(crate) struct Bed {
     pub(crate) lan: u32,
     pub(crate) wan: u32,
     capture: Capture,
-    _network: Network,
 }
 
 /// What one packet did.
@@ -105,24 +104,26 @@ impl Seen {
 
 /// Runs `test` in a fresh bed, inside its network namespace; not at all without privilege.
 pub(crate) fn with_bed(test: impl FnOnce(&mut Bed) -> Result<()> + Send) -> Result<()> {
-    run(
-        || {
-            let used = IDLE.lock().ok().and_then(|mut idle| idle.pop());
-            used.map_or_else(|| Plane::load(OBJECT, 4096, 4096), Ok)
-        },
-        |mut plane| {
-            plane.empty()?;
-            if let Ok(mut idle) = IDLE.lock() {
-                idle.push(plane);
-            }
-            Ok(())
-        },
-        test,
-    )
+    run(borrowed, given_back, test)
 }
 
 /// Planes of the ordinary size that no test uses now: the verifier takes longer than most tests.
 static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
+
+/// An empty plane of the ordinary size, which another test may have used.
+pub(crate) fn borrowed() -> Result<Plane> {
+    let used = IDLE.lock().ok().and_then(|mut idle| idle.pop());
+    used.map_or_else(|| Plane::load(OBJECT, 4096, 4096), Ok)
+}
+
+/// Leaves a plane to the next test. One that panics keeps its own, so that nobody sees what it left.
+pub(crate) fn given_back(mut plane: Plane) -> Result<()> {
+    plane.empty()?;
+    if let Ok(mut idle) = IDLE.lock() {
+        idle.push(plane);
+    }
+    Ok(())
+}
 
 /// Runs `test` twice, with XDP and with tc on both sides, in a fresh bed each.
 pub(crate) fn with_both(test: impl Fn(&mut Bed) -> Result<()> + Send + Sync) -> Result<()> {
@@ -159,25 +160,19 @@ fn run(
     if !netns::may_run() {
         return Ok(());
     }
-    let network = Network::new()?;
-    let ns = network.namespace("cpe")?;
-    ns.sysctl("net/ipv4/ip_forward", "1")?;
-    // One process for all of it: the suite makes dozens of these.
-    let batch = network.dir().join("bed");
-    std::fs::write(&batch, LINKS)?;
-    ns.ip(&format!("-batch {}", batch.display()))?;
-    let inside = ns.clone();
     // Named after the test, which the thread inside is not.
     let capture = Capture::of_this_test("prog_run")?;
-    inside.within(move || {
-        let mut bed = Bed::new(network, ns, get()?, capture)?;
+    Namespace::nameless("cpe", move |ns| {
+        ns.sysctl("net/ipv4/ip_forward", "1")?;
+        ns.ip_batch(LINKS)?;
+        let mut bed = Bed::new(ns, get()?, capture)?;
         test(&mut bed)?;
         put(bed.plane)
     })?
 }
 
 impl Bed {
-    fn new(network: Network, ns: Namespace, mut plane: Plane, capture: Capture) -> Result<Self> {
+    fn new(ns: Namespace, mut plane: Plane, capture: Capture) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
         let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
             role: role as u32,
@@ -213,7 +208,6 @@ impl Bed {
             lan,
             wan,
             capture,
-            _network: network,
         })
     }
 

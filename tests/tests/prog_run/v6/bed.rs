@@ -1,17 +1,15 @@
 //! A router with IPv6 on both sides: static neighbours and routes.
 
-use std::sync::Mutex;
-
 use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
 use iwf_common::flow6::{PinholeKey, PinholeValue};
 use iwf_common::names;
-use iwf_tests::netns::{self, Namespace, Network};
+use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet6::Frame6;
 use iwf_tests::prog::{Delta, Plane};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 
-use crate::bed::{ABORTED, BRIDGE_MAC, HZ, Seen, WAN_MAC};
+use crate::bed::{ABORTED, BRIDGE_MAC, HZ, Seen, WAN_MAC, borrowed, given_back};
 
 /// 2a0b:1:2:3::/64.
 const LAN: [u8; 8] = [0x2a, 0x0b, 0, 1, 0, 2, 0, 3];
@@ -63,8 +61,6 @@ pub(crate) struct Bed6 {
     pub(crate) bridge: u32,
     pub(crate) lan: u32,
     pub(crate) wan: u32,
-    _ns: Namespace,
-    _network: Network,
 }
 
 /// Runs `test` in a fresh bed with room for `sessions` session entries, inside its network namespace; not at all
@@ -76,25 +72,9 @@ pub(crate) fn with_sized_bed6(
     run(|| Plane::load(OBJECT, sessions, 64), |_| Ok(()), test)
 }
 
-/// Planes of the ordinary size that no test uses now: the verifier takes longer than most tests.
-static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
-
 /// The same with room for 4096, in a plane that another test may have used.
 pub(crate) fn with_bed6(test: impl FnOnce(&mut Bed6) -> Result<()> + Send) -> Result<()> {
-    run(
-        || {
-            let used = IDLE.lock().ok().and_then(|mut idle| idle.pop());
-            used.map_or_else(|| Plane::load(OBJECT, 4096, 64), Ok)
-        },
-        |mut plane| {
-            plane.empty()?;
-            if let Ok(mut idle) = IDLE.lock() {
-                idle.push(plane);
-            }
-            Ok(())
-        },
-        test,
-    )
+    run(borrowed, given_back, test)
 }
 
 fn run(
@@ -105,28 +85,23 @@ fn run(
     if !netns::may_run() {
         return Ok(());
     }
-    let network = Network::new()?;
-    let ns = network.namespace("cpe")?;
-    for (key, value) in [
-        ("all/disable_ipv6", "0"),
-        ("default/disable_ipv6", "0"),
-        ("all/forwarding", "1"),
-    ] {
-        ns.sysctl(&format!("net/ipv6/conf/{key}"), value)?;
-    }
-    let batch = network.dir().join("bed");
-    std::fs::write(&batch, LINKS)?;
-    ns.ip(&format!("-batch {}", batch.display()))?;
-    let inside = ns.clone();
-    inside.within(move || {
-        let mut bed = Bed6::new(network, ns, get()?)?;
+    Namespace::nameless("cpe", move |ns| {
+        for (key, value) in [
+            ("all/disable_ipv6", "0"),
+            ("default/disable_ipv6", "0"),
+            ("all/forwarding", "1"),
+        ] {
+            ns.sysctl(&format!("net/ipv6/conf/{key}"), value)?;
+        }
+        ns.ip_batch(LINKS)?;
+        let mut bed = Bed6::new(&ns, get()?)?;
         test(&mut bed)?;
         put(bed.plane)
     })?
 }
 
 impl Bed6 {
-    fn new(network: Network, ns: Namespace, mut plane: Plane) -> Result<Self> {
+    fn new(ns: &Namespace, mut plane: Plane) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
         let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
             role: role as u32,
@@ -159,8 +134,6 @@ impl Bed6 {
             bridge,
             lan,
             wan,
-            _ns: ns,
-            _network: network,
         })
     }
 
