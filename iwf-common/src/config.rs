@@ -115,6 +115,10 @@ impl ConfigFlags {
     pub const IPV6_FILTER: u32 = 1;
     /// TCP endpoints of the LAN are open as `filter6` says, like those of UDP. Without it only sessions are.
     pub const IPV6_OPEN_TCP: u32 = 2;
+    /// A remote host that sends a SYN to nobody is told so, later (RFC 5382 REQ-4, RFC 6092 REC-34).
+    pub const ANSWER_WAN: u32 = 4;
+    /// A LAN host is told when its new flow is refused (RFC 5508 REQ-8).
+    pub const ANSWER_LAN: u32 = 8;
 }
 
 /// A prefix that contains nothing.

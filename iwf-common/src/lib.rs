@@ -24,6 +24,7 @@ pub mod nat;
 mod pod;
 pub mod port;
 pub mod reason;
+pub mod refusal;
 pub mod sweep;
 pub mod tcp;
 pub mod tick;

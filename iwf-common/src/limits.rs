@@ -26,6 +26,9 @@ pub const BRIDGE_FDB: u32 = 4096;
 pub const FILTER_ENTRIES: usize = 8;
 /// Mappings with a list of remote prefixes. Full: the mapping is refused.
 pub const FILTERS: u32 = 1024;
+/// Remote addresses that mappings with address-dependent filtering have sent to, 80 octets each while there is one.
+/// Full: the flow is made all the same, but only the endpoint it goes to may answer; counted.
+pub const PEERS: u32 = 65_536;
 /// Octets of the event ring. Full: events are lost and counted.
 pub const EVENT_BYTES: u32 = 1 << 16;
 /// Events one CPU may write per second. More: lost and counted.
@@ -43,6 +46,12 @@ pub const HELD_OCTETS: usize = 2000;
 pub const HELD_BYTES: u32 = 1 << 19;
 /// Fragments one CPU may hold per second. More: dropped and counted.
 pub const HELD_PER_SECOND: u32 = 512;
+/// Octets of a refused packet that the daemon gets, to quote them: what fits an ICMPv6 error (RFC 4443 section 2.4).
+pub const REFUSED_OCTETS: usize = 1232;
+/// Octets of the ring that refused packets go to the daemon by: 209 of them. Full: they are lost and counted.
+pub const REFUSED_BYTES: u32 = 1 << 18;
+/// Refused packets of one side that one CPU may give per second. More: lost and counted.
+pub const REFUSED_PER_SECOND: u32 = 128;
 /// LAN prefixes.
 pub const LAN_PREFIXES: usize = 8;
 /// External addresses besides the first.

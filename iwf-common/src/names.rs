@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the pinned layout. Part of the pin path: a daemon never adopts maps of another layout.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// XDP program of every LAN port (of the bridge's ports, not of the bridge).
 pub const XDP_LAN: &str = "iwf_xdp_lan";
@@ -41,6 +41,8 @@ pub const MAPPINGS_INT: &str = "MAPPINGS_INT";
 pub const MAPPINGS_EXT: &str = "MAPPINGS_EXT";
 /// Hash, external [`crate::nat::EndpointKey`] to the [`crate::nat::FilterList`] of its mapping.
 pub const FILTERS: &str = "FILTERS";
+/// Hash, [`crate::nat::PeerKey`] to [`crate::nat::PeerValue`]: whom a mapping lets in that is address-dependent.
+pub const PEERS: &str = "PEERS";
 /// Hash, [`crate::host::HostKey`] to [`crate::host::HostValue`]: every LAN host with sessions or mappings.
 pub const HOSTS: &str = "HOSTS";
 /// Hash, [`crate::flow6::SessionKey6`] to [`crate::flow6::SessionValue6`]; one entry per direction.
@@ -81,8 +83,13 @@ pub const FRAGMENTS_HELD: &str = "FRAGMENTS_HELD";
 /// Per-CPU array of one [`crate::event::EventBudget`] for [`FRAGMENTS_HELD`].
 pub const HELD_BUDGET: &str = "HELD_BUDGET";
 
+/// Ring buffer of [`crate::refusal::RefusedPacket`].
+pub const REFUSED: &str = "REFUSED";
+/// Per-CPU array of [`crate::event::EventBudget`] for [`REFUSED`]: of the LAN, of the WAN.
+pub const REFUSED_BUDGET: &str = "REFUSED_BUDGET";
+
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 23] = [
+pub const PINNED_MAPS: [&str; 26] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -92,6 +99,7 @@ pub const PINNED_MAPS: [&str; 23] = [
     MAPPINGS_EXT,
     MAPPINGS_INT,
     FILTERS,
+    PEERS,
     SESSIONS,
     SESSIONS6,
     ENDPOINTS6,
@@ -106,6 +114,8 @@ pub const PINNED_MAPS: [&str; 23] = [
     FRAGMENTS,
     FRAGMENTS_HELD,
     HELD_BUDGET,
+    REFUSED,
+    REFUSED_BUDGET,
 ];
 
 #[cfg(test)]

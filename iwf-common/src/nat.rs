@@ -44,7 +44,7 @@ pub struct MappingValue {
     pub port: [u8; 2],
     /// [`MappingKind`].
     pub kind: u8,
-    /// [`Filter`].
+    /// [`Filter`]. A dynamic mapping goes by the configuration's, whatever stands here.
     pub filter: u8,
     /// The mapping table's generation of an explicit mapping; 0 otherwise.
     pub generation: u32,
@@ -80,6 +80,17 @@ impl MappingValue {
     pub const fn admits(&self, remote: [u8; 4]) -> bool {
         let mask = u32::from_ne_bytes(self.remote_mask);
         u32::from_ne_bytes(remote) & mask == u32::from_ne_bytes(self.remote_addr) & mask
+    }
+
+    /// The [`Filter`] in force, with `dynamic` for mappings that outbound packets have made: so that another
+    /// configuration holds at once for all of them.
+    #[inline(always)]
+    pub const fn filter_in_force(&self, dynamic: u8) -> u8 {
+        if self.kind == MappingKind::Dynamic as u8 {
+            dynamic
+        } else {
+            self.filter
+        }
     }
 
     /// Whether the mapping's promised lifetime is over at `now`.
@@ -132,6 +143,26 @@ impl MappingFlags {
     pub const SECONDARY: u32 = 4;
 }
 
+/// Key of PEERS: an external endpoint of ours and a remote address it has sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C, align(4))]
+pub struct PeerKey {
+    /// The mapping's external endpoint.
+    pub external: EndpointKey,
+    /// The remote host.
+    pub remote: [u8; 4],
+}
+
+/// Value of PEERS. An external endpoint may become another host's: then what the last one has sent counts for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct PeerValue {
+    /// Who has sent.
+    pub internal: EndpointKey,
+    /// Tick of the last known packet.
+    pub last_used: u32,
+}
+
 /// Value of FILTERS, keyed by the external endpoint: who may come in by a mapping with
 /// [`MappingFlags::FILTER_LIST`] (RFC 6887 section 13.3). A remote that one entry admits is admitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,6 +211,7 @@ impl FilterList {
     }
 }
 
+const _: () = assert!(size_of::<PeerKey>() == 12 && size_of::<PeerValue>() == 12);
 const _: () = assert!(size_of::<FilterEntry>() == 12);
 const _: () = assert!(size_of::<FilterList>() == 100 && align_of::<FilterList>() == 4);
 const _: () = assert!(size_of::<EndpointKey>() == 8 && align_of::<EndpointKey>() == 4);

@@ -9,7 +9,7 @@ use crate::flow6::{
 };
 use crate::fragment::{FragmentKey, FragmentValue};
 use crate::host::{HostKey, HostValue};
-use crate::nat::{EndpointKey, FilterList, MappingValue};
+use crate::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
 use crate::sweep::{SweepItem, SweepRequest};
 use crate::tick::ClockSample;
 
@@ -45,6 +45,8 @@ pod!(
     FragmentValue,
     IfaceValue,
     MappingValue,
+    PeerKey,
+    PeerValue,
     SessionKey,
     SessionValue,
     SweepItem,

@@ -79,6 +79,16 @@ counters! {
         Egress6 = "egress6",
         /// IPv6 endpoints that ENDPOINTS6 had no room for.
         Endpoint6Lost = "endpoints6_lost",
+        /// Remote addresses of mappings with address-dependent filtering that PEERS had no room for.
+        PeerLost = "peers_lost",
+        /// Refused packets given to the daemon, which may tell their senders.
+        RefusalNoted = "refusals_noted",
+        /// Refused packets that the ring or the budget had no room for.
+        RefusalLost = "refusals_lost",
+        /// Senders of refused packets that were told by an ICMP error. Counted by the daemon.
+        RefusalTold = "refusals_told",
+        /// Refused packets whose senders were not told, because too many wait or were told. Counted by the daemon.
+        RefusalUntold = "refusals_untold",
     }
 }
 

@@ -10,7 +10,7 @@ use crate::config::IdleTimes;
 use crate::flow::{SessionFlags, SessionKey, SessionValue};
 use crate::flow6::{EndpointKey6, SessionKey6};
 use crate::host::HostKey;
-use crate::nat::EndpointKey;
+use crate::nat::{EndpointKey, PeerKey};
 use crate::tcp::{self, Phase, Shown};
 use crate::{limits, tick};
 
@@ -91,6 +91,11 @@ pub enum SweepTask {
     JudgeSession6 = 7,
     /// Removes an entry of ENDPOINTS6, if it is over.
     JudgeEndpoint6 = 8,
+    /// Notes for the remote address of a session out that its mapping is in use with it.
+    NotePeer = 9,
+    /// Removes an entry of PEERS, if it is over. Its key is external endpoint and remote address, as source and
+    /// destination.
+    JudgePeer = 10,
 }
 
 impl SweepItem {
@@ -115,6 +120,30 @@ impl SweepItem {
             pad: 0,
             key6: NO_KEY6,
             key: SessionKey::new(endpoint.addr, endpoint.port, [0; 4], [0; 2], endpoint.proto),
+        }
+    }
+}
+
+impl SweepItem {
+    /// An item about an entry of PEERS.
+    pub const fn of_peer(peer: &PeerKey) -> Self {
+        let external = &peer.external;
+        let key = SessionKey::new(
+            external.addr,
+            external.port,
+            peer.remote,
+            [0; 2],
+            external.proto,
+        );
+        Self::session(SweepTask::JudgePeer, key)
+    }
+
+    /// The entry of PEERS that an item is about.
+    #[inline(always)]
+    pub const fn peer(&self) -> PeerKey {
+        PeerKey {
+            external: self.key.source(),
+            remote: self.key.dst,
         }
     }
 }

@@ -89,6 +89,14 @@ pub const fn phase(one: Shown, other: Shown) -> Phase {
     }
 }
 
+/// Whether a connection is a use of its mapping, by what its direction out has shown and whether a remote host began
+/// it (RFC 7857 sections 7 and 7.1). A host that answers with a RST, or not at all, does not want what comes in: a
+/// stranger could keep the mapping for ever.
+#[inline(always)]
+pub const fn uses_mapping(out: u8, invited: bool) -> bool {
+    out & RST == 0 && (!invited || out & SYN != 0)
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -104,6 +112,21 @@ mod tests {
         }
         assert_eq!(phase(out, back), phase(back, out));
         phase(out, back)
+    }
+
+    #[test]
+    fn a_host_that_refuses_uses_nothing() {
+        for (out, invited, uses) in [
+            (SYN, false, true),
+            (SYN | ACK, true, true),
+            (SYN | ACK | FIN, true, true),
+            (0, true, false),
+            (RST | ACK, true, false),
+            (SYN | ACK | RST, true, false),
+            (SYN | ACK | RST, false, false),
+        ] {
+            assert_eq!(uses_mapping(out, invited), uses, "{out:#x} {invited}");
+        }
     }
 
     const OPEN: [(bool, u8); 3] = [(true, SYN), (false, SYN | ACK), (true, ACK)];

@@ -2,16 +2,21 @@
 //!
 //! Read before editing: RFC 4787 section 5 (REQ-8), RFC 6887 sections 11.3 and 13.3.
 
+use aya_ebpf::bindings::BPF_ANY;
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
-use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
-use iwf_common::reason::{DropReason, PassReason};
+use iwf_common::nat::{
+    EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue,
+};
+use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tick;
 
 use crate::hairpin;
 use crate::headers::UDP;
-use crate::maps::FILTERS;
+use crate::maps::{FILTERS, PEERS};
 use crate::outcome::Step;
+use crate::session::Flow;
+use crate::stats;
 
 /// Whether `remote` may begin a session by `mapping`, whose external endpoint is `external`.
 #[inline(always)]
@@ -25,7 +30,12 @@ pub fn admit(
     if mapping.expired(now) {
         return Err(DropReason::MappingExpired.into());
     }
-    if mapping.filter != Filter::EndpointIndependent as u8 {
+    let filter = mapping.filter_in_force(config.filter);
+    if filter == Filter::AddressDependent as u8 {
+        if !has_sent_to(config, now, mapping, external, remote.addr) {
+            return Err(DropReason::Unsolicited.into());
+        }
+    } else if filter != Filter::EndpointIndependent as u8 {
         return Err(DropReason::Unsolicited.into());
     }
     if !names(mapping, external, remote) {
@@ -43,6 +53,53 @@ pub fn admit(
         return Err(DropReason::Unsolicited.into());
     }
     Ok(())
+}
+
+/// Notes whom the host of a new flow has sent to, if its mapping's filter is about that (RFC 4787 section 5).
+#[inline(always)]
+pub fn note(now: u32, flow: &Flow) {
+    if flow.grant.filter == Filter::AddressDependent as u8 && !flow.host {
+        note_peer(now, &flow.internal, &flow.grant.external, &flow.remote);
+    }
+}
+
+/// Enters a remote address, or that it is in use.
+#[inline(never)]
+pub fn note_peer(now: u32, internal: &EndpointKey, external: &EndpointKey, remote: &EndpointKey) {
+    let key = PeerKey {
+        external: *external,
+        remote: remote.addr,
+    };
+    let value = PeerValue {
+        internal: *internal,
+        last_used: now,
+    };
+    if PEERS.insert(key, value, BPF_ANY.into()).is_err() {
+        stats::count(Done::PeerLost);
+    }
+}
+
+/// Whether the host of the mapping has sent to that address lately.
+#[inline(always)]
+fn has_sent_to(
+    config: &Config,
+    now: u32,
+    mapping: &MappingValue,
+    external: &EndpointKey,
+    remote: [u8; 4],
+) -> bool {
+    let key = PeerKey {
+        external: *external,
+        remote,
+    };
+    let Some(peer) = PEERS.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: the kernel frees an entry only after the program; another may be written over it, whose owner is
+    // compared.
+    let peer = unsafe { *peer };
+    peer.internal == mapping.endpoint(external.proto)
+        && tick::age(now, peer.last_used) <= config.idle.udp
 }
 
 /// Whether a session may stay now that its mapping may have changed: it gets the mapping's expiry, and is over if

@@ -94,6 +94,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     }
     pair.flags = SessionFlags::HAIRPIN;
     write(config, now, packet, &pair, Direction::Out).step()?;
+    filter::note(now, &pair.flow);
     stats::count(Done::SessionCreated);
     Ok(())
 }

@@ -375,6 +375,12 @@ impl BareContext {
     }
 }
 
+impl aya_ebpf::EbpfContext for BareContext {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.as_ptr()
+    }
+}
+
 impl core::ops::Deref for BareContext {
     type Target = TcContext;
 

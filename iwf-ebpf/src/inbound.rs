@@ -167,6 +167,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
             external,
             deadline: mapping.expires,
             explicit: mapping.kind == MappingKind::Explicit as u8,
+            filter: mapping.filter,
         },
         remote: key.source(),
         host: false,

@@ -23,6 +23,7 @@ mod options;
 mod outbound;
 mod outcome;
 mod parse;
+mod refusal;
 mod rewrite;
 mod session;
 mod stats;
@@ -35,51 +36,68 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::{classifier, raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, TcContext, XdpContext};
 use iwf_common::reason::{Done, PassReason};
+use iwf_common::refusal::Side;
 use iwf_common::tick::ClockSample;
 
-use crate::hook::BareContext;
+use crate::hook::{BareContext, Hook};
 use crate::outcome::{Outcome, Step, Verdict};
+use crate::refusal::Refuse;
 
 /// Every LAN port.
 #[xdp(frags)]
 pub fn iwf_xdp_lan(ctx: XdpContext) -> u32 {
-    xdp_verdict(&ctx, outbound::run(&ctx))
+    xdp_verdict(&ctx, Side::Lan, outbound::run(&ctx))
 }
 
 /// The WAN port.
 #[xdp(frags)]
 pub fn iwf_xdp_wan(ctx: XdpContext) -> u32 {
-    xdp_verdict(&ctx, inbound::run(&ctx))
+    xdp_verdict(&ctx, Side::Wan, inbound::run(&ctx))
 }
 
 /// WAN egress.
 #[classifier]
 pub fn iwf_tc_egress(ctx: TcContext) -> i32 {
     if hook::is_tagged(&ctx) {
-        return tc_verdict(&ctx, Ok(Done::EgressUntouched.into()), TC_ACT_UNSPEC);
+        return tc_verdict(
+            &ctx,
+            Side::Forwarded,
+            Ok(Done::EgressUntouched.into()),
+            TC_ACT_UNSPEC,
+        );
     }
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, egress::run(&ctx), TC_ACT_UNSPEC)
+    tc_verdict(&ctx, Side::Forwarded, egress::run(&ctx), TC_ACT_UNSPEC)
 }
 
 /// Ingress of a LAN port that cannot run XDP.
 #[classifier]
 pub fn iwf_tc_lan(ctx: TcContext) -> i32 {
     if hook::is_tagged(&ctx) {
-        return tc_verdict(&ctx, Err(PassReason::NotIpv4.into()), TC_ACT_UNSPEC);
+        return tc_verdict(
+            &ctx,
+            Side::Lan,
+            Err(PassReason::NotIpv4.into()),
+            TC_ACT_UNSPEC,
+        );
     }
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, outbound::run(&ctx), TC_ACT_REDIRECT)
+    tc_verdict(&ctx, Side::Lan, outbound::run(&ctx), TC_ACT_REDIRECT)
 }
 
 /// Ingress of a WAN that cannot run XDP.
 #[classifier]
 pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
     if hook::is_tagged(&ctx) {
-        return tc_verdict(&ctx, Err(PassReason::NotIpv4.into()), TC_ACT_UNSPEC);
+        return tc_verdict(
+            &ctx,
+            Side::Wan,
+            Err(PassReason::NotIpv4.into()),
+            TC_ACT_UNSPEC,
+        );
     }
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, inbound::run(&ctx), TC_ACT_REDIRECT)
+    tc_verdict(&ctx, Side::Wan, inbound::run(&ctx), TC_ACT_REDIRECT)
 }
 
 /// Egress of a WAN without Ethernet headers.
@@ -87,7 +105,7 @@ pub fn iwf_tc_ingress(ctx: TcContext) -> i32 {
 pub fn iwf_l3_egress(ctx: TcContext) -> i32 {
     let ctx = BareContext::new(ctx);
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, egress::run(&ctx), TC_ACT_UNSPEC)
+    tc_verdict(&ctx, Side::Forwarded, egress::run(&ctx), TC_ACT_UNSPEC)
 }
 
 /// Ingress of a WAN without Ethernet headers.
@@ -95,7 +113,7 @@ pub fn iwf_l3_egress(ctx: TcContext) -> i32 {
 pub fn iwf_l3_ingress(ctx: TcContext) -> i32 {
     let ctx = BareContext::new(ctx);
     hook::pull_headers(&ctx);
-    tc_verdict(&ctx, inbound::run(&ctx), TC_ACT_UNSPEC)
+    tc_verdict(&ctx, Side::Wan, inbound::run(&ctx), TC_ACT_UNSPEC)
 }
 
 /// Looks at the next item of SWEEP_ITEMS. Run, never attached.
@@ -133,20 +151,21 @@ pub fn iwf_floor(ctx: XdpContext) -> u32 {
 }
 
 /// Counts the outcome. A drop is logged as well if the daemon has asked for that when it loaded the programs
-/// (AYA_LOG_LEVEL, a constant for the verifier: without it the kernel removes the branch).
+/// (AYA_LOG_LEVEL, a constant for the verifier: without it the kernel removes the branch), and its sender may be told.
 #[inline(always)]
-fn settle<C: EbpfContext>(ctx: &C, step: Step<Outcome>) -> Outcome {
+fn settle<H: Hook + Refuse + EbpfContext>(hook: &H, side: Side, step: Step<Outcome>) -> Outcome {
     let outcome = step.unwrap_or_else(|outcome| outcome);
     stats::count(outcome);
     if matches!(outcome.verdict(), Verdict::Drop) {
-        aya_log_ebpf::debug!(ctx, "{}", outcome.slot());
+        aya_log_ebpf::debug!(hook, "{}", outcome.slot());
+        refusal::note(hook, side, outcome);
     }
     outcome
 }
 
 #[inline(always)]
-fn xdp_verdict(ctx: &XdpContext, step: Step<Outcome>) -> u32 {
-    let outcome = settle(ctx, step);
+fn xdp_verdict(ctx: &XdpContext, side: Side, step: Step<Outcome>) -> u32 {
+    let outcome = settle(ctx, side, step);
     match outcome.verdict() {
         Verdict::Forward => xdp_action::XDP_REDIRECT,
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -157,8 +176,13 @@ fn xdp_verdict(ctx: &XdpContext, step: Step<Outcome>) -> u32 {
 /// "Unspecified" lets the next program at the hook have the packet, as if we were not there. `forward` is what
 /// forwarding means here: the redirect that was noted, or the same.
 #[inline(always)]
-fn tc_verdict(ctx: &TcContext, step: Step<Outcome>, forward: i32) -> i32 {
-    let outcome = settle(ctx, step);
+fn tc_verdict<H: Hook + Refuse + EbpfContext>(
+    hook: &H,
+    side: Side,
+    step: Step<Outcome>,
+    forward: i32,
+) -> i32 {
+    let outcome = settle(hook, side, step);
     match outcome.verdict() {
         Verdict::Forward => forward,
         Verdict::Pass => TC_ACT_UNSPEC,

@@ -33,6 +33,8 @@ pub struct Grant {
     pub deadline: u32,
     /// Asked for, not made by a packet.
     pub explicit: bool,
+    /// [`Filter`] in force.
+    pub filter: u8,
 }
 
 impl Grant {
@@ -41,6 +43,7 @@ impl Grant {
         external: EndpointKey::new([0; 4], [0; 2], 0),
         deadline: 0,
         explicit: false,
+        filter: 0,
     };
 }
 
@@ -121,6 +124,7 @@ fn make(
     match made {
         Ok(external) => {
             grant.external = external;
+            grant.filter = filter_of(config, kind);
             Outcome::NONE
         }
         Err(outcome) => outcome,
@@ -155,6 +159,7 @@ fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) ->
                 external,
                 deadline: mapping.expires,
                 explicit: mapping.kind == MappingKind::Explicit as u8,
+                filter: mapping.filter_in_force(config.filter),
             };
             return Outcome::NONE;
         }

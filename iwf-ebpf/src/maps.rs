@@ -1,5 +1,6 @@
 //! The maps. Names, keys and values are `iwf-common`'s; the loader may lower the sizes.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use iwf_common::config::{Config, FdbKey, IfaceValue};
@@ -11,7 +12,8 @@ use iwf_common::flow6::{
 };
 use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
+use iwf_common::refusal::RefusedPacket;
 use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, reason};
@@ -27,6 +29,14 @@ pub static MAPPINGS_INT: Mappings = HashMap::new();
 pub static MAPPINGS_EXT: Mappings = HashMap::new();
 #[btf_map]
 pub static FILTERS: HashMap<EndpointKey, FilterList, { limits::FILTERS as usize }> = HashMap::new();
+/// Not preallocated: most configurations have no use for it, and nothing depends on an insertion.
+#[btf_map]
+pub static PEERS: HashMap<
+    PeerKey,
+    PeerValue,
+    { limits::PEERS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 #[btf_map]
 pub static HOSTS: HashMap<HostKey, HostValue, { limits::HOSTS as usize }> = HashMap::new();
 #[btf_map]
@@ -71,6 +81,12 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, { limits::FRAGMENTS
 pub static FRAGMENTS_HELD: RingBuf<HeldFragment, { limits::HELD_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 pub static HELD_BUDGET: PerCpuArray<EventBudget, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static REFUSED: RingBuf<RefusedPacket, { limits::REFUSED_BYTES as usize }> = RingBuf::new();
+/// Of the LAN, of the WAN.
+#[btf_map]
+pub static REFUSED_BUDGET: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
 
 /// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
 #[inline(never)]

@@ -23,7 +23,7 @@ use crate::outcome::{Outcome, Step};
 use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{hairpin, icmp, mapping, stats};
+use crate::{filter, hairpin, icmp, mapping, stats};
 
 /// One frame of a LAN host.
 #[inline(always)]
@@ -232,5 +232,7 @@ pub fn begin(
     };
     let kind = session::kind_of(host);
     mapping::find_or_make(config, now, &internal, kind, &mut flow.grant)?;
-    session::open(config, now, &flow, packet, Direction::Out, next_hop)
+    session::open(config, now, &flow, packet, Direction::Out, next_hop)?;
+    filter::note(now, &flow);
+    Ok(())
 }

@@ -13,16 +13,16 @@
 
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::host::HostValue;
-use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
 use iwf_common::tcp::Shown;
-use iwf_common::{limits, tick};
+use iwf_common::{limits, tcp, tick};
 
 use crate::filter;
 use crate::headers::TCP;
 use crate::host;
 use crate::mapping;
-use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, SESSIONS, SWEEP, SWEEP_ITEMS};
+use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, PEERS, SESSIONS, SWEEP, SWEEP_ITEMS};
 use crate::v6;
 
 /// Looks at the next item. 0, or a negative error number.
@@ -57,6 +57,10 @@ pub fn step() -> i32 {
         v6::sweep::judge_session(now, &item.key6);
     } else if item.task == SweepTask::JudgeEndpoint6 as u32 {
         v6::sweep::judge_endpoint(request.as_of, &item.endpoint6());
+    } else if item.task == SweepTask::NotePeer as u32 {
+        note_peer(now, item);
+    } else if item.task == SweepTask::JudgePeer as u32 {
+        judge_peer(request.as_of, item);
     }
     0
 }
@@ -180,6 +184,47 @@ fn judge_internal(request: &mut SweepRequest, now: u32, item: &SweepItem) {
     }
 }
 
+/// A live session keeps its remote address in PEERS as it keeps its mapping, and enters it if the filter is new.
+#[inline(never)]
+fn note_peer(now: u32, item: &SweepItem) {
+    let (Some(session), Some(config)) = (entry(&item.key), CONFIG.get(0)) else {
+        return;
+    };
+    let key = &item.key;
+    let others = SessionFlags::INBOUND | SessionFlags::HOST | SessionFlags::ENDED;
+    if session.flags & others != 0 {
+        return;
+    }
+    let (internal, external) = session.endpoints(key);
+    let Some(mapping) = mapping::behind(&external, &internal) else {
+        return;
+    };
+    if mapping.filter_in_force(config.filter) != Filter::AddressDependent as u8 {
+        return;
+    }
+    let used = if key.proto == TCP {
+        now
+    } else {
+        session.last_seen
+    };
+    filter::note_peer(used, &internal, &external, &key.destination());
+}
+
+/// Removes an entry of PEERS as of the tick at which the daemon began to read the tables, as an idle mapping.
+#[inline(never)]
+fn judge_peer(as_of: u32, item: &SweepItem) {
+    let (Some(peer), Some(config)) = (PEERS.get_ptr(item.peer()), CONFIG.get(0)) else {
+        return;
+    };
+    // SAFETY: the kernel frees an entry only after the program.
+    let peer = unsafe { *peer };
+    let held = mapping::behind(&item.peer().external, &peer.internal).is_some();
+    if !held || tick::age(as_of, peer.last_used) > config.idle.udp {
+        // A failure means it is gone, which is what is wanted.
+        PEERS.remove(item.peer()).ok();
+    }
+}
+
 #[inline(always)]
 fn host_of<'a>(item: &SweepItem) -> Option<&'a mut HostValue> {
     let host = HOSTS.get_ptr_mut(item.host())?;
@@ -244,9 +289,14 @@ fn keeps_session(
     if silence > sweep::idle_time(&config.idle, key.proto, session.shown(), other.shown()) {
         return false;
     }
-    // A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection, else only what goes out.
+    // A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection that its host takes part in, else
+    // only what goes out.
     if key.proto == TCP {
-        note_use(mapping, now);
+        let inbound = session.flags & SessionFlags::INBOUND != 0;
+        let out = if inbound { other.tcp } else { session.tcp };
+        if tcp::uses_mapping(out, session.flags & SessionFlags::INVITED != 0) {
+            note_use(mapping, now);
+        }
     } else if session.flags & SessionFlags::INBOUND == 0 {
         note_use(mapping, session.last_seen);
     }

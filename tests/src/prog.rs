@@ -17,7 +17,8 @@ use iwf_common::flow6::{
 };
 use iwf_common::fragment::HeldFragment;
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
+use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
+use iwf_common::refusal::{RefusedPacket, Side};
 use iwf_common::tick::ClockSample;
 use iwf_common::{names, reason};
 
@@ -43,6 +44,8 @@ pub struct State {
     pub internal: BTreeMap<EndpointKey, MappingValue>,
     /// MAPPINGS_EXT.
     pub external: BTreeMap<EndpointKey, MappingValue>,
+    /// PEERS.
+    pub peers: BTreeMap<PeerKey, PeerValue>,
     /// SESSIONS6.
     pub sessions6: BTreeMap<SessionKey6, SessionValue6>,
     /// ENDPOINTS6.
@@ -92,6 +95,8 @@ pub struct Delta {
     pub internal: Change,
     /// MAPPINGS_EXT.
     pub external: Change,
+    /// PEERS.
+    pub peers: Change,
     /// SESSIONS6. What counts packets is no change.
     pub sessions6: Change,
     /// ENDPOINTS6.
@@ -137,6 +142,7 @@ impl Delta {
         };
         Self {
             sessions6: Change::between(&before.sessions6, &after.sessions6, same_session6),
+            peers: Change::between(&before.peers, &after.peers, |a, b| a.internal == b.internal),
             endpoints6: Change::between(&before.endpoints6, &after.endpoints6, |_, _| true),
             fragments6: Change::between(&before.fragments6, &after.fragments6, |_, _| true),
             pinholes: Change::between(&before.pinholes, &after.pinholes, PartialEq::eq),
@@ -159,6 +165,13 @@ impl Delta {
     #[must_use]
     pub fn sessions(mut self, added: usize) -> Self {
         self.sessions.added = added;
+        self
+    }
+
+    /// And so many remote addresses.
+    #[must_use]
+    pub fn peers(mut self, added: usize) -> Self {
+        self.peers.added = added;
         self
     }
 
@@ -239,6 +252,7 @@ impl Plane {
             .map_max_entries(names::SESSIONS, sessions)
             .map_max_entries(names::SESSIONS6, sessions)
             .map_max_entries(names::ENDPOINTS6, sessions)
+            .map_max_entries(names::PEERS, mappings)
             .map_max_entries(names::MAPPINGS_INT, mappings)
             .map_max_entries(names::MAPPINGS_EXT, mappings)
             .load(object)
@@ -481,6 +495,14 @@ impl Plane {
         self.put(names::SESSIONS, key, value)
     }
 
+    /// Writes a remote address that a mapping has sent to.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_peer(&mut self, key: PeerKey, value: PeerValue) -> Result<()> {
+        self.put(names::PEERS, key, value)
+    }
+
     /// Writes an IPv6 session entry.
     ///
     /// # Errors
@@ -597,6 +619,29 @@ impl Plane {
         Ok(Some(packet[..usize::from(len)].to_vec()))
     }
 
+    /// The next packet of REFUSED: where it was met, and its head.
+    ///
+    /// # Errors
+    /// If the ring cannot be read.
+    pub fn refused(&mut self) -> Result<Option<(Side, Vec<u8>)>> {
+        let map = self.ebpf.map_mut(names::REFUSED).context("ring")?;
+        let mut ring = RingBuf::try_from(map)?;
+        let Some(record) = ring.next() else {
+            return Ok(None);
+        };
+        let word = |at: usize| {
+            let octets = record[at..].first_chunk().context("a whole record")?;
+            Ok::<_, anyhow::Error>(u32::from_ne_bytes(*octets))
+        };
+        let side = word(std::mem::offset_of!(RefusedPacket, side))?;
+        let len = usize::try_from(word(std::mem::offset_of!(RefusedPacket, len))?)?;
+        let head = &record[std::mem::offset_of!(RefusedPacket, packet)..][..len];
+        Ok(Some((
+            Side::from_number(side).context("a side")?,
+            head.to_vec(),
+        )))
+    }
+
     /// Everything the programs can change.
     ///
     /// # Errors
@@ -614,6 +659,7 @@ impl Plane {
             sessions: self.entries(names::SESSIONS)?,
             internal: self.entries(names::MAPPINGS_INT)?,
             external: self.entries(names::MAPPINGS_EXT)?,
+            peers: self.entries(names::PEERS)?,
             sessions6: self.entries(names::SESSIONS6)?,
             endpoints6: self.entries(names::ENDPOINTS6)?,
             fragments6: self.entries(names::FRAGMENTS6)?,

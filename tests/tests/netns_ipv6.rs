@@ -1,9 +1,13 @@
 //! The IPv6 filter between real stacks: LAN host, router with the daemon, provider, Internet host.
-#![expect(clippy::disallowed_types, reason = "plays the hosts on both sides")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "plays the hosts on both sides, in real time"
+)]
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::daemon::{Iwfd, Options};
@@ -195,6 +199,42 @@ fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
     // The router itself is not cut off.
     ping(&lab.cpe, REMOTE)?;
     transfer(&lab.cpe, &server, 1 << 16)?;
+    Ok(())
+}
+
+/// RFC 6092 REC-34.
+#[test]
+fn a_stranger_is_refused_after_six_seconds() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(&lab, "")?;
+    let within = Duration::from_secs(20) * wait::patience();
+    let wan: Ipv6Addr = "2a0c:9::2".parse()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let attempt = |to: Ipv6Addr| {
+            let inet = &lab.inet;
+            scope.spawn(move || {
+                let began = Instant::now();
+                let error = connect(inet, (to, 4444).into(), within).err();
+                (error, began.elapsed())
+            })
+        };
+        for attempt in [attempt(HOST), attempt(ROUTER), attempt(wan)] {
+            let ended = attempt.join();
+            let (error, took) = ended.map_err(|_| anyhow::anyhow!("the remote host panicked"))?;
+            let error = error.context("nobody listens there")?;
+            let kind = error
+                .downcast_ref::<std::io::Error>()
+                .map(std::io::Error::kind);
+            // Administratively prohibited, as the kernel puts it.
+            ensure!(kind == Some(ErrorKind::PermissionDenied), "{error}");
+            ensure!(took >= Duration::from_secs(6), "after {took:?}");
+        }
+        Ok(())
+    })?;
+    ensure!(counter(&iwfd, "refusals_told")? == 3);
     Ok(())
 }
 

@@ -15,6 +15,8 @@ mod cost;
 mod egress;
 #[path = "prog_run/explicit.rs"]
 mod explicit;
+#[path = "prog_run/filtering.rs"]
+mod filtering;
 #[path = "prog_run/fragments.rs"]
 mod fragments;
 #[path = "prog_run/frames.rs"]
@@ -31,6 +33,10 @@ mod outbound;
 mod quota;
 #[path = "prog_run/race.rs"]
 mod race;
+#[path = "prog_run/refresh.rs"]
+mod refresh;
+#[path = "prog_run/refusals.rs"]
+mod refusals;
 #[path = "prog_run/sweep.rs"]
 mod sweep;
 #[path = "prog_run/tcp.rs"]

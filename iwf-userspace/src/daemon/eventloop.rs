@@ -194,10 +194,12 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 }
                 self.config.open_ports = new.open_ports;
                 self.config.pinholes = new.pinholes;
+                self.config.rules = new.rules;
                 self.config.reconcile_interval = new.reconcile_interval;
                 self.config.log_filter = new.log_filter;
                 self.config.mappings = new.mappings;
                 self.shell.set_pinholes(settings::pinholes(&self.config));
+                self.shell.set_rules(self.config.rules);
                 let ports = settings::host_ports(&self.config);
                 self.shell
                     .set_host_ports(ports, &mut self.upstream, clock::now());

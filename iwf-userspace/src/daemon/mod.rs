@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod netstate;
 mod own_ports;
 mod reconciler;
+mod refusals;
 pub mod settings;
 pub mod shell;
 pub mod signals;

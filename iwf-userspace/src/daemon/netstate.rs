@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::daemon::config::FlowRules;
 use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
 use crate::iwf::WanState;
 use crate::types::Protocol;
@@ -47,6 +48,7 @@ impl NetState {
             own_ports: BTreeSet::new(),
             ports: self.ports.clone(),
             fdb: self.fdb.clone(),
+            rules: FlowRules::default(),
             next_hops: self.next_hops,
         }
     }

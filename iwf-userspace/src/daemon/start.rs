@@ -25,7 +25,7 @@ use super::shell::Shell;
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
-use super::{clock, fragments, netlink, settings, signals, store};
+use super::{clock, fragments, netlink, refusals, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
 use crate::wire::description::{Description, DeviceUuid};
@@ -67,8 +67,10 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let boot_id = snapshot.boot_id;
     let core = core(&config, &description, snapshot, &plane)?;
     let fragment_tables = plane.fragments();
+    let refusal_tables = plane.refusals();
     let mut shell = Shell::new(core, plane, store, settings::host_ports(&config));
     shell.set_pinholes(settings::pinholes(&config));
+    shell.set_rules(config.rules);
 
     let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
     let (request_sender, requests) = mpsc::channel(MAX_WAITING_REQUESTS);
@@ -84,8 +86,10 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         boot_id,
         config: config.ssdp,
     };
-    // A task of its own, because it shares nothing with the core but the kernel's tables.
+    // Tasks of their own, because they share nothing with the core but the kernel's tables.
     let fragments = tokio::spawn(fragments::run(fragment_tables));
+    let wan = config.wan_interface.to_string();
+    let refusals = tokio::spawn(refusals::run(refusal_tables, wan));
     let control = tokio::spawn(control.serve(request_sender));
     let daemon = Daemon {
         shell,
@@ -104,6 +108,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     };
     daemon.run(inputs).await;
     fragments.abort();
+    refusals.abort();
     // Takes the socket's file with it.
     control.abort();
     if let Err(error) = control.await

@@ -6,6 +6,7 @@ use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
+use iwf_common::refusal::Side;
 use iwf_common::sweep::SweepMode;
 use iwf_tests::capture::Capture;
 use iwf_tests::netns::{self, Namespace};
@@ -263,6 +264,11 @@ impl Bed {
         self.plane.held()
     }
 
+    /// The next refused packet whose sender may be told: where it was met, and its head.
+    pub(crate) fn refused(&mut self) -> Result<Option<(Side, Vec<u8>)>> {
+        self.plane.refused()
+    }
+
     /// Octets whose payload is to be sent in segments of so many, 0: in one.
     pub(crate) fn tc_segmented(
         &mut self,
@@ -345,6 +351,10 @@ impl Bed {
         for (key, mut value) in state.sessions {
             value.last_seen = value.last_seen.wrapping_sub(ago);
             self.plane.set_session(key, value)?;
+        }
+        for (key, mut value) in state.peers {
+            value.last_used = value.last_used.wrapping_sub(ago);
+            self.plane.set_peer(key, value)?;
         }
         for (map, entries) in [
             (names::MAPPINGS_EXT, state.external),
@@ -451,6 +461,7 @@ pub(crate) fn sweeper(plane: &mut Plane) -> Result<Sweeper> {
         internal: map(names::MAPPINGS_INT)?,
         sessions6: map(names::SESSIONS6)?,
         endpoints6: map(names::ENDPOINTS6)?,
+        peers: map(names::PEERS)?,
         hosts: map(names::HOSTS)?,
         request: map(names::SWEEP)?,
         items: map(names::SWEEP_ITEMS)?,

@@ -41,6 +41,8 @@ pub struct Config {
     pub ephemeral_ports: EphemeralPorts,
     /// Largest TCP segment that is let pass in a SYN, IPv4.
     pub mss_clamp: MssClamp,
+    /// What holds for flows that somebody begins.
+    pub rules: FlowRules,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
     /// The IPv6 filter.
@@ -234,14 +236,36 @@ impl Default for Ipv6 {
     }
 }
 
+/// Who may begin a flow, and what others are told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowRules {
+    /// Whom the mapping of an IPv4 endpoint lets in after it has sent.
+    pub filtering: Filtering,
+    /// What is answered to a packet that is refused.
+    pub refusals: Refusals,
+}
+
+/// Who is told that a packet was refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refusals {
+    /// Both sides (RFC 5382 REQ-4, RFC 5508 REQ-8, RFC 6092 REC-34).
+    #[default]
+    Answer,
+    /// LAN hosts only.
+    AnswerLan,
+    /// Nobody.
+    Silent,
+}
+
 /// Whom an endpoint lets in that has sent (RFC 4787 section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Filtering {
     /// Everybody.
     EndpointIndependent,
     /// The hosts it has sent to, from every port.
     AddressDependent,
     /// The endpoints it has sent to.
+    #[default]
     AddressAndPortDependent,
 }
 

@@ -124,6 +124,8 @@ section!(Xdp {
 });
 section!(Nat {
     ephemeral_ports: String = "share",
+    filtering: String = "address-and-port-dependent",
+    refusals: String = "answer",
     mss_clamp: toml::Value = "auto",
 });
 section!(Policy {

@@ -152,6 +152,39 @@ fn reload_tells_what_needs_a_restart() {
 }
 
 #[test]
+fn filtering_and_refusals_are_read_and_followed() {
+    let default = parse(MINIMAL).unwrap();
+    assert_eq!(default.rules, FlowRules::default());
+    for (text, filtering) in [
+        ("endpoint-independent", Filtering::EndpointIndependent),
+        ("address-dependent", Filtering::AddressDependent),
+        (
+            "address-and-port-dependent",
+            Filtering::AddressAndPortDependent,
+        ),
+    ] {
+        let config = parse(&format!("{MINIMAL}[nat]\nfiltering = \"{text}\"\n")).unwrap();
+        assert_eq!(config.rules.filtering, filtering);
+        // A reload is enough.
+        assert!(default.restart_keys(&config).is_empty());
+    }
+    for (text, refusals) in [
+        ("answer", Refusals::Answer),
+        ("answer-lan", Refusals::AnswerLan),
+        ("silent", Refusals::Silent),
+    ] {
+        let config = parse(&format!("{MINIMAL}[nat]\nrefusals = \"{text}\"\n")).unwrap();
+        assert_eq!(config.rules.refusals, refusals);
+        assert!(default.restart_keys(&config).is_empty());
+    }
+    for key in ["filtering", "refusals"] {
+        let error = parse(&format!("{MINIMAL}[nat]\n{key} = \"none\"\n")).unwrap_err();
+        assert!(error.problem.contains(&format!("nat.{key}")), "{error}");
+        assert_eq!(error.line, Some(6), "{error}");
+    }
+}
+
+#[test]
 fn segment_sizes_are_clamped_as_written() {
     let clamp = |text: &str| parse(&format!("{MINIMAL}[nat]\nmss_clamp = {text}\n"));
     let auto = parse(MINIMAL).unwrap().mss_clamp;

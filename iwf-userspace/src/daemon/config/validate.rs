@@ -10,10 +10,10 @@ use toml::Spanned;
 
 use super::raw;
 use super::{
-    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, HttpConfig, InterfaceName,
-    Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp,
-    OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig, SsdpConfig, StaticPinhole, ThirdParty,
-    Timeouts,
+    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, FlowRules, HttpConfig,
+    InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode,
+    MssClamp, OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig, Refusals, SsdpConfig,
+    StaticPinhole, ThirdParty, Timeouts,
 };
 
 impl TryFrom<raw::File> for Config {
@@ -87,22 +87,15 @@ impl TryFrom<raw::File> for Config {
                     ("exclude", EphemeralPorts::Exclude),
                 ],
             )?,
+            rules: FlowRules {
+                filtering: choice("nat.filtering", &file.nat.filtering, &FILTERINGS)?,
+                refusals: choice("nat.refusals", &file.nat.refusals, &REFUSALS)?,
+            },
             mss_clamp: mss_clamp(&file.nat.mss_clamp)?,
             policy: policy(&file.policy)?,
             ipv6: Ipv6 {
                 filter: *file.ipv6.filter.get_ref(),
-                filtering: choice(
-                    "ipv6.filtering",
-                    &file.ipv6.filtering,
-                    &[
-                        ("endpoint-independent", Filtering::EndpointIndependent),
-                        ("address-dependent", Filtering::AddressDependent),
-                        (
-                            "address-and-port-dependent",
-                            Filtering::AddressAndPortDependent,
-                        ),
-                    ],
-                )?,
+                filtering: choice("ipv6.filtering", &file.ipv6.filtering, &FILTERINGS)?,
                 open_tcp: *file.ipv6.open_tcp.get_ref(),
             },
             pinholes: pinholes(&file.pinhole)?,
@@ -118,6 +111,22 @@ impl TryFrom<raw::File> for Config {
         })
     }
 }
+
+/// RFC 4787 section 5 in its own words.
+const FILTERINGS: [(&str, Filtering); 3] = [
+    ("endpoint-independent", Filtering::EndpointIndependent),
+    ("address-dependent", Filtering::AddressDependent),
+    (
+        "address-and-port-dependent",
+        Filtering::AddressAndPortDependent,
+    ),
+];
+
+const REFUSALS: [(&str, Refusals); 3] = [
+    ("answer", Refusals::Answer),
+    ("answer-lan", Refusals::AnswerLan),
+    ("silent", Refusals::Silent),
+];
 
 fn lan_interfaces(
     names: &Spanned<Vec<Spanned<String>>>,

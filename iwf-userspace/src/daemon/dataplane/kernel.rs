@@ -31,6 +31,7 @@ use super::pair::{self, Expect, Side, Tables};
 use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
+use super::refusals::RefusalTables;
 use super::sweep::{self, Judge, Progress, Sweeper};
 use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep};
 use crate::daemon::config::{
@@ -204,6 +205,14 @@ impl KernelPlane {
     /// If the maps cannot be opened once more.
     pub(crate) fn fragments(&self) -> Result<FragmentTables> {
         maps::fragments(&self.pins, self.clock.hz(), self.clock.now())
+    }
+
+    /// What is needed to tell the senders of refused packets.
+    ///
+    /// # Errors
+    /// As [`Self::fragments`].
+    pub(crate) fn refusals(&self) -> Result<RefusalTables> {
+        maps::refusals(&self.pins)
     }
 
     /// A whole pass of the sweep, in one go: for tests and tools, because it waits between slices.

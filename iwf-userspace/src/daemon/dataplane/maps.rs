@@ -22,7 +22,8 @@ use iwf_common::flow6::{
 use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
-    EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, mask,
+    EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, PeerKey,
+    PeerValue, mask,
 };
 use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
@@ -31,6 +32,7 @@ use iwf_common::{limits, names, reason};
 use super::clock::Clock;
 use super::fragments::FragmentTables;
 use super::pins::PinSet;
+use super::refusals::RefusalTables;
 use super::sweep::{SweepMaps, Sweeper};
 use super::{DataPlaneError, HALF_WRITTEN};
 use crate::daemon::config::Timeouts;
@@ -64,7 +66,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 20] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 22] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -95,6 +97,12 @@ impl Sizes {
                 mapping.0,
                 size_of::<FilterList>(),
                 limits::FILTERS,
+            ),
+            (
+                names::PEERS,
+                size_of::<PeerKey>(),
+                size_of::<PeerValue>(),
+                limits::PEERS,
             ),
             (
                 names::SESSIONS,
@@ -143,6 +151,7 @@ impl Sizes {
                 limits::FRAGMENTS,
             ),
             (names::HELD_BUDGET, INDEX, size_of::<EventBudget>(), 1),
+            (names::REFUSED_BUDGET, INDEX, size_of::<EventBudget>(), 2),
         ]
     }
 
@@ -225,6 +234,17 @@ pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTable
     })
 }
 
+/// Opens what is needed to answer refused packets.
+pub(super) fn refusals(set: &PinSet) -> Result<RefusalTables> {
+    Ok(RefusalTables {
+        ring: typed(set, names::REFUSED)?,
+        sessions: typed(set, names::SESSIONS)?,
+        sessions6: typed(set, names::SESSIONS6)?,
+        config: typed(set, names::CONFIG)?,
+        counters: typed(set, names::COUNTERS)?,
+    })
+}
+
 fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
     let open = || -> Result<M, MapError> {
         M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
@@ -241,6 +261,7 @@ fn sweeper(set: &PinSet) -> Result<Sweeper> {
         internal: &open(names::MAPPINGS_INT)?,
         sessions6: &open(names::SESSIONS6)?,
         endpoints6: &open(names::ENDPOINTS6)?,
+        peers: &open(names::PEERS)?,
         hosts: &open(names::HOSTS)?,
         request: &open(names::SWEEP)?,
         items: &open(names::SWEEP_ITEMS)?,

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::daemon::config::FlowRules;
 use crate::types::{ExternalEndpoint, Generation, Instant, InternalEndpoint, NatEntry, Protocol};
 
 mod attach;
@@ -26,6 +27,7 @@ pub mod object;
 mod pair;
 mod pins;
 mod programs;
+pub(crate) mod refusals;
 pub mod sweep;
 
 /// Why the data plane refused.
@@ -115,6 +117,8 @@ pub struct PlaneConfig {
     pub ports: Vec<Port>,
     /// Stations behind the ports of LAN bridges.
     pub fdb: Vec<FdbEntry>,
+    /// What holds for flows that somebody begins.
+    pub rules: FlowRules,
     /// Grows whenever a next hop a session may have cached is no longer right.
     pub next_hops: u32,
 }

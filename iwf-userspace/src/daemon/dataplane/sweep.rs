@@ -18,9 +18,11 @@ use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue};
+use iwf_common::nat::{
+    EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue,
+};
 use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
-use iwf_common::tcp::Shown;
+use iwf_common::tcp::{self, Shown};
 use iwf_common::{limits, tick};
 
 use super::batch::{BatchMap, Cursor, Slice};
@@ -53,6 +55,8 @@ pub struct SweepMaps<'a> {
     pub sessions6: &'a MapData,
     /// ENDPOINTS6.
     pub endpoints6: &'a MapData,
+    /// PEERS.
+    pub peers: &'a MapData,
     /// HOSTS.
     pub hosts: &'a MapData,
     /// SWEEP.
@@ -103,6 +107,7 @@ struct Handles {
     internal: BatchMap<EndpointKey, MappingValue>,
     sessions6: BatchMap<SessionKey6, SessionValue6>,
     endpoints6: BatchMap<EndpointKey6, EndpointValue6>,
+    peers: BatchMap<PeerKey, PeerValue>,
     hosts: BatchMap<HostKey, HostValue>,
     request: BatchMap<u32, SweepRequest>,
     items: BatchMap<u32, SweepItem>,
@@ -115,6 +120,7 @@ struct Slices {
     mappings: Slice<EndpointKey, MappingValue>,
     sessions6: Slice<SessionKey6, SessionValue6>,
     endpoints6: Slice<EndpointKey6, EndpointValue6>,
+    peers: Slice<PeerKey, PeerValue>,
     hosts: Slice<HostKey, HostValue>,
     request: Slice<u32, SweepRequest>,
     numbers: Vec<u32>,
@@ -152,6 +158,7 @@ enum Phase {
     Judging(hash_map::IntoIter<EndpointBits, Held>),
     Sessions6(Cursor),
     Endpoints6(Cursor),
+    Peers(Cursor),
     Recounting(hash_map::IntoIter<[u8; 16], (u32, u32)>),
     /// What was marked last waits for its removal.
     Resting,
@@ -170,6 +177,8 @@ struct Held {
     used: u32,
     expires: u32,
     kind: u8,
+    /// Its filter asks which addresses it has sent to.
+    by_address: bool,
     is_static: bool,
 }
 
@@ -216,6 +225,7 @@ impl Sweeper {
                 internal: BatchMap::new(maps.internal)?,
                 sessions6: BatchMap::new(maps.sessions6)?,
                 endpoints6: BatchMap::new(maps.endpoints6)?,
+                peers: BatchMap::new(maps.peers)?,
                 hosts: BatchMap::new(maps.hosts)?,
                 request: BatchMap::new(maps.request)?,
                 items: BatchMap::new(maps.items)?,
@@ -225,6 +235,7 @@ impl Sweeper {
                 mappings: Slice::new(SLICE),
                 sessions6: Slice::new(SLICE),
                 endpoints6: Slice::new(SLICE),
+                peers: Slice::new(SLICE),
                 hosts: Slice::new(SLICE),
                 request: Slice::new(1),
                 numbers: (0..limits::SWEEP_ITEMS).collect(),
@@ -300,7 +311,7 @@ impl Sweeper {
             Phase::Mappings(cursor) => {
                 self.maps.external.read(cursor, &mut self.slices.mappings)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_mappings(&self.slices.mappings, &mut self.slices.items);
+                pass.take_mappings(&self.slices.mappings, judge, &mut self.slices.items);
                 at_end.then_some(Phase::Sessions(Cursor::Start))
             }
             Phase::Sessions(cursor) => {
@@ -350,6 +361,14 @@ impl Sweeper {
                 let idle = |last_used| tick::age(pass.as_of, last_used) > judge.config.idle.udp;
                 let over = slice.iter().filter(|(_, value)| idle(value.last_used));
                 let items = over.map(|(key, _)| SweepItem::of_endpoint6(key));
+                self.slices.items.extend(items);
+                (*cursor == Cursor::End).then_some(Phase::Peers(Cursor::Start))
+            }
+            Phase::Peers(cursor) => {
+                let slice = &mut self.slices.peers;
+                self.maps.peers.read(cursor, slice)?;
+                // All of them: the program looks whether their mapping is still there.
+                let items = slice.iter().map(|(peer, _)| SweepItem::of_peer(peer));
                 self.slices.items.extend(items);
                 let hosts = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.hosts));
                 hosts.map(|hosts| Phase::Recounting(hosts.into_iter()))
@@ -485,6 +504,7 @@ impl Pass {
     fn take_mappings(
         &mut self,
         slice: &Slice<EndpointKey, MappingValue>,
+        judge: &Judge<'_>,
         items: &mut Vec<SweepItem>,
     ) {
         for (external, value) in slice.iter() {
@@ -495,6 +515,8 @@ impl Pass {
                 used: value.last_used,
                 expires: value.expires,
                 kind: value.kind,
+                by_address: value.filter_in_force(judge.config.filter)
+                    == Filter::AddressDependent as u8,
                 is_static: value.flags & MappingFlags::STATIC != 0,
             };
             if self.mode == SweepMode::KeepOnlyAddress {
@@ -541,6 +563,10 @@ impl Pass {
                             if !over {
                                 held.note_use(key, value, judge.now);
                             }
+                            let out = SessionFlags::INBOUND | SessionFlags::HOST;
+                            if held.by_address && value.flags & out == 0 {
+                                items.push(SweepItem::session(SweepTask::NotePeer, *key));
+                            }
                             // A hairpin session has the earlier deadline of two mappings.
                             let changed = value.deadline != held.expires
                                 && value.flags & SessionFlags::HAIRPIN == 0;
@@ -584,12 +610,17 @@ impl Pass {
 }
 
 impl Held {
-    /// A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection, else only what goes out.
+    /// A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection that its host takes part in, else
+    /// only what goes out. The entry of the direction out tells.
     fn note_use(&mut self, key: &SessionKey, value: &SessionValue, now: u32) {
-        let used = if key.proto == TCP {
-            now
-        } else if value.flags & SessionFlags::INBOUND == 0 {
+        if value.flags & SessionFlags::INBOUND != 0 {
+            return;
+        }
+        let invited = value.flags & SessionFlags::INVITED != 0;
+        let used = if key.proto != TCP {
             value.last_seen
+        } else if tcp::uses_mapping(value.tcp, invited) {
+            now
         } else {
             return;
         };

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
+use super::config::FlowRules;
 use super::control::server::Call as ControlCall;
 use super::control::{Request, Response};
 use super::dataplane::{DataPlane, DataPlaneError, Pinhole};
@@ -59,6 +60,7 @@ pub struct Shell<P, S> {
     host_ports: Vec<(Protocol, u16)>,
     own_ports: BTreeSet<(Protocol, u16)>,
     pinholes: Vec<Pinhole>,
+    rules: FlowRules,
     network: NetState,
     next_request: u64,
     soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
@@ -90,6 +92,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             host_ports,
             own_ports: BTreeSet::new(),
             pinholes: Vec::new(),
+            rules: FlowRules::default(),
             network: NetState::default(),
             next_request: 0,
             soap: BTreeMap::new(),
@@ -228,6 +231,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.pinholes = pinholes;
     }
 
+    /// Other rules hold for new flows. Takes effect as [`Shell::set_pinholes`] does.
+    pub fn set_rules(&mut self, rules: FlowRules) {
+        self.rules = rules;
+    }
+
     /// What the WAN link has carried, and what time it is.
     pub fn tick(
         &mut self,
@@ -304,6 +312,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let mut config = self.network.plane_config(self.host_ports.clone());
         config.own_ports = self.own_ports.clone();
         config.pinholes.clone_from(&self.pinholes);
+        config.rules = self.rules;
         if let Err(error) = self.plane.configure(&config) {
             log_plane("configure", error);
             self.runs.due = Some(now + RETRY);

@@ -7,4 +7,5 @@ mod filter;
 mod headers;
 mod own;
 mod pinholes;
+mod refusals;
 mod sessions;

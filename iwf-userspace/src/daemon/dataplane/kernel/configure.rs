@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 
-use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX, Prefix, Role as KernelRole};
+use iwf_common::config::{
+    Config, ConfigFlags, FdbKey, IfaceValue, NO_PREFIX, Prefix, Role as KernelRole,
+};
 use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, mask};
 use iwf_common::sweep::SweepMode;
@@ -13,6 +15,7 @@ use iwf_common::{limits, tick};
 use tracing::{debug, info, warn};
 
 use super::KernelPlane;
+use crate::daemon::config::{Filtering, Refusals};
 use crate::daemon::dataplane::attach::{self, Attachment, Mode};
 use crate::daemon::dataplane::features;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
@@ -150,6 +153,8 @@ impl KernelPlane {
         let mut new = held;
         new.external_addr = config.external_addr.map_or([0; 4], |addr| addr.octets());
         new.wan = wan_index(&config.ports);
+        new.filter = filter(config.rules.filtering) as u8;
+        new.flags = answers(config.rules.refusals, held.flags);
         new.mss = self.mss_clamp.size(config.wan_mtu);
         (new.lan, new.lan_len) = lan_prefixes(&config.lan_prefixes);
         (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
@@ -254,6 +259,25 @@ impl KernelPlane {
             self.tables.end_sessions(key)?;
         }
         Ok(true)
+    }
+}
+
+/// The programs' word for whom an endpoint lets in.
+pub(super) fn filter(filtering: Filtering) -> Filter {
+    match filtering {
+        Filtering::EndpointIndependent => Filter::EndpointIndependent,
+        Filtering::AddressDependent => Filter::AddressDependent,
+        Filtering::AddressAndPortDependent => Filter::AddressAndPortDependent,
+    }
+}
+
+/// CONFIG's `flags` with those that say who is answered.
+fn answers(refusals: Refusals, flags: u32) -> u32 {
+    let others = flags & !(ConfigFlags::ANSWER_WAN | ConfigFlags::ANSWER_LAN);
+    match refusals {
+        Refusals::Answer => others | ConfigFlags::ANSWER_WAN | ConfigFlags::ANSWER_LAN,
+        Refusals::AnswerLan => others | ConfigFlags::ANSWER_LAN,
+        Refusals::Silent => others,
     }
 }
 

@@ -8,12 +8,13 @@ use std::net::Ipv6Addr;
 use iwf_common::config::{ConfigFlags, NO_PREFIX6, Prefix6};
 use iwf_common::flow6::{PinholeKey, PinholeValue, SessionFlags6, Shape};
 use iwf_common::limits;
-use iwf_common::nat::{EndpointKey, Filter};
+use iwf_common::nat::EndpointKey;
 use iwf_common::sweep::SweepMode;
 use tracing::warn;
 
 use super::KernelPlane;
-use crate::daemon::config::{Filtering, Ipv6};
+use super::configure::filter;
+use crate::daemon::config::Ipv6;
 use crate::daemon::dataplane::clock::Clock;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::{DataPlaneError, Pinhole, PlaneConfig};
@@ -145,12 +146,7 @@ pub(super) fn flags(settings: &Ipv6, flags: u32) -> (u8, u32) {
     let set = |flags: u32, bit: u32, on: bool| if on { flags | bit } else { flags & !bit };
     let flags = set(flags, ConfigFlags::IPV6_FILTER, settings.filter);
     let flags = set(flags, ConfigFlags::IPV6_OPEN_TCP, settings.open_tcp);
-    let filter = match settings.filtering {
-        Filtering::EndpointIndependent => Filter::EndpointIndependent,
-        Filtering::AddressDependent => Filter::AddressDependent,
-        Filtering::AddressAndPortDependent => Filter::AddressAndPortDependent,
-    };
-    (filter as u8, flags)
+    (filter(settings.filtering) as u8, flags)
 }
 
 /// CONFIG's `lan6` and `lan6_len`.
