@@ -67,10 +67,14 @@ impl Cursor {
     #[inline(always)]
     pub fn copy(&self, offset: usize, into: *mut u8, len: usize) -> bool {
         const WORD: usize = 8;
-        if len < WORD || len > HELD_OCTETS {
+        let Some(len) = within::<WORD, HELD_OCTETS>(len) else {
+            return false;
+        };
+        // Older verifiers follow a comparison whose outcome is known: the first word is always there.
+        if !self.copy_word(offset, into, 0) {
             return false;
         }
-        for word in 0..HELD_OCTETS / WORD {
+        for word in 1..HELD_OCTETS / WORD {
             if (word + 1) * WORD > len {
                 break;
             }
@@ -79,12 +83,12 @@ impl Cursor {
             }
         }
         let last = len - WORD;
-        last <= HELD_OCTETS - WORD && self.copy_word(offset + last, into, last)
+        self.copy_word(offset + last, into, last)
     }
 
     #[inline(always)]
     fn copy_word(&self, offset: usize, into: *mut u8, at: usize) -> bool {
-        let Some(from) = self.at::<8>(offset) else {
+        let Some(from) = self.at_moving::<8>(offset) else {
             return false;
         };
         // SAFETY: in bounds by the caller's promise.
@@ -97,18 +101,21 @@ impl Cursor {
 
 impl Cursor {
     /// As [`Self::at`] for an offset that changes in a loop: there the compiler would compare with an end that it
-    /// has moved back before the loop, and the verifier forbids to move the end.
+    /// has moved back before the loop, and the verifier forbids to move the end. And it would compute the pointer
+    /// again where it is used; older verifiers take the second one for another than was compared.
     #[inline(always)]
     pub fn at_moving<const LEN: usize>(&self, offset: usize) -> Option<*mut u8> {
-        let header = self.start + offset;
+        let header: usize;
         let limit: usize;
-        // SAFETY: two instructions on registers.
+        // SAFETY: instructions on registers.
         unsafe {
             asm!(
+                "{header} += {offset}",
                 "{limit} = {header}",
                 "{limit} += {len}",
+                header = inout(reg) self.start => header,
                 limit = out(reg) limit,
-                header = in(reg) header,
+                offset = in(reg) offset,
                 len = const LEN,
                 options(pure, nomem, nostack, preserves_flags),
             );
@@ -118,6 +125,35 @@ impl Cursor {
         }
         Some(header as *mut u8)
     }
+}
+
+/// `value` if it is from `LEAST` to `MOST`. Compared with all its 64 bits, and one bound after the other: of another
+/// comparison, which the compiler may think equal, older verifiers do not learn both bounds.
+#[inline(always)]
+pub fn within<const LEAST: usize, const MOST: usize>(value: usize) -> Option<usize> {
+    let value = unknown(value);
+    if value > MOST {
+        return None;
+    }
+    let value = unknown(value);
+    if value < LEAST {
+        return None;
+    }
+    Some(unknown(value))
+}
+
+/// The same value, of which the compiler, but not the verifier, forgets what it is.
+#[inline(always)]
+fn unknown(mut value: usize) -> usize {
+    // SAFETY: sets a register to itself; without any instruction the kernel refuses the debug information.
+    unsafe {
+        asm!(
+            "{value} = {value}",
+            value = inout(reg) value,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    value
 }
 
 // Fields of 16 and 32 bits, read and written by one instruction. Headers have no alignment, so that the compiler

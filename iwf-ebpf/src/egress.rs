@@ -23,7 +23,7 @@ use crate::outbound;
 use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
 use crate::rewrite::Hop;
-use crate::session::{self, Direction};
+use crate::session::{self, Direction, Flow};
 
 /// One packet of the stack.
 #[inline(always)]
@@ -104,19 +104,19 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
 fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let key = &packet.key;
     let now = tick();
-    let internal = key.source();
+    let mut flow = Flow::outbound(packet, key.src == config.external_addr);
     let configured = config.external_addr != [0; 4];
-    if configured && key.src == config.external_addr {
-        if !is_unicast(key.dst) || !packet.asks() || mapping::is_static_service(&internal) {
+    if configured && flow.host {
+        if !is_unicast(key.dst) || !packet.asks() || mapping::is_static_service(&flow.internal) {
             return Err(Done::HostOut.into());
         }
         if key.proto == TCP && packet.tcp_flags & tcp::RST != 0 {
-            return Err(reset_of_host(config, &internal));
+            return Err(reset_of_host(config, &flow.internal));
         }
-        return outbound::begin(config, now, packet, internal, true, &NextHop::NONE);
+        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
     }
     if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
-        return outbound::begin(config, now, packet, internal, false, &NextHop::NONE);
+        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
     }
     Err(untranslated(hook, config, key.src))
 }

@@ -405,10 +405,13 @@ fn claim(config: &Config, now: u32, key: &FragmentKey, value: &FragmentValue) ->
         ..FragmentValue::default()
     };
     for _ in 0..CANDIDATES {
-        if FRAGMENTS.insert(wanted, claim, BPF_NOEXIST.into()).is_ok() {
+        if FRAGMENTS
+            .insert(&wanted, &claim, BPF_NOEXIST.into())
+            .is_ok()
+        {
             return wanted.id;
         }
-        let taken = FRAGMENTS.get_ptr(wanted).is_some_and(|other| {
+        let taken = FRAGMENTS.get_ptr(&wanted).is_some_and(|other| {
             // SAFETY: entries live as long as the program runs.
             let other = unsafe { &*other };
             let ours = other.src == claim.src && other.id == claim.id;
@@ -416,7 +419,7 @@ fn claim(config: &Config, now: u32, key: &FragmentKey, value: &FragmentValue) ->
         });
         if !taken {
             // A failure leaves the identification unclaimed and the datagram as it would be without us.
-            FRAGMENTS.insert(wanted, claim, BPF_ANY.into()).ok();
+            FRAGMENTS.insert(&wanted, &claim, BPF_ANY.into()).ok();
             return wanted.id;
         }
         // SAFETY: the helper has no preconditions.

@@ -69,6 +69,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
             internal: key.source(),
             grant: Grant::NONE,
             remote: target,
+            trigger: Direction::Out,
             host: false,
         },
         inner: mapping.endpoint(key.proto),
@@ -76,9 +77,9 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         flags: SessionFlags::HAIRPIN,
     };
     let (internal, grant) = (&pair.flow.internal, &mut pair.flow.grant);
-    mapping::find_or_make(config, now, internal, MappingKind::Dynamic, grant)?;
+    mapping::find_or_make(now, internal, MappingKind::Dynamic, grant)?;
     let (internal, external) = (&pair.flow.internal, &pair.flow.grant.external);
-    host::may_open(config, now, internal, external).step()?;
+    host::may_open(now, internal, external).step()?;
     let invited = let_in(config, now, &mut pair);
     if invited == DropReason::HairpinRefused.into() {
         // Noted, so that its peer's packet is an answer: two hosts that send to each other at once (RFC 5128

@@ -13,7 +13,7 @@ use iwf_common::fragment::FragmentValue;
 use iwf_common::limits::HELD_OCTETS;
 use iwf_common::reason::{DropReason, PassReason};
 
-use crate::cursor::{Cursor, load16, store16, store32};
+use crate::cursor::{Cursor, load16, store16, store32, within};
 use crate::far::Far;
 use crate::fragment::Later;
 use crate::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Mac, TCP, ethernet, tcp, udp};
@@ -273,9 +273,9 @@ macro_rules! of_the_stack {
 
         #[inline(always)]
         fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool {
-            if len == 0 || len > HELD_OCTETS {
+            let Some(len) = within::<8, HELD_OCTETS>(len) else {
                 return false;
-            }
+            };
             // SAFETY: the context is the kernel's own, and the caller has room for `len` octets.
             let copied = unsafe {
                 bpf_skb_load_bytes(

@@ -14,47 +14,73 @@ use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionKey};
 use iwf_common::host::{HostKey, HostValue, paired};
 use iwf_common::nat::{EndpointKey, MappingKind};
-use iwf_common::reason::DropReason;
+use iwf_common::reason::{DropReason, PassReason};
 use iwf_common::{limits, tick};
 
-use crate::maps::HOSTS;
+use crate::maps::{CONFIG, HOSTS, is_external};
 use crate::outcome::Outcome;
 use crate::stats;
 
 /// Whether the host at `internal` may have one more session. Two CPUs that ask at once may let it have one too many.
 /// `wanted` is the external endpoint of the session: a host that is new here gets its address for its other mappings.
-#[inline(never)]
-pub fn may_open(
-    config: &Config,
-    now: u32,
-    internal: &EndpointKey,
-    wanted: &EndpointKey,
-) -> Outcome {
-    let Some(host) = enter(config, now, &HostKey::v4(internal.addr), wanted.addr) else {
-        return refuse(config, now, internal, EventKind::HostsFull);
-    };
-    if host.sessions >= u64::from(config.host_sessions) {
-        return refuse(config, now, internal, EventKind::HostSessions);
-    }
-    Outcome::NONE
+#[inline(always)]
+pub fn may_open(now: u32, internal: &EndpointKey, wanted: &EndpointKey) -> Outcome {
+    Outcome::from_slot(host_may_open(now, internal, wanted))
 }
 
 /// Whether the host at `internal` may have one more dynamic mapping; if so, `external` gets its external address.
+#[inline(always)]
+pub fn may_map(now: u32, internal: &EndpointKey, external: &mut EndpointKey) -> Outcome {
+    Outcome::from_slot(host_may_map(now, internal, external))
+}
+
+/// [`may_open`], judged once ([`crate::far`]).
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn may_map(
-    config: &Config,
+extern "C" fn host_may_open(
     now: u32,
-    internal: &EndpointKey,
-    external: &mut EndpointKey,
-) -> Outcome {
-    let Some(host) = enter(config, now, &HostKey::v4(internal.addr), [0; 4]) else {
-        return refuse(config, now, internal, EventKind::HostsFull);
+    internal: *const EndpointKey,
+    wanted: *const EndpointKey,
+) -> u32 {
+    // SAFETY: null or whole, by its type.
+    let internal = unsafe { internal.as_ref() };
+    // SAFETY: as above.
+    let wanted = unsafe { wanted.as_ref() };
+    let (Some(config), Some(internal), Some(wanted)) = (CONFIG.get(0), internal, wanted) else {
+        return Outcome::from(PassReason::NotConfigured).slot();
     };
-    if host.mappings >= u64::from(config.host_mappings) {
-        return refuse(config, now, internal, EventKind::HostMappings);
-    }
-    external.addr = host.external;
-    Outcome::NONE
+    let refused = match enter(config, now, &HostKey::v4(internal.addr), &wanted.addr) {
+        None => EventKind::HostsFull,
+        Some(host) if host.sessions >= u64::from(config.host_sessions) => EventKind::HostSessions,
+        Some(_) => return Outcome::NONE.slot(),
+    };
+    refuse(config, now, internal, refused).slot()
+}
+
+/// [`may_map`], judged once ([`crate::far`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn host_may_map(
+    now: u32,
+    internal: *const EndpointKey,
+    external: *mut EndpointKey,
+) -> u32 {
+    // SAFETY: null or whole, by its type.
+    let internal = unsafe { internal.as_ref() };
+    // SAFETY: as above.
+    let external = unsafe { external.as_mut() };
+    let (Some(config), Some(internal), Some(external)) = (CONFIG.get(0), internal, external) else {
+        return Outcome::from(PassReason::NotConfigured).slot();
+    };
+    let refused = match enter(config, now, &HostKey::v4(internal.addr), &[0; 4]) {
+        None => EventKind::HostsFull,
+        Some(host) if host.mappings >= u64::from(config.host_mappings) => EventKind::HostMappings,
+        Some(host) => {
+            external.addr = host.external;
+            return Outcome::NONE.slot();
+        }
+    };
+    refuse(config, now, internal, refused).slot()
 }
 
 /// An entry of SESSIONS is new. Entries that do not count do not matter.
@@ -134,7 +160,7 @@ fn enter<'a>(
     config: &Config,
     now: u32,
     key: &HostKey,
-    wanted: [u8; 4],
+    wanted: &[u8; 4],
 ) -> Option<&'a mut HostValue> {
     let host = match find(key) {
         Some(host) => host,
@@ -144,21 +170,27 @@ fn enter<'a>(
                 ..HostValue::default()
             };
             // Another CPU may have been faster; whether it was, the second look tells.
-            HOSTS.insert(key, new, BPF_NOEXIST.into()).ok();
+            HOSTS.insert(key, &new, BPF_NOEXIST.into()).ok();
             find(key)?
         }
     };
     if host.last_used != now {
         host.last_used = now;
     }
-    if !config.is_external(host.external) {
-        host.external = if config.is_external(wanted) {
-            wanted
+    if !is_external(config, &host.external) {
+        host.external = if is_external(config, wanted) {
+            *wanted
         } else {
-            paired(key, config.external_addr, &config.pool)
+            u32::to_ne_bytes(choose(config, key))
         };
     }
     Some(host)
+}
+
+/// The external address that is a new host's by the pool. A function of its own for its stack.
+#[inline(never)]
+fn choose(config: &Config, key: &HostKey) -> u32 {
+    u32::from_ne_bytes(paired(key, config.external_addr, &config.pool))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -194,7 +226,7 @@ fn change(addr: &[u8; 4], change: Change) -> u32 {
     0
 }
 
-#[inline(never)]
+#[inline(always)]
 fn refuse(config: &Config, now: u32, internal: &EndpointKey, kind: EventKind) -> Outcome {
     stats::emit(config, now, kind, internal, &EndpointKey::default());
     match kind {

@@ -154,10 +154,10 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let mapping = MAPPINGS_EXT
         .get_ptr(external)
         .ok_or(DropReason::Unsolicited)?;
-    // SAFETY: entries live as long as the program runs.
-    let mapping = unsafe { *mapping };
+    // SAFETY: entries live as long as the program runs; none of it decides a memory access.
+    let mapping = unsafe { &*mapping };
     let now = now_tick();
-    filter::admit(config, now, &mapping, &external, &key.source())?;
+    filter::admit(config, now, mapping, &external, &key.source())?;
     if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
         return Err(DropReason::TcpStray.into());
     }
@@ -170,9 +170,10 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
             filter: mapping.filter,
         },
         remote: key.source(),
+        trigger: Direction::In,
         host: false,
     };
-    session::open(config, now, &flow, packet, Direction::In, &NextHop::NONE)
+    session::open(now, &flow, packet, &NextHop::NONE)
 }
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.

@@ -53,7 +53,6 @@ impl Grant {
 /// whole chain of calls.
 #[inline(always)]
 pub fn find_or_make(
-    config: &Config,
     now: u32,
     internal: &EndpointKey,
     kind: MappingKind,
@@ -65,7 +64,7 @@ pub fn find_or_make(
     }
     grant.external = *internal;
     if kind != MappingKind::Host {
-        host::may_map(config, now, internal, &mut grant.external).step()?;
+        host::may_map(now, internal, &mut grant.external).step()?;
     }
     Outcome::from_slot(mapping_make(now, internal, kind as u32, grant)).step()
 }
@@ -79,7 +78,11 @@ extern "C" fn mapping_find(now: u32, internal: *const EndpointKey, grant: *mut G
     // SAFETY: as above.
     let grant = unsafe { grant.as_mut() };
     match (CONFIG.get(0), internal, grant) {
-        (Some(config), Some(internal), Some(grant)) => find(config, now, internal, grant).slot(),
+        (Some(config), Some(internal), Some(grant)) => {
+            // Kernels before 6.2 take no key that is in a caller's frame.
+            let internal = *internal;
+            find(config, now, &internal, grant).slot()
+        }
         _ => Outcome::from(PassReason::NotConfigured).slot(),
     }
 }
@@ -104,7 +107,9 @@ extern "C" fn mapping_make(
     let grant = unsafe { grant.as_mut() };
     match (CONFIG.get(0), internal, grant) {
         (Some(config), Some(internal), Some(grant)) => {
-            make(config, now, internal, kind, grant).slot()
+            // As in `mapping_find`.
+            let internal = *internal;
+            make(config, now, &internal, kind, grant).slot()
         }
         _ => Outcome::from(PassReason::NotConfigured).slot(),
     }
@@ -330,7 +335,7 @@ fn publish(
         last_used: now,
         ..MappingValue::default()
     };
-    match MAPPINGS_INT.insert(internal, value, BPF_NOEXIST.into()) {
+    match MAPPINGS_INT.insert(internal, &value, BPF_NOEXIST.into()) {
         Ok(()) => {
             host::mapping_made(internal, value.kind);
             stats::count(Done::MappingCreated);

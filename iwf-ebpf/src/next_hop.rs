@@ -1,6 +1,7 @@
 //! Where a translated packet goes: route, neighbour, bridge port.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
@@ -82,16 +83,13 @@ pub fn look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut Nex
 
 #[inline(always)]
 fn try_look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut NextHop) -> Step<()> {
-    // SAFETY: integers and arrays of them; zero is a value of each.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
-    params.family = AF_INET;
-    params.ifindex = query.iif;
+    let mut params = MaybeUninit::uninit();
+    let params = self::params(&mut params, AF_INET, query.iif);
     params.__bindgen_anon_1.tot_len = query.total_len;
     params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(query.src);
     params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(query.dst);
     // SAFETY: the context is the kernel's own and the length is the struct's.
-    let answer =
-        unsafe { bpf_fib_lookup(ctx, &raw mut params, size_of::<FibParams>() as i32, 0) } as u32;
+    let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
     // Too large is answered before the kernel names the interface; the other two come after.
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
@@ -116,6 +114,23 @@ fn try_look_up(ctx: *mut c_void, config: &Config, query: &Query, found: &mut Nex
     // SAFETY: on success the kernel has put the MTU where the length was.
     found.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
     Ok(())
+}
+
+/// A question to the routing table, without its addresses. Written in place: a copy would cost stack.
+#[inline(always)]
+pub fn params(space: &mut MaybeUninit<FibParams>, family: u8, iif: u32) -> &mut FibParams {
+    let first: *mut u32 = space.as_mut_ptr().cast();
+    // Word by word: for all at once the compiler calls a function that goes octet by octet, and the verifier with it.
+    const _: () = assert!(size_of::<FibParams>() == 64 && align_of::<FibParams>() >= 4);
+    for word in 0..16 {
+        // SAFETY: inside of the struct; volatile, so that the stores stay what they are.
+        unsafe { core::ptr::write_volatile(first.add(word), 0) };
+    }
+    // SAFETY: integers and arrays of them; zero is a value of each.
+    let params = unsafe { space.assume_init_mut() };
+    params.family = family;
+    params.ifindex = iif;
+    params
 }
 
 /// Looks up the next hop of a session again and caches it.

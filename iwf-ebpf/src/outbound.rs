@@ -8,7 +8,6 @@ use core::mem::MaybeUninit;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionValue};
-use iwf_common::nat::EndpointKey;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
@@ -16,7 +15,6 @@ use crate::clock::tick;
 use crate::fragment::{self, Place};
 use crate::headers::{Mac, TCP};
 use crate::hook::Hook;
-use crate::mapping::Grant;
 use crate::maps::{CONFIG, in_lan, is_external};
 use crate::next_hop::{self, NextHop, Query};
 use crate::outcome::{Outcome, Step};
@@ -179,21 +177,20 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         return Err(PassReason::OtherProtocol.into());
     }
     let now = tick();
-    let internal = key.source();
     let mut next_hop = NextHop::NONE;
+    let mut flow = Flow::outbound(packet, false);
     let found = look_up(hook, config, packet, &mut next_hop);
     if found == PassReason::Unresolved.into() {
-        let remote = key.destination();
         stats::emit(
             config,
             now,
             EventKind::NextHopUnresolved,
-            &internal,
-            &remote,
+            &flow.internal,
+            &flow.remote,
         );
     }
     found.step()?;
-    begin(config, now, packet, internal, false, &next_hop)
+    begin(now, packet, &mut flow, &next_hop)
 }
 
 /// The way out by route. A function of its own: the question needs no stack when the sessions are made.
@@ -212,27 +209,14 @@ fn look_up<H: Hook>(hook: &H, config: &Config, packet: &Packet, next_hop: &mut N
 
 /// Makes mapping and sessions for a packet on its way out. Also for what the stack sends or forwards.
 #[inline(always)]
-pub fn begin(
-    config: &Config,
-    now: u32,
-    packet: &Packet,
-    internal: EndpointKey,
-    host: bool,
-    next_hop: &NextHop,
-) -> Step<()> {
+pub fn begin(now: u32, packet: &Packet, flow: &mut Flow, next_hop: &NextHop) -> Step<()> {
     // The stack knows its own connections; of a LAN host's only their beginning is believed.
-    if packet.key.proto == TCP && !host && !tcp::opens(packet.tcp_flags) {
+    if packet.key.proto == TCP && !flow.host && !tcp::opens(packet.tcp_flags) {
         return Err(DropReason::TcpStray.into());
     }
-    let mut flow = Flow {
-        internal,
-        grant: Grant::NONE,
-        remote: packet.key.destination(),
-        host,
-    };
-    let kind = session::kind_of(host);
-    mapping::find_or_make(config, now, &internal, kind, &mut flow.grant)?;
-    session::open(config, now, &flow, packet, Direction::Out, next_hop)?;
-    filter::note(now, &flow);
+    let kind = session::kind_of(flow.host);
+    mapping::find_or_make(now, &flow.internal, kind, &mut flow.grant)?;
+    session::open(now, flow, packet, next_hop)?;
+    filter::note(now, flow);
     Ok(())
 }

@@ -30,6 +30,17 @@ pub enum Direction {
     In,
 }
 
+impl Direction {
+    /// The other one.
+    #[inline(always)]
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::Out => Self::In,
+            Self::In => Self::Out,
+        }
+    }
+}
+
 /// Both ends of a flow and its mapping.
 pub struct Flow {
     /// The LAN host's endpoint, or the CPE's own with the WAN address.
@@ -38,6 +49,8 @@ pub struct Flow {
     pub grant: Grant,
     /// The other end, with port 0 for an ICMP query.
     pub remote: EndpointKey,
+    /// The direction of the packet that begins it.
+    pub trigger: Direction,
     /// A flow of the CPE itself.
     pub host: bool,
 }
@@ -57,33 +70,30 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
     (session.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == wanted).then_some(session)
 }
 
-/// Begins a session if its host may have one more.
+/// Begins a session if its host may have one more. Both entries: the return direction first, so that no answer can
+/// come back to nothing, and the direction of `packet` last.
 #[inline(always)]
-pub fn open(
-    config: &Config,
-    now: u32,
-    flow: &Flow,
-    packet: &Packet,
-    trigger: Direction,
-    next_hop: &NextHop,
-) -> Step<()> {
+pub fn open(now: u32, flow: &Flow, packet: &Packet, next_hop: &NextHop) -> Step<()> {
     if !flow.host {
-        host::may_open(config, now, &flow.internal, &flow.grant.external).step()?;
+        host::may_open(now, &flow.internal, &flow.grant.external).step()?;
     }
-    write(now, flow, packet, trigger, next_hop).step()
+    write(now, flow, packet, flow.trigger.reverse(), next_hop).step()?;
+    // If this fails, the first half is left alone, and the sweep ends it when its grace is over.
+    write(now, flow, packet, flow.trigger, next_hop).step()?;
+    stats::count(Done::SessionCreated);
+    Ok(())
 }
 
-/// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
-/// direction of `packet` last.
+/// Writes the entry of one direction. Once for each, because both at a time would need too much stack.
 #[inline(never)]
 fn write(
     now: u32,
     flow: &Flow,
     packet: &Packet,
-    trigger: Direction,
+    direction: Direction,
     next_hop: &NextHop,
 ) -> Outcome {
-    Outcome::of(try_write(now, flow, packet, trigger, next_hop))
+    Outcome::of(try_write(now, flow, packet, direction, next_hop))
 }
 
 #[inline(always)]
@@ -91,53 +101,22 @@ fn try_write(
     now: u32,
     flow: &Flow,
     packet: &Packet,
-    trigger: Direction,
+    direction: Direction,
     next_hop: &NextHop,
 ) -> Step<()> {
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
-    let flags = (if flow.host { SessionFlags::HOST } else { 0 })
-        | (if flow.grant.explicit {
-            SessionFlags::EXPLICIT
-        } else {
-            0
-        })
-        | (match trigger {
-            Direction::Out => 0,
-            Direction::In => SessionFlags::INVITED,
-        });
     let mut value = SessionValue {
         last_seen: now,
         deadline: flow.grant.deadline,
         ..SessionValue::default()
     };
-    let reverse = match trigger {
-        Direction::Out => Direction::In,
-        Direction::In => Direction::Out,
-    };
-    aim(&mut value, flow, reverse, flags);
-    put(config, now, flow, reverse, &value).step()?;
-
-    aim(&mut value, flow, trigger, flags);
-    value.router_mac = packet.frame_dst.octets();
-    value.tcp = tcp::observe(0, packet.tcp_flags);
-    next_hop.store(&mut value);
-    // If this fails, the first half is left alone, and the sweep ends it when its grace is over.
-    put(config, now, flow, trigger, &value).step()?;
-    stats::count(Done::SessionCreated);
-    Ok(())
-}
-
-/// Inserts one direction. A function of its own: two copies of it would need twice the stack.
-#[inline(never)]
-fn put(
-    config: &Config,
-    now: u32,
-    flow: &Flow,
-    direction: Direction,
-    value: &SessionValue,
-) -> Outcome {
-    let key = flow.key(direction);
-    Outcome::of(insert(config, now, flow, &key, value))
+    aim(&mut value, flow, direction);
+    if direction == flow.trigger {
+        value.router_mac = packet.frame_dst.octets();
+        value.tcp = tcp::observe(0, packet.tcp_flags);
+        next_hop.store(&mut value);
+    }
+    insert(config, now, flow, &flow.key(direction), &value)
 }
 
 /// Notes that a packet of the session went by.
@@ -179,6 +158,34 @@ pub fn is_due(session: &SessionValue, now: u32) -> bool {
 }
 
 impl Flow {
+    /// Of a packet on its way out; its mapping is yet to be found.
+    #[inline(always)]
+    pub fn outbound(packet: &Packet, host: bool) -> Self {
+        Self {
+            internal: packet.key.source(),
+            grant: Grant::NONE,
+            remote: packet.key.destination(),
+            trigger: Direction::Out,
+            host,
+        }
+    }
+
+    /// [`SessionFlags`] of both entries, without INBOUND.
+    #[inline(always)]
+    fn flags(&self) -> u8 {
+        let host = if self.host { SessionFlags::HOST } else { 0 };
+        let explicit = if self.grant.explicit {
+            SessionFlags::EXPLICIT
+        } else {
+            0
+        };
+        let invited = match self.trigger {
+            Direction::Out => 0,
+            Direction::In => SessionFlags::INVITED,
+        };
+        host | explicit | invited
+    }
+
     #[inline(always)]
     fn key(&self, direction: Direction) -> SessionKey {
         let (from, to) = match direction {
@@ -201,7 +208,8 @@ pub const fn kind_of(host: bool) -> MappingKind {
 
 /// Fills in the translation of one direction.
 #[inline(always)]
-fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction, flags: u8) {
+fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction) {
+    let flags = flow.flags();
     let external = &flow.grant.external;
     let (old, new) = match direction {
         Direction::Out => {

@@ -38,7 +38,7 @@ pub fn emit(
         internal: *internal,
         external: *external,
     };
-    if !budget.take(now, config.hz) || EVENTS.output(event, 0).is_err() {
+    if !budget.take(now, config.hz) || EVENTS.output(&event, 0).is_err() {
         count(Done::EventLost);
     }
 }

@@ -26,7 +26,7 @@ pub fn remember(now: u32, packet: &Packet6) {
         pad: 0,
     };
     // A failure costs the packet its later fragments, which are then dropped by name.
-    FRAGMENTS6.insert(key(packet), value, BPF_ANY.into()).ok();
+    FRAGMENTS6.insert(&key(packet), &value, BPF_ANY.into()).ok();
 }
 
 /// Gives a later fragment the flow of its first one.

@@ -1,6 +1,7 @@
 //! Where an IPv6 packet goes: route, neighbour, bridge port. As [`crate::next_hop`] does for IPv4.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
@@ -8,7 +9,6 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup as FibParams,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
-use iwf_common::config::Config;
 use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::flow6::{SessionFlags6, SessionKey6, SessionValue6};
 use iwf_common::reason::{Done, PassReason};
@@ -86,10 +86,11 @@ fn try_look_up(
     direction: Direction,
 ) -> Step<()> {
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
-    let mut params = params(iif, &packet.key);
+    let mut params = MaybeUninit::uninit();
+    let params = self::params(&mut params, iif, &packet.key);
     // Jumbograms are longer, and are no flows.
     params.__bindgen_anon_1.tot_len = packet.total_len as u16;
-    match ask(ctx, &mut params) {
+    match ask(ctx, params) {
         BPF_FIB_LKUP_RET_SUCCESS => {}
         BPF_FIB_LKUP_RET_FRAG_NEEDED => return Err(PassReason::TooBig.into()),
         BPF_FIB_LKUP_RET_NO_NEIGH
@@ -119,8 +120,9 @@ pub fn is_local(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> bool {
 
 #[inline(always)]
 fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
-    let mut params = params(iif, key);
-    match ask(ctx, &mut params) {
+    let mut params = MaybeUninit::uninit();
+    let params = self::params(&mut params, iif, key);
+    match ask(ctx, params) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => {
             Route::Unicast
         }
@@ -133,19 +135,12 @@ fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
 }
 
 #[inline(always)]
-fn params(iif: u32, key: &SessionKey6) -> FibParams {
-    let mut params = core::mem::MaybeUninit::<FibParams>::uninit();
-    let first: *mut u32 = params.as_mut_ptr().cast();
-    // Word by word: for all at once the compiler calls a function that goes octet by octet, and the verifier with it.
-    const _: () = assert!(size_of::<FibParams>() == 64 && align_of::<FibParams>() >= 4);
-    for word in 0..16 {
-        // SAFETY: inside of the struct; volatile, so that the stores stay what they are.
-        unsafe { core::ptr::write_volatile(first.add(word), 0) };
-    }
-    // SAFETY: integers and arrays of them; zero is a value of each.
-    let mut params = unsafe { params.assume_init() };
-    params.family = AF_INET6;
-    params.ifindex = iif;
+fn params<'a>(
+    space: &'a mut MaybeUninit<FibParams>,
+    iif: u32,
+    key: &SessionKey6,
+) -> &'a mut FibParams {
+    let params = crate::next_hop::params(space, AF_INET6, iif);
     params.__bindgen_anon_3.ipv6_src = words(&key.src);
     params.__bindgen_anon_4.ipv6_dst = words(&key.dst);
     params

@@ -235,6 +235,7 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
         if at > MOST || at > begin + HEADER_OCTETS6 {
             return Err(DropReason::Headers6.into());
         }
+        at = bounded(at);
         let is_header = matches!(
             next,
             proto::HOP_BY_HOP | proto::ROUTING | proto::FRAGMENT | proto::DESTINATION | proto::AH
@@ -287,7 +288,25 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
     if at > MOST {
         return Err(DropReason::Headers6.into());
     }
-    upper(cursor, packet, next, at, fragment)
+    upper(cursor, packet, next, bounded(at), fragment)
+}
+
+/// The same offset, at most [`MOST`], with bounds that every verifier knows: older ones lose those of a comparison when
+/// the compiler compares with 32 bits and adds with 64.
+#[inline(always)]
+fn bounded(mut at: usize) -> usize {
+    const MASK: usize = 0x3ff;
+    const _: () = assert!(MOST <= MASK);
+    // SAFETY: changes a register.
+    unsafe {
+        asm!(
+            "{at} &= {mask}",
+            at = inout(reg) at,
+            mask = const MASK,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    at
 }
 
 /// Reads the upper-layer header that begins at `at`.
@@ -359,6 +378,7 @@ pub fn quoted<'a>(
     if at > L3 + ipv6::LEN + HEADER_OCTETS6 + icmp::LEN {
         return Err(DropReason::IcmpErrorStray.into());
     }
+    let at = bounded(at);
     let ip = cursor
         .at_moving::<{ ipv6::LEN }>(at)
         .ok_or(DropReason::IcmpErrorStray)?;

@@ -201,7 +201,10 @@ pub fn note_endpoint(config: &Config, now: u32, key: &SessionKey6) {
         return;
     };
     let value = EndpointValue6 { last_used: now };
-    if ENDPOINTS6.insert(endpoint, value, BPF_ANY.into()).is_err() {
+    if ENDPOINTS6
+        .insert(&endpoint, &value, BPF_ANY.into())
+        .is_err()
+    {
         stats::count(Done::Endpoint6Lost);
     }
 }
@@ -212,7 +215,7 @@ pub fn is_open(config: &Config, now: u32, key: &SessionKey6) -> bool {
     let Some(endpoint) = endpoint(config, key.proto, (&key.dst, key.dst_port), &key.src) else {
         return false;
     };
-    let Some(value) = ENDPOINTS6.get_ptr(endpoint) else {
+    let Some(value) = ENDPOINTS6.get_ptr(&endpoint) else {
         return false;
     };
     // SAFETY: entries live as long as the program runs.
