@@ -360,6 +360,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.runs.due = None;
         let mut repairs = Vec::new();
         let outcome = reconciler::run(&mut self.plane, &self.core.desired(now), &mut repairs);
+        self.hear();
         self.tell_repairs(&repairs);
         match outcome {
             Ok(outcome) => {
@@ -425,12 +426,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     self.notify(&notice);
                     continue;
                 }
-                Effect::WriteNat { ticket, entry } => (
-                    ticket,
-                    self.plane
-                        .write(&entry)
-                        .map_err(|e| plane_failed("write", e)),
-                ),
+                Effect::WriteNat { ticket, entry } => {
+                    let written = self.plane.write(&entry);
+                    // What it displaced is told before it.
+                    self.hear();
+                    (ticket, written.map_err(|e| plane_failed("write", e)))
+                }
                 Effect::RemoveNat { ticket, entry } => {
                     self.removed = Some(entry);
                     let removed = self.plane.remove(&entry);
