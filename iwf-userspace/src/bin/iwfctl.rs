@@ -356,14 +356,15 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
         matching: wanted.matching.clone(),
     };
     let look = || -> Result<Stats> {
-        match client::call(&arguments.socket, &Request::Stats {})? {
-            Response::Stats(mut stats) => {
-                view.narrow(&mut stats);
-                Ok(stats)
-            }
-            Response::Error(why) => bail!("{why}"),
-            other => bail!("not the answer to this question: {other:?}"),
+        let response = client::call(&arguments.socket, &Request::Stats {})?;
+        if let Response::Stats(mut stats) = response {
+            view.narrow(&mut stats);
+            return Ok(stats);
         }
+        if let Response::Error(why) = response {
+            bail!("{why}");
+        }
+        bail!("not the answer to this question: {response:?}")
     };
     let mut before = look()?;
     let Some(seconds) = wanted.watch else {

@@ -137,11 +137,13 @@ impl Lab {
             .await;
         let mut events = Vec::new();
         loop {
-            match next(&mut answers).await {
-                Response::Events(page) => events.extend(page.events),
-                Response::End(_) => return events,
-                other => panic!("not events: {other:?}"),
+            let answer = next(&mut answers).await;
+            if let Response::Events(page) = answer {
+                events.extend(page.events);
+                continue;
             }
+            assert_eq!(answer, Response::End(ListEnd::default()));
+            return events;
         }
     }
 

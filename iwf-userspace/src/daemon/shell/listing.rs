@@ -158,15 +158,18 @@ mod tests {
         answers
     }
 
-    async fn all(mut answers: mpsc::Receiver<Response>) -> (Vec<usize>, Option<ListEnd>) {
+    async fn all(mut answers: mpsc::Receiver<Response>) -> (Vec<usize>, ListEnd) {
         let mut pages = Vec::new();
         loop {
-            match timeout(SOON, answers.recv()).await.expect("soon") {
-                Some(Response::Dynamic(rows)) => pages.push(rows.len()),
-                Some(Response::End(end)) => return (pages, Some(end)),
-                Some(other) => panic!("{other:?}"),
-                None => return (pages, None),
+            let answer = timeout(SOON, answers.recv()).await.expect("soon");
+            if let Some(Response::Dynamic(rows)) = answer {
+                pages.push(rows.len());
+                continue;
             }
+            let Some(Response::End(end)) = answer else {
+                panic!("neither a page nor the end: {answer:?}");
+            };
+            return (pages, end);
         }
     }
 
@@ -178,9 +181,9 @@ mod tests {
             matched: 600,
             more: 0,
         };
-        assert_eq!(end, Some(whole));
+        assert_eq!(end, whole);
         let (pages, end) = all(ask(tables(0), None)).await;
-        assert_eq!((pages, end), (Vec::new(), Some(ListEnd::default())));
+        assert_eq!((pages, end), (Vec::new(), ListEnd::default()));
     }
 
     #[tokio::test]
@@ -193,7 +196,7 @@ mod tests {
         ] {
             let (pages, end) = all(ask(tables(600), Some(limit))).await;
             assert_eq!(pages, shown);
-            assert_eq!(end.map(|end| end.more), Some(600 - limit));
+            assert_eq!((end.matched, end.more), (600, 600 - limit));
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use iwf_common::event::EventKind as Told;
 use iwf_common::reason::DropReason;
+use tracing::debug;
 
 use super::super::clock;
 use super::super::control::events::{EventKind, EventRow, Source};
@@ -78,7 +79,17 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     pub fn hear(&mut self) {
         let wall = clock::wall();
         for event in self.plane.events() {
-            self.journal.write(row(&event, wall));
+            let row = row(&event, wall);
+            let show = |endpoint: Option<SocketAddr>| endpoint.map(tracing::field::display);
+            debug!(
+                protocol = event.protocol,
+                internal = show(row.internal),
+                external = show(row.external),
+                remote = show(row.remote),
+                "{}",
+                row.kind
+            );
+            self.journal.write(row);
         }
     }
 
@@ -187,9 +198,10 @@ fn row(event: &PlaneEvent, wall: UnixTime) -> EventRow {
         None => (EventKind::Other, None),
     };
     let other_end = event.external.map(SocketAddr::V4);
-    let (external, remote) = match kind {
-        EventKind::NextHopUnresolved => (None, other_end),
-        _ => (other_end, None),
+    let (external, remote) = if kind == EventKind::NextHopUnresolved {
+        (None, other_end)
+    } else {
+        (other_end, None)
     };
     EventRow {
         protocol: event.internal.map(|_| Transport(event.protocol)),
