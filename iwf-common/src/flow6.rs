@@ -2,6 +2,8 @@
 //! session's value only says where its packets go.
 #![forbid(unsafe_code)]
 
+use crate::tcp::Shown;
+
 /// The headers of an IPv6 packet as it arrives. The identifier of an echo request is the port of the side that
 /// asked; the other side has port 0. A protocol without ports has 0 for both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,6 +92,23 @@ pub struct SessionValue6 {
     pub pad: u16,
     /// Zero.
     pub pad_word: u32,
+}
+
+impl SessionValue6 {
+    /// Octets of the packets of this direction.
+    #[inline(always)]
+    pub const fn octets(&self) -> u64 {
+        ((self.octets_high as u64) << 32) | self.octets_low as u64
+    }
+
+    /// What a connection has shown in this direction.
+    #[inline(always)]
+    pub const fn shown(&self) -> Shown {
+        Shown {
+            flags: self.tcp,
+            last: self.last_seen,
+        }
+    }
 }
 
 /// Bits of [`SessionValue6::flags`].

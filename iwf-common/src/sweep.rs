@@ -6,9 +6,9 @@
 //! among packets, and has the last word. So the daemon may pick too much, but never too little.
 #![forbid(unsafe_code)]
 
-use crate::config::IdleTimes;
+use crate::config::{Config, IdleTimes};
 use crate::flow::{SessionFlags, SessionKey, SessionValue};
-use crate::flow6::{EndpointKey6, SessionKey6};
+use crate::flow6::{EndpointKey6, SessionKey6, SessionValue6};
 use crate::host::HostKey;
 use crate::nat::{EndpointKey, PeerKey};
 use crate::tcp::{self, Phase, Shown};
@@ -230,6 +230,30 @@ pub const fn idle_time(idle: &IdleTimes, proto: u8, tcp_a: Shown, tcp_b: Shown) 
             Phase::Transitory => idle.tcp_transitory,
         },
         _ => idle.icmp,
+    }
+}
+
+/// As [`idle_time`] for IPv6. SCTP and DCCP are open once both sides have spoken: their states are not followed.
+#[inline(always)]
+pub const fn idle_time6(config: &Config, proto: u8, a: &SessionValue6, b: &SessionValue6) -> u32 {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const DCCP: u8 = 33;
+    const ICMPV6: u8 = 58;
+    const SCTP: u8 = 132;
+    const UDP_LITE: u8 = 136;
+    let both = a.packets != 0 && b.packets != 0;
+    match proto {
+        UDP | UDP_LITE => config.idle.udp,
+        TCP => match tcp::phase(a.shown(), b.shown()) {
+            Phase::Established => config.idle.tcp_established,
+            Phase::Transitory => config.idle.tcp_transitory,
+        },
+        SCTP | DCCP if both => config.idle.tcp_established,
+        SCTP => config.idle.tcp_transitory,
+        DCCP => limits::DCCP_TRANSITORY_IDLE.saturating_mul(config.hz),
+        ICMPV6 => config.idle.icmp,
+        _ => limits::OTHER_IDLE.saturating_mul(config.hz),
     }
 }
 

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{HashMap, Map, MapData, loaded_maps};
+use aya::maps::{Array, HashMap, Map, MapData, loaded_maps};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs};
+use iwf_common::config::Config;
+use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use serde_json::Value;
@@ -160,12 +162,44 @@ pub fn own_sockets(bpffs_dir: &Path) -> Result<BTreeSet<(u8, u16)>> {
 }
 
 fn nat_table(bpffs_dir: &Path) -> Result<HashMap<MapData, EndpointKey, MappingValue>> {
+    Ok(Map::HashMap(pinned(bpffs_dir, names::MAPPINGS_EXT)?).try_into()?)
+}
+
+fn session_table(bpffs_dir: &Path) -> Result<HashMap<MapData, SessionKey, SessionValue>> {
+    Ok(Map::HashMap(pinned(bpffs_dir, names::SESSIONS)?).try_into()?)
+}
+
+fn pinned(bpffs_dir: &Path, name: &str) -> Result<MapData> {
     let pin = bpffs_dir
         .join(format!("v{}", names::LAYOUT_VERSION))
         .join("maps")
-        .join(names::MAPPINGS_EXT);
-    let data = MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-    Ok(Map::HashMap(data).try_into()?)
+        .join(name);
+    MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))
+}
+
+/// Lets every IPv4 session have been silent for so much longer. Nothing may be sent meanwhile.
+///
+/// # Errors
+/// If the tables cannot be read and written.
+pub fn age_sessions(bpffs_dir: &Path, by: Duration) -> Result<()> {
+    let config: Array<MapData, Config> =
+        Map::Array(pinned(bpffs_dir, names::CONFIG)?).try_into()?;
+    let ticks = u32::try_from(by.as_secs())? * config.get(&0, 0)?.hz;
+    let mut table = session_table(bpffs_dir)?;
+    let sessions: Vec<_> = table.iter().collect::<Result<_, _>>()?;
+    for (key, mut value) in sessions {
+        value.last_seen = value.last_seen.wrapping_sub(ticks);
+        table.insert(key, value, 0)?;
+    }
+    Ok(())
+}
+
+/// Entries of the IPv4 session table, ended ones included: two for each session.
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn session_entries(bpffs_dir: &Path) -> Result<usize> {
+    Ok(session_table(bpffs_dir)?.keys().count())
 }
 
 /// Queueing disciplines made for classifier programs (clsact) on a host, one line each.

@@ -267,3 +267,55 @@ fn without_the_filter_strangers_come_in() -> Result<()> {
     ensure!(counter(&iwfd, "drop_unsolicited6")? == 0);
     Ok(())
 }
+
+#[test]
+fn sessions_are_listed_with_what_they_counted() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(
+        &lab,
+        "[[pinhole]]\ninternal = \"2a0b:1:2:3::10\"\ninternal_port = 8080\nprotocol = \"tcp\"\n",
+    )?;
+    let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
+    for _ in 0..3 {
+        exchange(&inside, &outside, 100)?;
+    }
+    let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
+    let client = connect(&lab.inet, open.local_addr()?, SOON)?;
+    let list = |filter: &[&str]| -> Result<serde_json::Value> {
+        let mut args = vec!["sessions"];
+        args.extend(filter);
+        let answer = iwfd.ctl().json(&args)?;
+        ensure!(answer["matched"] == 1, "{filter:?}: {answer}");
+        Ok(answer["sessions"][0].clone())
+    };
+    let port = outside.local_addr()?.port().to_string();
+    let row = list(&[
+        "--protocol",
+        "udp",
+        "--port",
+        &port,
+        "--remote",
+        "2a0d:7::/64",
+    ])?;
+    ensure!(row["internal"] == inside.local_addr()?.to_string(), "{row}");
+    ensure!(row["remote"] == outside.local_addr()?.to_string(), "{row}");
+    ensure!(
+        row["external"].is_null() && row["mapping"].is_null(),
+        "{row}"
+    );
+    ensure!(
+        row["packets_out"] == 3 && row["octets_out"] == 3 * 148,
+        "{row}"
+    );
+    ensure!(
+        row["packets_in"] == 3 && row["octets_in"] == 3 * 148,
+        "{row}"
+    );
+    let row = list(&["--host", &HOST.to_string(), "--protocol", "tcp"])?;
+    ensure!(row["began"] == "in" && row["pinhole"].is_u64(), "{row}");
+    ensure!(row["remote"] == client.local_addr()?.to_string(), "{row}");
+    Ok(())
+}

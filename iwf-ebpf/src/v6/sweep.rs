@@ -8,11 +8,9 @@ use iwf_common::config::Config;
 use iwf_common::flow6::{
     EndpointKey6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
 };
-use iwf_common::tcp::{self, Phase, Shown};
-use iwf_common::{limits, tick};
+use iwf_common::{sweep, tick};
 
-use super::{proto, session};
-use crate::headers::{TCP, UDP};
+use super::session;
 use crate::maps::{CONFIG, ENDPOINTS6, PINHOLE_HOSTS, PINHOLES, SESSIONS6};
 use crate::outcome::Outcome;
 use crate::sweep::in_grace;
@@ -70,7 +68,7 @@ fn keeps(now: u32, key: &SessionKey6, session: &mut SessionValue6) -> bool {
         return true;
     };
     let silence = tick::age(now, session.last_seen).min(tick::age(now, other.last_seen));
-    if silence > idle_time(config, key.proto, session, other) {
+    if silence > sweep::idle_time6(config, key.proto, session, other) {
         return false;
     }
     refresh(config, key, session);
@@ -96,34 +94,6 @@ fn refresh(config: &Config, key: &SessionKey6, session: &SessionValue6) {
     }
 }
 
-/// What a connection has shown in the direction of `session`.
-#[inline(always)]
-fn shown(session: &SessionValue6) -> Shown {
-    Shown {
-        flags: session.tcp,
-        last: session.last_seen,
-    }
-}
-
-/// How long a session may be silent. SCTP and DCCP are open once both sides have spoken: their states are not
-/// followed.
-#[inline(always)]
-fn idle_time(config: &Config, proto: u8, a: &SessionValue6, b: &SessionValue6) -> u32 {
-    let both = a.packets != 0 && b.packets != 0;
-    match proto {
-        UDP | proto::UDP_LITE => config.idle.udp,
-        TCP => match tcp::phase(shown(a), shown(b)) {
-            Phase::Established => config.idle.tcp_established,
-            Phase::Transitory => config.idle.tcp_transitory,
-        },
-        proto::SCTP | proto::DCCP if both => config.idle.tcp_established,
-        proto::SCTP => config.idle.tcp_transitory,
-        proto::DCCP => limits::DCCP_TRANSITORY_IDLE.saturating_mul(config.hz),
-        proto::ICMPV6 => config.idle.icmp,
-        _ => limits::OTHER_IDLE.saturating_mul(config.hz),
-    }
-}
-
 /// Adds what a session has let in to its pinhole's account.
 #[inline(always)]
 fn settle_account(key: &SessionKey6, session: &SessionValue6) {
@@ -146,7 +116,7 @@ fn settle_account(key: &SessionKey6, session: &SessionValue6) {
         let pinhole = unsafe { &mut *pinhole };
         if pinhole.id == session.pinhole {
             pinhole.packets += u64::from(session.packets);
-            pinhole.octets += u64::from(session.octets_low) | u64::from(session.octets_high) << 32;
+            pinhole.octets += session.octets();
             return;
         }
     }

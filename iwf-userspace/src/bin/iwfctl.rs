@@ -1,14 +1,24 @@
 //! The command line: asks a running daemon, or cleans up after one that is gone.
-#![expect(clippy::print_stdout, reason = "printing is what it is for")]
 
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use iwf_userspace::daemon::clock;
 use iwf_userspace::daemon::config::Config;
-use iwf_userspace::daemon::control::{Request, Response, client, table};
+use iwf_userspace::daemon::control::events::{EventFilter, EventKind, Stamp};
+use iwf_userspace::daemon::control::lists::{EVENTS, Lister};
+use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
+use iwf_userspace::daemon::control::{Request, Response, Stats, client, table};
+use iwf_userspace::daemon::dataplane::inspect::{
+    DynamicFilter, Prefix, SessionFilter, State, Transport as IpProtocol,
+};
 use iwf_userspace::daemon::dataplane::kernel;
 use iwf_userspace::types::Protocol;
 
@@ -36,13 +46,41 @@ enum Command {
     /// How the daemon is doing.
     Status,
     /// Mapping table, kernel table and upstream leases side by side.
-    Mappings,
+    Mappings(Mappings),
+    /// Flows that are translated or filtered: endpoints, state, packets and octets, time left.
+    ///
+    /// The tables are read while packets change them: a session that comes or goes meanwhile is in the list or not, and
+    /// one that comes again may be in it twice. Sessions of all LAN hosts are looked at, a million of them for some
+    /// seconds, whatever is asked for; forwarding does not wait for it.
+    ///
+    /// States are opening, established, closing (one side has sent a FIN), closed and reset for TCP, unanswered (only
+    /// one side has sent) and answered for the rest. "left" is the time until the session ends if nothing more comes,
+    /// or until its mapping's lease ends if that is sooner.
+    ///
+    /// With --json: one object with "sessions", "matched" and "more".
+    Sessions(Sessions),
+    /// LAN hosts with what they hold of the tables and may hold, those with the most sessions first.
+    ///
+    /// With --json: one object with "hosts", "matched" and "more".
+    Hosts {
+        /// Show at most so many, and say how many more there are.
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// What happened: mappings made, refused and displaced, tables full, servers lost, repairs.
+    ///
+    /// The daemon keeps the newest 1024 events of the packet programs and as many of its own; it keeps none over a
+    /// restart. The programs tell of at most 256 a second and CPU (events_lost counts the others). Dropped packets are no
+    /// events: an event that belongs to a counter of `iwfctl stats` names it.
+    ///
+    /// With --json: one object and line for each; {"lost": N} stands where N were missed by reading too slowly.
+    Events(Events),
     /// What the PCP server has granted.
     Leases,
     /// Compare the three tables now; exit 1 if they differ.
     Audit,
-    /// Counters of the data plane.
-    Stats,
+    /// Counters of the data plane, and how full its tables are.
+    Stats(StatsArguments),
     /// Remove a mapping.
     Delete {
         /// tcp or udp.
@@ -60,6 +98,103 @@ enum Command {
         #[arg(long, value_name = "DIR", conflicts_with = "config")]
         bpffs: Option<PathBuf>,
     },
+}
+
+#[derive(Args)]
+struct Mappings {
+    /// Also what went through each. Walks all sessions, which takes a moment if there are many.
+    #[arg(long, conflicts_with = "dynamic")]
+    counters: bool,
+    /// Instead those that nobody asked for: what outbound traffic made, and what the router itself uses.
+    ///
+    /// With --json: one object with "mappings", "matched" and "more".
+    #[arg(long)]
+    dynamic: bool,
+    /// Only those of this LAN host or prefix.
+    #[arg(long, value_name = "ADDR[/LEN]", requires = "dynamic")]
+    host: Option<Prefix>,
+    /// Only this protocol: tcp, udp, icmp or a number.
+    #[arg(long, value_name = "PROTOCOL", requires = "dynamic")]
+    protocol: Option<IpProtocol>,
+    /// Only this internal port.
+    #[arg(long, value_name = "PORT", requires = "dynamic")]
+    port: Option<u16>,
+    /// Only this external port.
+    #[arg(long, value_name = "PORT", requires = "dynamic")]
+    external_port: Option<u16>,
+    /// Show at most so many, and say how many more there are.
+    #[arg(long, value_name = "N", requires = "dynamic")]
+    limit: Option<u64>,
+}
+
+#[derive(Args)]
+struct Sessions {
+    /// Only those of this LAN host or prefix.
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    host: Option<Prefix>,
+    /// Only those with this remote host or prefix.
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    remote: Option<Prefix>,
+    /// Only this protocol: tcp, udp, icmp, icmpv6, sctp, dccp, udplite, esp, gre or a number.
+    #[arg(long, value_name = "PROTOCOL")]
+    protocol: Option<IpProtocol>,
+    /// Only this internal or remote port.
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Only this external port.
+    #[arg(long, value_name = "PORT")]
+    external_port: Option<u16>,
+    /// Only this state.
+    #[arg(long, value_name = "STATE", value_parser = states())]
+    state: Option<State>,
+    /// Show at most so many, and say how many more there are.
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+#[derive(Args)]
+struct Events {
+    /// Go on with what comes, until interrupted. At most 4 lists and followers are served at once.
+    #[arg(long, short)]
+    follow: bool,
+    /// Only what comes, not what is kept.
+    #[arg(long, requires = "follow")]
+    new: bool,
+    /// Only these kinds; may be given several times, or with commas.
+    #[arg(long = "kind", value_name = "KIND", value_delimiter = ',', value_parser = kinds())]
+    kinds: Vec<EventKind>,
+    /// Only those about this LAN host or prefix.
+    #[arg(long, value_name = "ADDR[/LEN]")]
+    host: Option<Prefix>,
+}
+
+#[derive(Args)]
+struct StatsArguments {
+    /// Also counters that are zero. --json always has them.
+    #[arg(long)]
+    all: bool,
+    /// Only counters and tables with this in their name.
+    #[arg(long = "match", value_name = "TEXT")]
+    matching: Option<String>,
+    /// Every so many seconds, what was counted meanwhile and how much that is in a second, until interrupted. With --json
+    /// an object and line each time.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    watch: Option<u64>,
+}
+
+fn states() -> impl TypedValueParser<Value = State> {
+    let names = State::ALL.map(|(_, name)| name);
+    PossibleValuesParser::new(names).try_map(|text| named(&State::ALL, &text))
+}
+
+fn kinds() -> impl TypedValueParser<Value = EventKind> {
+    let names = EventKind::ALL.iter().map(|(_, name)| *name);
+    PossibleValuesParser::new(names).try_map(|text| named(EventKind::ALL, &text))
+}
+
+fn named<T: Copy>(all: &[(T, &'static str)], text: &str) -> Result<T, &'static str> {
+    let found = all.iter().find(|(_, name)| *name == text);
+    found.map(|(value, _)| *value).ok_or("not one of the names")
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -82,10 +217,51 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let request = match &arguments.command {
         Command::Status => Request::Status {},
-        Command::Mappings => Request::Mappings {},
+        Command::Mappings(wanted) if wanted.dynamic => {
+            let request = Request::Dynamic {
+                filter: DynamicFilter {
+                    host: wanted.host,
+                    protocol: wanted.protocol,
+                    port: wanted.port,
+                    external_port: wanted.external_port,
+                },
+                limit: wanted.limit,
+            };
+            return list(arguments, &request, "mappings");
+        }
+        Command::Mappings(wanted) if wanted.counters => Request::MappingUsage {},
+        Command::Mappings(_) => Request::Mappings {},
+        Command::Sessions(wanted) => {
+            let request = Request::Sessions {
+                filter: SessionFilter {
+                    host: wanted.host,
+                    remote: wanted.remote,
+                    protocol: wanted.protocol,
+                    port: wanted.port,
+                    external_port: wanted.external_port,
+                    state: wanted.state,
+                },
+                limit: wanted.limit,
+            };
+            return list(arguments, &request, "sessions");
+        }
+        Command::Hosts { limit } => {
+            return list(arguments, &Request::Hosts { limit: *limit }, "hosts");
+        }
+        Command::Events(wanted) => {
+            let request = Request::Events {
+                filter: EventFilter {
+                    kinds: wanted.kinds.clone(),
+                    host: wanted.host,
+                },
+                follow: wanted.follow,
+                new: wanted.new,
+            };
+            return list(arguments, &request, EVENTS);
+        }
         Command::Leases => Request::Leases {},
         Command::Audit => Request::Audit {},
-        Command::Stats => Request::Stats {},
+        Command::Stats(wanted) => return stats(arguments, wanted),
         Command::Delete {
             protocol,
             external_port,
@@ -139,6 +315,11 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         | Response::Mappings(_)
         | Response::Leases(_)
         | Response::Stats(_)
+        | Response::Sessions(_)
+        | Response::Dynamic(_)
+        | Response::Hosts(_)
+        | Response::Events(_)
+        | Response::End(_)
         | Response::Done => false,
     };
     Ok(if failed {
@@ -148,11 +329,89 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
     })
 }
 
-fn show(response: &Response, json: bool) -> Result<()> {
-    if json {
-        println!("{}", response.to_json().context("encode the answer")?);
-    } else {
-        print!("{}", table::render(response));
+/// Prints a list as it comes.
+fn list(arguments: &Arguments, request: &Request, name: &'static str) -> Result<ExitCode> {
+    let mut lister = match arguments.json {
+        true => Lister::json(name),
+        false => Lister::text(),
+    };
+    let mut failure = None;
+    client::stream(&arguments.socket, request, |response| {
+        let flow = print(&lister.take(&response))?;
+        if let Response::Error(why) = response {
+            failure = Some(why);
+        }
+        Ok(flow)
+    })?;
+    match failure {
+        Some(why) => bail!("{why}"),
+        None => Ok(ExitCode::SUCCESS),
     }
-    Ok(())
+}
+
+/// Prints counters and tables, once or again and again.
+fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
+    let view = View {
+        all: wanted.all,
+        matching: wanted.matching.clone(),
+    };
+    let look = || -> Result<Stats> {
+        let response = client::call(&arguments.socket, &Request::Stats {})?;
+        if let Response::Stats(mut stats) = response {
+            view.narrow(&mut stats);
+            return Ok(stats);
+        }
+        if let Response::Error(why) = response {
+            bail!("{why}");
+        }
+        bail!("not the answer to this question: {response:?}")
+    };
+    let mut before = look()?;
+    let Some(seconds) = wanted.watch else {
+        let text = match arguments.json {
+            true => format!(
+                "{}\n",
+                serde_json::to_string(&before).context("encode the answer")?
+            ),
+            false => stats_text::render(&before, &view),
+        };
+        return print(&text).map(|_| ExitCode::SUCCESS);
+    };
+    let mut at = clock::now();
+    loop {
+        std::thread::sleep(Duration::from_secs(seconds));
+        let (after, now) = (look()?, clock::now());
+        let millis = now.saturating_duration_since(at).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let interval = Interval::between(&before, &after, millis, Stamp(clock::wall()));
+        let text = match arguments.json {
+            true => format!(
+                "{}\n",
+                serde_json::to_string(&interval).context("encode the answer")?
+            ),
+            false => interval.render(view.all),
+        };
+        if print(&text)?.is_break() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        (before, at) = (after, now);
+    }
+}
+
+fn show(response: &Response, json: bool) -> Result<()> {
+    let text = match json {
+        true => format!("{}\n", response.to_json().context("encode the answer")?),
+        false => table::render(response),
+    };
+    print(&text).map(drop)
+}
+
+/// Breaks off when nobody reads any more, as `head` does.
+fn print(text: &str) -> Result<ControlFlow<()>> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(error).context("print"),
+    }
 }

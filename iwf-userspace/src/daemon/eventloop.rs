@@ -36,6 +36,9 @@ pub const MAX_WAITING_REQUESTS: usize = 8;
 
 /// Time between two looks at the link, the clock and the counters.
 const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks at what the packet programs tell, while somebody follows the events. Else each slice of the sweep
+/// looks.
+const HEAR: Duration = Duration::from_millis(250);
 /// A timer far enough away that it stands for none.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -82,6 +85,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep_at = Instant::now();
+        let mut hear = interval(HEAR);
+        hear.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reconcile = interval(self.config.reconcile_interval);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick of an interval is at once; the start has reconciled already.
@@ -122,7 +127,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     let facts = self.facts(started);
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
-                () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(),
+                () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(clock::now()),
+                _ = hear.tick(), if self.shell.is_followed() => self.shell.hear(),
                 _ = look.tick() => {
                     let network = inputs.network.borrow().clone();
                     let carrier = network.wan.address.is_some();

@@ -7,6 +7,7 @@ pub mod dataplane;
 pub mod eventloop;
 mod fragments;
 pub mod http;
+pub mod journal;
 pub mod lan;
 mod link;
 pub mod logging;

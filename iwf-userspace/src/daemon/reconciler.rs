@@ -15,41 +15,66 @@ pub(super) struct Outcome {
     pub(super) failed: u64,
 }
 
+/// One difference that was to be set right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Repair {
+    /// `removed`, `created` or `updated`.
+    pub(super) what: &'static str,
+    /// The entry.
+    pub(super) entry: NatEntry,
+    /// What the kernel had against it.
+    pub(super) failure: Option<String>,
+}
+
 /// Observes, plans, and applies: removals first, so that their places are free. A failure does not stop the rest.
+/// `repairs` gets what was done.
 ///
 /// # Errors
 /// The kernel could not be observed; nothing was changed.
 pub(super) fn run(
     plane: &mut impl DataPlane,
     desired: &[NatEntry],
+    repairs: &mut Vec<Repair>,
 ) -> Result<Outcome, DataPlaneError> {
     let plan = Plan::new(&plane.observe()?, desired);
     let mut outcome = Outcome::default();
     for entry in &plan.remove {
-        outcome.count("removed", entry, plane.remove(entry));
+        repairs.push(outcome.count("removed", entry, plane.remove(entry)));
     }
     for entry in &plan.create {
-        outcome.count("created", entry, plane.write(entry));
+        repairs.push(outcome.count("created", entry, plane.write(entry)));
     }
     for entry in &plan.update {
-        outcome.count("updated", entry, plane.write(entry));
+        repairs.push(outcome.count("updated", entry, plane.write(entry)));
     }
     Ok(outcome)
 }
 
 impl Outcome {
-    fn count(&mut self, what: &str, entry: &NatEntry, result: Result<(), DataPlaneError>) {
+    fn count(
+        &mut self,
+        what: &'static str,
+        entry: &NatEntry,
+        result: Result<(), DataPlaneError>,
+    ) -> Repair {
         let (protocol, external, internal) = (entry.protocol, entry.external, entry.internal);
-        match result {
+        let failure = match result {
             Ok(()) => {
                 self.repaired += 1;
                 info!(%protocol, %external, %internal, what, "kernel entry repaired");
+                None
             }
             Err(error) => {
                 self.failed += 1;
-                let error = anyhow::Error::new(error);
-                warn!(%protocol, %external, %internal, error = format!("{error:#}"), "kernel entry not {what}");
+                let error = format!("{:#}", anyhow::Error::new(error));
+                warn!(%protocol, %external, %internal, error, "kernel entry not {what}");
+                Some(error)
             }
+        };
+        Repair {
+            what,
+            entry: *entry,
+            failure,
         }
     }
 }
@@ -86,10 +111,13 @@ mod tests {
         plane.write(&entry(1, 1000)).unwrap();
         plane.write(&entry(2, 2000)).unwrap();
         let desired = [entry(3, 2000), entry(4, 3000)];
-        let outcome = run(&mut plane, &desired).unwrap();
+        let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
         assert_eq!((outcome.repaired, outcome.failed), (3, 0));
         assert_eq!(plane.observe().unwrap(), desired);
-        assert_eq!(run(&mut plane, &desired).unwrap(), Outcome::default());
+        assert_eq!(
+            run(&mut plane, &desired, &mut Vec::new()).unwrap(),
+            Outcome::default()
+        );
     }
 
     #[test]
@@ -97,9 +125,15 @@ mod tests {
         let mut plane = FakePlane::new();
         plane.fail_change(1, Fault::Full);
         let desired = [entry(1, 1000), entry(2, 2000)];
-        let outcome = run(&mut plane, &desired).unwrap();
+        let mut repairs = Vec::new();
+        let outcome = run(&mut plane, &desired, &mut repairs).unwrap();
         assert_eq!((outcome.repaired, outcome.failed), (1, 1));
-        let outcome = run(&mut plane, &desired).unwrap();
+        let told = repairs.iter().map(|r| (r.what, r.failure.is_some()));
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            [("created", true), ("created", false)]
+        );
+        let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
         assert_eq!((outcome.repaired, outcome.failed), (1, 0));
         assert_eq!(plane.observe().unwrap(), desired);
     }

@@ -1,17 +1,25 @@
 //! The control protocol between `iwfctl` and the daemon.
 //!
 //! A stream socket in the file system, mode 0600. The client writes one [`Request`] as one line of JSON and
-//! reads one [`Response`] as one line of JSON; the connection may then carry the next request. Fields are only
-//! ever added, so that scripts which read `--json` keep working.
+//! reads one [`Response`] as one line of JSON; the connection may then carry the next request. To a request that
+//! [`Request::is_stream`] come several answers, the last of which is [`Response::End`] or [`Response::Error`]. Fields
+//! are only ever added, so that scripts which read `--json` keep working.
 
 pub mod client;
+pub mod events;
+pub mod lists;
 pub mod server;
+pub mod stats_text;
 pub mod table;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
+use self::events::{EventFilter, EventPage};
+use super::dataplane::inspect::{
+    DynamicFilter, DynamicRow, HostRow, SessionFilter, SessionRow, TableRow, Usage,
+};
 use crate::types::Protocol;
 
 /// Longest request line, in octets. A longer one ends the connection.
@@ -32,8 +40,46 @@ pub enum Request {
     Leases {},
     /// The differences among kernel, leases and mapping table, looked for now.
     Audit {},
-    /// Every counter of the data plane.
+    /// Every counter of the data plane, and how full its tables are.
     Stats {},
+    /// The three tables side by side, with what went through each mapping. Walks all sessions.
+    MappingUsage {},
+    /// The sessions, in pages.
+    Sessions {
+        /// Which.
+        #[serde(default)]
+        filter: SessionFilter,
+        /// How many at most; the others are counted.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
+    /// The mappings that nobody asked for, in pages.
+    Dynamic {
+        /// Which.
+        #[serde(default)]
+        filter: DynamicFilter,
+        /// How many at most; the others are counted.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
+    /// The LAN hosts that hold sessions or mappings, in pages, those with the most sessions first.
+    Hosts {
+        /// How many at most; the others are counted.
+        #[serde(default)]
+        limit: Option<u64>,
+    },
+    /// What happened lately, in pages.
+    Events {
+        /// Which.
+        #[serde(default)]
+        filter: EventFilter,
+        /// Also what comes, without an end.
+        #[serde(default)]
+        follow: bool,
+        /// Only what comes, not what is kept.
+        #[serde(default)]
+        new: bool,
+    },
     /// Remove a mapping.
     Delete {
         /// Transport protocol.
@@ -41,6 +87,25 @@ pub enum Request {
         /// External port as `mappings` lists it (the carrier's, in cascaded mode).
         external_port: u16,
     },
+}
+
+impl Request {
+    /// Whether several answers come.
+    pub fn is_stream(&self) -> bool {
+        match self {
+            Self::Sessions { .. }
+            | Self::Dynamic { .. }
+            | Self::Hosts { .. }
+            | Self::Events { .. } => true,
+            Self::Status {}
+            | Self::Mappings {}
+            | Self::Leases {}
+            | Self::Audit {}
+            | Self::Stats {}
+            | Self::MappingUsage {}
+            | Self::Delete { .. } => false,
+        }
+    }
 }
 
 /// What the daemon answers.
@@ -57,6 +122,16 @@ pub enum Response {
     Audit(Audit),
     /// To `stats`.
     Stats(Stats),
+    /// Some of the answer to `sessions`.
+    Sessions(Vec<SessionRow>),
+    /// Some of the answer to `dynamic`.
+    Dynamic(Vec<DynamicRow>),
+    /// Some of the answer to `hosts`.
+    Hosts(Vec<HostRow>),
+    /// Some of the answer to `events`.
+    Events(EventPage),
+    /// That was all.
+    End(ListEnd),
     /// Done, nothing more to say.
     Done,
     /// Not done; why.
@@ -73,10 +148,24 @@ impl Response {
             Self::Leases(rows) => serde_json::to_value(rows),
             Self::Audit(audit) => serde_json::to_value(audit),
             Self::Stats(stats) => serde_json::to_value(stats),
+            Self::Sessions(rows) => serde_json::to_value(rows),
+            Self::Dynamic(rows) => serde_json::to_value(rows),
+            Self::Hosts(rows) => serde_json::to_value(rows),
+            Self::Events(page) => serde_json::to_value(page),
+            Self::End(end) => serde_json::to_value(end),
             Self::Done => Ok(serde_json::json!({ "done": true })),
             Self::Error(why) => Ok(serde_json::json!({ "error": why })),
         }
     }
+}
+
+/// The end of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEnd {
+    /// How many there are of what was asked for.
+    pub matched: u64,
+    /// How many of them were not shown.
+    pub more: u64,
 }
 
 /// How the daemon is doing.
@@ -178,6 +267,9 @@ pub struct MappingRow {
     /// port asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits: Option<String>,
+    /// What went through it since the kernel has it. Only if it was asked for.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// One upstream lease.
@@ -219,6 +311,9 @@ pub struct Stats {
     pub sessions: u64,
     /// Sum over all CPUs since the programs were loaded.
     pub counters: Vec<Counter>,
+    /// How full the tables are; the large ones are missing before the first sweep has ended.
+    #[serde(default)]
+    pub tables: Vec<TableRow>,
 }
 
 /// One named counter.
@@ -246,11 +341,39 @@ mod tests {
                 },
                 r#"{"command":"delete","protocol":"Tcp","external_port":5000}"#,
             ),
+            (
+                Request::Sessions {
+                    filter: SessionFilter {
+                        external_port: Some(5000),
+                        ..SessionFilter::default()
+                    },
+                    limit: None,
+                },
+                r#"{"command":"sessions","filter":{"external_port":5000},"limit":null}"#,
+            ),
+            (
+                Request::Events {
+                    filter: EventFilter::default(),
+                    follow: true,
+                    new: false,
+                },
+                r#"{"command":"events","filter":{},"follow":true,"new":false}"#,
+            ),
         ];
         for (request, wire) in cases {
             assert_eq!(serde_json::to_string(&request).unwrap(), wire);
             assert_eq!(serde_json::from_str::<Request>(wire).unwrap(), request);
         }
+    }
+
+    #[test]
+    fn what_is_left_out_is_any() {
+        let request: Request = serde_json::from_str(r#"{"command":"sessions"}"#).unwrap();
+        let all = Request::Sessions {
+            filter: SessionFilter::default(),
+            limit: None,
+        };
+        assert_eq!(request, all);
     }
 
     #[test]
@@ -260,6 +383,8 @@ mod tests {
             r#"{"command":"status","verbose":true}"#,
             r#"{"command":"delete","protocol":"Tcp","external_port":65536}"#,
             r#"{"command":"delete","protocol":"Sctp","external_port":1}"#,
+            r#"{"command":"sessions","filter":{"host":"nobody"}}"#,
+            r#"{"command":"events","filter":{"kinds":["nothing"]}}"#,
             "[]",
             "",
         ] {

@@ -4,7 +4,9 @@ use std::fmt::Display;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::{Audit, LeaseRow, MappingRow, Response, Stats, Status};
+use super::lists::Lister;
+use super::stats_text::{self, View};
+use super::{Audit, LeaseRow, MappingRow, Response, Status};
 
 /// The answer as text that ends with a line end.
 pub fn render(response: &Response) -> String {
@@ -13,7 +15,12 @@ pub fn render(response: &Response) -> String {
         Response::Mappings(rows) => render_mappings(rows),
         Response::Leases(rows) => render_leases(rows),
         Response::Audit(audit) => render_audit(audit),
-        Response::Stats(stats) => render_stats(stats),
+        Response::Stats(stats) => stats_text::render(stats, &View::default()),
+        Response::Sessions(_)
+        | Response::Dynamic(_)
+        | Response::Hosts(_)
+        | Response::Events(_)
+        | Response::End(_) => Lister::text().take(response),
         Response::Done => "done\n".to_owned(),
         Response::Error(why) => format!("error: {why}\n"),
     }
@@ -70,7 +77,7 @@ fn render_mappings(rows: &[MappingRow]) -> String {
     if rows.is_empty() {
         return "no mappings\n".to_owned();
     }
-    let mut table = new(&[
+    let mut header = vec![
         "protocol",
         "internal",
         "NAT1 external",
@@ -79,10 +86,15 @@ fn render_mappings(rows: &[MappingRow]) -> String {
         "from",
         "lease left",
         "granted left",
-        "description",
-    ]);
+    ];
+    let counted = rows.iter().any(|row| row.usage.is_some());
+    if counted {
+        header.extend(["packets in", "octets in", "packets out", "octets out"]);
+    }
+    header.push("description");
+    let mut table = new(&header);
     for row in rows {
-        table.add_row([
+        let mut cells = vec![
             row.protocol.to_string(),
             row.internal.to_string(),
             row.nat1.to_string(),
@@ -101,8 +113,21 @@ fn render_mappings(rows: &[MappingRow]) -> String {
             },
             row.granted_left_seconds
                 .map_or_else(|| "-".to_owned(), span),
-            printable(&row.description),
-        ]);
+        ];
+        if counted {
+            let usage = row.usage.unwrap_or_default();
+            cells.extend(
+                [
+                    usage.packets_in,
+                    usage.octets_in,
+                    usage.packets_out,
+                    usage.octets_out,
+                ]
+                .map(|count| count.to_string()),
+            );
+        }
+        cells.push(printable(&row.description));
+        table.add_row(cells);
     }
     let mut text = format!("{}\n", table.trim_fmt());
     for row in rows {
@@ -159,16 +184,7 @@ fn render_audit(audit: &Audit) -> String {
     text
 }
 
-fn render_stats(stats: &Stats) -> String {
-    let mut table = new(&["counter", "value"]);
-    table.add_row(["sessions".to_owned(), stats.sessions.to_string()]);
-    for counter in &stats.counters {
-        table.add_row([counter.name.clone(), counter.value.to_string()]);
-    }
-    format!("{}\n", table.trim_fmt())
-}
-
-fn new(header: &[&str]) -> Table {
+pub(super) fn new(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -179,12 +195,12 @@ fn new(header: &[&str]) -> Table {
     table
 }
 
-fn or_dash<T: Display>(value: Option<T>) -> String {
+pub(super) fn or_dash<T: Display>(value: Option<T>) -> String {
     value.map_or_else(|| "-".to_owned(), |v| v.to_string())
 }
 
 /// A duration in its two largest units.
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
     let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
     match (days, hours, minutes) {
@@ -196,7 +212,7 @@ fn span(seconds: u64) -> String {
 }
 
 /// What a control point wrote, without what would move the cursor of a terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
@@ -205,6 +221,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::dataplane::inspect::Usage;
     use crate::types::Protocol;
 
     fn row() -> MappingRow {
@@ -222,7 +239,36 @@ mod tests {
             description: "web\u{1b}[2J".to_owned(),
             is_static: false,
             waits: None,
+            usage: None,
         }
+    }
+
+    #[test]
+    fn what_went_through_is_shown_where_it_was_asked_for() {
+        let usage = Usage {
+            packets_out: 31,
+            octets_out: 1798,
+            packets_in: 41,
+            octets_in: 2378,
+        };
+        let counted = MappingRow {
+            usage: Some(usage),
+            ..row()
+        };
+        let text = render(&Response::Mappings(vec![counted.clone()]));
+        assert!(text.contains("41"), "{text}");
+        assert!(text.contains("packets in"), "{text}");
+        assert!(!render(&Response::Mappings(vec![row()])).contains("packets in"));
+
+        let json = serde_json::to_value(&counted).unwrap();
+        assert_eq!(
+            (&json["packets_in"], &json["octets_out"]),
+            (&41.into(), &1798.into())
+        );
+        assert_eq!(serde_json::from_value::<MappingRow>(json).unwrap(), counted);
+        let json = serde_json::to_value(row()).unwrap();
+        assert!(json.get("packets_in").is_none(), "{json}");
+        assert_eq!(serde_json::from_value::<MappingRow>(json).unwrap(), row());
     }
 
     #[test]

@@ -29,6 +29,7 @@ struct Batch {
 #[derive(Debug)]
 pub(crate) struct BatchMap<K, V> {
     fd: OwnedFd,
+    capacity: u32,
     types: PhantomData<(K, V)>,
 }
 
@@ -62,6 +63,11 @@ impl<K: Pod + Default, V: Pod + Default> Slice<K, V> {
         }
     }
 
+    /// How many were read.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// What was read.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.keys.iter().zip(&self.values).take(self.len)
@@ -88,8 +94,14 @@ impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
         }
         Ok(Self {
             fd: map.fd().as_fd().try_clone_to_owned()?,
+            capacity: info.max_entries(),
             types: PhantomData,
         })
+    }
+
+    /// How many entries it has room for.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// Reads the next entries at `cursor` into `slice` and moves the cursor past them. Entries that stay in a hash

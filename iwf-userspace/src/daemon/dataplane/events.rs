@@ -1,26 +1,34 @@
-//! What the programs tell as it happens, for whoever follows the log.
+//! What the programs tell as it happens.
 #![forbid(unsafe_code)]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use iwf_common::event::{Event, EventKind};
 use iwf_common::nat::EndpointKey;
-use tracing::debug;
+use iwf_common::tick;
 
-/// Logs every event that waits. The ring is small and the programs write at a bounded rate, so this ends.
-pub(super) fn log_all(ring: &mut RingBuf<MapData>) {
+use super::PlaneEvent;
+
+/// Reads every event that waits. The ring is small and the programs write at a bounded rate, so this ends.
+pub(super) fn take_all(ring: &mut RingBuf<MapData>) -> Vec<Event> {
+    let mut events = Vec::new();
     while let Some(item) = ring.next() {
-        let Some(event) = parse(&item) else { continue };
-        let told = EventKind::from_number(event.kind);
-        let (internal, external) = (name(event.internal), name(event.external));
-        match told {
-            Some(kind) => debug!(
-                protocol = event.internal.proto,
-                internal, external, "{kind:?}"
-            ),
-            None => debug!(kind = event.kind, "event of another version"),
-        }
+        events.extend(parse(&item));
+    }
+    events
+}
+
+/// The event for those who know no ticks.
+pub(super) fn told(event: &Event, now: u32, hz: u32) -> PlaneEvent {
+    let age = u64::from(tick::age(now, event.tick)) * 1000 / u64::from(hz.max(1));
+    PlaneEvent {
+        kind: EventKind::from_number(event.kind),
+        age: Duration::from_millis(age),
+        protocol: event.internal.proto,
+        internal: named(event.internal),
+        external: named(event.external),
     }
 }
 
@@ -40,9 +48,11 @@ fn parse(record: &[u8]) -> Option<Event> {
     })
 }
 
-fn name(endpoint: EndpointKey) -> String {
+/// All zero is none.
+fn named(endpoint: EndpointKey) -> Option<SocketAddrV4> {
     let port = u16::from_be_bytes(endpoint.port);
-    format!("{}:{port}", Ipv4Addr::from(endpoint.addr))
+    let addr = Ipv4Addr::from(endpoint.addr);
+    (!addr.is_unspecified()).then_some(SocketAddrV4::new(addr, port))
 }
 
 #[cfg(test)]
@@ -60,8 +70,12 @@ mod tests {
         let event = parse(&record).expect("whole");
         assert_eq!(event.kind, EventKind::PortsExhausted as u32);
         assert_eq!(event.tick, 77);
-        assert_eq!(name(event.internal), "192.168.1.10:8080");
-        assert_eq!(name(event.external), "100.64.0.2:9090");
         assert_eq!(parse(&record[..23]), None);
+        let told = told(&event, 77 + 375, 250);
+        assert_eq!(told.kind, Some(EventKind::PortsExhausted));
+        assert_eq!(told.age, Duration::from_millis(1500));
+        assert_eq!(told.internal, "192.168.1.10:8080".parse().ok());
+        assert_eq!(told.external, "100.64.0.2:9090".parse().ok());
+        assert_eq!(named(EndpointKey::default()), None);
     }
 }

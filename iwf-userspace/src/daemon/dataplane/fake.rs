@@ -1,10 +1,14 @@
 //! A data plane in memory, for tests of what is above it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep, same_endpoints};
-use crate::types::{ExternalEndpoint, NatEntry, Protocol};
+use super::inspect::{
+    DynamicFilter, DynamicRow, HostRow, Inspector, SessionFilter, SessionRow, TableRow, Take, Usage,
+};
+use super::{DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, same_endpoints};
+use crate::types::{ExternalEndpoint, Generation, NatEntry, Protocol};
 
 /// What a call that was told to fail answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +31,21 @@ pub struct FakePlane {
     faults: BTreeMap<u64, Fault>,
     changes: u64,
     sweeps: u64,
+    events: Vec<PlaneEvent>,
+    shown: Tables,
+}
+
+/// What the tables show to those who look.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// Sessions.
+    pub sessions: Vec<SessionRow>,
+    /// Mappings that nobody asked for.
+    pub dynamic: Vec<DynamicRow>,
+    /// What went through each explicit mapping.
+    pub usage: BTreeMap<Generation, Usage>,
+    /// LAN hosts.
+    pub hosts: Vec<HostRow>,
 }
 
 impl FakePlane {
@@ -58,6 +77,16 @@ impl FakePlane {
     /// What was configured last.
     pub fn config(&self) -> &PlaneConfig {
         &self.config
+    }
+
+    /// Sets what the tables show.
+    pub fn show(&mut self, tables: Tables) {
+        self.shown = tables;
+    }
+
+    /// Lets the programs tell something.
+    pub fn tell(&mut self, event: PlaneEvent) {
+        self.events.push(event);
     }
 
     /// Puts an entry there behind the owner's back, or takes it away: drift for a reconciler to find.
@@ -142,12 +171,63 @@ impl DataPlane for FakePlane {
         self.sweeps += 1;
         Ok(SweepStep {
             again: Duration::from_secs(5),
-            sessions: Some(0),
+            found: Some(Found {
+                sessions: self.shown.sessions.len() as u64,
+                tables: vec![TableRow::new(
+                    "sessions",
+                    self.shown.sessions.len() as u64,
+                    Some(65_536),
+                )],
+            }),
         })
     }
 
-    fn sessions(&self, _limit: usize) -> Result<Vec<Session>, DataPlaneError> {
-        Ok(Vec::new())
+    fn events(&mut self) -> Vec<PlaneEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn inspector(&mut self) -> Result<Box<dyn Inspector>, DataPlaneError> {
+        Ok(Box::new(self.shown.clone()))
+    }
+}
+
+impl Inspector for Tables {
+    fn sessions(
+        &mut self,
+        filter: &SessionFilter,
+        take: Take<'_, SessionRow>,
+    ) -> Result<(), DataPlaneError> {
+        show(self.sessions.iter().filter(|row| filter.admits(row)), take);
+        Ok(())
+    }
+
+    fn dynamic(
+        &mut self,
+        filter: &DynamicFilter,
+        take: Take<'_, DynamicRow>,
+    ) -> Result<(), DataPlaneError> {
+        show(self.dynamic.iter().filter(|row| filter.admits(row)), take);
+        Ok(())
+    }
+
+    fn usage(&mut self) -> Result<BTreeMap<Generation, Usage>, DataPlaneError> {
+        Ok(self.usage.clone())
+    }
+
+    fn hosts(&mut self) -> Result<Vec<HostRow>, DataPlaneError> {
+        Ok(self.hosts.clone())
+    }
+
+    fn small_tables(&mut self) -> Result<Vec<TableRow>, DataPlaneError> {
+        Ok(vec![TableRow::new("filters", 0, Some(1024))])
+    }
+}
+
+fn show<'a, T: Clone + 'a>(rows: impl Iterator<Item = &'a T>, take: Take<'_, T>) {
+    for row in rows {
+        if take(row.clone()) == ControlFlow::Break(()) {
+            return;
+        }
     }
 }
 

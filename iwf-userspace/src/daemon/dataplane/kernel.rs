@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use anyhow::{Context, Result};
 use aya::programs::TestRun as _;
 use aya::programs::raw_trace_point::RawTracePoint;
 use iwf_common::config::{Config, FdbKey};
-use iwf_common::flow::SessionFlags;
+use iwf_common::event::{Event, EventKind};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::reason;
 use iwf_common::sweep::SweepMode;
@@ -25,6 +24,7 @@ use super::clock::{self, Clock, low};
 use super::drop_log::DropLog;
 use super::events;
 use super::fragments::FragmentTables;
+use super::inspect::{Inspector, TableRow};
 use super::maps::{self, Maps, Sizes, refused, to_io};
 use super::object::OBJECT;
 use super::pair::{self, Expect, Side, Tables};
@@ -32,15 +32,17 @@ use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::refusals::RefusalTables;
-use super::sweep::{self, Judge, Progress, Sweeper};
-use super::{DataPlane, DataPlaneError, PlaneConfig, Session, SweepStep};
+use super::sweep::{self, Judge, Progress, Sweeper, Totals};
+use super::{DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep};
 use crate::daemon::config::{
     AttachMode, Config as Configuration, EphemeralPorts, Ipv6, MssClamp, Timeouts,
 };
 use crate::types::NatEntry;
 use configure::Applied;
+use inspect::KernelInspector;
 
 mod configure;
+mod inspect;
 mod ipv6;
 
 /// What the configuration file says about the data plane.
@@ -121,6 +123,8 @@ pub struct KernelPlane {
 struct KernelTables {
     maps: Maps,
     tools: Tools,
+    /// Internal and external endpoint of mappings that the daemon has displaced and not told of yet.
+    displaced: Vec<(EndpointKey, EndpointKey)>,
 }
 
 impl KernelPlane {
@@ -176,7 +180,11 @@ impl KernelPlane {
             pins: PinSet::current(&settings.bpffs_dir),
             links: PinSet::current(&settings.bpffs_dir).links(),
             mss_clamp: settings.mss_clamp,
-            tables: KernelTables { maps, tools },
+            tables: KernelTables {
+                maps,
+                tools,
+                displaced: Vec::new(),
+            },
             programs,
             clock,
             origin,
@@ -222,8 +230,8 @@ impl KernelPlane {
     pub fn sweep(&mut self) -> Result<u64, DataPlaneError> {
         loop {
             let step = self.sweep_slice()?;
-            match step.sessions {
-                Some(sessions) => return Ok(sessions),
+            match step.found {
+                Some(found) => return Ok(found.sessions),
                 None => std::thread::sleep(step.again),
             }
         }
@@ -278,44 +286,73 @@ impl DataPlane for KernelPlane {
             .tables
             .sweep_slice(self.clock.now())
             .map_err(refused("sweep the tables"))?;
-        if step.done.is_some() {
-            events::log_all(&mut self.tables.maps.events);
-            if let Some(log) = &mut self.drop_log {
-                log.flush();
-            }
+        if step.done.is_some()
+            && let Some(log) = &mut self.drop_log
+        {
+            log.flush();
         }
         Ok(SweepStep {
             again: step.again,
-            sessions: step.done.map(|totals| totals.sessions_left / 2),
+            found: step.done.map(|totals| self.tables.found(&totals)),
         })
     }
 
-    fn sessions(&self, limit: usize) -> Result<Vec<Session>, DataPlaneError> {
-        let endpoint = |key: EndpointKey| (Ipv4Addr::from(key.addr), u16::from_be_bytes(key.port));
-        let all = self.tables.maps.sessions.iter();
-        all.filter_map(|item| match item {
-            // One of the two entries tells the whole flow. Ended ones only wait to be removed.
-            Ok((_, value)) if value.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) != 0 => {
-                None
-            }
-            Ok((key, value)) => {
-                let (internal, external) = value.endpoints(&key);
-                Some(Ok(Session {
-                    protocol: key.proto,
-                    internal: endpoint(internal),
-                    external: endpoint(external),
-                    remote: endpoint(value.reverse_key(key.proto).source()),
-                }))
-            }
-            Err(error) => Some(Err(to_io(error))),
-        })
-        .take(limit)
-        .collect::<io::Result<_>>()
-        .map_err(refused("list the sessions"))
+    fn events(&mut self) -> Vec<PlaneEvent> {
+        let mut told = events::take_all(&mut self.tables.maps.events);
+        // Without a newer tick, what is younger than the last one is of now.
+        if !told.is_empty()
+            && let Err(error) = self.tick_clock()
+        {
+            warn!("the events' clock stands: {error}");
+        }
+        let now = self.clock.now();
+        let displaced = self.tables.displaced.drain(..);
+        told.extend(displaced.map(|(internal, external)| Event {
+            kind: EventKind::MappingDisplaced as u32,
+            tick: now,
+            internal,
+            external,
+        }));
+        let tell = |event| events::told(event, now, self.clock.hz());
+        told.iter().map(tell).collect()
+    }
+
+    fn inspector(&mut self) -> Result<Box<dyn Inspector>, DataPlaneError> {
+        self.tick_clock()?;
+        let config = self.tables.maps.config.get(&0, 0).map_err(to_io);
+        let config = config.map_err(refused("read the configuration"))?;
+        let inspector = KernelInspector::open(&self.pins, config, &self.clock);
+        let failed = |error| io::Error::other(format!("{error:#}"));
+        let inspector = inspector
+            .map_err(failed)
+            .map_err(refused("open the tables once more"))?;
+        Ok(Box::new(inspector))
     }
 }
 
 impl KernelTables {
+    fn found(&self, totals: &Totals) -> Found {
+        let met = &totals.met;
+        let room = self.maps.sweeper.capacities();
+        let mappings = met.dynamic + met.explicit + met.router;
+        let whole = |table, entries, room: u32| TableRow::new(table, entries, Some(room.into()));
+        let part = |table, entries| TableRow::new(table, entries, None);
+        Found {
+            sessions: totals.sessions_left / 2,
+            tables: vec![
+                whole("sessions", met.sessions / 2, room.sessions / 2),
+                whole("sessions6", met.sessions6 / 2, room.sessions6 / 2),
+                whole("endpoints6", met.endpoints6, room.endpoints6),
+                whole("mappings", mappings, room.mappings),
+                part("mappings_dynamic", met.dynamic),
+                part("mappings_explicit", met.explicit),
+                part("mappings_router", met.router),
+                whole("peers", met.peers, room.peers),
+                whole("hosts", met.hosts, room.hosts),
+            ],
+        }
+    }
+
     /// All of a sweep at once.
     fn run_sweep(&mut self, mode: SweepMode, external: EndpointKey) -> io::Result<()> {
         let now = low(read_clock(&mut self.maps, &self.tools)?.jiffies);
@@ -397,6 +434,10 @@ impl Tables for KernelTables {
 
     fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
         self.run_sweep(SweepMode::Recheck, *external)
+    }
+
+    fn displaced(&mut self, internal: EndpointKey, external: EndpointKey) {
+        self.displaced.push((internal, external));
     }
 
     fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>> {

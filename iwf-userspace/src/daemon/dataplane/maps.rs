@@ -192,7 +192,6 @@ pub(super) struct Maps {
     pub(super) ext: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) int: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) filters: HashMap<MapData, EndpointKey, FilterList>,
-    pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
     pub(super) sessions6: HashMap<MapData, SessionKey6, SessionValue6>,
     pub(super) pinholes: HashMap<MapData, PinholeKey, PinholeValue>,
     pub(super) pinhole_hosts: HashMap<MapData, [u8; 16], u32>,
@@ -213,7 +212,6 @@ impl Maps {
             ext: typed(set, names::MAPPINGS_EXT)?,
             int: typed(set, names::MAPPINGS_INT)?,
             filters: typed(set, names::FILTERS)?,
-            sessions: typed(set, names::SESSIONS)?,
             sessions6: typed(set, names::SESSIONS6)?,
             pinholes: typed(set, names::PINHOLES)?,
             pinhole_hosts: typed(set, names::PINHOLE_HOSTS)?,
@@ -245,7 +243,8 @@ pub(super) fn refusals(set: &PinSet) -> Result<RefusalTables> {
     })
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
+/// Opens a pinned map once more.
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(set: &PinSet, name: &str) -> Result<M> {
     let open = || -> Result<M, MapError> {
         M::try_from(Map::from_map_data(MapData::from_pin(set.map(name))?)?)
     };

@@ -5,8 +5,10 @@
 //! a call may be repeated at any time.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
+
+use iwf_common::event::EventKind;
 
 use crate::daemon::config::FlowRules;
 use crate::types::{ExternalEndpoint, Generation, Instant, InternalEndpoint, NatEntry, Protocol};
@@ -21,6 +23,7 @@ mod events;
 pub mod fake;
 mod features;
 pub(crate) mod fragments;
+pub mod inspect;
 pub mod kernel;
 mod maps;
 pub mod object;
@@ -29,6 +32,8 @@ mod pins;
 mod programs;
 pub(crate) mod refusals;
 pub mod sweep;
+
+use inspect::{Inspector, TableRow};
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]
@@ -142,26 +147,37 @@ pub struct Pinhole {
     pub expires: Option<Instant>,
 }
 
-/// One flow the kernel is translating.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Session {
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// The LAN host's address and port (identifier for ICMP).
-    pub internal: (Ipv4Addr, u16),
-    /// Our external address and port.
-    pub external: (Ipv4Addr, u16),
-    /// The remote peer's address and port.
-    pub remote: (Ipv4Addr, u16),
-}
-
 /// What comes after a slice of the sweep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SweepStep {
     /// When the next slice is due.
     pub again: Duration,
-    /// How many sessions are left, if this slice was the last one of its pass.
-    pub sessions: Option<u64>,
+    /// What the pass found, if this slice was its last one.
+    pub found: Option<Found>,
+}
+
+/// What a pass of the sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Sessions that go on.
+    pub sessions: u64,
+    /// How full the large tables are.
+    pub tables: Vec<TableRow>,
+}
+
+/// Something the packet programs tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlaneEvent {
+    /// What happened; `None`: something this version does not know.
+    pub kind: Option<EventKind>,
+    /// How long ago.
+    pub age: Duration,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The internal endpoint concerned, if there is one.
+    pub internal: Option<SocketAddrV4>,
+    /// The external endpoint concerned, or for a next hop the remote one.
+    pub external: Option<SocketAddrV4>,
 }
 
 /// The generation [`DataPlane::observe`] gives an entry of which only one direction is there. No mapping
@@ -216,11 +232,14 @@ pub trait DataPlane {
     /// Only what the kernel refuses.
     fn sweep_slice(&mut self) -> Result<SweepStep, DataPlaneError>;
 
-    /// At most `limit` sessions, in no particular order.
+    /// What the programs have told since the last call, oldest first.
+    fn events(&mut self) -> Vec<PlaneEvent>;
+
+    /// Something to look at the tables with, from another thread.
     ///
     /// # Errors
-    /// Only what the kernel refuses.
-    fn sessions(&self, limit: usize) -> Result<Vec<Session>, DataPlaneError>;
+    /// If the tables cannot be opened once more.
+    fn inspector(&mut self) -> Result<Box<dyn Inspector>, DataPlaneError>;
 }
 
 /// Whether two entries bind the same pair of endpoints.

@@ -70,6 +70,8 @@ pub(super) trait Tables {
     fn delete_filter(&mut self, external: &EndpointKey) -> io::Result<()>;
     /// Every list there is.
     fn filters(&self) -> io::Result<BTreeMap<EndpointKey, FilterList>>;
+    /// An internal endpoint has lost its mapping to a better right.
+    fn displaced(&mut self, internal: EndpointKey, external: EndpointKey);
     /// Everything in a table.
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>>;
 }
@@ -484,6 +486,7 @@ fn displace_external(
             tables.delete(Side::Int, &loser).map_err(&failed)?;
         }
         tables.end_sessions(&ext).map_err(&failed)?;
+        tables.displaced(loser, ext);
     }
     Ok(())
 }
@@ -503,6 +506,7 @@ fn displace_internal(
             tables.delete(Side::Ext, &loser).map_err(&failed)?;
         }
         tables.end_sessions(&loser).map_err(&failed)?;
+        tables.displaced(int, loser);
     }
     Ok(())
 }

@@ -78,6 +78,59 @@ pub struct Totals {
     pub mappings_left: u64,
     /// Entries removed from both mapping tables.
     pub mappings_removed: u64,
+    /// Entries met in the tables, also those that were removed then.
+    pub met: Met,
+}
+
+/// Entries that a pass met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Met {
+    /// In SESSIONS: two per session, ended ones included until they are removed.
+    pub sessions: u64,
+    /// In SESSIONS6, likewise.
+    pub sessions6: u64,
+    /// In ENDPOINTS6.
+    pub endpoints6: u64,
+    /// In PEERS.
+    pub peers: u64,
+    /// In HOSTS.
+    pub hosts: u64,
+    /// Dynamic mappings in MAPPINGS_EXT.
+    pub dynamic: u64,
+    /// Explicit ones.
+    pub explicit: u64,
+    /// Those of the CPE itself.
+    pub router: u64,
+}
+
+impl Met {
+    fn count_mapping(&mut self, kind: u8) {
+        let place = if kind == MappingKind::Dynamic as u8 {
+            &mut self.dynamic
+        } else if kind == MappingKind::Explicit as u8 {
+            &mut self.explicit
+        } else {
+            &mut self.router
+        };
+        *place += 1;
+    }
+}
+
+/// How many entries each swept table has room for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacities {
+    /// SESSIONS.
+    pub sessions: u32,
+    /// SESSIONS6.
+    pub sessions6: u32,
+    /// ENDPOINTS6.
+    pub endpoints6: u32,
+    /// PEERS.
+    pub peers: u32,
+    /// HOSTS.
+    pub hosts: u32,
+    /// MAPPINGS_EXT.
+    pub mappings: u32,
 }
 
 /// What comes after a slice.
@@ -247,6 +300,18 @@ impl Sweeper {
         })
     }
 
+    /// How much the tables have room for.
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            sessions: self.maps.sessions.capacity(),
+            sessions6: self.maps.sessions6.capacity(),
+            endpoints6: self.maps.endpoints6.capacity(),
+            peers: self.maps.peers.capacity(),
+            hosts: self.maps.hosts.capacity(),
+            mappings: self.maps.external.capacity(),
+        }
+    }
+
     /// The next slice of ageing; the first one of a pass if none is under way.
     ///
     /// # Errors
@@ -299,6 +364,7 @@ impl Sweeper {
         let next = match &mut pass.phase {
             Phase::Hosts(cursor) => {
                 self.maps.hosts.read(cursor, &mut self.slices.hosts)?;
+                pass.totals.met.hosts += self.slices.hosts.len() as u64;
                 for (host, _) in self.slices.hosts.iter() {
                     pass.hosts.insert(host.addr, (0, 0));
                     let task = SweepTask::BeginRecount;
@@ -351,6 +417,7 @@ impl Sweeper {
                 // All of them: the program notes for their endpoints that they are used.
                 let slice = &mut self.slices.sessions6;
                 self.maps.sessions6.read(cursor, slice)?;
+                pass.totals.met.sessions6 += slice.len() as u64;
                 let items = slice.iter().map(|(key, _)| SweepItem::session6(*key));
                 self.slices.items.extend(items);
                 (*cursor == Cursor::End).then_some(Phase::Endpoints6(Cursor::Start))
@@ -358,6 +425,7 @@ impl Sweeper {
             Phase::Endpoints6(cursor) => {
                 let slice = &mut self.slices.endpoints6;
                 self.maps.endpoints6.read(cursor, slice)?;
+                pass.totals.met.endpoints6 += slice.len() as u64;
                 let idle = |last_used| tick::age(pass.as_of, last_used) > judge.config.idle.udp;
                 let over = slice.iter().filter(|(_, value)| idle(value.last_used));
                 let items = over.map(|(key, _)| SweepItem::of_endpoint6(key));
@@ -367,6 +435,7 @@ impl Sweeper {
             Phase::Peers(cursor) => {
                 let slice = &mut self.slices.peers;
                 self.maps.peers.read(cursor, slice)?;
+                pass.totals.met.peers += slice.len() as u64;
                 // All of them: the program looks whether their mapping is still there.
                 let items = slice.iter().map(|(peer, _)| SweepItem::of_peer(peer));
                 self.slices.items.extend(items);
@@ -509,6 +578,7 @@ impl Pass {
     ) {
         for (external, value) in slice.iter() {
             self.totals.mappings_left += 1;
+            self.totals.met.count_mapping(value.kind);
             let held = Held {
                 internal: bits(&value.endpoint(external.proto)),
                 last_used: value.last_used,
@@ -536,6 +606,7 @@ impl Pass {
         judge: &Judge<'_>,
         items: &mut Vec<SweepItem>,
     ) {
+        self.totals.met.sessions += slice.len() as u64;
         for (key, value) in slice.iter() {
             let (internal, external) = value.endpoints(key);
             let ended = value.flags & SessionFlags::ENDED != 0;

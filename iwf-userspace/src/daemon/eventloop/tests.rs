@@ -12,14 +12,20 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::daemon::control::{MappingRow, Request, Response};
-use crate::daemon::dataplane::fake::{FakePlane, Fault};
+use crate::daemon::control::events::{EventFilter, EventKind, EventRow};
+use crate::daemon::control::server::Replies;
+use crate::daemon::control::{ListEnd, MappingRow, Request, Response};
+use crate::daemon::dataplane::PlaneEvent;
+use crate::daemon::dataplane::fake::{FakePlane, Fault, Tables};
+use crate::daemon::dataplane::inspect::{
+    HostRow, Kind, SessionFilter, SessionRow, State, Transport, Usage, Way,
+};
 use crate::daemon::http::Site;
 use crate::daemon::netstate::LanAddress;
 use crate::daemon::ssdp::Identity;
 use crate::daemon::store::fake::MemoryStore;
 use crate::iwf::{Iwf, WanState};
-use crate::types::{Epoch, ExternalPort, Lifetime, Protocol};
+use crate::types::{Epoch, ExternalPort, Generation, Lifetime, Protocol};
 use crate::wire::description::DeviceUuid;
 use crate::wire::pcp::{self, Body};
 use crate::wire::soap;
@@ -107,12 +113,38 @@ impl Lab {
     }
 
     async fn ask(&self, request: Request) -> Response {
-        let (reply, answer) = oneshot::channel();
-        self.requests.send((request, reply)).await.unwrap();
-        timeout(SOON, answer)
-            .await
-            .expect("an answer soon")
-            .unwrap()
+        let mut answers = self.open(request).await;
+        next(&mut answers).await
+    }
+
+    async fn open(&self, request: Request) -> mpsc::Receiver<Response> {
+        let (replies, answers) = Replies::channel();
+        self.requests.send((request, replies)).await.unwrap();
+        answers
+    }
+
+    /// Every event of these kinds that is kept.
+    async fn events(&self, kinds: &[EventKind]) -> Vec<EventRow> {
+        let mut answers = self
+            .open(Request::Events {
+                filter: EventFilter {
+                    kinds: kinds.to_vec(),
+                    host: None,
+                },
+                follow: false,
+                new: false,
+            })
+            .await;
+        let mut events = Vec::new();
+        loop {
+            let answer = next(&mut answers).await;
+            if let Response::Events(page) = answer {
+                events.extend(page.events);
+                continue;
+            }
+            assert_eq!(answer, Response::End(ListEnd::default()));
+            return events;
+        }
     }
 
     async fn mappings(&self) -> Vec<MappingRow> {
@@ -171,6 +203,11 @@ impl Lab {
             .expect("ends soon")
             .unwrap();
     }
+}
+
+async fn next(answers: &mut mpsc::Receiver<Response>) -> Response {
+    let answer = timeout(SOON, answers.recv()).await;
+    answer.expect("an answer soon").expect("an answer")
 }
 
 /// A PCP server that grants what is asked for.
@@ -317,5 +354,194 @@ async fn an_announced_restart_of_the_server_brings_the_mapping_back_at_once() {
     let again = carrier.next_asked().await;
     assert_eq!(again.nonce, first.nonce);
     assert_eq!(again.internal_port, first.internal_port);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn what_happens_to_mappings_is_told_with_the_reason() {
+    let mut plane = FakePlane::new();
+    plane.fail_change(1, Fault::Full);
+    let carrier = Carrier::start(41).await;
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    assert!(lab.add("5000").await.is_err());
+    assert_eq!(lab.add("5001").await, Ok(Vec::new()));
+    let delete = Request::Delete {
+        protocol: Protocol::Tcp,
+        external_port: 5001,
+    };
+    assert_eq!(lab.ask(delete).await, Response::Done);
+    let kinds = [
+        EventKind::MappingCreated,
+        EventKind::MappingRemoved,
+        EventKind::MappingRefused,
+    ];
+    let events = lab.events(&kinds).await;
+    let told: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(
+        told,
+        [
+            EventKind::MappingRefused,
+            EventKind::MappingCreated,
+            EventKind::MappingRemoved
+        ]
+    );
+    let host = Some((HOST, 8080).into());
+    assert!(events.iter().all(|event| event.internal == host));
+    let [refused, created, removed] = events.as_slice() else {
+        panic!("three events, not {events:?}");
+    };
+    assert!(
+        refused
+            .detail
+            .starts_with("AddPortMapping of external port 5000 refused: "),
+        "{refused:?}"
+    );
+    assert!(
+        created.detail.contains("at the carrier 11.22.33.1:5001"),
+        "{created:?}"
+    );
+    assert_eq!(created.external, removed.external);
+    assert!(created.time <= removed.time);
+
+    let of_the_daemon = [EventKind::WanChanged, EventKind::ServerAnswering];
+    let events = lab.events(&of_the_daemon).await;
+    assert_eq!(events.len(), 2, "{events:?}");
+    assert_eq!(events[0].detail, "address 127.0.0.1, gateway none");
+    assert_eq!(events[1].remote, Some(carrier.address));
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_follower_hears_what_the_programs_tell() {
+    let mut plane = FakePlane::new();
+    plane.tell(PlaneEvent {
+        kind: Some(iwf_common::event::EventKind::HostSessions),
+        age: Duration::from_secs(1),
+        protocol: 17,
+        internal: Some(SocketAddrV4::new(HOST, 4000)),
+        external: None,
+    });
+    let carrier = Carrier::start(42).await;
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    let mut answers = lab
+        .open(Request::Events {
+            filter: EventFilter {
+                kinds: Vec::new(),
+                host: "192.168.1.0/24".parse().ok(),
+            },
+            follow: true,
+            new: false,
+        })
+        .await;
+    let Response::Events(page) = next(&mut answers).await else {
+        panic!("no events");
+    };
+    assert_eq!(page.events.len(), 1);
+    assert_eq!(page.events[0].kind, EventKind::HostSessions);
+    assert_eq!(
+        page.events[0].counter.as_deref(),
+        Some("drop_host_sessions")
+    );
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    let Response::Events(page) = next(&mut answers).await else {
+        panic!("no events");
+    };
+    assert_eq!(page.events[0].kind, EventKind::MappingCreated);
+    lab.stop().await;
+    assert_eq!(
+        timeout(SOON, answers.recv()).await.expect("ends soon"),
+        None
+    );
+}
+
+#[tokio::test]
+async fn tables_are_looked_at_beside_the_loop() {
+    let session = |port: u16| SessionRow {
+        protocol: Transport(17),
+        internal: (HOST, port).into(),
+        external: Some((WAN, port).into()),
+        remote: (CARRIER, 53).into(),
+        began: Some(Way::Out),
+        state: State::Answered,
+        packets_out: 1,
+        octets_out: 100,
+        packets_in: 1,
+        octets_in: 200,
+        idle_seconds: 0,
+        left_seconds: 300,
+        mapping: Some(Kind::Dynamic),
+        hairpin: false,
+        pinhole: None,
+    };
+    let host = |last: u8, sessions: u64| HostRow {
+        host: Ipv4Addr::new(192, 168, 1, last).into(),
+        sessions,
+        sessions_limit: 16_384,
+        mappings: 1,
+        mappings_limit: 16_384,
+        external: Some(WAN),
+        idle_seconds: 0,
+    };
+    let usage = Usage {
+        packets_out: 1,
+        octets_out: 2,
+        packets_in: 3,
+        octets_in: 4,
+    };
+    let mut plane = FakePlane::new();
+    plane.show(Tables {
+        sessions: (1000..1010).map(session).collect(),
+        usage: [(Generation(1), usage)].into(),
+        hosts: vec![host(10, 2), host(11, 9), host(12, 2)],
+        ..Tables::default()
+    });
+    let carrier = Carrier::start(43).await;
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    let filter = SessionFilter {
+        port: Some(1003),
+        ..SessionFilter::default()
+    };
+    let request = Request::Sessions {
+        filter,
+        limit: None,
+    };
+    let mut answers = lab.open(request).await;
+    assert_eq!(
+        next(&mut answers).await,
+        Response::Sessions(vec![session(1003)])
+    );
+    let end = ListEnd {
+        matched: 1,
+        more: 0,
+    };
+    assert_eq!(next(&mut answers).await, Response::End(end));
+
+    let mut answers = lab.open(Request::Hosts { limit: Some(2) }).await;
+    assert_eq!(
+        next(&mut answers).await,
+        Response::Hosts(vec![host(11, 9), host(10, 2)])
+    );
+    let end = ListEnd {
+        matched: 3,
+        more: 1,
+    };
+    assert_eq!(next(&mut answers).await, Response::End(end));
+
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    let Response::Mappings(rows) = lab.ask(Request::MappingUsage {}).await else {
+        panic!("not the mappings");
+    };
+    assert_eq!(rows[0].generation, 1);
+    assert_eq!(rows[0].usage, Some(usage));
+    assert_eq!(lab.mappings().await[0].usage, None);
+
+    let Response::Stats(stats) = lab.ask(Request::Stats {}).await else {
+        panic!("not the counters");
+    };
+    let tables = stats.tables.iter().map(|t| (t.table.as_str(), t.entries));
+    assert_eq!(
+        tables.collect::<Vec<_>>(),
+        [("sessions", 10), ("filters", 0)]
+    );
     lab.stop().await;
 }

@@ -4,34 +4,41 @@
 //! so a change is durable and in the kernel when the reply that promised it leaves; a commit costs one sync of a
 //! small file, which on flash takes some milliseconds.
 
+mod listing;
 mod pressure;
+mod telling;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
 use super::config::FlowRules;
-use super::control::server::Call as ControlCall;
+use super::control::events::EventKind;
+use super::control::server::{Call as ControlCall, Replies};
 use super::control::{Request, Response};
-use super::dataplane::{DataPlane, DataPlaneError, Pinhole};
+use super::dataplane::{DataPlane, DataPlaneError, Found, Pinhole};
 use super::http::SoapCall;
+use super::journal::Journal;
 use super::netstate::NetState;
 use super::reconciler;
 use super::store::{Store, StoreError};
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
-    AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, StoreChange,
+    AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, ServerState,
+    StoreChange,
 };
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
 use crate::types::{Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
 
+use listing::Question;
 use pressure::Pressure;
+use telling::Wish;
 pub use view::Facts;
 
 /// How long after a failure the reconciler looks again.
@@ -63,9 +70,13 @@ pub struct Shell<P, S> {
     rules: FlowRules,
     network: NetState,
     next_request: u64,
-    soap: BTreeMap<RequestId, oneshot::Sender<soap::ActionResult>>,
-    admin: BTreeMap<RequestId, oneshot::Sender<Response>>,
-    sessions: u64,
+    soap: BTreeMap<RequestId, (oneshot::Sender<soap::ActionResult>, Option<Wish>)>,
+    admin: BTreeMap<RequestId, Replies>,
+    /// What the last whole pass of the sweep found, and when.
+    found: Option<(Found, Instant)>,
+    journal: Journal,
+    /// What was told of each server last.
+    servers_told: BTreeMap<SocketAddr, ServerState>,
     /// The last entry that left the kernel: the notice that its mapping is gone comes next and has no more
     /// than the name.
     removed: Option<NatEntry>,
@@ -97,7 +108,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             next_request: 0,
             soap: BTreeMap::new(),
             admin: BTreeMap::new(),
-            sessions: 0,
+            found: None,
+            journal: Journal::default(),
+            servers_told: BTreeMap::new(),
             removed: None,
             pressure: Pressure::default(),
             runs: Runs::default(),
@@ -113,7 +126,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         } = question;
         debug!(%caller, action = call.action, "control point calls");
         let request = self.new_request();
-        self.soap.insert(request, reply);
+        let wish = Wish::of(caller, &call);
+        self.soap.insert(request, (reply, wish));
         let input = Input::Soap {
             request,
             caller,
@@ -130,21 +144,60 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         out: &mut impl Datagrams,
         now: Instant,
     ) {
-        let Request::Delete {
-            protocol,
-            external_port,
-        } = request
-        else {
-            answer(reply, self.look(&request, facts, now));
-            return;
-        };
-        let request = self.new_request();
-        self.admin.insert(request, reply);
-        let command = AdminCommand::Delete {
-            protocol,
-            external_port,
-        };
-        self.input(Input::Admin { request, command }, out, now);
+        match request {
+            Request::Delete {
+                protocol,
+                external_port,
+            } => {
+                let request = self.new_request();
+                self.admin.insert(request, reply);
+                let command = AdminCommand::Delete {
+                    protocol,
+                    external_port,
+                };
+                self.input(Input::Admin { request, command }, out, now);
+            }
+            Request::Status {} | Request::Mappings {} | Request::Leases {} | Request::Audit {} => {
+                reply.answer(self.look(&request, facts, now));
+            }
+            Request::Stats {} => match self.stats(now) {
+                Ok(stats) => self.look_up(Question::Stats(stats), reply),
+                Err(error) => reply.answer(listing::failed(error)),
+            },
+            Request::MappingUsage {} => match self.mapping_rows(now) {
+                Ok(rows) => self.look_up(Question::Usage(rows), reply),
+                Err(error) => reply.answer(listing::failed(error)),
+            },
+            Request::Sessions { filter, limit } => {
+                self.look_up(Question::Sessions(filter, limit), reply);
+            }
+            Request::Dynamic { filter, limit } => {
+                self.look_up(Question::Dynamic(filter, limit), reply);
+            }
+            Request::Hosts { limit } => self.look_up(Question::Hosts(limit), reply),
+            Request::Events {
+                filter,
+                follow,
+                new,
+            } => {
+                self.hear();
+                // It ends when its reader does, or with the daemon.
+                tokio::spawn(self.journal.clone().tell(filter, follow, new, reply));
+            }
+        }
+    }
+
+    /// Has the tables looked at on another thread.
+    fn look_up(&mut self, question: Question, reply: Replies) {
+        match self.plane.inspector() {
+            Ok(inspector) => listing::answer_later(inspector, question, reply),
+            Err(error) => reply.answer(listing::failed(error)),
+        }
+    }
+
+    /// Whether somebody follows the events as they come.
+    pub fn is_followed(&self) -> bool {
+        self.journal.is_followed()
     }
 
     /// A server, or the network on the way to one, told something.
@@ -173,6 +226,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     pub fn network(&mut self, network: NetState, out: &mut impl Datagrams, now: Instant) {
         if self.network.wan != network.wan {
             info!(address = ?network.wan.address, gateway = ?network.wan.gateway, "WAN changed");
+            let shown = |addr: Option<Ipv4Addr>| {
+                addr.map_or_else(|| "none".to_owned(), |addr| addr.to_string())
+            };
+            let (address, gateway) = (shown(network.wan.address), shown(network.wan.gateway));
+            let detail = format!("address {address}, gateway {gateway}");
+            self.tell_text(EventKind::WanChanged, None, detail);
         }
         self.network = network;
         self.configure(now);
@@ -245,7 +304,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         now: Instant,
     ) {
         match self.plane.counters() {
-            Ok(counters) => self.pressure.report(&counters, now),
+            Ok(counters) => {
+                for (counter, packets, remedy) in self.pressure.report(&counters, now) {
+                    self.tell_drops(counter, packets, remedy);
+                }
+            }
             Err(error) => log_plane("count", error),
         }
         self.input(Input::WallClock(wall), out, now);
@@ -253,10 +316,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// One slice of ageing; returns when the next one is due.
-    pub fn sweep(&mut self) -> Duration {
-        match self.plane.sweep_slice() {
+    pub fn sweep(&mut self, now: Instant) -> Duration {
+        let step = self.plane.sweep_slice();
+        self.hear();
+        match step {
             Ok(step) => {
-                self.sessions = step.sessions.unwrap_or(self.sessions);
+                self.found = step.found.map(|found| (found, now)).or(self.found.take());
                 step.again
             }
             Err(error) => {
@@ -270,6 +335,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     pub fn timeout(&mut self, out: &mut impl Datagrams, now: Instant) {
         self.core.handle_timeout(now);
         self.drain(out, now);
+        self.tell_servers();
         if self.runs.due.is_some_and(|due| due <= now) {
             self.reconcile(now);
         }
@@ -292,7 +358,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Compares kernel and table, and repairs the kernel.
     pub fn reconcile(&mut self, now: Instant) {
         self.runs.due = None;
-        match reconciler::run(&mut self.plane, &self.core.desired(now)) {
+        let mut repairs = Vec::new();
+        let outcome = reconciler::run(&mut self.plane, &self.core.desired(now), &mut repairs);
+        self.hear();
+        self.tell_repairs(&repairs);
+        match outcome {
             Ok(outcome) => {
                 self.runs.count += 1;
                 self.runs.last = Some(now);
@@ -334,17 +404,17 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         while let Some(effect) = self.core.poll_effect() {
             let (ticket, result) = match effect {
                 Effect::Reply { request, result } => {
-                    if let Some(reply) = self.soap.remove(&request) {
+                    if let Some((reply, wish)) = self.soap.remove(&request) {
+                        if let (Some(wish), Err(error)) = (wish, &result) {
+                            self.tell_refused(&wish, *error);
+                        }
                         answer(reply, result);
                     }
                     continue;
                 }
                 Effect::AdminReply { request, result } => {
                     if let Some(reply) = self.admin.remove(&request) {
-                        answer(
-                            reply,
-                            result.map_or_else(Response::Error, |()| Response::Done),
-                        );
+                        reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
                     }
                     continue;
                 }
@@ -356,12 +426,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     self.notify(&notice);
                     continue;
                 }
-                Effect::WriteNat { ticket, entry } => (
-                    ticket,
-                    self.plane
-                        .write(&entry)
-                        .map_err(|e| plane_failed("write", e)),
-                ),
+                Effect::WriteNat { ticket, entry } => {
+                    let written = self.plane.write(&entry);
+                    // What it displaced is told before it.
+                    self.hear();
+                    (ticket, written.map_err(|e| plane_failed("write", e)))
+                }
                 Effect::RemoveNat { ticket, entry } => {
                     self.removed = Some(entry);
                     let removed = self.plane.remove(&entry);
@@ -395,46 +465,72 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
 
     fn notify(&self, notice: &Notice) {
         match notice {
-            Notice::Created(generation) => self.tell(*generation, "mapping created"),
-            Notice::Renewed(generation) => self.tell(*generation, "mapping renewed"),
+            Notice::Created(generation) => {
+                self.tell(*generation, EventKind::MappingCreated, "mapping created");
+            }
+            Notice::Renewed(generation) => {
+                self.tell(*generation, EventKind::MappingRenewed, "mapping renewed");
+            }
             Notice::Removed(generation) => match self.removed {
-                Some(entry) if entry.generation == *generation => info!(
-                    %generation,
-                    protocol = %entry.protocol,
-                    internal = %entry.internal,
-                    nat1 = %entry.external,
-                    "mapping removed"
-                ),
-                Some(_) | None => info!(%generation, "mapping removed"),
+                Some(entry) if entry.generation == *generation => {
+                    info!(
+                        %generation,
+                        protocol = %entry.protocol,
+                        internal = %entry.internal,
+                        nat1 = %entry.external,
+                        "mapping removed"
+                    );
+                    self.tell_entry(EventKind::MappingRemoved, &entry);
+                }
+                Some(_) | None => {
+                    info!(%generation, "mapping removed");
+                    let detail = format!("generation {generation}");
+                    self.tell_text(EventKind::MappingRemoved, None, detail);
+                }
             },
-            Notice::ExternalAddress(Some(address)) => info!(%address, "external address"),
-            Notice::ExternalAddress(None) => info!("external address is not known"),
+            Notice::ExternalAddress(Some(address)) => {
+                info!(%address, "external address");
+                self.tell_text(EventKind::ExternalAddress, None, address.to_string());
+            }
+            Notice::ExternalAddress(None) => {
+                info!("external address is not known");
+                self.tell_text(EventKind::ExternalAddress, None, "not known".to_owned());
+            }
             Notice::StaticWaits {
                 protocol,
                 external,
                 problem,
-            } => info!(
-                %protocol,
-                %external,
-                %problem,
-                "mapping of the configuration cannot be had now; trying again"
-            ),
+            } => {
+                info!(
+                    %protocol,
+                    %external,
+                    %problem,
+                    "mapping of the configuration cannot be had now; trying again"
+                );
+                let detail = format!("{protocol} {external}: {problem}; trying again");
+                self.tell_text(EventKind::StaticWaits, None, detail);
+            }
             Notice::EpochReset(server) => {
                 info!(%server, "PCP server lost its state; asking for the mappings again");
+                let detail = "asking for the mappings again".to_owned();
+                self.tell_text(EventKind::ServerLostState, Some(*server), detail);
             }
         }
     }
 
-    fn tell(&self, generation: Generation, what: &str) {
+    fn tell(&self, generation: Generation, kind: EventKind, what: &str) {
         match self.core.mappings().find(|m| m.generation == generation) {
-            Some(mapping) => info!(
-                %generation,
-                protocol = %mapping.protocol,
-                internal = %mapping.internal,
-                nat1 = %mapping.nat1,
-                external = mapping.claim.endpoint().map(tracing::field::display),
-                "{what}"
-            ),
+            Some(mapping) => {
+                info!(
+                    %generation,
+                    protocol = %mapping.protocol,
+                    internal = %mapping.internal,
+                    nat1 = %mapping.nat1,
+                    external = mapping.claim.endpoint().map(tracing::field::display),
+                    "{what}"
+                );
+                self.tell_mapping(kind, mapping);
+            }
             None => info!(%generation, "{what}"),
         }
     }

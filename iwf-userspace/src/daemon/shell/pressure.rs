@@ -25,14 +25,20 @@ pub(super) struct Pressure {
 }
 
 impl Pressure {
-    /// Warns of tables that were full since the last call.
-    pub(super) fn report(&mut self, counters: &[(&'static str, u64)], now: Instant) {
-        for (name, packets, remedy) in self.grown(counters, now) {
+    /// Warns of tables that were full since the last call, and returns what it warned of: counter, packets and remedy.
+    pub(super) fn report(
+        &mut self,
+        counters: &[(&'static str, u64)],
+        now: Instant,
+    ) -> Vec<(&'static str, u64, &'static str)> {
+        let news = self.grown(counters, now);
+        for (name, packets, remedy) in &news {
             warn!(
                 counter = name,
                 packets, "packets dropped for lack of room; {remedy}"
             );
         }
+        news
     }
 
     /// What has to be told now. The first call only learns: an adopted data plane has a past.

@@ -7,6 +7,7 @@ use super::super::control::{
     Audit, Counter, LeaseRow, Listener, MappingRow, Reconciler, Request, Response, Server, Stats,
     Status,
 };
+use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
@@ -28,15 +29,22 @@ pub struct Facts {
 }
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
-    /// Answers a request that changes nothing.
+    /// Answers a request that changes nothing and needs no walk through a large table.
     pub(super) fn look(&self, request: &Request, facts: &Facts, now: Instant) -> Response {
         let answer = match request {
             Request::Status {} => Ok(Response::Status(Box::new(self.status(facts, now)))),
             Request::Mappings {} => self.mapping_rows(now).map(Response::Mappings),
             Request::Leases {} => Ok(Response::Leases(self.lease_rows(now))),
             Request::Audit {} => self.audit(now).map(Response::Audit),
-            Request::Stats {} => self.stats().map(Response::Stats),
-            Request::Delete { .. } => return Response::Error("not a question".to_owned()),
+            Request::Delete { .. }
+            | Request::Stats {}
+            | Request::MappingUsage {}
+            | Request::Sessions { .. }
+            | Request::Dynamic { .. }
+            | Request::Hosts { .. }
+            | Request::Events { .. } => {
+                return Response::Error("not answered from here".to_owned());
+            }
         };
         answer.unwrap_or_else(|error| Response::Error(format!("{:#}", anyhow::Error::new(error))))
     }
@@ -59,7 +67,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             listeners: facts.listeners.clone(),
             servers: self.servers(),
             mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
-            sessions: self.sessions,
+            sessions: self.sessions(),
             reconciler: Reconciler {
                 runs: runs.count,
                 seconds_ago: runs
@@ -86,7 +94,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         known.collect()
     }
 
-    fn mapping_rows(&self, now: Instant) -> Result<Vec<MappingRow>, DataPlaneError> {
+    pub(super) fn mapping_rows(&self, now: Instant) -> Result<Vec<MappingRow>, DataPlaneError> {
         let observed = self.plane.observe()?;
         let held: BTreeMap<Generation, NatEntry> = observed
             .into_iter()
@@ -120,6 +128,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 description: mapping.description.clone(),
                 is_static: mapping.owner == Owner::Configuration,
                 waits: None,
+                usage: None,
             }
         };
         let waiting = self.core.waiting_statics().map(|waiting| {
@@ -143,6 +152,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     || "it is being asked for".to_owned(),
                     |problem| problem.to_string(),
                 )),
+                usage: None,
             }
         });
         Ok(self
@@ -188,15 +198,29 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         })
     }
 
-    fn stats(&self) -> Result<Stats, DataPlaneError> {
+    /// At the last sweep.
+    fn sessions(&self) -> u64 {
+        self.found.as_ref().map_or(0, |(found, _)| found.sessions)
+    }
+
+    /// Without the tables that the sweep does not count.
+    pub(super) fn stats(&self, now: Instant) -> Result<Stats, DataPlaneError> {
         let counters = self.plane.counters()?;
         let counter = |(name, value): (&'static str, u64)| Counter {
             name: name.to_owned(),
             value,
         };
+        let tables = self.found.iter().flat_map(|(found, at)| {
+            let seconds_ago = now.saturating_duration_since(*at).as_secs();
+            found.tables.iter().map(move |table| TableRow {
+                seconds_ago,
+                ..table.clone()
+            })
+        });
         Ok(Stats {
-            sessions: self.sessions,
+            sessions: self.sessions(),
             counters: counters.into_iter().map(counter).collect(),
+            tables: tables.collect(),
         })
     }
 }

@@ -21,6 +21,7 @@ struct Memory {
     lists: BTreeMap<EndpointKey, FilterList>,
     ended: Vec<EndpointKey>,
     rechecked: Vec<EndpointKey>,
+    displaced: Vec<(EndpointKey, EndpointKey)>,
     /// The call after which nothing works any more, as after a kill.
     dies_after: Option<usize>,
     /// A mapping that a packet makes right after the next change of the external table.
@@ -110,6 +111,10 @@ impl Tables for Memory {
         self.change()?;
         self.ended.push(*external);
         Ok(())
+    }
+
+    fn displaced(&mut self, internal: EndpointKey, external: EndpointKey) {
+        self.displaced.push((internal, external));
     }
 
     fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
@@ -217,6 +222,7 @@ fn dynamic_mappings_give_way_with_their_sessions() {
     assert_eq!(observe(&tables, &clock).expect("observe"), [new]);
     assert_eq!((tables.ext.len(), tables.int.len()), (1, 1));
     assert_eq!(tables.ended, [ext, former]);
+    assert_eq!(tables.displaced, [(stranger, ext), (int, former)]);
 }
 
 #[test]

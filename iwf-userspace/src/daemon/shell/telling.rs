@@ -1,0 +1,288 @@
+//! What is worth an event, in the words of `iwfctl events`.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use iwf_common::event::EventKind as Told;
+use iwf_common::reason::DropReason;
+use tracing::debug;
+
+use super::super::clock;
+use super::super::control::events::{EventKind, EventRow, Source};
+use super::super::dataplane::inspect::Transport;
+use super::super::dataplane::{DataPlane, PlaneEvent};
+use super::super::reconciler::Repair;
+use super::super::store::Store;
+use super::Shell;
+use crate::iwf::ServerState;
+use crate::mapping::Mapping;
+use crate::types::{NatEntry, UnixTime};
+use crate::wire::soap;
+
+/// What a control point wants to change, for the case that it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    action: &'static str,
+    caller: Ipv4Addr,
+    protocol: Option<Transport>,
+    internal: Option<(Ipv4Addr, u16)>,
+    external_port: Option<u16>,
+}
+
+/// Actions that change mappings. Others are not worth an event.
+const CHANGES: [&str; 4] = [
+    "AddPortMapping",
+    "AddAnyPortMapping",
+    "DeletePortMapping",
+    "DeletePortMappingRange",
+];
+
+impl Wish {
+    /// Only numbers and addresses are kept of what a LAN host wrote.
+    pub(super) fn of(caller: Ipv4Addr, call: &soap::Call) -> Option<Self> {
+        let action = CHANGES.into_iter().find(|action| *action == call.action)?;
+        let text = |name: &str| {
+            let args = call.args.iter();
+            args.clone()
+                .find(|(found, _)| found == name)
+                .map(|(_, value)| value.trim())
+        };
+        let port = |name| text(name).and_then(|text| text.parse::<u16>().ok());
+        let client = text("NewInternalClient").and_then(|text| text.parse().ok());
+        Some(Self {
+            action,
+            caller,
+            protocol: text("NewProtocol").and_then(|text| text.parse().ok()),
+            internal: client.zip(port("NewInternalPort")),
+            external_port: port("NewExternalPort"),
+        })
+    }
+
+    fn refused(&self, error: soap::UpnpError) -> EventRow {
+        let port = self
+            .external_port
+            .map_or_else(String::new, |port| format!(" of external port {port}"));
+        EventRow {
+            protocol: self.protocol,
+            internal: Some(self.internal.unwrap_or((self.caller, 0)).into()),
+            detail: format!(
+                "{}{port} refused: {} {}",
+                self.action, error.code, error.description
+            ),
+            ..control(EventKind::MappingRefused)
+        }
+    }
+}
+
+impl<P: DataPlane, S: Store> Shell<P, S> {
+    /// Hears what the packet programs have told.
+    pub fn hear(&mut self) {
+        let wall = clock::wall();
+        for event in self.plane.events() {
+            let row = row(&event, wall);
+            let show = |endpoint: Option<SocketAddr>| endpoint.map(tracing::field::display);
+            debug!(
+                protocol = event.protocol,
+                internal = show(row.internal),
+                external = show(row.external),
+                remote = show(row.remote),
+                "{}",
+                row.kind
+            );
+            self.journal.write(row);
+        }
+    }
+
+    pub(super) fn tell_refused(&self, wish: &Wish, error: soap::UpnpError) {
+        self.journal.write(wish.refused(error));
+    }
+
+    pub(super) fn tell_mapping(&self, kind: EventKind, mapping: &Mapping) {
+        let carrier = mapping.upstream.and(mapping.claim.endpoint());
+        let carrier = carrier.map_or_else(String::new, |at| format!(", at the carrier {at}"));
+        self.journal.write(EventRow {
+            detail: format!("generation {}{carrier}", mapping.generation),
+            ..about(kind, &mapping.nat_entry())
+        });
+    }
+
+    pub(super) fn tell_entry(&self, kind: EventKind, entry: &NatEntry) {
+        self.journal.write(EventRow {
+            detail: format!("generation {}", entry.generation),
+            ..about(kind, entry)
+        });
+    }
+
+    pub(super) fn tell_text(&self, kind: EventKind, remote: Option<SocketAddr>, detail: String) {
+        self.journal.write(EventRow {
+            remote,
+            detail,
+            ..control(kind)
+        });
+    }
+
+    pub(super) fn tell_drops(&self, counter: &str, packets: u64, remedy: &str) {
+        self.journal.write(EventRow {
+            counter: Some(counter.to_owned()),
+            detail: format!("{packets} packets for lack of room; {remedy}"),
+            ..control(EventKind::Drops)
+        });
+    }
+
+    pub(super) fn tell_repairs(&self, repairs: &[Repair]) {
+        for repair in repairs {
+            let (kind, detail) = match &repair.failure {
+                None => (EventKind::Repaired, repair.what.to_owned()),
+                Some(why) => (
+                    EventKind::RepairFailed,
+                    format!("not {}: {why}", repair.what),
+                ),
+            };
+            self.journal.write(EventRow {
+                detail,
+                ..about(kind, &repair.entry)
+            });
+        }
+    }
+
+    /// Servers that answer now and did not, or the other way round.
+    pub(super) fn tell_servers(&mut self) {
+        let now: BTreeMap<_, _> = self
+            .core
+            .servers()
+            .iter()
+            .map(|server| (server.address, server.state))
+            .collect();
+        for (address, state) in &now {
+            if self.servers_told.get(address) == Some(state) {
+                continue;
+            }
+            let (kind, detail) = match state {
+                ServerState::Unknown => continue,
+                ServerState::Answering => (EventKind::ServerAnswering, "it answers"),
+                ServerState::Silent => (EventKind::ServerSilent, "it does not answer"),
+            };
+            self.tell_text(kind, Some(*address), detail.to_owned());
+        }
+        self.servers_told = now;
+    }
+}
+
+fn control(kind: EventKind) -> EventRow {
+    EventRow::new(clock::wall(), Source::ControlPlane, kind)
+}
+
+fn about(kind: EventKind, entry: &NatEntry) -> EventRow {
+    EventRow {
+        protocol: Some(Transport(entry.protocol.number())),
+        internal: Some((entry.internal.addr, entry.internal.port.get()).into()),
+        external: Some((entry.external.addr, entry.external.port.get()).into()),
+        ..control(kind)
+    }
+}
+
+/// What the packet programs told at that age, as of `wall`.
+fn row(event: &PlaneEvent, wall: UnixTime) -> EventRow {
+    let age = u64::try_from(event.age.as_millis()).unwrap_or(u64::MAX);
+    let time = UnixTime::from_millis(wall.as_millis().saturating_sub(age));
+    let (kind, counter) = match event.kind {
+        Some(Told::MappingCreated) => (EventKind::DynamicCreated, None),
+        Some(Told::MappingDisplaced) => (EventKind::MappingDisplaced, None),
+        Some(Told::MappingsFull) => (EventKind::MappingsFull, Some(DropReason::MappingsFull)),
+        Some(Told::SessionsFull) => (EventKind::SessionsFull, Some(DropReason::SessionsFull)),
+        Some(Told::PortsExhausted) => (EventKind::PortsExhausted, Some(DropReason::PortsExhausted)),
+        Some(Told::NextHopUnresolved) => (EventKind::NextHopUnresolved, None),
+        Some(Told::HostSessions) => (EventKind::HostSessions, Some(DropReason::HostSessions)),
+        Some(Told::HostMappings) => (EventKind::HostMappings, Some(DropReason::HostMappings)),
+        Some(Told::HostsFull) => (EventKind::HostsFull, Some(DropReason::HostsFull)),
+        None => (EventKind::Other, None),
+    };
+    let other_end = event.external.map(SocketAddr::V4);
+    let (external, remote) = if kind == EventKind::NextHopUnresolved {
+        (None, other_end)
+    } else {
+        (other_end, None)
+    };
+    EventRow {
+        protocol: event.internal.map(|_| Transport(event.protocol)),
+        internal: event.internal.map(SocketAddr::V4),
+        external,
+        remote,
+        counter: counter.map(|reason| reason.name().to_owned()),
+        ..EventRow::new(time, Source::DataPlane, kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_the_programs_told_has_the_time_it_happened_at() {
+        let event = PlaneEvent {
+            kind: Some(Told::SessionsFull),
+            age: Duration::from_millis(1500),
+            protocol: 6,
+            internal: "192.168.1.10:5000".parse().ok(),
+            external: None,
+        };
+        let row = row(&event, UnixTime::from_millis(10_000));
+        assert_eq!(row.time.0, UnixTime::from_millis(8500));
+        assert_eq!(row.kind, EventKind::SessionsFull);
+        assert_eq!(row.counter.as_deref(), Some("drop_sessions_full"));
+        assert_eq!(row.internal, "192.168.1.10:5000".parse().ok());
+    }
+
+    #[test]
+    fn the_other_end_of_an_unknown_next_hop_is_remote() {
+        let event = PlaneEvent {
+            kind: Some(Told::NextHopUnresolved),
+            age: Duration::ZERO,
+            protocol: 17,
+            internal: "192.168.1.10:5000".parse().ok(),
+            external: "11.22.33.9:53".parse().ok(),
+        };
+        let row = row(&event, UnixTime::from_secs(1));
+        assert_eq!(
+            (row.external, row.remote),
+            (None, "11.22.33.9:53".parse().ok())
+        );
+    }
+
+    #[test]
+    fn of_a_wish_only_numbers_are_kept() {
+        let args = [
+            ("NewExternalPort", "5000"),
+            ("NewProtocol", "UDP"),
+            ("NewInternalPort", "8080"),
+            ("NewInternalClient", "192.168.1.11"),
+            ("NewPortMappingDescription", "\u{1b}[2J"),
+        ];
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let mut call = soap::Call {
+            service: "WANIPConnection".to_owned(),
+            version: 1,
+            action: "AddPortMapping".to_owned(),
+            args: args.map(owned).to_vec(),
+        };
+        let caller = Ipv4Addr::new(192, 168, 1, 10);
+        let event = Wish::of(caller, &call)
+            .unwrap()
+            .refused(soap::UpnpError::ACTION_FAILED);
+        assert_eq!(
+            event.detail,
+            "AddPortMapping of external port 5000 refused: 501 Action Failed"
+        );
+        assert_eq!(event.protocol, Some(Transport(17)));
+        assert_eq!(event.internal, "192.168.1.11:8080".parse().ok());
+        call.args.clear();
+        let event = Wish::of(caller, &call)
+            .unwrap()
+            .refused(soap::UpnpError::ACTION_FAILED);
+        assert_eq!(event.internal, "192.168.1.10:0".parse().ok());
+        call.action = "GetExternalIPAddress".to_owned();
+        assert_eq!(Wish::of(caller, &call), None);
+    }
+}
