@@ -2,7 +2,8 @@
 //! them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{CARRIER, LAN_BRIDGE, LAN1, LAN2, Lab, REMOTE, WAN, WAN_IF};
 use iwf_tests::{netns, wait};
 use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, Timeouts};
+use iwf_userspace::daemon::dataplane::inspect::{SessionFilter, SessionRow, Transport};
 use iwf_userspace::daemon::dataplane::kernel::{self, KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN, Port, Role};
 use iwf_userspace::daemon::netlink::{self, Interfaces};
@@ -67,11 +69,15 @@ fn traffic_of_every_kind_takes_the_fast_path_in_both_directions() -> Result<()> 
         let more = router.count(name)? - before;
         ensure!(more > 300, "{name} grew by {more} only: not the fast path");
     }
-    let sessions = router.plane.sessions(1000)?;
-    assert!(sessions.iter().any(|s| s.protocol == 6
-        && s.internal.0 == LAN1
-        && s.external.0 == WAN
-        && s.remote == (REMOTE, far.port())));
+    let far = SocketAddr::from((REMOTE, far.port()));
+    assert!(
+        sessions(&mut router)?
+            .iter()
+            .any(|s| s.protocol == Transport(6)
+                && s.internal.ip() == LAN1
+                && s.external.is_some_and(|external| external.ip() == WAN)
+                && s.remote == far)
+    );
     Ok(())
 }
 
@@ -249,20 +255,14 @@ fn a_new_external_address_ends_everything_of_the_old_one() -> Result<()> {
         .ip(&format!("route add default via {CARRIER}"))?;
     router.follow(|state| state.external_addr == Some(moved) && state.wan.gateway.is_some())?;
     assert_eq!(router.plane.observe()?, []);
-    let of_the_old = |router: &Router| -> Result<usize> {
-        let sessions = router.plane.sessions(1000)?;
-        Ok(sessions.iter().filter(|s| s.external.0 == WAN).count())
+    let of = |router: &mut Router, addr: Ipv4Addr| -> Result<usize> {
+        let of_addr = |s: &SessionRow| s.external.is_some_and(|external| external.ip() == addr);
+        Ok(sessions(router)?.iter().filter(|s| of_addr(s)).count())
     };
-    assert_eq!(of_the_old(&router)?, 0);
+    assert_eq!(of(&mut router, WAN)?, 0);
     peers::udp_echo(&router.lab.lan1, carrier, "new", SOON)?;
-    assert_eq!(of_the_old(&router)?, 0);
-    assert!(
-        router
-            .plane
-            .sessions(1000)?
-            .iter()
-            .any(|s| s.external.0 == moved)
-    );
+    assert_eq!(of(&mut router, WAN)?, 0);
+    assert_ne!(of(&mut router, moved)?, 0);
     Ok(())
 }
 
@@ -797,6 +797,17 @@ struct Router {
     /// Ends the watcher's thread.
     _stop: tokio::sync::oneshot::Sender<()>,
     lab: Lab,
+}
+
+/// Every session in the kernel.
+fn sessions(router: &mut Router) -> Result<Vec<SessionRow>> {
+    let mut rows = Vec::new();
+    let mut inspector = router.plane.inspector()?;
+    inspector.sessions(&SessionFilter::default(), &mut |row| {
+        rows.push(row);
+        ControlFlow::Continue(())
+    })?;
+    Ok(rows)
 }
 
 impl Router {
