@@ -95,6 +95,8 @@ pub struct Config {
     pub host_sessions: u32,
     /// Dynamic mappings one LAN host may have.
     pub host_mappings: u32,
+    /// IPv6 sessions one station may have.
+    pub host_sessions6: u32,
     /// How many of `lan` are in use.
     pub lan_len: u32,
     /// How many of `lan6` are in use.
@@ -154,6 +156,7 @@ impl Config {
             flags: ConfigFlags::IPV6_FILTER,
             host_sessions: limits::HOST_SESSIONS,
             host_mappings: limits::HOST_MAPPINGS,
+            host_sessions6: limits::HOST_SESSIONS6,
             lan_len: 0,
             lan6_len: 0,
             pool: [[0; 4]; limits::POOL],

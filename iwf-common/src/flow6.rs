@@ -88,10 +88,8 @@ pub struct SessionValue6 {
     pub packets: u32,
     /// [`PinholeValue::id`] of the pinhole the session began through; 0: none.
     pub pinhole: u16,
-    /// Zero.
-    pub pad: u16,
-    /// Zero.
-    pub pad_word: u32,
+    /// Who the session counts for: [`crate::host::HostKey::station`].
+    pub station: [u8; 6],
 }
 
 impl SessionValue6 {
@@ -242,7 +240,7 @@ impl PinholeValue {
 }
 
 /// Key of FRAGMENTS6 (RFC 8200 section 4.5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(8))]
 pub struct FragmentKey6 {
     /// Source address.

@@ -70,17 +70,23 @@ impl FragmentFlags {
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 pub struct HeldFragment {
-    /// Its datagram.
+    /// Its datagram, if it is IPv4's.
     pub key: FragmentKey,
     /// Tick at which it came.
     pub tick: u32,
-    /// Octets of the IPv4 packet.
+    /// Octets of the IP packet.
     pub len: u16,
     /// [`HeldFlags`].
     pub flags: u16,
+    /// Identification of an IPv6 fragment.
+    pub id6: [u8; 4],
+    /// Offset of an IPv6 fragment, in octets.
+    pub at6: u16,
     /// Zero.
-    pub pad: u32,
-    /// The IPv4 packet, and whatever the ring had behind it.
+    pub pad: u16,
+    /// Zero.
+    pub pad_word: u32,
+    /// The IP packet, and whatever the ring had behind it.
     pub packet: [u8; HELD_OCTETS],
 }
 
@@ -90,15 +96,19 @@ pub struct HeldFlags;
 impl HeldFlags {
     /// The stack has forwarded it already and taken one from its TTL.
     pub const FORWARDED: u16 = 1;
+    /// It is an IPv6 packet.
+    pub const IPV6: u16 = 2;
 }
 
 /// Why a held fragment cannot be sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsendable {
-    /// It is no IPv4 packet of the length it says.
+    /// It is no packet of the length it says.
     Malformed,
-    /// Its TTL is used up.
+    /// Its TTL or hop limit is used up.
     TtlExceeded,
+    /// It would write over the headers that were judged.
+    Overlaps,
 }
 
 /// Translates a later fragment as `value` says: addresses, identification, header checksum, and the TTL unless
@@ -136,10 +146,40 @@ pub fn translate(
     Ok(())
 }
 
+/// Takes one from the hop limit of a later IPv6 fragment unless the stack has been there before (`forwarded`).
+/// `offset` is the fragment's, `headers` what its first one had of headers in the fragmentable part.
+///
+/// # Errors
+/// The packet is as it was.
+pub fn forward6(
+    packet: &mut [u8],
+    (offset, headers): (u16, u16),
+    forwarded: bool,
+) -> Result<(), Unsendable> {
+    let len = packet.len();
+    let Some(ip) = packet.first_chunk_mut::<40>() else {
+        return Err(Unsendable::Malformed);
+    };
+    let payload = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
+    if ip[0] >> 4 != 6 || payload + ip.len() != len {
+        return Err(Unsendable::Malformed);
+    }
+    if offset < headers {
+        return Err(Unsendable::Overlaps);
+    }
+    if !forwarded {
+        if ip[7] <= 1 {
+            return Err(Unsendable::TtlExceeded);
+        }
+        ip[7] -= 1;
+    }
+    Ok(())
+}
+
 const _: () = assert!(size_of::<FragmentKey>() == 12 && align_of::<FragmentKey>() == 4);
 const _: () = assert!(size_of::<FragmentValue>() == 40 && align_of::<FragmentValue>() == 4);
 const _: () =
-    assert!(size_of::<HeldFragment>() == 24 + HELD_OCTETS && HELD_OCTETS.is_multiple_of(8));
+    assert!(size_of::<HeldFragment>() == 32 + HELD_OCTETS && HELD_OCTETS.is_multiple_of(8));
 
 #[cfg(test)]
 mod tests {
@@ -222,5 +262,30 @@ mod tests {
             assert_eq!(translate(&mut tried, &outbound(), false), Err(error));
             assert_eq!(tried, packet);
         }
+    }
+
+    #[test]
+    fn an_ipv6_fragment_loses_one_hop_and_nothing_else() {
+        let mut packet = Vec::from([0x60, 0, 0, 0, 0, 8, 44, 64]);
+        packet.resize(48, 7);
+        let mut sent = packet.clone();
+        assert_eq!(forward6(&mut sent, (1448, 8), false), Ok(()));
+        assert_eq!((sent[7], packet[7]), (63, 64));
+        sent[7] = 64;
+        assert_eq!(sent, packet);
+        assert_eq!(forward6(&mut sent, (1448, 8), true), Ok(()));
+        assert_eq!(sent, packet);
+        let overlaps = Err(Unsendable::Overlaps);
+        assert_eq!(forward6(&mut sent, (16, 20), false), overlaps);
+        assert_eq!(
+            forward6(&mut sent[..47], (1448, 8), false),
+            Err(Unsendable::Malformed)
+        );
+        sent[7] = 1;
+        assert_eq!(
+            forward6(&mut sent, (1448, 8), false),
+            Err(Unsendable::TtlExceeded)
+        );
+        assert_eq!(sent[7], 1);
     }
 }

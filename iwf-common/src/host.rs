@@ -7,7 +7,7 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C, align(8))]
 pub struct HostKey {
-    /// IPv6 address, or an IPv4 one as RFC 4291 section 2.5.5.2 maps it.
+    /// An IPv4 address as RFC 4291 section 2.5.5.2 maps it, or a station.
     pub addr: [u8; 16],
 }
 
@@ -20,12 +20,28 @@ impl HostKey {
             addr: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
         }
     }
+
+    /// The station with a MAC address, for IPv6: a host makes up as many addresses of its prefix as it likes. For a
+    /// prefix that is routed to another router it is that router.
+    #[inline(always)]
+    pub const fn station(mac: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        Self {
+            addr: [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f],
+        }
+    }
 }
+
+/// For [`HostKey::station`]: all addresses together that no neighbour answers for.
+pub const UNKNOWN_STATION: [u8; 6] = [0; 6];
+/// For [`HostKey::station`]: the CPE itself.
+pub const OWN_STATION: [u8; 6] = [0xff; 6];
 
 /// Value of HOSTS. What CPUs add to at the same time has 64 bits, because the compiler knows no shorter atomics here.
 ///
 /// A session counts by its entries without [`crate::flow::SessionFlags::INBOUND`] and
-/// [`crate::flow::SessionFlags::HOST`], for their source; a mapping by its dynamic entry in MAPPINGS_INT. Whoever
+/// [`crate::flow::SessionFlags::HOST`], for their source, of IPv6 by those without
+/// [`crate::flow6::SessionFlags6::INBOUND`], for [`crate::flow6::SessionValue6::station`]; a mapping by its dynamic entry in MAPPINGS_INT. Whoever
 /// puts such an entry into its table adds one, whoever takes it out subtracts one. The daemon, which cannot subtract
 /// without losing a packet's addition, leaves that to the recount of the sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

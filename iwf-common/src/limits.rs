@@ -56,11 +56,14 @@ pub const REFUSED_PER_SECOND: u32 = 128;
 pub const LAN_PREFIXES: usize = 8;
 /// External addresses besides the first.
 pub const POOL: usize = 7;
-/// LAN hosts with sessions or mappings, IPv4 and IPv6 addresses counting one by one, preallocated. Full: flows of a
-/// host that has none yet are dropped and counted, the others go on.
+/// LAN hosts with sessions or mappings: IPv4 addresses, and for IPv6 stations by their MAC address, preallocated. Full:
+/// flows of a host that has none yet are dropped and counted, the others go on.
 pub const HOSTS: u32 = 8192;
 /// Sessions of one LAN host, a quarter of the default table. More: the new flow is dropped and counted.
 pub const HOST_SESSIONS: u32 = SESSIONS / 2 / 4;
+/// IPv6 sessions of one station, whatever addresses it uses; also of all whose station is not known, and of the CPE
+/// itself. More: as for sessions.
+pub const HOST_SESSIONS6: u32 = SESSIONS6 / 2 / 4;
 /// Dynamic mappings of one LAN host. More: as for sessions.
 pub const HOST_MAPPINGS: u32 = MAPPINGS / 4;
 

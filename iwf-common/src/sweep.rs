@@ -87,7 +87,7 @@ pub enum SweepTask {
     BeginRecount = 5,
     /// After a pass: corrects the host's numbers, and removes a host that has nothing.
     EndRecount = 6,
-    /// Removes an IPv6 session, if it is over.
+    /// Marks both entries of an IPv6 session as ended, if it is over; removes one that was marked long enough ago.
     JudgeSession6 = 7,
     /// Removes an entry of ENDPOINTS6, if it is over.
     JudgeEndpoint6 = 8,

@@ -287,12 +287,12 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
             if !config.is_external(key.dst) {
                 return Err(PassReason::NotExternalAddr.into());
             }
-            hold(hook, config, fragment, 0);
+            hold(hook, config, &Held::v4(fragment, 0));
             Err(PassReason::Fragment.into())
         }
         Place::Lan => {
             check_route(hook, config, fragment)?;
-            Err(if hold(hook, config, fragment, 0) {
+            Err(if hold(hook, config, &Held::v4(fragment, 0)) {
                 DropReason::FragmentEarly.into()
             } else {
                 DropReason::FragmentsFull.into()
@@ -305,11 +305,13 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
             if config.external_addr == [0; 4] || !in_lan(config, &key.src) {
                 return Err(PassReason::Fragment.into());
             }
-            Err(if hold(hook, config, fragment, HeldFlags::FORWARDED) {
-                DropReason::FragmentEarly.into()
-            } else {
-                DropReason::FragmentsFull.into()
-            })
+            Err(
+                if hold(hook, config, &Held::v4(fragment, HeldFlags::FORWARDED)) {
+                    DropReason::FragmentEarly.into()
+                } else {
+                    DropReason::FragmentsFull.into()
+                },
+            )
         }
     }
 }
@@ -345,11 +347,52 @@ fn check_route<H: Hook>(hook: &H, config: &Config, fragment: &Later) -> Step<()>
     Ok(())
 }
 
+/// What the daemon is told of a fragment beside the packet.
+pub struct Held {
+    key: FragmentKey,
+    len: u16,
+    flags: u16,
+    id6: [u8; 4],
+    at6: u16,
+}
+
+impl Held {
+    /// Of IPv4, with [`HeldFlags`].
+    #[inline(always)]
+    const fn v4(fragment: &Later, flags: u16) -> Self {
+        Self {
+            key: fragment.key,
+            len: fragment.total_len,
+            flags,
+            id6: [0; 4],
+            at6: 0,
+        }
+    }
+
+    /// Of an IPv6 packet of `len` octets: identification and offset of the fragment, and [`HeldFlags`].
+    #[inline(always)]
+    pub const fn v6(len: u16, id6: [u8; 4], at6: u16, flags: u16) -> Self {
+        Self {
+            key: FragmentKey {
+                src: [0; 4],
+                dst: [0; 4],
+                id: [0; 2],
+                proto: 0,
+                pad: 0,
+            },
+            len,
+            flags: flags | HeldFlags::IPV6,
+            id6,
+            at6,
+        }
+    }
+}
+
 /// Gives the daemon a copy, within what one CPU may give per second.
 #[inline(never)]
-fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Later, flags: u16) -> bool {
+pub fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Held) -> bool {
     let now = now_tick();
-    let len = usize::from(fragment.total_len);
+    let len = usize::from(fragment.len);
     if len > HELD_OCTETS {
         return false;
     }
@@ -369,11 +412,17 @@ fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Later, flags: u16) -> boo
     // SAFETY: see above.
     unsafe { (*held).tick = now };
     // SAFETY: see above.
-    unsafe { (*held).len = fragment.total_len };
+    unsafe { (*held).len = fragment.len };
     // SAFETY: see above.
-    unsafe { (*held).flags = flags };
+    unsafe { (*held).flags = fragment.flags };
+    // SAFETY: see above.
+    unsafe { (*held).id6 = fragment.id6 };
+    // SAFETY: see above.
+    unsafe { (*held).at6 = fragment.at6 };
     // SAFETY: see above.
     unsafe { (*held).pad = 0 };
+    // SAFETY: see above.
+    unsafe { (*held).pad_word = 0 };
     // SAFETY: see above.
     let packet = unsafe { &raw mut (*held).packet }.cast::<u8>();
     if hook.capture(H::L3, packet, len) {

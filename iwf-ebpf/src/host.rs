@@ -91,6 +91,30 @@ pub fn session_opened(key: &SessionKey, flags: u8) {
     }
 }
 
+/// Whether a station may have one more IPv6 session. As [`may_open`].
+#[inline(never)]
+pub fn may_open6(config: &Config, now: u32, station: &[u8; 6]) -> Outcome {
+    let Some(host) = find_or_make(now, &HostKey::station(*station)) else {
+        return DropReason::HostsFull.into();
+    };
+    if host.sessions >= u64::from(config.host_sessions6) {
+        return DropReason::HostSessions.into();
+    }
+    Outcome::NONE
+}
+
+/// An entry of SESSIONS6 of the direction out is new.
+#[inline(never)]
+pub fn session6_opened(station: &[u8; 6]) -> u32 {
+    change_at(&HostKey::station(*station), Change::SessionOpened)
+}
+
+/// An entry of SESSIONS6 of the direction out has gone.
+#[inline(never)]
+pub fn session6_ended(station: &[u8; 6]) -> u32 {
+    change_at(&HostKey::station(*station), Change::SessionEnded)
+}
+
 /// An entry of MAPPINGS_INT is new. Entries that do not count do not matter.
 #[inline(always)]
 pub fn mapping_made(internal: &EndpointKey, kind: u8) {
@@ -154,14 +178,9 @@ fn find<'a>(key: &HostKey) -> Option<&'a mut HostValue> {
     Some(unsafe { &mut *host })
 }
 
-/// The host's entry, made if there is none; `None` if there is no room. Its external address is one of ours.
+/// The host's entry, made if there is none; `None` if there is no room.
 #[inline(always)]
-fn enter<'a>(
-    config: &Config,
-    now: u32,
-    key: &HostKey,
-    wanted: &[u8; 4],
-) -> Option<&'a mut HostValue> {
+fn find_or_make<'a>(now: u32, key: &HostKey) -> Option<&'a mut HostValue> {
     let host = match find(key) {
         Some(host) => host,
         None => {
@@ -177,6 +196,18 @@ fn enter<'a>(
     if host.last_used != now {
         host.last_used = now;
     }
+    Some(host)
+}
+
+/// The same, and its external address is one of ours.
+#[inline(always)]
+fn enter<'a>(
+    config: &Config,
+    now: u32,
+    key: &HostKey,
+    wanted: &[u8; 4],
+) -> Option<&'a mut HostValue> {
+    let host = find_or_make(now, key)?;
     if !is_external(config, &host.external) {
         host.external = if is_external(config, wanted) {
             *wanted
@@ -204,7 +235,12 @@ enum Change {
 
 #[inline(never)]
 fn change(addr: &[u8; 4], change: Change) -> u32 {
-    let Some(host) = find(&HostKey::v4(*addr)) else {
+    change_at(&HostKey::v4(*addr), change)
+}
+
+#[inline(always)]
+fn change_at(key: &HostKey, change: Change) -> u32 {
+    let Some(host) = find(key) else {
         return 0;
     };
     add(&mut host.changes, 1);

@@ -20,4 +20,5 @@ pub mod script;
 pub mod topology;
 pub mod upnpc;
 pub mod wait;
+pub mod wire;
 pub mod wire_tap;

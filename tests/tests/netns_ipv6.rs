@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use iwf_tests::daemon::{Iwfd, Options};
 use iwf_tests::netns::{Namespace, may_run};
+use iwf_tests::packet::ETHERNET;
+use iwf_tests::packet6::Frame6;
 use iwf_tests::topology::{LAN_BRIDGE, Lab, WAN_IF};
 use iwf_tests::wait;
+use iwf_tests::wire::Wire;
+use socket2::{Domain, Protocol, Socket, Type};
 
 const SOON: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(1);
@@ -66,6 +70,30 @@ fn lab() -> Result<Lab> {
     Ok(lab)
 }
 
+/// The same with the provider beyond a link without Ethernet headers.
+fn bare_lab() -> Result<(Lab, Wire)> {
+    let lab = lab()?;
+    lab.cpe.ip(&format!("link del {WAN_IF}"))?;
+    let wire = Wire::between((&lab.cpe, WAN_IF), (&lab.inet, "tun0"))?;
+    for (host, args) in [
+        (&lab.cpe, format!("address add 100.64.0.2/24 dev {WAN_IF}")),
+        (&lab.cpe, format!("route replace default dev {WAN_IF}")),
+        (
+            &lab.cpe,
+            format!("address add 2a0c:9::2/64 dev {WAN_IF} nodad"),
+        ),
+        (&lab.cpe, format!("-6 route replace default dev {WAN_IF}")),
+        (
+            &lab.inet,
+            "address add 2a0c:9::1/64 dev tun0 nodad".to_owned(),
+        ),
+        (&lab.inet, "-6 route add 2a0b:1:2::/48 dev tun0".to_owned()),
+    ] {
+        host.ip(&args)?;
+    }
+    Ok((lab, wire))
+}
+
 fn start(lab: &Lab, more: &'static str) -> Result<Iwfd> {
     let options = Options {
         mode: "local",
@@ -108,6 +136,47 @@ fn connect(host: &Namespace, to: SocketAddr, within: Duration) -> Result<TcpStre
     let stream = host.within(|| TcpStream::connect_timeout(&to, within))??;
     stream.set_read_timeout(Some(SOON))?;
     Ok(stream)
+}
+
+/// A socket that sends IPv6 packets as they are.
+fn raw(host: &Namespace) -> Result<Socket> {
+    // IPPROTO_RAW.
+    let open = || Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(255)));
+    Ok(host.within(open)??)
+}
+
+fn send_raw(socket: &Socket, frame: &Frame6) -> Result<()> {
+    let to = SocketAddr::from((Ipv6Addr::from(frame.dst), 0));
+    socket.send_to(&frame.bytes()[ETHERNET..], &to.into())?;
+    Ok(())
+}
+
+/// Sends the fragments of a datagram, the last one first, until it arrives.
+fn send_reversed(from: (&Namespace, &UdpSocket), to: &UdpSocket) -> Result<()> {
+    let end = |socket: &UdpSocket| -> Result<([u8; 16], u16)> {
+        match socket.local_addr()? {
+            SocketAddr::V6(addr) => Ok((addr.ip().octets(), addr.port())),
+            SocketAddr::V4(addr) => anyhow::bail!("{addr} is no IPv6 address"),
+        }
+    };
+    let socket = raw(from.0)?;
+    let mut frame = Frame6::udp(end(from.1)?, end(to)?);
+    frame.payload = (0..5000u32).map(|at| (at % 251) as u8).collect();
+    to.set_read_timeout(Some(SILENCE))?;
+    let mut id = 0x1000;
+    let mut buffer = vec![0; 65536];
+    wait::until_ok("a datagram in reversed fragments", SOON, || {
+        id += 1;
+        for piece in frame.fragments(id, 1208).iter().rev() {
+            send_raw(&socket, piece)?;
+        }
+        let (len, sender) = to.recv_from(&mut buffer)?;
+        ensure!(buffer[..len] == frame.payload[..], "{len} octets differ");
+        ensure!(sender == from.1.local_addr()?, "from {sender}");
+        Ok(())
+    })?;
+    to.set_read_timeout(Some(SOON))?;
+    Ok(())
 }
 
 /// Sends `octets` one way and the count back.
@@ -265,6 +334,123 @@ fn without_the_filter_strangers_come_in() -> Result<()> {
     ping(&lab.inet, ROUTER)?;
     ensure!(counter(&iwfd, "pass_ipv6_unfiltered")? > 0);
     ensure!(counter(&iwfd, "drop_unsolicited6")? == 0);
+    Ok(())
+}
+
+/// PPP and tunnels: what comes out of them is judged as what an Ethernet link brings (RFC 7084 S-3).
+#[test]
+fn a_wan_without_ethernet_is_filtered_as_well() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let (lab, _wire) = bare_lab()?;
+    let iwfd = start(
+        &lab,
+        "[[pinhole]]\ninternal = \"2a0b:1:2:3::10\"\ninternal_port = 8080\nprotocol = \"tcp\"\n",
+    )?;
+    let server = listen(&lab.inet, REMOTE, 0)?;
+    transfer(&lab.lan1, &server, 1 << 20)?;
+    let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
+    exchange(&inside, &outside, 100)?;
+    exchange(&inside, &outside, 8000)?;
+    ensure!(counter(&iwfd, "egress6")? > 50 && counter(&iwfd, "pass_no_redirect")? > 50);
+    send_reversed((&lab.lan1, &inside), &outside)?;
+    send_reversed((&lab.inet, &outside), &inside)?;
+    ensure!(counter(&iwfd, "fragments_held")? >= 8, "nothing was held");
+
+    let before = counter(&iwfd, "drop_unsolicited6")?;
+    let closed = listen(&lab.lan1, HOST, 0)?;
+    let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
+    ensure!(connect(&lab.inet, closed.local_addr()?, SILENCE).is_err());
+    ensure!(ping(&lab.inet, HOST).is_err());
+    let own = listen(&lab.cpe, Ipv6Addr::UNSPECIFIED, 0)?
+        .local_addr()?
+        .port();
+    let wan: Ipv6Addr = "2a0c:9::2".parse()?;
+    for addr in [ROUTER, wan] {
+        ensure!(connect(&lab.inet, (addr, own).into(), SILENCE).is_err());
+    }
+    ensure!(counter(&iwfd, "drop_unsolicited6")? >= before + 4);
+    transfer(&lab.inet, &open, 1 << 16)?;
+    transfer(&lab.cpe, &server, 1 << 16)?;
+    Ok(())
+}
+
+#[test]
+fn reversed_fragments_arrive_whole_both_ways() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(&lab, "")?;
+    let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
+    send_reversed((&lab.lan1, &inside), &outside)?;
+    send_reversed((&lab.inet, &outside), &inside)?;
+    ensure!(counter(&iwfd, "fragments_held")? >= 8, "nothing was held");
+    // A datagram for the router itself, of a flow that it has begun.
+    let own = udp(&lab.cpe, "2a0c:9::2".parse()?)?;
+    exchange(&own, &outside, 100)?;
+    send_reversed((&lab.inet, &outside), &own)?;
+    Ok(())
+}
+
+/// One host makes up an address for each packet; the table has room for 256 sessions.
+#[test]
+fn a_flood_from_made_up_addresses_stops_nobody_else() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    lab.lan2
+        .ip("address add 2a0b:1:2:3::20/64 dev eth0 nodad")?;
+    lab.lan2.ip(&format!("-6 route add default via {ROUTER}"))?;
+    let iwfd = start(&lab, "[limits]\nsessions6 = 256\n")?;
+    let outside = udp(&lab.inet, REMOTE)?;
+    let flood = raw(&lab.lan2)?;
+    let port = outside.local_addr()?.port();
+    for round in 0..5u16 {
+        for n in 0..400u16 {
+            let mut from = HOST.octets();
+            from[8] = 0xee;
+            from[12..14].copy_from_slice(&round.to_be_bytes());
+            from[14..].copy_from_slice(&n.to_be_bytes());
+            send_raw(&flood, &Frame6::udp((from, 9), (REMOTE.octets(), port + 1)))?;
+        }
+        for _ in 0..5 {
+            exchange(&udp(&lab.lan1, HOST)?, &outside, 100)
+                .with_context(|| format!("after round {round}"))?;
+        }
+    }
+    let refused = counter(&iwfd, "drop_host_sessions")?;
+    ensure!(refused > 1000, "only {refused} of 2000 were refused");
+    ensure!(counter(&iwfd, "drop_sessions6_full")? == 0);
+    Ok(())
+}
+
+/// A station on the provider's link is a stranger at the link-local address as well.
+#[test]
+fn a_neighbour_on_the_wan_reaches_no_service() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let iwfd = start(&lab, "")?;
+    let service = listen(&lab.cpe, Ipv6Addr::UNSPECIFIED, 0)?;
+    let port = service.local_addr()?.port();
+    let addresses = lab.cpe.ip(&format!("-6 -o address show dev {WAN_IF}"))?;
+    let own: Ipv6Addr = addresses
+        .split_whitespace()
+        .find_map(|word| word.strip_suffix("/64").filter(|w| w.starts_with("fe80")))
+        .context("a link-local address")?
+        .parse()?;
+    let zone = lab.cgn.ifindex("br0")?;
+    let to = std::net::SocketAddrV6::new(own, port, 0, zone).into();
+    let before = counter(&iwfd, "drop_unsolicited6")?;
+    ensure!(connect(&lab.cgn, to, SILENCE).is_err());
+    ensure!(counter(&iwfd, "drop_unsolicited6")? > before);
+    // The link itself works: neighbour discovery and echo.
+    lab.cgn
+        .must(&["ping", "-6", "-c", "1", "-W", "2", &format!("{own}%br0")])?;
     Ok(())
 }
 

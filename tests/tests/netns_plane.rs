@@ -1,7 +1,6 @@
 //! The data plane and the netlink watcher against live maps, devices and traffic, without the daemon above
 //! them.
 
-use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use iwf_tests::netns::may_run;
 use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{CARRIER, LAN_BRIDGE, LAN1, LAN2, Lab, REMOTE, WAN, WAN_IF};
+use iwf_tests::wire::Wire;
 use iwf_tests::{netns, wait};
 use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, Timeouts};
 use iwf_userspace::daemon::dataplane::inspect::{SessionFilter, SessionRow, Transport};
@@ -475,7 +475,7 @@ fn a_half_written_mapping_is_told_and_completed() -> Result<()> {
     let whole = entry(Protocol::Udp, 9090, (LAN1, 8080), 7);
     router.plane.write(&whole)?;
     // As a kill between the two writes leaves it.
-    let pin = router.settings.bpffs_dir.join("v2/maps/MAPPINGS_INT");
+    let pin = router.settings.bpffs_dir.join("v3/maps/MAPPINGS_INT");
     let map = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pin)?)?;
     let mut internal: aya::maps::HashMap<
         _,
@@ -505,7 +505,9 @@ fn a_wan_without_ethernet_is_translated_in_both_directions() -> Result<()> {
         return Ok(());
     };
     let (wan, far) = (Ipv4Addr::new(100, 64, 9, 2), Ipv4Addr::new(100, 64, 9, 1));
-    let _wire = tunnel((&router.lab.cpe, wan), (&router.lab.inet, far))?;
+    let _wire = Wire::between((&router.lab.cpe, "tun0"), (&router.lab.inet, "tun0"))?;
+    router.lab.cpe.address("tun0", wan, 24)?;
+    router.lab.inet.address("tun0", far, 24)?;
     router.lab.cpe.ip("route replace default dev tun0")?;
     let port = |cpe: &netns::Namespace| -> Result<Port> {
         Ok(Port {
@@ -650,7 +652,7 @@ fn a_device_that_refuses_xdp_is_served_by_tc() -> Result<()> {
     wait::until_ok("XDP everywhere", SOON, || {
         router.plane = router.lab.cpe.within(|| KernelPlane::open(&settings))??;
         router.configure()?;
-        let links = std::fs::read_dir(settings.bpffs_dir.join("v2/links"))?
+        let links = std::fs::read_dir(settings.bpffs_dir.join("v3/links"))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<std::io::Result<Vec<_>>>()?;
         let xdp = |link: &String| link.contains("-native-");
@@ -679,75 +681,6 @@ fn occupy(interfaces: &[&str]) -> Result<aya::Ebpf> {
         program.attach(interface, aya::programs::XdpMode::Driver)?;
     }
     Ok(ebpf)
-}
-
-/// Joins two hosts by a `tun0` each, with what one sends carried to the other by threads that end with the value.
-fn tunnel(a: (&netns::Namespace, Ipv4Addr), b: (&netns::Namespace, Ipv4Addr)) -> Result<Wire> {
-    let mut ends = Vec::new();
-    for (host, address) in [a, b] {
-        ends.push(host.within(|| open_tunnel("tun0"))??);
-        host.address("tun0", address, 24)?;
-    }
-    let mut threads = Vec::new();
-    for (from, to) in [(0, 1), (1, 0)] {
-        let (mut from, mut to) = (ends[from].try_clone()?, ends[to].try_clone()?);
-        threads.push(std::thread::spawn(move || {
-            let mut packet = vec![0; 65_536];
-            while let Ok(len) = from.read(&mut packet) {
-                // What the far end does not take is lost, as on any wire.
-                to.write_all(&packet[..len]).ok();
-            }
-        }));
-    }
-    Ok(Wire {
-        hosts: [a.0.clone(), b.0.clone()],
-        threads,
-    })
-}
-
-/// The threads between two tunnels. They end when the devices go.
-struct Wire {
-    hosts: [netns::Namespace; 2],
-    threads: Vec<std::thread::JoinHandle<()>>,
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        for host in &self.hosts {
-            host.ip("link del tun0").ok();
-        }
-        for thread in self.threads.drain(..) {
-            thread.join().ok();
-        }
-    }
-}
-
-/// A device that carries bare IP packets, and the descriptor its packets come out of.
-fn open_tunnel(name: &str) -> Result<std::fs::File> {
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .context("open /dev/net/tun")?;
-    // struct ifreq: 16 octets of name, then flags, padded to 40.
-    let mut request = [0u8; 40];
-    request[..name.len()].copy_from_slice(name.as_bytes());
-    let flags = u16::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
-    request[16..18].copy_from_slice(&flags.to_ne_bytes());
-    // SAFETY: the descriptor is open and the request is as large as struct ifreq; the kernel keeps no pointer.
-    let outcome = unsafe {
-        libc::ioctl(
-            std::os::fd::AsRawFd::as_raw_fd(&file),
-            libc::TUNSETIFF,
-            request.as_mut_ptr(),
-        )
-    };
-    ensure!(
-        outcome == 0,
-        "make {name}: {}",
-        std::io::Error::last_os_error()
-    );
-    Ok(file)
 }
 
 /// One reconciler run, after which a second one has nothing to do.

@@ -5,9 +5,12 @@ use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
 use iwf_common::flow6::{SessionFlags6, SessionValue6};
+use iwf_common::fragment::HeldFlags;
+use iwf_common::host::UNKNOWN_STATION;
 use iwf_common::reason::{Done, DropReason, PassReason};
+use iwf_common::tcp;
 
-use super::next_hop::NextHop6;
+use super::next_hop::{self, Home, NextHop6};
 use super::outbound::{begin, fragment_went};
 use super::parse::{Packet6, parse, special};
 use super::session::{self, Terms};
@@ -17,6 +20,9 @@ use crate::hook::Hook;
 use crate::maps::CONFIG;
 use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
+
+/// First octet of an address of a group.
+const MULTICAST: u8 = 0xff;
 
 /// One packet of the stack that is not IPv4 with an Ethernet header.
 #[inline(always)]
@@ -98,11 +104,13 @@ fn settle<H: Hook>(hook: &H, config: &Config, packet: &mut Packet6) -> Outcome {
             Done::HostOut.into()
         };
     }
-    if in_lan(config, &packet.key.src) {
-        outcome
-    } else {
-        Done::EgressUntouched.into()
+    if !in_lan(config, &packet.key.src) {
+        return Done::EgressUntouched.into();
     }
+    if outcome == DropReason::FragmentUnknown.into() {
+        return fragment::wait(hook, config, packet, HeldFlags::FORWARDED);
+    }
+    outcome
 }
 
 #[inline(never)]
@@ -116,7 +124,9 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     let kind = addresses(key);
     if hook.ingress() == 0 {
         // What the stack says in ICMPv6 needs no state: what comes back is for it to judge as well.
-        if kind == Addresses::LOCAL || key.proto == proto::ICMPV6 {
+        // A reset answers what was not let in, whoever the source it names may be: it begins nothing either.
+        if key.dst[0] == MULTICAST || key.proto == proto::ICMPV6 || packet.tcp_flags & tcp::RST != 0
+        {
             return Err(Done::HostOut.into());
         }
         return begin(config, packet, &Terms::HOST, &NextHop6::NONE);
@@ -132,5 +142,15 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     if !packet.asks() {
         return Err(Done::Egress6.into());
     }
-    begin(config, packet, &Terms::LAN, &NextHop6::NONE)
+    let home = next_hop::home_of_source(hook.context(), key);
+    let terms = if home == Home::NONE {
+        // Somebody else's packet that was given an address of ours; it opens nothing.
+        Terms {
+            station: UNKNOWN_STATION,
+            ..Terms::HOST
+        }
+    } else {
+        Terms::lan(home.station())
+    };
+    begin(config, packet, &terms, &NextHop6::NONE)
 }

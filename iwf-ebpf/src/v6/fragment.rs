@@ -1,7 +1,8 @@
 //! Fragments: the first one shows the ports, and the others follow it.
 //!
 //! Read before editing: RFC 8200 section 4.5, RFC 7112, RFC 5722. Nothing is changed in a fragment, so a later one
-//! only needs to be known to belong to a packet whose first one was let through.
+//! only needs to be known to belong to a packet whose first one was let through. One that comes before its first is
+//! copied to the daemon, which sends it on when the first has come.
 
 use aya_ebpf::bindings::BPF_ANY;
 use iwf_common::config::Config;
@@ -10,6 +11,8 @@ use iwf_common::reason::{Done, DropReason};
 use iwf_common::{limits, tick};
 
 use super::parse::{Packet6, special};
+use crate::fragment::{Held, hold};
+use crate::hook::Hook;
 use crate::maps::FRAGMENTS6;
 use crate::outcome::Outcome;
 use crate::stats;
@@ -47,6 +50,19 @@ pub fn follow(config: &Config, now: u32, packet: &mut Packet6) -> Outcome {
     packet.key.dst_port = first.dst_port;
     packet.key.proto = first.proto;
     Outcome::NONE
+}
+
+/// The fate of a later fragment whose first one has not been seen: dropped here, while a copy waits. `flags`:
+/// [`iwf_common::fragment::HeldFlags::FORWARDED`] or 0.
+#[inline(always)]
+pub fn wait<H: Hook>(hook: &H, config: &Config, packet: &Packet6, flags: u16) -> Outcome {
+    let len = u16::try_from(packet.total_len).unwrap_or(u16::MAX);
+    let fragment = Held::v6(len, packet.fragment_id, packet.fragment_at, flags);
+    if hold(hook, config, &fragment) {
+        DropReason::FragmentEarly.into()
+    } else {
+        DropReason::FragmentsFull.into()
+    }
 }
 
 /// Counts a later fragment that goes on.

@@ -4,10 +4,11 @@ use core::mem::MaybeUninit;
 
 use iwf_common::config::Config;
 use iwf_common::flow6::{SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::host::UNKNOWN_STATION;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
-use super::next_hop::{self, NextHop6};
+use super::next_hop::{self, Home, NextHop6};
 use super::outbound::fragment_went;
 use super::parse::{self, Packet6, special};
 use super::session::{self, Terms};
@@ -136,7 +137,11 @@ fn try_settle<H: Hook>(hook: &H, config: &Config, packet: &mut Packet6) -> Step<
         return Err(PassReason::Host.into());
     }
     if local || in_lan(config, &packet.key.dst) {
-        return Err(refused);
+        return Err(if refused == DropReason::FragmentUnknown.into() {
+            fragment::wait(hook, config, packet, 0)
+        } else {
+            refused
+        });
     }
     Err(PassReason::NotExternalAddr.into())
 }
@@ -149,17 +154,28 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
 
 #[inline(always)]
 fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
-    check(hook, config, packet).step()?;
     let key = &packet.key;
     let now = tick();
-    let lan = in_lan(config, &key.dst);
-    if lan && let Some(terms) = admission(config, now, packet) {
-        if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
-            return Err(DropReason::TcpStray.into());
-        }
-        return session::open(now, packet, &terms, Direction::In, &NextHop6::NONE).step();
+    let checked = check(hook, config, packet);
+    if checked == PassReason::Ipv6Local.into() && has_ports(key.proto) && !is_service(packet, now) {
+        // A neighbour on the WAN is a stranger like any other (RFC 6092 REC-8, REC-50).
+        return Err(DropReason::Unsolicited6.into());
     }
-    let service = is_service(packet, now);
+    checked.step()?;
+    let lan = in_lan(config, &key.dst);
+    let mut service = is_service(packet, now);
+    if lan && let Some(mut terms) = admission(config, now, packet) {
+        let home = next_hop::home_of_destination(hook.context(), key);
+        if home != Home::NONE {
+            if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
+                return Err(DropReason::TcpStray.into());
+            }
+            terms.station = home.station();
+            return session::open(config, packet, &terms, Direction::In, &NextHop6::NONE);
+        }
+        // The CPE's own address: a pinhole opens it, but no packet that somebody else has sent from it.
+        service |= terms.flags & SessionFlags6::PINHOLE != 0;
+    }
     if lan && !service {
         return Err(DropReason::Unsolicited6.into());
     }
@@ -184,7 +200,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
 #[inline(always)]
 fn admission(config: &Config, now: u32, packet: &Packet6) -> Option<Terms> {
     if is_always_admitted(packet) || session::is_open(config, now, &packet.key) {
-        return Some(Terms::LAN);
+        return Some(Terms::lan(UNKNOWN_STATION));
     }
     if !packet.asks() {
         return None;
@@ -194,6 +210,7 @@ fn admission(config: &Config, now: u32, packet: &Packet6) -> Option<Terms> {
         flags: SessionFlags6::PINHOLE,
         pinhole: pinhole.id,
         deadline: pinhole.expires,
+        station: UNKNOWN_STATION,
     })
 }
 
@@ -201,9 +218,7 @@ fn admission(config: &Config, now: u32, packet: &Packet6) -> Option<Terms> {
 #[inline(always)]
 fn is_always_admitted(packet: &Packet6) -> bool {
     let key = &packet.key;
-    packet.special & special::AUTHENTICATED != 0
-        || key.proto == proto::ESP
-        || key.proto == proto::HIP
+    matches!(key.proto, proto::AH | proto::ESP | proto::HIP)
         || (key.proto == UDP && key.dst_port == IKE)
 }
 
@@ -217,9 +232,18 @@ fn is_service(packet: &Packet6, now: u32) -> bool {
         || pinhole::is_open_port(key, now)
 }
 
+/// Whether programs of the CPE wait for this protocol at ports: routing protocols and the like are the link's.
+#[inline(always)]
+const fn has_ports(number: u8) -> bool {
+    matches!(
+        number,
+        UDP | TCP | proto::UDP_LITE | proto::SCTP | proto::DCCP
+    )
+}
+
 /// What holds for every packet without a session: the frame is ours, the filter is on, and the addresses may
 /// come from outside.
-#[inline(never)]
+#[inline(always)]
 fn check<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
     if H::REDIRECTS6 {
         let outcome = next_hop::check_mac(hook.ingress(), packet);
@@ -238,6 +262,9 @@ fn check<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Outcome {
 fn check_addresses(config: &Config, key: &SessionKey6) -> Outcome {
     if in_lan(config, &key.src) {
         return DropReason::Spoofed.into();
+    }
+    if key.src == key.dst {
+        return DropReason::Land.into();
     }
     match addresses(key) {
         Addresses::GLOBAL => Outcome::NONE,

@@ -40,6 +40,7 @@ mod proto {
     pub const MOBILITY: u8 = 135;
     pub const UDP_LITE: u8 = 136;
     pub const HIP: u8 = 139;
+    pub const SHIM6: u8 = 140;
     pub const SCTP: u8 = 132;
 }
 

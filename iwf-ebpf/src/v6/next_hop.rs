@@ -5,8 +5,8 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
-    BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-    bpf_fib_lookup as FibParams,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibParams,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
 use iwf_common::flow::NO_NEXT_HOP;
@@ -87,7 +87,7 @@ fn try_look_up(
 ) -> Step<()> {
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     let mut params = MaybeUninit::uninit();
-    let params = self::params(&mut params, iif, &packet.key);
+    let params = self::params(&mut params, iif, &packet.key.src, &packet.key.dst);
     // Jumbograms are longer, and are no flows.
     params.__bindgen_anon_1.tot_len = packet.total_len as u16;
     match ask(ctx, params) {
@@ -118,10 +118,63 @@ pub fn is_local(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> bool {
     matches!(route(ctx, iif, key), Route::Local)
 }
 
+/// Whom an address of the LAN leads to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Home(u64);
+
+impl Home {
+    /// To no station: it is the CPE's own, or led out of the WAN.
+    pub const NONE: Self = Self(1 << 48);
+
+    /// The station it is behind, [`iwf_common::host::UNKNOWN_STATION`] if no neighbour is known for it.
+    #[inline(always)]
+    pub const fn station(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, _, _] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+}
+
+/// The station behind an address of the LAN, as packets from `remote` would find it. What the CPE's
+/// neighbour discovery says, and not the frame: no station answers for as many addresses as it can make up, and the
+/// packets of a session that is begun from outside or through the stack have none to show.
+#[inline(always)]
+fn home(ctx: *mut c_void, remote: &[u8; 16], internal: &[u8; 16]) -> Home {
+    let wan = CONFIG.get(0).map_or(0, |config| config.wan);
+    let mut params = MaybeUninit::uninit();
+    let params = self::params(&mut params, wan, remote, internal);
+    // The shortest that is a packet: of none tc would ask for its own.
+    params.__bindgen_anon_1.tot_len = 1;
+    let answer = ask(ctx, params);
+    if answer == BPF_FIB_LKUP_RET_NOT_FWDED {
+        return Home::NONE;
+    }
+    if answer != BPF_FIB_LKUP_RET_SUCCESS {
+        return Home(0);
+    }
+    if params.ifindex == wan {
+        return Home::NONE;
+    }
+    let [a, b, c, d, e, f] = params.dmac;
+    Home(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]))
+}
+
+/// [`Home`] of who has sent a packet to the WAN.
+#[inline(never)]
+pub fn home_of_source(ctx: *mut c_void, key: &SessionKey6) -> Home {
+    home(ctx, &key.dst, &key.src)
+}
+
+/// [`Home`] of whom a packet from the WAN is for.
+#[inline(never)]
+pub fn home_of_destination(ctx: *mut c_void, key: &SessionKey6) -> Home {
+    home(ctx, &key.src, &key.dst)
+}
+
 #[inline(always)]
 fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
     let mut params = MaybeUninit::uninit();
-    let params = self::params(&mut params, iif, key);
+    let params = self::params(&mut params, iif, &key.src, &key.dst);
     match ask(ctx, params) {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH => {
             Route::Unicast
@@ -138,11 +191,12 @@ fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
 fn params<'a>(
     space: &'a mut MaybeUninit<FibParams>,
     iif: u32,
-    key: &SessionKey6,
+    src: &[u8; 16],
+    dst: &[u8; 16],
 ) -> &'a mut FibParams {
     let params = crate::next_hop::params(space, AF_INET6, iif);
-    params.__bindgen_anon_3.ipv6_src = words(&key.src);
-    params.__bindgen_anon_4.ipv6_dst = words(&key.dst);
+    params.__bindgen_anon_3.ipv6_src = words(src);
+    params.__bindgen_anon_4.ipv6_dst = words(dst);
     params
 }
 

@@ -9,7 +9,7 @@ use iwf_common::flow6::SessionValue6;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
-use super::next_hop::{self, NextHop6};
+use super::next_hop::{self, Home, NextHop6};
 use super::parse::{Packet6, parse, special};
 use super::session::{self, Terms};
 use super::{Addresses, addresses, fragment, in_lan, is_on, rewrite, unparsed};
@@ -40,11 +40,11 @@ fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
     if packet.special != 0 {
         settle(config, packet).step()?;
     }
-    if let Some(session) = session::find(&packet.key, Direction::Out) {
+    if let Some(session) = session::find_of_lan(&packet.key) {
         return send(hook, config, packet, session);
     }
     admit(hook, config, packet).step()?;
-    let session = session::find(&packet.key, Direction::Out).ok_or(DropReason::Sessions6Full)?;
+    let session = session::find_of_lan(&packet.key).ok_or(DropReason::Sessions6Full)?;
     send(hook, config, packet, session)
 }
 
@@ -150,18 +150,21 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     if kind == Addresses::FORBIDDEN {
         return Err(DropReason::Forbidden6.into());
     }
-    begin(config, packet, &Terms::LAN, &next_hop)
+    if !in_lan(config, &key.src) {
+        return Err(DropReason::SpoofedLan.into());
+    }
+    let home = next_hop::home_of_source(hook.context(), key);
+    if home == Home::NONE {
+        return Err(DropReason::SpoofedLan.into());
+    }
+    begin(config, packet, &Terms::lan(home.station()), &next_hop)
 }
 
-/// Makes the session of a packet on its way out, if its addresses allow. Also for what the stack sends.
+/// Makes the session of a packet on its way out. Also for what the stack sends.
 #[inline(always)]
 pub fn begin(config: &Config, packet: &Packet6, terms: &Terms, next_hop: &NextHop6) -> Step<()> {
     let key = &packet.key;
-    let now = tick();
     if terms.flags == 0 {
-        if !in_lan(config, &key.src) {
-            return Err(DropReason::SpoofedLan.into());
-        }
         // The stack knows its own connections; of a LAN host's only their beginning is believed.
         if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
             return Err(DropReason::TcpStray.into());
@@ -170,9 +173,9 @@ pub fn begin(config: &Config, packet: &Packet6, terms: &Terms, next_hop: &NextHo
     if !packet.asks() {
         return Err(PassReason::OtherProtocol.into());
     }
-    session::open(now, packet, terms, Direction::Out, next_hop).step()?;
+    session::open(config, packet, terms, Direction::Out, next_hop)?;
     if terms.flags == 0 {
-        session::note_endpoint(config, now, key);
+        session::note_endpoint(config, tick(), key);
     }
     Ok(())
 }

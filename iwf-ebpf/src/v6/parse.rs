@@ -1,6 +1,6 @@
 //! IPv6 packet to flow.
 //!
-//! Read before editing: RFC 8200 section 4, RFC 7112, RFC 5095, RFC 4443.
+//! Read before editing: RFC 8200 section 4, RFC 7112, RFC 5095, RFC 4443, RFC 6092 REC-47 (Shim6).
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
@@ -15,7 +15,7 @@ use crate::headers::{Mac, TCP, UDP, ethernet, icmp, ports, tcp};
 use crate::hook::Hook;
 use crate::outcome::{Outcome, Step};
 
-/// Where the IPv6 header begins.
+/// Where the IPv6 header begins behind an Ethernet header.
 pub const L3: usize = ethernet::LEN;
 
 /// RFC 8200 section 3.
@@ -45,10 +45,8 @@ pub mod special {
     pub const FIRST: u8 = 8;
     /// A later fragment: the upper layer is not known.
     pub const LATER: u8 = 16;
-    /// Authenticated (RFC 4302).
-    pub const AUTHENTICATED: u8 = 32;
     /// The packet an ICMPv6 error quotes, which may be cut short.
-    pub const QUOTED: u8 = 64;
+    pub const QUOTED: u8 = 32;
 }
 
 /// What the programs need of an IPv6 packet.
@@ -221,6 +219,8 @@ fn forget32(value: [u8; 4], noise: u64) -> [u8; 4] {
 #[inline(always)]
 fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
     let begin = packet.l4 as usize;
+    // A link without Ethernet headers has the packet begin elsewhere; its own header lies before the others.
+    let end = begin + packet.total_len as usize - ipv6::LEN;
     let mut next = packet.key.proto;
     let mut at = begin;
     // Where the fragmentable part begins, if it is a fragment's.
@@ -236,9 +236,15 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
             return Err(DropReason::Headers6.into());
         }
         at = bounded(at);
+        // What is behind an authentication header is not looked at: a flow with one and a flow without are not the
+        // same, or the first would let the second in.
         let is_header = matches!(
             next,
-            proto::HOP_BY_HOP | proto::ROUTING | proto::FRAGMENT | proto::DESTINATION | proto::AH
+            proto::HOP_BY_HOP
+                | proto::ROUTING
+                | proto::FRAGMENT
+                | proto::DESTINATION
+                | proto::SHIM6
         );
         if !is_header {
             break;
@@ -258,13 +264,21 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
             proto::ROUTING if unsafe { *header.add(2) } == 0 => {
                 return Err(DropReason::Headers6.into());
             }
-            proto::AH => packet.special |= special::AUTHENTICATED,
+            // A fragment of a fragment has two identifications, and only one would be followed.
+            proto::FRAGMENT if packet.special & special::FIRST != 0 => {
+                return Err(DropReason::Headers6.into());
+            }
             proto::FRAGMENT => {
                 // SAFETY: see above.
                 let word = u16::from_be_bytes(unsafe { load16::<2>(header) });
                 // SAFETY: see above.
                 packet.fragment_id = unsafe { load32::<4>(header) };
                 if word & 0xfff8 != 0 {
+                    let data = end.saturating_sub(at + 8);
+                    let is_quoted = packet.special & special::QUOTED != 0;
+                    if !is_quoted && !is_piece(word, data) {
+                        return Err(PassReason::Malformed.into());
+                    }
                     packet.special |= special::LATER;
                     packet.fragment_at = word & 0xfff8;
                     packet.key.proto = proto::FRAGMENT;
@@ -278,17 +292,19 @@ fn try_walk(cursor: &Cursor, packet: &mut Packet6) -> Step<()> {
             }
             _ => {}
         }
-        at += match next {
-            proto::AH => (len + 2) * 4,
-            proto::FRAGMENT => 8,
-            _ => (len + 1) * 8,
+        at += if next == proto::FRAGMENT {
+            8
+        } else {
+            (len + 1) * 8
         };
         next = following;
     }
     if at > MOST {
         return Err(DropReason::Headers6.into());
     }
-    upper(cursor, packet, next, bounded(at), fragment)
+    let at = bounded(at);
+    let place = Place { at, end, fragment };
+    upper(cursor, packet, next, &place)
 }
 
 /// The same offset, at most [`MOST`], with bounds that every verifier knows: older ones lose those of a comparison when
@@ -309,9 +325,27 @@ fn bounded(mut at: usize) -> usize {
     at
 }
 
-/// Reads the upper-layer header that begins at `at`.
+/// Whether a packet can be made of fragments like this one: `data` octets behind a fragment header with `word` as
+/// offset and flags (RFC 8200 section 4.5).
 #[inline(always)]
-fn upper(cursor: &Cursor, packet: &mut Packet6, next: u8, at: usize, fragment: usize) -> Step<()> {
+const fn is_piece(word: u16, data: usize) -> bool {
+    data != 0 && (word & 1 == 0 || data & 7 == 0) && (word & 0xfff8) as usize + data <= 0xffff
+}
+
+/// Where an upper-layer header is.
+struct Place {
+    /// Where it begins.
+    at: usize,
+    /// Where the packet ends.
+    end: usize,
+    /// Where the fragmentable part begins, if it is a first fragment's, else 0.
+    fragment: usize,
+}
+
+/// Reads the upper-layer header.
+#[inline(always)]
+fn upper(cursor: &Cursor, packet: &mut Packet6, next: u8, place: &Place) -> Step<()> {
+    let &Place { at, end, fragment } = place;
     packet.key.proto = next;
     packet.l4 = at as u32;
     let needs = match next {
@@ -320,7 +354,7 @@ fn upper(cursor: &Cursor, packet: &mut Packet6, next: u8, at: usize, fragment: u
         proto::SCTP | proto::DCCP => 12,
         _ => 0,
     };
-    if packet.special & special::QUOTED == 0 && at + needs > L3 + packet.total_len as usize {
+    if packet.special & special::QUOTED == 0 && at + needs > end {
         return Err(cut_short(packet));
     }
     if fragment != 0 {
@@ -383,11 +417,15 @@ pub fn quoted<'a>(
         .at_moving::<{ ipv6::LEN }>(at)
         .ok_or(DropReason::IcmpErrorStray)?;
     // SAFETY: `at` proved the bounds, here and below.
+    if unsafe { *ip.add(ipv6::VERSION) } >> 4 != 6 {
+        return Err(DropReason::IcmpErrorStray.into());
+    }
+    // SAFETY: see above.
     let next = unsafe { *ip.add(ipv6::NEXT_HEADER) };
     let packet = packet.write(Packet6 {
         // SAFETY: see above.
         key: unsafe { addresses(ip, next) },
-        total_len: 0,
+        total_len: ipv6::LEN as u32,
         l4: (at + ipv6::LEN) as u32,
         fragment_id: [0; 4],
         fragment_at: 0,

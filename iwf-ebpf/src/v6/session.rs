@@ -3,14 +3,17 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use iwf_common::config::{Config, ConfigFlags};
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::host::OWN_STATION;
 use iwf_common::nat::Filter;
 use iwf_common::reason::{Done, DropReason};
-use iwf_common::{tcp, tick};
+use iwf_common::{limits, tcp, tick as ticks};
 
 use super::next_hop::NextHop6;
 use super::parse::Packet6;
 use super::{pinhole, proto};
+use crate::clock::tick;
 use crate::headers::{TCP, UDP};
+use crate::host;
 use crate::maps::{ENDPOINTS6, SESSIONS6};
 use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
@@ -26,35 +29,54 @@ pub struct Terms {
     pub pinhole: u16,
     /// When the pinhole ends.
     pub deadline: u32,
+    /// Who the session counts for.
+    pub station: [u8; 6],
 }
 
 impl Terms {
-    /// Of a flow of a LAN host.
-    pub const LAN: Self = Self {
-        flags: 0,
-        pinhole: 0,
-        deadline: 0,
-    };
     /// Of a flow of the CPE itself.
     pub const HOST: Self = Self {
         flags: SessionFlags6::HOST,
         pinhole: 0,
         deadline: 0,
+        station: OWN_STATION,
     };
+
+    /// Of a flow of a LAN host.
+    #[inline(always)]
+    pub const fn lan(station: [u8; 6]) -> Self {
+        Self {
+            flags: 0,
+            pinhole: 0,
+            deadline: 0,
+            station,
+        }
+    }
 }
 
 /// The entry for `key`, if it is of `direction`.
 #[inline(always)]
 pub fn find<'a>(key: &SessionKey6, direction: Direction) -> Option<&'a mut SessionValue6> {
-    let session = SESSIONS6.get_ptr_mut(key)?;
-    // SAFETY: entries live as long as the program runs. Another CPU may write the same fields: each is written
-    // whole, and none is used for memory access.
-    let session = unsafe { &mut *session };
     let wanted = match direction {
         Direction::Out => 0,
         Direction::In => SessionFlags6::INBOUND,
     };
-    (session.flags & (SessionFlags6::INBOUND | SessionFlags6::ENDED) == wanted).then_some(session)
+    find_as(key, SessionFlags6::INBOUND, wanted)
+}
+
+/// The entry for `key`, if a LAN host may send by it: a flow of the CPE itself is nobody's to send in.
+#[inline(always)]
+pub fn find_of_lan<'a>(key: &SessionKey6) -> Option<&'a mut SessionValue6> {
+    find_as(key, SessionFlags6::INBOUND | SessionFlags6::HOST, 0)
+}
+
+#[inline(always)]
+fn find_as<'a>(key: &SessionKey6, mask: u8, wanted: u8) -> Option<&'a mut SessionValue6> {
+    let session = SESSIONS6.get_ptr_mut(key)?;
+    // SAFETY: entries live as long as the program runs. Another CPU may write the same fields: each is written
+    // whole, and none is used for memory access.
+    let session = unsafe { &mut *session };
+    (session.flags & (mask | SessionFlags6::ENDED) == wanted).then_some(session)
 }
 
 /// Notes that a packet of the session went by.
@@ -97,7 +119,7 @@ fn reopen(session: &mut SessionValue6, key: &SessionKey6) {
 /// Whether a session's deadline has come.
 #[inline(always)]
 pub fn is_due(session: &SessionValue6, now: u32) -> bool {
-    tick::deadline_passed(now, session.deadline)
+    ticks::deadline_passed(now, session.deadline)
 }
 
 /// A session whose deadline has come goes on only if its pinhole has been prolonged since.
@@ -117,52 +139,79 @@ pub fn prolong(key: &SessionKey6, session: &mut SessionValue6, now: u32) -> Outc
     }
 }
 
-/// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
-/// direction of `packet` last.
-#[inline(never)]
-pub fn open(
-    now: u32,
-    packet: &Packet6,
-    terms: &Terms,
-    trigger: Direction,
-    next_hop: &NextHop6,
-) -> Outcome {
-    Outcome::of(try_open(now, packet, terms, trigger, next_hop))
-}
-
+/// Makes a session and counts it for its station, if that may have one more.
 #[inline(always)]
-fn try_open(
-    now: u32,
+pub fn open(
+    config: &Config,
     packet: &Packet6,
     terms: &Terms,
     trigger: Direction,
     next_hop: &NextHop6,
 ) -> Step<()> {
-    let (there, back) = match trigger {
-        Direction::Out => (0, SessionFlags6::INBOUND),
-        Direction::In => (SessionFlags6::INBOUND, 0),
-    };
-    let mut value = SessionValue6 {
-        last_seen: now,
-        deadline: terms.deadline,
-        pinhole: terms.pinhole,
-        flags: terms.flags | back,
-        ..SessionValue6::default()
-    };
-    insert(&packet.key.reverse(), &value)?;
-    value.flags = terms.flags | there;
-    value.router_mac = packet.frame_dst.octets();
-    value.tcp = tcp::observe(0, packet.tcp_flags);
-    next_hop.store(&mut value);
-    insert(&packet.key, &value)?;
+    host::may_open6(config, tick(), &terms.station).step()?;
+    let outcome = write(packet, terms, trigger, next_hop);
+    if outcome == KEPT {
+        return Ok(());
+    }
+    outcome.step()?;
+    host::session6_opened(&terms.station);
     stats::count(Done::Session6Created);
     Ok(())
 }
 
-/// An entry that is in use is kept; one that has ended, or is of another direction, is replaced.
+/// For [`write`]: the entry of the direction out was there, and counts already.
+const KEPT: Outcome = Outcome::from_slot(u32::MAX - 1);
+
+/// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
+/// direction of `packet` last.
+#[inline(never)]
+fn write(packet: &Packet6, terms: &Terms, trigger: Direction, next_hop: &NextHop6) -> Outcome {
+    match try_write(packet, terms, trigger, next_hop) {
+        Ok(true) => Outcome::NONE,
+        Ok(false) => KEPT,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Whether the entry of the direction out is new.
 #[inline(always)]
-fn insert(key: &SessionKey6, value: &SessionValue6) -> Step<()> {
+fn try_write(
+    packet: &Packet6,
+    terms: &Terms,
+    trigger: Direction,
+    next_hop: &NextHop6,
+) -> Step<bool> {
+    let back = match trigger {
+        Direction::Out => SessionFlags6::INBOUND,
+        Direction::In => 0,
+    };
+    let mut value = SessionValue6 {
+        last_seen: tick(),
+        deadline: terms.deadline,
+        pinhole: terms.pinhole,
+        flags: terms.flags | back,
+        station: terms.station,
+        ..SessionValue6::default()
+    };
+    let other_is_new = insert(&packet.key.reverse(), &value)?;
+    value.flags ^= SessionFlags6::INBOUND;
+    value.router_mac = packet.frame_dst.octets();
+    value.tcp = tcp::observe(0, packet.tcp_flags);
+    next_hop.store(&mut value);
+    let this_is_new = insert(&packet.key, &value)?;
+    Ok(if value.flags & SessionFlags6::INBOUND == 0 {
+        this_is_new
+    } else {
+        other_is_new
+    })
+}
+
+/// An entry that is in use is kept; one that has ended, or is of another direction, is replaced. Whether there was
+/// none.
+#[inline(always)]
+fn insert(key: &SessionKey6, value: &SessionValue6) -> Step<bool> {
     let inserted = match SESSIONS6.insert(key, value, BPF_NOEXIST.into()) {
+        Ok(()) => return Ok(true),
         Err(EEXIST) => {
             let same = SESSIONS6.get_ptr(key).is_some_and(|old| {
                 // SAFETY: as in `find`.
@@ -177,7 +226,10 @@ fn insert(key: &SessionKey6, value: &SessionValue6) -> Step<()> {
         }
         other => other,
     };
-    inserted.map_err(|_| DropReason::Sessions6Full.into())
+    match inserted {
+        Ok(()) => Ok(false),
+        Err(_) => Err(DropReason::Sessions6Full.into()),
+    }
 }
 
 /// Whom an endpoint of `proto` lets in when it has sent (RFC 6092 REC-11, REC-17, REC-33). Connections know their
@@ -219,7 +271,18 @@ pub fn is_open(config: &Config, now: u32, key: &SessionKey6) -> bool {
         return false;
     };
     // SAFETY: entries live as long as the program runs.
-    tick::age(now, unsafe { (*value).last_used }) <= config.idle.udp
+    ticks::age(now, unsafe { (*value).last_used }) <= open_time(config, key.proto)
+}
+
+/// How long an endpoint stays open that does not send (RFC 6092 REC-12, REC-14, REC-35): no longer than its session,
+/// so that who may not have more sessions has not more endpoints either.
+#[inline(always)]
+pub const fn open_time(config: &Config, proto: u8) -> u32 {
+    match proto {
+        UDP | proto::UDP_LITE => config.idle.udp,
+        TCP | proto::SCTP | proto::DCCP => config.idle.tcp_transitory,
+        _ => limits::OTHER_IDLE.saturating_mul(config.hz),
+    }
 }
 
 /// The key of ENDPOINTS6 under which `internal` is open to `remote`; none if only sessions are.

@@ -8,29 +8,61 @@ use iwf_common::config::Config;
 use iwf_common::flow6::{
     EndpointKey6, PinholeKey, SessionFlags6, SessionKey6, SessionValue6, Shape,
 };
+use iwf_common::sweep::is_at_rest;
 use iwf_common::{sweep, tick};
 
 use super::session;
+use crate::host;
 use crate::maps::{CONFIG, ENDPOINTS6, PINHOLE_HOSTS, PINHOLES, SESSIONS6};
 use crate::outcome::Outcome;
 use crate::sweep::in_grace;
 
-/// Removes one entry of SESSIONS6, if it is over.
+/// Marks both entries of a session as ended, if it is over; removes an entry that an earlier pass has marked, which no
+/// packet on another CPU holds any more.
 #[inline(never)]
 pub fn judge_session(now: u32, key: &SessionKey6) -> u32 {
-    let Some(session) = SESSIONS6.get_ptr_mut(key) else {
+    let Some(session) = entry(key) else {
         return 0;
     };
-    // SAFETY: entries live as long as the program runs.
-    let session = unsafe { &mut *session };
-    if !keeps(now, key, session) {
-        if session.pinhole != 0 {
-            settle_account(key, session);
+    if session.flags & SessionFlags6::ENDED != 0 {
+        if is_at_rest(now, session.last_seen) {
+            remove(key, session);
         }
-        // A failure means it is gone, which is what is wanted.
-        SESSIONS6.remove(key).ok();
+    } else if !keeps(now, key, session) {
+        mark(now, session);
+        if let Some(other) = entry(&key.reverse()) {
+            mark(now, other);
+        }
     }
     0
+}
+
+#[inline(always)]
+fn entry<'a>(key: &SessionKey6) -> Option<&'a mut SessionValue6> {
+    let session = SESSIONS6.get_ptr_mut(key)?;
+    // SAFETY: entries live as long as the program runs; packets on other CPUs write the same fields, each whole.
+    Some(unsafe { &mut *session })
+}
+
+/// The tick of the mark takes the place of the last packet's.
+#[inline(always)]
+fn mark(now: u32, session: &mut SessionValue6) {
+    if session.flags & SessionFlags6::ENDED == 0 {
+        session.last_seen = now;
+        session.flags |= SessionFlags6::ENDED;
+    }
+}
+
+/// What the entry counted goes to its pinhole first; nobody adds to an entry at rest any more.
+#[inline(always)]
+fn remove(key: &SessionKey6, session: &SessionValue6) {
+    if session.pinhole != 0 {
+        settle_account(key, session);
+    }
+    let (flags, station) = (session.flags, session.station);
+    if SESSIONS6.remove(key).is_ok() && flags & SessionFlags6::INBOUND == 0 {
+        host::session6_ended(&station);
+    }
 }
 
 /// Removes one entry of ENDPOINTS6, if it is over as of the tick at which the daemon began to read the tables:
@@ -42,7 +74,9 @@ pub fn judge_endpoint(as_of: u32, key: &EndpointKey6) -> u32 {
     };
     // SAFETY: entries live as long as the program runs.
     let last_used = unsafe { (*value).last_used };
-    let idle = CONFIG.get(0).map_or(u32::MAX, |config| config.idle.udp);
+    let idle = CONFIG
+        .get(0)
+        .map_or(u32::MAX, |config| session::open_time(config, key.proto));
     if tick::age(as_of, last_used) > idle {
         ENDPOINTS6.remove(key).ok();
     }
@@ -52,18 +86,13 @@ pub fn judge_endpoint(as_of: u32, key: &EndpointKey6) -> u32 {
 /// Whether a session lives on.
 #[inline(always)]
 fn keeps(now: u32, key: &SessionKey6, session: &mut SessionValue6) -> bool {
-    if session.flags & SessionFlags6::ENDED != 0 {
-        return false;
-    }
     // Not only when its time has come: the pinhole may have been taken away.
     if session.pinhole != 0 && session::prolong(key, session, now) != Outcome::NONE {
         return false;
     }
-    let Some(other) = SESSIONS6.get_ptr(key.reverse()) else {
+    let Some(other) = entry(&key.reverse()) else {
         return in_grace(now, session.last_seen);
     };
-    // SAFETY: entries live as long as the program runs.
-    let other = unsafe { &*other };
     let Some(config) = CONFIG.get(0) else {
         return true;
     };

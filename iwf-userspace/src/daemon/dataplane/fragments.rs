@@ -4,20 +4,41 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{HashMap, MapData, RingBuf};
-use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFragment};
+use iwf_common::flow6::{FragmentKey6, FragmentValue6};
+use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFlags, HeldFragment};
 use iwf_common::{limits, tick};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// What all fragments of one datagram have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// Of IPv4.
+    V4(FragmentKey),
+    /// Of IPv6.
+    V6(FragmentKey6),
+}
+
+/// What is known of the first fragment of a datagram.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum First {
+    /// What it was translated to.
+    V4(FragmentValue),
+    /// What it had of headers.
+    V6(FragmentValue6),
+}
+
 /// A fragment that came before the first one of its datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Taken {
     /// Its datagram.
-    pub(crate) key: FragmentKey,
-    /// [`iwf_common::fragment::HeldFlags`].
+    pub(crate) key: Key,
+    /// [`HeldFlags`].
     pub(crate) flags: u16,
-    /// The IPv4 packet.
+    /// Its offset in octets, if it is IPv6's.
+    pub(crate) offset6: u16,
+    /// The IP packet.
     pub(crate) packet: Vec<u8>,
 }
 
@@ -25,6 +46,7 @@ pub(crate) struct Taken {
 pub(crate) struct FragmentTables {
     pub(super) ring: RingBuf<MapData>,
     pub(super) first: HashMap<MapData, FragmentKey, FragmentValue>,
+    pub(super) first6: HashMap<MapData, FragmentKey6, FragmentValue6>,
     pub(super) hz: u32,
     /// Tick of the newest fragment taken: now, as far as this is concerned.
     pub(super) now: u32,
@@ -58,11 +80,21 @@ impl FragmentTables {
         }
     }
 
-    /// What the first fragment of a datagram was translated to, if it came within the reassembly time.
-    pub(crate) fn first_of(&self, key: &FragmentKey) -> Option<FragmentValue> {
-        let value = self.first.get(key, 0).ok()?;
-        let fresh = tick::age(self.now, value.tick) <= limits::REASSEMBLY.saturating_mul(self.hz);
-        (fresh && value.flags & FragmentFlags::CLAIM == 0).then_some(value)
+    /// The first fragment of a datagram, if it was let through within the reassembly time.
+    pub(crate) fn first_of(&self, key: &Key) -> Option<First> {
+        let fresh =
+            |since, seconds: u32| tick::age(self.now, since) <= seconds.saturating_mul(self.hz);
+        match key {
+            Key::V4(key) => {
+                let value = self.first.get(key, 0).ok()?;
+                let is_one = value.flags & FragmentFlags::CLAIM == 0;
+                (is_one && fresh(value.tick, limits::REASSEMBLY)).then_some(First::V4(value))
+            }
+            Key::V6(key) => {
+                let value = self.first6.get(key, 0).ok()?;
+                fresh(value.since, limits::FRAGMENT_TIME6).then_some(First::V6(value))
+            }
+        }
     }
 }
 
@@ -93,6 +125,18 @@ pub(crate) fn sender() -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The same for IPv6. A ruleset that tracks connections has the kernel put these together as well; it then looks for the
+/// first one among what this machine sends, and not among what it has forwarded.
+pub(crate) fn sender6() -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::IPV6,
+        Type::RAW,
+        Some(Protocol::from(libc::IPPROTO_RAW)),
+    )?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
 /// linux/in.h.
 const IP_NODEFRAG: libc::c_int = 22;
 
@@ -100,19 +144,32 @@ const IP_NODEFRAG: libc::c_int = 22;
 fn parse(record: &[u8]) -> Option<(Taken, u32)> {
     let octets = |at: usize| record.get(at..)?.first_chunk::<4>().copied();
     let half = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
-    let [high, low, proto, _] = octets(8)?;
-    let len = usize::from(half(16)?);
+    let (len, flags) = (usize::from(half(16)?), half(18)?);
     let packet = record.get(std::mem::offset_of!(HeldFragment, packet)..)?;
-    let taken = Taken {
-        key: FragmentKey {
+    let packet = packet.get(..len)?.to_vec();
+    let key = if flags & HeldFlags::IPV6 == 0 {
+        let [high, low, proto, _] = octets(8)?;
+        Key::V4(FragmentKey {
             src: octets(0)?,
             dst: octets(4)?,
             id: [high, low],
             proto,
             pad: 0,
-        },
-        flags: half(18)?,
-        packet: packet.get(..len)?.to_vec(),
+        })
+    } else {
+        // RFC 8200 section 3: the addresses are the second and third row of 16 octets, from the eighth octet on.
+        Key::V6(FragmentKey6 {
+            src: *packet.get(8..)?.first_chunk()?,
+            dst: *packet.get(24..)?.first_chunk()?,
+            id: octets(20)?,
+            pad: 0,
+        })
+    };
+    let taken = Taken {
+        key,
+        flags,
+        offset6: half(24)?,
+        packet,
     };
     Some((taken, u32::from_ne_bytes(octets(12)?)))
 }
@@ -128,13 +185,43 @@ mod tests {
         record.extend(77u32.to_ne_bytes());
         record.extend(5u16.to_ne_bytes());
         record.extend(1u16.to_ne_bytes());
-        record.extend([0; 4]);
+        record.extend([0; 12]);
         record.extend(*b"packet and more");
         let (taken, tick) = parse(&record).expect("whole");
         assert_eq!(tick, 77);
         assert_eq!((taken.flags, taken.packet.as_slice()), (1, &b"packe"[..]));
-        assert_eq!(taken.key.dst, [11, 22, 33, 4]);
-        assert_eq!(taken.key.id, [0x12, 0x34]);
-        assert!(parse(&record[..26]).is_none());
+        let key = FragmentKey {
+            src: [192, 168, 1, 10],
+            dst: [11, 22, 33, 4],
+            id: [0x12, 0x34],
+            proto: 17,
+            pad: 0,
+        };
+        assert_eq!(taken.key, Key::V4(key));
+        assert!(parse(&record[..34]).is_none());
+    }
+
+    #[test]
+    fn a_record_of_ipv6_has_its_addresses_in_the_packet() {
+        let mut record = vec![0; 12];
+        record.extend(77u32.to_ne_bytes());
+        record.extend(48u16.to_ne_bytes());
+        record.extend(HeldFlags::IPV6.to_ne_bytes());
+        record.extend([1, 2, 3, 4]);
+        record.extend(1448u16.to_ne_bytes());
+        record.extend([0; 6]);
+        record.extend([0x60, 0, 0, 0, 0, 8, 44, 64]);
+        record.extend([1; 16]);
+        record.extend([2; 16]);
+        record.extend([17, 0, 5, 0xa9, 1, 2, 3, 4]);
+        let (taken, tick) = parse(&record).expect("whole");
+        assert_eq!((tick, taken.offset6, taken.packet.len()), (77, 1448, 48));
+        let key = FragmentKey6 {
+            src: [1; 16],
+            dst: [2; 16],
+            id: [1, 2, 3, 4],
+            pad: 0,
+        };
+        assert_eq!(taken.key, Key::V6(key));
     }
 }

@@ -419,7 +419,8 @@ pub struct Usage {
 /// A LAN host and what it holds of the tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostRow {
-    /// Its address. A host with several has a row for each.
+    /// Its IPv4 address, with a row for each, or for IPv6 the station: `fe80::` with its MAC address as the last 48
+    /// bits.
     pub host: IpAddr,
     /// Sessions it has.
     pub sessions: u64,

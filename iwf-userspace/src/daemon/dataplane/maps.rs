@@ -227,6 +227,7 @@ pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTable
     Ok(FragmentTables {
         ring: typed(set, names::FRAGMENTS_HELD)?,
         first: typed(set, names::FRAGMENTS)?,
+        first6: typed(set, names::FRAGMENTS6)?,
         hz,
         now,
     })

@@ -16,7 +16,7 @@ use aya::maps::MapData;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
-use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
+use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionFlags6, SessionKey6, SessionValue6};
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{
     EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue,
@@ -418,15 +418,26 @@ impl Sweeper {
                 let slice = &mut self.slices.sessions6;
                 self.maps.sessions6.read(cursor, slice)?;
                 pass.totals.met.sessions6 += slice.len() as u64;
-                let items = slice.iter().map(|(key, _)| SweepItem::session6(*key));
-                self.slices.items.extend(items);
+                for (key, value) in slice.iter() {
+                    self.slices.items.push(SweepItem::session6(*key));
+                    let station = HostKey::station(value.station).addr;
+                    if value.flags & SessionFlags6::INBOUND == 0
+                        && let Some((sessions, _)) = pass.hosts.get_mut(&station)
+                    {
+                        *sessions += 1;
+                    }
+                }
                 (*cursor == Cursor::End).then_some(Phase::Endpoints6(Cursor::Start))
             }
             Phase::Endpoints6(cursor) => {
                 let slice = &mut self.slices.endpoints6;
                 self.maps.endpoints6.read(cursor, slice)?;
                 pass.totals.met.endpoints6 += slice.len() as u64;
-                let idle = |last_used| tick::age(pass.as_of, last_used) > judge.config.idle.udp;
+                // The shortest of all protocols'; the program knows which one counts.
+                let idle = &judge.config.idle;
+                let shortest = limits::OTHER_IDLE.saturating_mul(judge.config.hz);
+                let shortest = shortest.min(idle.udp).min(idle.tcp_transitory);
+                let idle = |last_used| tick::age(pass.as_of, last_used) > shortest;
                 let over = slice.iter().filter(|(_, value)| idle(value.last_used));
                 let items = over.map(|(key, _)| SweepItem::of_endpoint6(key));
                 self.slices.items.extend(items);

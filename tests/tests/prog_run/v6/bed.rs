@@ -1,28 +1,42 @@
 //! A router with IPv6 on both sides: static neighbours and routes.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
 use iwf_common::flow6::{PinholeKey, PinholeValue};
+use iwf_common::host::HostKey;
 use iwf_common::names;
+use iwf_common::sweep::SweepMode;
 use iwf_tests::netns::{self, Namespace};
+use iwf_tests::packet::ETHERNET;
 use iwf_tests::packet6::Frame6;
 use iwf_tests::prog::{Delta, Plane};
+use iwf_tests::wait;
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 
 use crate::bed::{ABORTED, BRIDGE_MAC, HZ, Seen, WAN_MAC, borrowed, given_back};
 
-/// 2a0b:1:2:3::/64.
-const LAN: [u8; 8] = [0x2a, 0x0b, 0, 1, 0, 2, 0, 3];
+/// 2a0b:1:86dd:3::/64. Where these octets lie an Ethernet header has its type: a run of a tc program takes any packet
+/// for a frame, and so one without Ethernet headers for IPv6.
+const LAN: [u8; 8] = [0x2a, 0x0b, 0, 1, 0x86, 0xdd, 0, 3];
 
 pub(crate) const HOST: [u8; 16] = in_lan(0x10);
 /// The router in the LAN's prefix.
 pub(crate) const ROUTER: [u8; 16] = in_lan(1);
 /// The router on the WAN, 2a0c:9::2.
 pub(crate) const WAN: [u8; 16] = outside(2);
-pub(crate) const REMOTE: [u8; 16] = [0x2a, 0x0d, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4];
-pub(crate) const REMOTE2: [u8; 16] = [0x2a, 0x0d, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
+pub(crate) const REMOTE: [u8; 16] = remote(4);
+pub(crate) const REMOTE2: [u8; 16] = remote(5);
 
-const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 10];
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 10];
+/// Another address of the same host.
+pub(crate) const HOST_ALIAS: [u8; 16] = in_lan(0x11);
+pub(crate) const OTHER: [u8; 16] = in_lan(0x20);
+pub(crate) const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 1, 20];
+/// A router on the LAN, with a prefix behind it: 2a0b:1:86dd:4::/64.
+pub(crate) const BEHIND: [u8; 8] = [0x2a, 0x0b, 0, 1, 0x86, 0xdd, 0, 4];
+pub(crate) const DOWNSTREAM_MAC: [u8; 6] = [2, 0, 0, 0, 1, 30];
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 
 const LINKS: &str = "
@@ -35,20 +49,31 @@ link set lan0 up
 link set lan0p up
 link set wan0 up
 link set wan0p up
-address add 2a0b:1:2:3::1/64 dev br0 nodad
+address add 2a0b:1:86dd:3::1/64 dev br0 nodad
 address add 2a0c:9::2/64 dev wan0 nodad
 route add default via fe80::1 dev wan0
 neigh add fe80::1 dev wan0 lladdr 02:00:00:00:02:01 nud permanent
-neigh add 2a0b:1:2:3::10 dev br0 lladdr 02:00:00:00:01:0a nud permanent
+neigh add 2a0b:1:86dd:3::10 dev br0 lladdr 02:00:00:00:01:0a nud permanent
+neigh add 2a0b:1:86dd:3::11 dev br0 lladdr 02:00:00:00:01:0a nud permanent
+neigh add 2a0b:1:86dd:3::20 dev br0 lladdr 02:00:00:00:01:14 nud permanent
+neigh add 2a0b:1:86dd:3::30 dev br0 lladdr 02:00:00:00:01:1e nud permanent
+route add 2a0b:1:86dd:4::/64 via 2a0b:1:86dd:3::30 dev br0
 link add vpn0 type veth peer name vpn0p
 link set vpn0 up
 link set vpn0p up
 route add 2a0e:5::/64 dev vpn0
 ";
 
-const fn in_lan(last: u8) -> [u8; 16] {
+pub(crate) const fn in_lan(last: u8) -> [u8; 16] {
     let [a, b, c, d, e, f, g, h] = LAN;
     [a, b, c, d, e, f, g, h, 0, 0, 0, 0, 0, 0, 0, last]
+}
+
+/// 2a0d:7:86dd::/64, for the same reason.
+const fn remote(last: u8) -> [u8; 16] {
+    [
+        0x2a, 0x0d, 0, 7, 0x86, 0xdd, 0, 0, 0, 0, 0, 0, 0, 0, 0, last,
+    ]
 }
 
 const fn outside(last: u8) -> [u8; 16] {
@@ -72,6 +97,8 @@ pub(crate) fn with_sized_bed6(
     run(|| Plane::load(OBJECT, sessions, 64), |_| Ok(()), test)
 }
 
+const SOON: Duration = Duration::from_secs(5);
+
 /// The same with room for 4096, in a plane that another test may have used.
 pub(crate) fn with_bed6(test: impl FnOnce(&mut Bed6) -> Result<()> + Send) -> Result<()> {
     run(borrowed, given_back, test)
@@ -94,6 +121,20 @@ fn run(
             ns.sysctl(&format!("net/ipv6/conf/{key}"), value)?;
         }
         ns.ip_batch(LINKS)?;
+        // A link that has just been set up is not ready at once.
+        for (addr, route) in [
+            ("2a0b:1:86dd:3::1", "local"),
+            ("2a0c:9::2", "local"),
+            ("2a0b:1:86dd:3::10", "dev br0"),
+            ("2a0b:1:86dd:4::1", "dev br0"),
+            ("2a0d:7:86dd::4", "dev wan0"),
+        ] {
+            wait::until_ok("the routes", SOON, || {
+                let found = ns.ip(&format!("-6 route get {addr}"))?;
+                ensure!(found.contains(route), "{found}");
+                Ok(())
+            })?;
+        }
         let mut bed = Bed6::new(&ns, get()?)?;
         test(&mut bed)?;
         put(bed.plane)
@@ -121,12 +162,15 @@ impl Bed6 {
         plane.set_station(station, lan)?;
         let mut config = Config::empty(HZ);
         config.wan = wan;
-        config.lan6_len = 1;
-        config.lan6[0] = Prefix6 {
-            addr: in_lan(0),
-            ..NO_PREFIX6
-        };
-        config.lan6[0].mask[..8].fill(0xff);
+        config.lan6_len = 2;
+        for (slot, prefix) in config.lan6.iter_mut().zip([LAN, BEHIND]) {
+            *slot = Prefix6 {
+                addr: [0; 16],
+                ..NO_PREFIX6
+            };
+            slot.addr[..8].copy_from_slice(&prefix);
+            slot.mask[..8].fill(0xff);
+        }
         plane.configure(config)?;
         Ok(Self {
             plane,
@@ -184,9 +228,44 @@ impl Bed6 {
         })
     }
 
+    /// A packet without Ethernet headers into a tc program; its source must be in one of the bed's prefixes.
+    pub(crate) fn bare(&mut self, name: &str, frame: &Frame6, ingress: u32) -> Result<Seen> {
+        assert_eq!(frame.src[4..6], [0x86, 0xdd], "taken for IPv6");
+        self.plane.ready(name)?;
+        let before = self.plane.state()?;
+        let packet = frame.bytes().split_off(ETHERNET);
+        let ran = self.plane.tc(name, &packet, ingress, 0)?;
+        assert_eq!(ran.frame, packet, "nothing changes in a packet");
+        Ok(Seen {
+            action: ran.action,
+            bytes: ran.frame,
+            delta: Delta::between(&before, &self.plane.state()?),
+        })
+    }
+
     /// The tick now.
     pub(crate) fn now(&mut self) -> Result<u32> {
         Ok(self.plane.clock()?.jiffies as u32)
+    }
+
+    /// Ends what is over, and removes it.
+    pub(crate) fn age(&mut self) -> Result<()> {
+        crate::bed::sweep(&mut self.plane, SweepMode::Age, Default::default())?;
+        let marked = self.now()?;
+        // What was ended rests for some ticks before it is removed.
+        while !iwf_common::sweep::is_at_rest(self.now()?, marked) {
+            std::thread::yield_now();
+        }
+        crate::bed::sweep(&mut self.plane, SweepMode::Age, Default::default())?;
+        Ok(())
+    }
+
+    /// Sessions that a station is counted to have.
+    pub(crate) fn counted(&self, mac: [u8; 6]) -> Result<u64> {
+        let hosts = self.plane.hosts()?;
+        Ok(hosts
+            .get(&HostKey::station(mac))
+            .map_or(0, |value| value.sessions))
     }
 
     /// Opens a pinhole with this id that ends at a tick, 0 for never.

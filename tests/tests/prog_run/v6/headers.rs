@@ -1,6 +1,7 @@
 //! Extension headers and fragments: bounded, and no way around the filter (S6-01, RFC 7112, RFC 5095).
 
 use anyhow::Result;
+use iwf_tests::packet::ETHERNET;
 use iwf_tests::packet6::{Frame6, Upper};
 use iwf_tests::prog::Delta;
 
@@ -33,6 +34,22 @@ fn a_chain_of_headers_is_walked_to_the_ports() -> Result<()> {
         let chained = back().with_options(DESTINATION);
         assert_eq!(bed.wan_in(&chained)?.bytes, gone_in(&chained));
         let stranger = Frame6::tcp((REMOTE, 53), (HOST, 5000), SYN).with_options(DESTINATION);
+        bed.wan_in(&stranger)?
+            .is(DROP, Delta::counted(&["drop_unsolicited6"]));
+        Ok(())
+    })
+}
+
+/// RFC 6092 REC-47: a Shim6 payload header (RFC 5533 section 5.1) does not hide the flow it carries.
+#[test]
+fn a_shim6_header_is_walked() -> Result<()> {
+    with_bed6(|bed| {
+        let payload = |frame: Frame6| frame.with(140, &[0, 0x80, 0, 0, 0, 0, 7]);
+        bed.lan_in(&out())?;
+        let (there, here) = (payload(out()), payload(back()));
+        assert_eq!(bed.lan_in(&there)?.bytes, gone_out(&there));
+        assert_eq!(bed.wan_in(&here)?.bytes, gone_in(&here));
+        let stranger = payload(Frame6::udp((REMOTE, 53), (HOST, 5001)));
         bed.wan_in(&stranger)?
             .is(DROP, Delta::counted(&["drop_unsolicited6"]));
         Ok(())
@@ -160,15 +177,30 @@ fn a_fragment_without_its_first_does_not_come_in() -> Result<()> {
         let mut answer = back();
         answer.payload = vec![8; 100];
         let pieces = answer.fragments(78, 48);
-        let unknown = Delta::counted(&["drop_fragment_unknown"]);
-        bed.wan_in(&pieces[1])?.is(DROP, unknown.clone());
+        let early = Delta::counted(&["drop_fragment_early", "fragments_held"]);
+        bed.wan_in(&pieces[1])?.is(DROP, early.clone());
+        // The daemon has a copy, as it came, and would send it on now.
+        let held = bed.plane.held()?.expect("a copy");
+        assert_eq!(held, pieces[1].bytes()[ETHERNET..]);
+        assert_eq!(bed.plane.held()?, None);
         bed.wan_in(&pieces[0])?;
         assert_eq!(bed.wan_in(&pieces[1])?.action, REDIRECT);
         // Another packet's, and one that is late.
         bed.wan_in(&answer.fragments(79, 48)[1])?
-            .is(DROP, unknown.clone());
+            .is(DROP, early.clone());
         bed.plane.age_fragments6(61 * HZ)?;
-        bed.wan_in(&pieces[1])?.is(DROP, unknown);
+        bed.wan_in(&pieces[1])?.is(DROP, early);
+        // Larger than what is held.
+        answer.payload = vec![8; 4000];
+        bed.wan_in(&answer.fragments(81, 1992)[1])?
+            .is(DROP, Delta::counted(&["drop_fragments_full"]));
+        // From outside to a network that is not guarded: the stack's.
+        let mut beyond = pieces[1].clone();
+        beyond.dst[..4].copy_from_slice(&[0x2a, 0x0e, 0, 5]);
+        beyond.dst[4..].fill(9);
+        beyond.dst[4..8].fill(0);
+        bed.wan_in(&beyond)?
+            .is(PASS, Delta::counted(&["pass_not_external_addr"]));
         // The first of a packet that is not let in opens nothing.
         let mut stranger = Frame6::tcp((REMOTE, 9), (HOST, 9), SYN);
         stranger.payload = vec![8; 100];
@@ -219,8 +251,17 @@ fn fragments_of_the_lan_by_way_of_the_stack_follow_too() -> Result<()> {
         let pieces = large.fragments(77, 48);
         bed.lan_in(&pieces[1])?
             .is(PASS, Delta::counted(&["pass_fragment"]));
-        bed.egress(&pieces[1], true)?
-            .is(TC_DROP, Delta::counted(&["drop_fragment_unknown"]));
+        bed.egress(&pieces[1], true)?.is(
+            TC_DROP,
+            Delta::counted(&["drop_fragment_early", "fragments_held"]),
+        );
+        assert_eq!(
+            bed.plane.held()?.expect("a copy"),
+            pieces[1].bytes()[ETHERNET..]
+        );
+        // What the router itself sends is not held.
+        bed.egress(&pieces[2], false)?
+            .is(TC_NEXT, Delta::counted(&["host_out"]));
         assert_eq!(bed.egress(&pieces[0], true)?.action, TC_NEXT);
         bed.egress(&pieces[1], true)?
             .is(TC_NEXT, Delta::counted(&["egress6", "fragments_forwarded"]));

@@ -84,6 +84,29 @@ fn a_configured_port_is_open_at_every_address_of_the_router() -> Result<()> {
     })
 }
 
+/// A pinhole may lead to the router's address in the LAN's prefix; no session begins by it, as by no open port.
+#[test]
+fn a_pinhole_to_the_router_lets_in_what_it_names() -> Result<()> {
+    with_bed6(|bed| {
+        let pinhole = PinholeKey {
+            internal: ROUTER,
+            internal_port: 443u16.to_be_bytes(),
+            proto: 6,
+            shape: Shape::ANY_REMOTE | Shape::ANY_REMOTE_PORT,
+            ..PinholeKey::default()
+        };
+        bed.pinhole(pinhole, 1, 0)?;
+        let frame = |to, port| Frame6::tcp((REMOTE, 9), (to, port), SYN);
+        bed.wan_in(&frame(ROUTER, 443))?
+            .is(PASS, Delta::counted(&["pass_host"]));
+        for refused in [frame(ROUTER, 80), frame(WAN, 443)] {
+            bed.wan_in(&refused)?
+                .is(DROP, Delta::counted(&["drop_unsolicited6"]));
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn what_the_stack_forwards_opens_as_well() -> Result<()> {
     with_bed6(|bed| {

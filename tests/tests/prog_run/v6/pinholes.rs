@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use iwf_common::flow6::{PinholeKey, SessionKey6, Shape};
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet6::{Frame6, Upper};
 use iwf_tests::prog::Delta;
 
@@ -56,7 +55,7 @@ fn each_shape_lets_in_what_it_names_and_no_more() -> Result<()> {
             }
             bed.plane.remove_pinhole(key(shape))?;
             // Its sessions end with it.
-            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+            bed.age()?;
             assert_eq!(bed.plane.state()?.sessions6.len(), 0, "shape {shape}");
         }
         Ok(())
@@ -145,7 +144,7 @@ fn a_pinhole_ends_on_its_tick_and_its_sessions_with_it() -> Result<()> {
         bed.wan_in(&Frame6::tcp((REMOTE, 9), (HOST, 81), SYN))?
             .is(DROP, Delta::counted(&["drop_unsolicited6"]));
         assert_eq!(account(bed)?, 0);
-        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+        bed.age()?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         assert_eq!(account(bed)?, 6);
         Ok(())
@@ -159,7 +158,7 @@ fn the_number_of_a_pinhole_is_not_its_successors() -> Result<()> {
         bed.wan_in(&syn())?;
         bed.plane.remove_pinhole(key(0))?;
         bed.pinhole(key(0), 8, 0)?;
-        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+        bed.age()?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         assert_eq!(account(bed)?, 0);
         Ok(())

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use iwf_common::names;
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet6::{Frame6, Upper};
 use iwf_tests::prog::Delta;
 
@@ -89,7 +88,7 @@ fn simultaneous_open_passes_in_both_orders() -> Result<()> {
         }
         // Open: it outlives the transitory time.
         bed.let_pass(300 * HZ)?;
-        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+        bed.age()?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 2);
         Ok(())
     })
@@ -224,15 +223,15 @@ fn silence_ends_a_session_after_the_time_of_its_protocol() -> Result<()> {
             bed.lan_in(frame)?;
             // Less, because the clock goes on.
             bed.let_pass((seconds - 40) * HZ)?;
-            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+            bed.age()?;
             assert_eq!(bed.plane.state()?.sessions6.len(), 2, "{frame:?}");
             bed.let_pass(41 * HZ)?;
-            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+            bed.age()?;
             let state = bed.plane.state()?;
             assert_eq!(state.sessions6.len(), 0, "{frame:?}");
             assert_eq!(state.endpoints6.len() * usize::from(*seconds == 300), 0);
             bed.let_pass(300 * HZ)?;
-            crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+            bed.age()?;
         }
         Ok(())
     })
@@ -250,10 +249,10 @@ fn an_open_connection_is_kept_two_hours_and_four_minutes() -> Result<()> {
         bed.wan_in(&ported(33, b(), a()))?;
         bed.plane.ready(names::RUN_SWEEP)?;
         bed.let_pass(7400 * HZ)?;
-        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+        bed.age()?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 6);
         bed.let_pass(41 * HZ)?;
-        crate::bed::sweep(&mut bed.plane, SweepMode::Age, Default::default())?;
+        bed.age()?;
         assert_eq!(bed.plane.state()?.sessions6.len(), 0);
         Ok(())
     })

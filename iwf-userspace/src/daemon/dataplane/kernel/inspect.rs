@@ -289,11 +289,15 @@ impl KernelInspector {
         let mut rows = Vec::new();
         walk_all(&self.hosts, |key, value| {
             let addr = Ipv6Addr::from(key.addr);
+            let host = IpAddr::V6(addr).to_canonical();
             let silence = tick::age(self.moment.now(), value.last_used);
             rows.push(HostRow {
-                host: IpAddr::V6(addr).to_canonical(),
                 sessions: value.sessions,
-                sessions_limit: self.config.host_sessions.into(),
+                sessions_limit: match host {
+                    IpAddr::V4(_) => self.config.host_sessions.into(),
+                    IpAddr::V6(_) => self.config.host_sessions6.into(),
+                },
+                host,
                 mappings: value.mappings,
                 mappings_limit: self.config.host_mappings.into(),
                 external: Some(Ipv4Addr::from(value.external)).filter(|a| !a.is_unspecified()),
