@@ -1,7 +1,7 @@
 //! Sessions: one flow, one entry per direction, everything a packet of it needs.
 #![forbid(unsafe_code)]
 
-use crate::nat::EndpointKey;
+use crate::nat::{EndpointKey, MappingKind, MappingValue};
 use crate::tcp::Shown;
 
 /// The headers of a packet as it arrives. The identifier of an ICMP query is the port of the side that asked;
@@ -107,6 +107,13 @@ pub struct SessionValue {
 }
 
 impl SessionValue {
+    /// Whether `mapping`, which binds the session's two endpoints, is what the session began by. A dynamic mapping
+    /// may have taken the place of an explicit one: it lets nobody in whom that had let in.
+    #[inline(always)]
+    pub const fn is_of(&self, mapping: &MappingValue) -> bool {
+        self.flags & SessionFlags::EXPLICIT == 0 || mapping.kind == MappingKind::Explicit as u8
+    }
+
     /// Octets of the packets of this direction.
     #[inline(always)]
     pub const fn octets(&self) -> u64 {

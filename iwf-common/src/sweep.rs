@@ -23,8 +23,7 @@ pub struct SweepRequest {
     /// Tick at which the daemon began to read the tables. A mapping is judged as of then: sessions used since
     /// have not all been seen.
     pub as_of: u32,
-    /// For [`SweepMode::EndSessionsOf`]: the external endpoint. For [`SweepMode::KeepOnlyAddress`]: only the
-    /// address counts.
+    /// For [`SweepMode::KeepOnlyAddress`]: only the address counts.
     pub external: EndpointKey,
     /// Index of the item that the next repetition looks at.
     pub next: u32,
@@ -42,12 +41,10 @@ pub struct SweepRequest {
 pub enum SweepMode {
     /// End what is idle, expired or orphaned; refresh mappings that sessions use.
     Age = 1,
-    /// End every session of one external endpoint, whatever its state. Mappings stay.
-    EndSessionsOf = 2,
     /// End sessions and remove mappings of every external address but the given one; static entries stay.
     KeepOnlyAddress = 3,
-    /// The mapping of one external endpoint has changed: its sessions get its expiry, and those that somebody
-    /// began whom it no longer admits end.
+    /// Mappings have changed or gone: their sessions get the expiry of what is there, and those end that have no
+    /// mapping any more, or that somebody began whom it no longer admits.
     Recheck = 4,
 }
 

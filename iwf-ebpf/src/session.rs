@@ -140,7 +140,7 @@ pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
 pub fn prolong(key: &SessionKey, session: &mut SessionValue, now: u32) -> Outcome {
     let (internal, external) = session.endpoints(key);
     match mapping::behind(&external, &internal) {
-        Some(mapping) if !mapping.expired(now) => {
+        Some(mapping) if !mapping.expired(now) && session.is_of(mapping) => {
             session.deadline = mapping.expires;
             if session.flags & SessionFlags::HAIRPIN != 0 && !hairpin::recheck(now, key, session) {
                 return DropReason::MappingExpired.into();

@@ -260,19 +260,13 @@ fn keeps_session(
     session: &mut SessionValue,
 ) -> bool {
     let (internal, external) = session.endpoints(key);
-    if request.mode == SweepMode::EndSessionsOf as u32 {
-        return external != request.external;
-    }
     if request.mode == SweepMode::KeepOnlyAddress as u32 {
         return external.addr == request.external.addr;
-    }
-    if request.mode == SweepMode::Recheck as u32 && external != request.external {
-        return true;
     }
     let Some(mapping) = mapping::behind(&external, &internal) else {
         return false;
     };
-    if !filter::recheck(now, key, session, mapping, &external) {
+    if !session.is_of(mapping) || !filter::recheck(now, key, session, mapping, &external) {
         return false;
     }
     if request.mode == SweepMode::Recheck as u32 {

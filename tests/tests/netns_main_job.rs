@@ -63,11 +63,22 @@ fn the_internet_reaches_a_mapped_port_and_nobody_after_its_deletion() -> Result<
     peers::tcp_echo(inet, outside, "over TCP", SOON)?;
     peers::udp_echo(inet, outside, "over UDP", SOON)?;
 
+    // A session that is open when its mapping goes, from where the carrier's NAT has no say.
+    let rows = cascade::rows(&cascade.iwfd)?;
+    let nat1 = cascade::endpoint(rows.first().context("a mapping")?, "nat1")?;
+    let mut transfer = Transfer::start(&cascade.lab.cgn, nat1)?;
+    transfer.goes_on(MORE, SOON)?;
     for protocol in ["TCP", "UDP"] {
         gateway.delete(protocol, 20000)?.ok()?;
     }
+    let answered = transfer.moved();
     peers::tcp_is_closed(inet, outside, SILENCE)?;
     peers::udp_is_closed(inet, outside, SILENCE)?;
+    // What had arrived may still be read.
+    assert!(
+        transfer.moved() <= answered + 64 * 1024,
+        "its session has ended with the answer"
+    );
     cascade::nothing_is_left(&cascade.iwfd)?;
     assert!(cascade.at_the_carrier()?.is_empty());
     Ok(())

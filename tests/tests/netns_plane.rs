@@ -136,6 +136,7 @@ fn a_mapping_lets_the_wan_in_until_it_is_removed() -> Result<()> {
 
     router.plane.remove(&renewed)?;
     router.plane.remove(&udp)?;
+    router.plane.settle()?;
     let stuck = transfer.moved();
     peers::tcp_is_closed(&router.lab.cgn, outside, SILENCE)?;
     peers::udp_is_closed(&router.lab.cgn, outside, SILENCE)?;
@@ -183,6 +184,7 @@ fn only_the_remotes_of_a_list_come_in() -> Result<()> {
     peers::udp_echo(&router.lab.cgn, outside, "hello", SOON)?;
     mapping.remote = list(&[(REMOTE, 32), (LAN1, 32)])?;
     router.plane.write(&mapping)?;
+    router.plane.settle()?;
     assert_eq!(router.plane.observe()?, [mapping]);
     peers::udp_is_closed(&router.lab.cgn, outside, SILENCE)?;
     ensure!(router.count("drop_filtered")? > 0);
@@ -208,6 +210,7 @@ fn two_external_ports_lead_to_one_internal_endpoint() -> Result<()> {
         peers::udp_echo(&router.lab.cgn, outside, "hello", SOON)?;
     }
     router.plane.remove(&first)?;
+    router.plane.settle()?;
     assert_eq!(router.plane.observe()?, [second]);
     let outside = SocketAddrV4::new(WAN, 9091);
     peers::udp_echo(&router.lab.cgn, outside, "still", SOON)?;
@@ -391,7 +394,7 @@ fn live_tables_fill_up_and_say_so() -> Result<()> {
         let port = 2000 + u16::try_from(written.len())?;
         let new = entry(Protocol::Udp, port, (LAN1, port), u32::from(port));
         match router.plane.write(&new) {
-            Ok(()) => written.push(new),
+            Ok(_) => written.push(new),
             Err(error) => break error,
         }
         ensure!(written.len() <= MAPPINGS, "more than there is room for");

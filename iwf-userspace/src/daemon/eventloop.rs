@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
@@ -127,6 +128,10 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     let facts = self.facts(started);
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
+                // After everybody else has had a turn: other tasks, and what is due here.
+                () = yield_now(), if self.shell.is_settling() => {
+                    self.shell.settle(&mut self.upstream, clock::now());
+                }
                 () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(clock::now()),
                 _ = hear.tick(), if self.shell.is_followed() => self.shell.hear(),
                 _ = look.tick() => {
@@ -147,6 +152,10 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
             self.shell.timeout(&mut self.upstream, clock::now());
         }
         notify("STOPPING=1");
+        // Nobody ends them when the daemon is gone.
+        while self.shell.is_settling() {
+            self.shell.settle(&mut self.upstream, clock::now());
+        }
         self.lan.stop().await;
         info!("stopped; forwarding goes on without the daemon (iwfctl detach ends it)");
     }

@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::dataplane::{DataPlane, DataPlaneError};
+use super::dataplane::{Change, DataPlane, DataPlaneError};
 use crate::reconcile::plan::Plan;
 use crate::types::NatEntry;
 
@@ -51,15 +51,16 @@ pub(super) fn run(
 }
 
 impl Outcome {
+    /// Nobody waits for a repair, so that it may settle later.
     fn count(
         &mut self,
         what: &'static str,
         entry: &NatEntry,
-        result: Result<(), DataPlaneError>,
+        result: Result<Change, DataPlaneError>,
     ) -> Repair {
         let (protocol, external, internal) = (entry.protocol, entry.external, entry.internal);
         let failure = match result {
-            Ok(()) => {
+            Ok(Change::Settled | Change::Settling(_)) => {
                 self.repaired += 1;
                 info!(%protocol, %external, %internal, what, "kernel entry repaired");
                 None

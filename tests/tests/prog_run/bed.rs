@@ -299,6 +299,21 @@ impl Bed {
         sweep(&mut self.plane, mode, external)
     }
 
+    /// Lets the sessions of these external endpoints follow their mappings, slice by slice with the daemon's own
+    /// code; returns how many slices that took.
+    pub(crate) fn settle(&mut self, externals: &[EndpointKey]) -> Result<u32> {
+        let mut sweeper = sweeper(&mut self.plane)?;
+        for external in externals {
+            sweeper.recheck(*external, None);
+        }
+        let mut slices = 0;
+        while sweeper.is_settling() {
+            with_judge(&mut self.plane, |judge| Ok(sweeper.settle(judge)?))?;
+            slices += 1;
+        }
+        Ok(slices)
+    }
+
     /// See [`sweeper`].
     pub(crate) fn sweeper(&mut self) -> Result<Sweeper> {
         sweeper(&mut self.plane)

@@ -4,18 +4,17 @@
     reason = "measures on the machine's own clock"
 )]
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
-use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::{csum, names};
 use iwf_tests::packet::Frame;
 
 use iwf_common::sweep::SweepMode;
 
 use crate::bed::{
-    BRIDGE_MAC, HOST, HZ, REDIRECT, REMOTE, UDP, WAN, endpoint, lan_frame, with_bed, with_sized_bed,
+    BRIDGE_MAC, HOST, REDIRECT, REMOTE, UDP, WAN, endpoint, lan_frame, with_bed, with_sized_bed,
 };
 
 /// A pair of sessions that rewrite each other's packets back, so that one buffer serves every repetition.
@@ -106,79 +105,6 @@ fn what_the_verifier_does_is_measured() -> Result<()> {
             let steps = bed.plane.verified_instructions(&name)?;
             eprintln!("{name}: {steps} instructions verified");
         }
-        Ok(())
-    })
-}
-
-/// A million sessions in the table, none of them over: what the daemon does every few seconds. Then all of them are.
-#[test]
-#[ignore = "fills two million entries; run it by name to measure"]
-fn slices_of_a_million_sessions_are_measured() -> Result<()> {
-    const SESSIONS: u32 = 1 << 20;
-    with_sized_bed(2 * SESSIONS, 65_536, |bed| {
-        bed.map(UDP, (HOST, 5000), 40000, 0)?;
-        let now = bed.now()?;
-        for flow in 0..SESSIONS {
-            let [_, b, c, d] = flow.to_be_bytes();
-            let remote = [11, b, c, d];
-            let (inner, outer) = (5000u16.to_be_bytes(), 40000u16.to_be_bytes());
-            let out = SessionValue {
-                src: WAN,
-                src_port: outer,
-                dst: remote,
-                dst_port: inner,
-                last_seen: now,
-                packets: 1,
-                ..SessionValue::default()
-            };
-            let back = SessionValue {
-                src: remote,
-                src_port: inner,
-                dst: HOST,
-                dst_port: inner,
-                flags: SessionFlags::INBOUND,
-                ..out
-            };
-            let key = SessionKey::new(HOST, inner, remote, inner, UDP);
-            bed.plane.set_session(key, out)?;
-            bed.plane.set_session(out.reverse_key(UDP), back)?;
-        }
-        let fd = bed
-            .plane
-            .map_data(names::SESSIONS)?
-            .fd()
-            .as_fd()
-            .as_raw_fd();
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
-        for line in info.lines().filter(|line| line.starts_with("memlock")) {
-            eprintln!("SESSIONS with {} entries: {line}", 2 * SESSIONS);
-        }
-        let mut sweeper = bed.sweeper()?;
-        for what in ["all live", "all over"] {
-            let (mut longest, mut sum, mut slices) = (Duration::ZERO, Duration::ZERO, 0u32);
-            let totals = loop {
-                let start = Instant::now();
-                let done = bed.sweep_slice(&mut sweeper)?;
-                let took = start.elapsed();
-                longest = longest.max(took);
-                sum += took;
-                slices += 1;
-                if let Some(totals) = done {
-                    break totals;
-                }
-            };
-            eprintln!(
-                "{what}: {slices} slices, {sum:?} in all, the longest {longest:?}, {totals:?}"
-            );
-            bed.reconfigure(|config| config.idle.udp = 0)?;
-            while bed.now()?.wrapping_sub(now) < 5 * HZ {
-                std::thread::yield_now();
-            }
-        }
-        let start = Instant::now();
-        let external = endpoint((WAN, 40000), UDP);
-        bed.sweep(SweepMode::EndSessionsOf, external)?;
-        eprintln!("a walk over the empty table: {:?}", start.elapsed());
         Ok(())
     })
 }

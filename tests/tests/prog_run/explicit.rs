@@ -5,7 +5,6 @@
 use anyhow::Result;
 use iwf_common::names;
 use iwf_common::nat::{FilterEntry, FilterList, MappingFlags, MappingValue, mask};
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -188,7 +187,7 @@ fn sessions_that_are_no_longer_admitted_end_with_the_change() -> Result<()> {
 
         map_listed(bed, TCP, 40000, list(&[(REMOTE, 32, 0)]))?;
         let external = endpoint((WAN, 40000), TCP);
-        bed.sweep(SweepMode::Recheck, external)?;
+        bed.settle(&[external])?;
         let stray = Delta::counted(&["drop_filtered"]);
         let seen = bed.wan_in(&from(REMOTE2, ACK))?;
         seen.is(DROP, stray);
@@ -213,13 +212,13 @@ fn a_shortened_lifetime_reaches_open_sessions() -> Result<()> {
         let soon = now.wrapping_add(500_000);
         bed.map(UDP, INTERNAL, 40000, soon)?;
         let external = endpoint((WAN, 40000), UDP);
-        bed.sweep(SweepMode::Recheck, external)?;
+        bed.settle(&[external])?;
         let state = bed.plane.state()?;
         assert_eq!(state.sessions.len(), 2);
         assert!(state.sessions.values().all(|s| s.deadline == soon));
 
         bed.map(UDP, INTERNAL, 40000, now.wrapping_sub(1))?;
-        bed.sweep(SweepMode::Recheck, external)?;
+        bed.settle(&[external])?;
         bed.wan_in(&request)?
             .is(DROP, Delta::counted(&["drop_mapping_expired"]));
         Ok(())

@@ -210,30 +210,126 @@ fn half_a_session_does_not_stay() -> Result<()> {
     })
 }
 
+fn ended(bed: &Bed) -> Result<usize> {
+    let state = bed.plane.state()?;
+    let ended = |value: &&SessionValue| value.flags & SessionFlags::ENDED != 0;
+    Ok(state.sessions.values().filter(ended).count())
+}
+
+/// Both halves of a mapping are taken away, as the daemon does it.
+fn unmap(bed: &mut Bed, port: u16) -> Result<EndpointKey> {
+    let external = endpoint((WAN, port), UDP);
+    bed.plane
+        .remove_mapping(names::MAPPINGS_INT, endpoint((HOST, 5000), UDP))?;
+    bed.plane.remove_mapping(names::MAPPINGS_EXT, external)?;
+    Ok(external)
+}
+
 #[test]
-fn sessions_of_one_external_endpoint_can_be_ended() -> Result<()> {
+fn sessions_of_a_removed_mapping_end_and_no_others() -> Result<()> {
     with_bed(|bed| {
         bed.map(UDP, (HOST, 5000), 40000, 0)?;
         for remote in [REMOTE, REMOTE2] {
             bed.wan_in(&wan_frame(Frame::udp((remote, 9999), (WAN, 40000))))?;
         }
         bed.lan_in(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
-        let request = endpoint((WAN, 40000), UDP);
-        let swept = bed.sweep(SweepMode::EndSessionsOf, request)?;
-        assert_eq!((swept.sessions_ended, swept.sessions_left), (4, 2));
-        // Nobody finds them any more; their room comes free a little later.
-        let gone = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 40000)));
-        let known = bed.plane.state()?;
-        bed.wan_in(&gone)?.is(
-            REDIRECT,
-            Delta::counted(&["forwarded_in", "next_hops_refreshed", "sessions_created"])
-                .sessions_changed(2),
-        );
-        assert_eq!(bed.plane.state()?.sessions.len(), known.sessions.len());
+        let external = unmap(bed, 40000)?;
+        bed.settle(&[external])?;
+        assert_eq!(ended(bed)?, 4);
+        let stays = wan_frame(Frame::udp((REMOTE, 53), (WAN, 5000)));
+        assert_eq!(bed.wan_in(&stays)?.frame().dst, HOST2);
+        // Nobody finds them any more, from either side; their room comes free a little later.
+        for remote in [REMOTE, REMOTE2] {
+            let gone = wan_frame(Frame::udp((remote, 9999), (WAN, 40000)));
+            let unsolicited = Delta::counted(&["drop_unsolicited"]);
+            bed.wan_in(&gone)?.is_untouched(DROP, unsolicited, &gone);
+        }
+        let reply = lan_frame(Frame::udp((HOST, 5000), (REMOTE, 9999)));
+        let seen = bed.lan_in(&reply)?;
+        assert_ne!(seen.frame().src_port(), Some(40000), "a mapping of its own");
         bed.let_pass(HZ)?;
-        assert_eq!(age(bed)?.sessions_removed, 2);
-        let state = bed.plane.state()?;
-        assert_eq!((state.internal.len(), state.external.len()), (2, 2));
+        assert_eq!(age(bed)?.sessions_removed, 3, "one lives again");
+        Ok(())
+    })
+}
+
+/// Any number are looked for by one walk, and a walk is of slices.
+#[test]
+fn many_mappings_end_in_one_walk() -> Result<()> {
+    const FLOWS: u16 = 4000;
+    with_sized_bed(16_384, 64, |bed| {
+        let ports = 40000..40008u16;
+        bed.plane.ready(names::XDP_WAN)?;
+        for port in ports.clone() {
+            bed.map(UDP, (HOST, port), port, 0)?;
+        }
+        for flow in 0..FLOWS {
+            let remote = ([11, 22, (flow >> 8) as u8, flow as u8], 9999);
+            let port = 40000 + flow % 8;
+            let frame = wan_frame(Frame::udp(remote, (WAN, port))).bytes();
+            let ran = bed.plane.xdp(names::XDP_WAN, &frame, bed.wan, 1)?;
+            assert_eq!(ran.action, REDIRECT);
+        }
+        bed.plane.ready(names::RUN_SWEEP)?;
+        let mut removed = Vec::new();
+        for port in ports.filter(|port| port % 2 == 0) {
+            let external = endpoint((WAN, port), UDP);
+            bed.plane.remove_mapping(names::MAPPINGS_EXT, external)?;
+            removed.push(external);
+        }
+        let slices = bed.settle(&removed)?;
+        assert_eq!(ended(bed)?, usize::from(FLOWS));
+        // 8,000 entries are eight slices of 1,024 and a bit; the first one does not count.
+        assert!((8..=12).contains(&slices), "{slices}");
+        Ok(())
+    })
+}
+
+/// The host goes on sending, so that a dynamic mapping takes the place of the one that was removed, port and all. It
+/// does not let those in whom that had let in.
+#[test]
+fn a_dynamic_mapping_keeps_no_session_of_the_explicit_one_before_it() -> Result<()> {
+    with_bed(|bed| {
+        bed.map(UDP, (HOST, 5000), 5000, 0)?;
+        let guest = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 5000)));
+        assert_eq!(bed.wan_in(&guest)?.action, REDIRECT);
+        let external = unmap(bed, 5000)?;
+        let own = lan_frame(Frame::udp((HOST, 5000), (REMOTE2, 53)));
+        let seen = bed.lan_in(&own)?;
+        assert_eq!(seen.frame(), translated_out(&own, 5000), "the same port");
+        bed.settle(&[external])?;
+        let unsolicited = Delta::counted(&["drop_unsolicited"]);
+        bed.wan_in(&guest)?.is_untouched(DROP, unsolicited, &guest);
+        let answer = wan_frame(Frame::udp((REMOTE2, 53), (WAN, 5000)));
+        assert_eq!(bed.wan_in(&answer)?.action, REDIRECT);
+        Ok(())
+    })
+}
+
+/// The same when the explicit mapping ends by itself: its sessions are not prolonged by another.
+#[test]
+fn a_session_of_an_expired_mapping_is_not_prolonged_by_a_dynamic_one() -> Result<()> {
+    with_bed(|bed| {
+        let now = bed.now()?;
+        bed.map(UDP, (HOST, 5000), 5000, now.wrapping_add(1_000_000))?;
+        let guest = wan_frame(Frame::udp((REMOTE, 9999), (WAN, 5000)));
+        assert_eq!(bed.wan_in(&guest)?.action, REDIRECT);
+        // Its time comes.
+        let past = now.wrapping_sub(1);
+        for (key, mut value) in bed.plane.state()?.sessions {
+            value.deadline = past;
+            bed.plane.set_session(key, value)?;
+        }
+        bed.map(UDP, (HOST, 5000), 5000, past)?;
+        let own = lan_frame(Frame::udp((HOST, 5000), (REMOTE2, 53)));
+        let seen = bed.lan_in(&own)?;
+        assert_eq!(seen.frame(), translated_out(&own, 5000), "the same port");
+        bed.wan_in(&guest)?
+            .is(DROP, Delta::counted(&["drop_mapping_expired"]));
+        // And the sweep sees no use in it either.
+        age(bed)?;
+        let unsolicited = Delta::counted(&["drop_unsolicited"]);
+        bed.wan_in(&guest)?.is_untouched(DROP, unsolicited, &guest);
         Ok(())
     })
 }

@@ -1,13 +1,18 @@
 //! A data plane in memory, for tests of what is above it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::inspect::{
     DynamicFilter, DynamicRow, HostRow, Inspector, SessionFilter, SessionRow, TableRow, Take, Usage,
 };
-use super::{DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, same_endpoints};
+use super::{
+    Change, DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, Turn,
+    same_endpoints,
+};
 use crate::types::{ExternalEndpoint, Generation, NatEntry, Protocol};
 
 /// What a call that was told to fail answers.
@@ -33,6 +38,12 @@ pub struct FakePlane {
     sweeps: u64,
     events: Vec<PlaneEvent>,
     shown: Tables,
+    /// While it is set, removals do not settle.
+    held: Option<Arc<AtomicBool>>,
+    /// Those that have not.
+    searches: VecDeque<Turn>,
+    newest: Turn,
+    settle_fails: bool,
 }
 
 /// What the tables show to those who look.
@@ -57,6 +68,19 @@ impl FakePlane {
     /// Lets the `n`th [`DataPlane::write`] or [`DataPlane::remove`] from the start (counted from 1) fail.
     pub fn fail_change(&mut self, n: u64, fault: Fault) {
         self.faults.insert(n, fault);
+    }
+
+    /// Lets no removal settle as long as the flag is set, as it is when it is returned.
+    pub fn hold(&mut self) -> Arc<AtomicBool> {
+        let held = Arc::new(AtomicBool::new(true));
+        self.held = Some(Arc::clone(&held));
+        held
+    }
+
+    /// Lets removals fail to settle.
+    pub fn fail_to_settle(&mut self) {
+        self.hold();
+        self.settle_fails = true;
     }
 
     /// Marks an external port as the CPE's own.
@@ -101,12 +125,29 @@ impl FakePlane {
         self.changes += 1;
         match self.faults.remove(&self.changes) {
             None => Ok(()),
-            Some(Fault::Full) => Err(DataPlaneError::Full { map: "MAP_EXT" }),
-            Some(Fault::InUse) => Err(DataPlaneError::InUse),
-            Some(Fault::Kernel) => Err(DataPlaneError::Kernel {
+            Some(fault) => Err(fault.error()),
+        }
+    }
+
+    fn search(&mut self) -> Change {
+        if self.held.is_none() {
+            return Change::Settled;
+        }
+        self.newest = Turn(self.newest.0 + 1);
+        self.searches.push_back(self.newest);
+        Change::Settling(self.newest)
+    }
+}
+
+impl Fault {
+    fn error(self) -> DataPlaneError {
+        match self {
+            Self::Full => DataPlaneError::Full { map: "MAP_EXT" },
+            Self::InUse => DataPlaneError::InUse,
+            Self::Kernel => DataPlaneError::Kernel {
                 action: "do as the test planned",
                 source: std::io::ErrorKind::Other.into(),
-            }),
+            },
         }
     }
 }
@@ -120,7 +161,7 @@ impl DataPlane for FakePlane {
         Ok(())
     }
 
-    fn write(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+    fn write(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError> {
         self.count_change()?;
         let port = entry.external.port.get();
         let service = (entry.protocol, port);
@@ -139,10 +180,10 @@ impl DataPlane for FakePlane {
         }
         self.entries
             .insert((entry.protocol, entry.external), *entry);
-        Ok(())
+        Ok(Change::Settled)
     }
 
-    fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+    fn remove(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError> {
         self.count_change()?;
         let key = (entry.protocol, entry.external);
         if self
@@ -152,7 +193,26 @@ impl DataPlane for FakePlane {
         {
             self.entries.remove(&key);
         }
-        Ok(())
+        Ok(self.search())
+    }
+
+    fn is_settling(&self) -> bool {
+        !self.searches.is_empty()
+    }
+
+    fn settle_slice(&mut self) -> Result<Turn, DataPlaneError> {
+        if self.settle_fails {
+            self.searches.clear();
+            return Err(Fault::Kernel.error());
+        }
+        let held = self.held.as_ref();
+        if held.is_some_and(|held| held.load(Ordering::SeqCst))
+            && let Some(oldest) = self.searches.front()
+        {
+            return Ok(Turn(oldest.0 - 1));
+        }
+        self.searches.clear();
+        Ok(self.newest)
     }
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {

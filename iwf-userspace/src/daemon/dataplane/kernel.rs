@@ -33,7 +33,7 @@ pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::refusals::RefusalTables;
 use super::sweep::{self, Judge, Progress, Sweeper, Totals};
-use super::{DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep};
+use super::{Change, DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, Turn};
 use crate::daemon::config::{
     AttachMode, Config as Configuration, EphemeralPorts, Ipv6, MssClamp, Timeouts,
 };
@@ -241,6 +241,25 @@ impl KernelPlane {
         }
     }
 
+    /// Waits until all sessions have ended that changes have ended.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    pub fn settle(&mut self) -> Result<(), DataPlaneError> {
+        while self.is_settling() {
+            self.settle_slice()?;
+        }
+        Ok(())
+    }
+
+    /// What came of a change since the search `before` was the newest.
+    fn change_since(&self, before: Turn) -> Change {
+        match self.tables.maps.sweeper.newest() {
+            newest if newest == before => Change::Settled,
+            newest => Change::Settling(newest),
+        }
+    }
+
     /// Clock of the moment: both clocks read by one program run.
     fn tick_clock(&mut self) -> Result<(), DataPlaneError> {
         let sample = read_clock(&mut self.tables.maps, &self.tables.tools)
@@ -256,14 +275,35 @@ impl DataPlane for KernelPlane {
         self.follow(config)
     }
 
-    fn write(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+    fn write(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError> {
+        let (external, internal) = (maps::external_key(entry), maps::internal_key(entry));
+        if self.tables.maps.sweeper.ends(&external, &internal) {
+            // Nobody asks for a mapping again before he has heard that it is gone; repairs may.
+            self.settle()?;
+        }
         self.tick_clock()?;
-        pair::write(&mut self.tables, entry, &self.clock)
+        let before = self.tables.maps.sweeper.newest();
+        pair::write(&mut self.tables, entry, &self.clock)?;
+        Ok(self.change_since(before))
     }
 
-    fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError> {
+    fn remove(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError> {
         self.tick_clock()?;
-        pair::remove(&mut self.tables, entry, &self.clock)
+        let before = self.tables.maps.sweeper.newest();
+        pair::remove(&mut self.tables, entry, &self.clock)?;
+        Ok(self.change_since(before))
+    }
+
+    fn is_settling(&self) -> bool {
+        self.tables.maps.sweeper.is_settling()
+    }
+
+    fn settle_slice(&mut self) -> Result<Turn, DataPlaneError> {
+        self.tick_clock()?;
+        let now = self.clock.now();
+        self.tables
+            .with_judge(now, Sweeper::settle)
+            .map_err(refused("end the sessions of a mapping"))
     }
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
@@ -432,12 +472,12 @@ impl Tables for KernelTables {
         maps::delete(self.table_mut(side), key)
     }
 
-    fn end_sessions(&mut self, external: &EndpointKey) -> io::Result<()> {
-        self.run_sweep(SweepMode::EndSessionsOf, *external)
+    fn end_sessions(&mut self, external: &EndpointKey, internal: &EndpointKey) {
+        self.maps.sweeper.recheck(*external, Some(*internal));
     }
 
-    fn recheck(&mut self, external: &EndpointKey) -> io::Result<()> {
-        self.run_sweep(SweepMode::Recheck, *external)
+    fn recheck(&mut self, external: &EndpointKey) {
+        self.maps.sweeper.recheck(*external, None);
     }
 
     fn displaced(&mut self, internal: EndpointKey, external: EndpointKey) {

@@ -31,6 +31,7 @@ mod pair;
 mod pins;
 mod programs;
 pub(crate) mod refusals;
+mod settle;
 pub mod sweep;
 
 use inspect::{Inspector, TableRow};
@@ -180,6 +181,20 @@ pub struct PlaneEvent {
     pub external: Option<SocketAddrV4>,
 }
 
+/// A change that ends sessions, numbered in the order of the changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn(pub u64);
+
+/// How far a change of a mapping is when the call that made it returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// All the way.
+    Settled,
+    /// Nothing begins against it any more, but sessions that it ends may still go on. They have ended when
+    /// [`DataPlane::settle_slice`] returns this turn or a later one.
+    Settling(Turn),
+}
+
 /// The generation [`DataPlane::observe`] gives an entry of which only one direction is there. No mapping
 /// ever has it, so a reconciler sees a difference and writes or removes the whole.
 pub const HALF_WRITTEN: Generation = Generation(0);
@@ -199,14 +214,24 @@ pub trait DataPlane {
     ///
     /// # Errors
     /// `InUse` and `Full` leave the maps as they were.
-    fn write(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError>;
+    fn write(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError>;
 
-    /// Removes both entries, triggering direction first, and ends the sessions that used them.
+    /// Removes both entries, triggering direction first, and lets the sessions that used them end.
     /// Absent is success; an entry that belongs to another pair of endpoints stays.
     ///
     /// # Errors
     /// Only what the kernel refuses.
-    fn remove(&mut self, entry: &NatEntry) -> Result<(), DataPlaneError>;
+    fn remove(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError>;
+
+    /// Whether a change waits for sessions to end.
+    fn is_settling(&self) -> bool;
+
+    /// One slice of looking for sessions that changes have ended, as short as one of [`Self::sweep_slice`]; returns
+    /// the change up to which all are settled.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses. Nothing waits any more then; the sweep will find those sessions.
+    fn settle_slice(&mut self) -> Result<Turn, DataPlaneError>;
 
     /// Every explicit mapping the kernel holds, half-written ones with generation [`HALF_WRITTEN`].
     ///

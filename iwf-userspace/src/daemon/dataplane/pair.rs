@@ -57,11 +57,11 @@ pub(super) trait Tables {
     ) -> io::Result<()>;
     /// Removes `key`; absent is fine.
     fn delete(&mut self, side: Side, key: &EndpointKey) -> io::Result<()>;
-    /// Ends every session of an external endpoint.
-    fn end_sessions(&mut self, external: &EndpointKey) -> io::Result<()>;
+    /// Lets the sessions of a mapping end that is there no more. They are looked for later, a slice at a time.
+    fn end_sessions(&mut self, external: &EndpointKey, internal: &EndpointKey);
     /// Lets the sessions of an external endpoint follow a change of its mapping: they get its expiry, and end if
-    /// it no longer admits those who began them.
-    fn recheck(&mut self, external: &EndpointKey) -> io::Result<()>;
+    /// it no longer admits those who began them. As above, later.
+    fn recheck(&mut self, external: &EndpointKey);
     /// The remote prefixes of an external endpoint.
     fn filter(&self, external: &EndpointKey) -> io::Result<Option<FilterList>>;
     /// Sets them; `E2BIG` or `ENOMEM` if there is no room.
@@ -131,7 +131,8 @@ pub(super) fn write(
                         .map_err(refused("remove unused remote prefixes"))?;
                 }
                 let same_list = list == old_list;
-                return settle(tables, entry, (ext, old_ext), same_list, clock);
+                settle(tables, entry, (ext, old_ext), same_list, clock);
+                return Ok(());
             }
             outcome => {
                 if list.is_some() {
@@ -255,22 +256,19 @@ fn settle(
     (ext, old_ext): Found,
     same_list: bool,
     clock: &Clock,
-) -> Result<(), DataPlaneError> {
+) {
     let int = internal_key(entry);
     let Some(held) = old_ext.filter(|held| is_explicit(held) && held.endpoint(int.proto) == int)
     else {
-        return Ok(());
+        return;
     };
     let new = explicit_value(entry, int, clock);
     let remotes = |value: &MappingValue| (value.remote_addr, value.remote_mask);
     let sooner = new.expires != 0
         && (held.expires == 0 || new.expires.wrapping_sub(held.expires).cast_signed() < 0);
     if sooner || !same_list || remotes(&held) != remotes(&new) {
-        tables
-            .recheck(&ext)
-            .map_err(refused("let sessions follow their mapping"))?;
+        tables.recheck(&ext);
     }
-    Ok(())
 }
 
 /// Writes a list. Those of mappings that the kernel has swept away are in nobody's way: they are removed when there
@@ -343,9 +341,7 @@ pub(super) fn remove(
     }
     if in_int.is_some() || in_ext.is_some() {
         tables.delete_filter(&ext).map_err(&erase)?;
-        tables
-            .end_sessions(&ext)
-            .map_err(refused("end the sessions of a mapping"))?;
+        tables.end_sessions(&ext, &int);
     }
     Ok(())
 }
@@ -485,7 +481,7 @@ fn displace_external(
         if half.is_some_and(|half| half.endpoint(loser.proto) == ext) {
             tables.delete(Side::Int, &loser).map_err(&failed)?;
         }
-        tables.end_sessions(&ext).map_err(&failed)?;
+        tables.end_sessions(&ext, &loser);
         tables.displaced(loser, ext);
     }
     Ok(())
@@ -505,7 +501,7 @@ fn displace_internal(
         if half.is_some_and(|half| half.endpoint(loser.proto) == int) {
             tables.delete(Side::Ext, &loser).map_err(&failed)?;
         }
-        tables.end_sessions(&loser).map_err(&failed)?;
+        tables.end_sessions(&loser, &int);
         tables.displaced(int, loser);
     }
     Ok(())

@@ -7,8 +7,7 @@
 //! [`SLICE`] entries: some tenths of a millisecond, in which the kernel may do something else at any moment.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::collections::hash_map;
+use std::collections::{HashMap, HashSet, hash_map};
 use std::io;
 use std::time::Duration;
 
@@ -25,7 +24,9 @@ use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
 use iwf_common::tcp::{self, Shown};
 use iwf_common::{limits, tick};
 
+use super::Turn;
 use super::batch::{BatchMap, Cursor, Slice};
+use super::settle::Settling;
 
 /// Entries read in one slice.
 const SLICE: usize = limits::SWEEP_ITEMS as usize;
@@ -149,6 +150,7 @@ pub struct Sweeper {
     slices: Slices,
     pass: Option<Pass>,
     marked: Marked,
+    settling: Settling,
     /// Slices of the last whole pass.
     last_slices: u32,
 }
@@ -296,6 +298,7 @@ impl Sweeper {
             },
             pass: None,
             marked: Marked::default(),
+            settling: Settling::default(),
             last_slices: 0,
         })
     }
@@ -339,6 +342,65 @@ impl Sweeper {
             again: pace,
             done: None,
         })
+    }
+
+    /// Lets sessions of `external` follow its mapping: those end that it does not let be any more. If the mapping went,
+    /// `internal` was behind it. They are looked for by [`Self::settle`].
+    pub fn recheck(&mut self, external: EndpointKey, internal: Option<EndpointKey>) {
+        self.settling.begin(external, internal);
+    }
+
+    /// The newest call of [`Self::recheck`].
+    pub fn newest(&self) -> Turn {
+        self.settling.newest()
+    }
+
+    /// Whether there is anything for [`Self::settle`] to do.
+    pub fn is_settling(&self) -> bool {
+        !self.settling.is_idle()
+    }
+
+    /// Whether sessions of this mapping are still to be ended.
+    pub fn ends(&self, external: &EndpointKey, internal: &EndpointKey) -> bool {
+        self.settling.ends(external, internal)
+    }
+
+    /// One slice of what [`Self::recheck`] asks for; returns the call up to which all is done.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses. Nothing is looked for any more then.
+    pub fn settle(&mut self, judge: &Judge<'_>) -> io::Result<Turn> {
+        let outcome = self.settle_slice(judge);
+        if outcome.is_err() {
+            self.settling.give_up();
+        }
+        outcome.map(|()| self.settling.settled())
+    }
+
+    fn settle_slice(&mut self, judge: &Judge<'_>) -> io::Result<()> {
+        if self.settling.is_idle() {
+            return Ok(());
+        }
+        let mut cursor = self.settling.cursor();
+        self.maps
+            .sessions
+            .read(&mut cursor, &mut self.slices.sessions)?;
+        let wanted: HashSet<_> = self.settling.externals().map(bits).collect();
+        let sessions = self.slices.sessions.iter();
+        let of_them = sessions.filter(|(key, value)| {
+            value.flags & SessionFlags::ENDED == 0
+                && wanted.contains(&bits(&value.endpoints(key).1))
+        });
+        let items: Vec<_> = of_them
+            .map(|(key, _)| SweepItem::session(SweepTask::JudgeSession, *key))
+            .collect();
+        let pass = Pass::new(SweepMode::Recheck, EndpointKey::default(), judge.now);
+        let judged = self.judge(&items, &pass, judge)?;
+        if judged.sessions_ended > 0 {
+            self.marked.remember(&items, judge.now);
+        }
+        self.settling.advance(cursor);
+        Ok(())
     }
 
     /// Ends or removes what [`SweepMode`] says, all of it before it returns. Ended sessions are found by no packet any
@@ -385,7 +447,7 @@ impl Sweeper {
                 let at_end = *cursor == Cursor::End;
                 pass.take_sessions(&self.slices.sessions, judge, &mut self.slices.items);
                 at_end.then_some(match pass.mode {
-                    SweepMode::EndSessionsOf | SweepMode::Recheck => Phase::Resting,
+                    SweepMode::Recheck => Phase::Resting,
                     SweepMode::Age | SweepMode::KeepOnlyAddress => Phase::Internals(Cursor::Start),
                 })
             }
@@ -408,9 +470,7 @@ impl Sweeper {
                 }
                 (mappings.len() == 0).then_some(match pass.mode {
                     SweepMode::Age => Phase::Sessions6(Cursor::Start),
-                    SweepMode::KeepOnlyAddress | SweepMode::EndSessionsOf | SweepMode::Recheck => {
-                        Phase::Resting
-                    }
+                    SweepMode::KeepOnlyAddress | SweepMode::Recheck => Phase::Resting,
                 })
             }
             Phase::Sessions6(cursor) => {
@@ -472,13 +532,7 @@ impl Sweeper {
         let ended_before = pass.totals.sessions_ended;
         pass.add(&judged?);
         if pass.totals.sessions_ended > ended_before {
-            self.marked.at = judge.now;
-            let sessions = self.slices.items.iter();
-            let room = REMEMBERED.saturating_sub(self.marked.keys.len());
-            let keys = sessions
-                .filter(|item| item.task == SweepTask::JudgeSession as u32)
-                .map(|item| item.key);
-            self.marked.keys.extend(keys.take(room));
+            self.marked.remember(&self.slices.items, judge.now);
         }
         if let Some(next) = next {
             pass.phase = next;
@@ -550,6 +604,19 @@ impl Sweeper {
     }
 }
 
+impl Marked {
+    /// Remembers the sessions among the items, as far as there is room.
+    fn remember(&mut self, items: &[SweepItem], now: u32) {
+        self.at = now;
+        let room = REMEMBERED.saturating_sub(self.keys.len());
+        let keys = items
+            .iter()
+            .filter(|item| item.task == SweepTask::JudgeSession as u32)
+            .map(|item| item.key);
+        self.keys.extend(keys.take(room));
+    }
+}
+
 impl Pass {
     fn new(mode: SweepMode, external: EndpointKey, now: u32) -> Self {
         Self {
@@ -558,7 +625,7 @@ impl Pass {
             as_of: now,
             slices: 0,
             phase: match mode {
-                SweepMode::EndSessionsOf | SweepMode::Recheck => Phase::Sessions(Cursor::Start),
+                SweepMode::Recheck => Phase::Sessions(Cursor::Start),
                 SweepMode::Age => Phase::Hosts(Cursor::Start),
                 SweepMode::KeepOnlyAddress => Phase::Mappings(Cursor::Start),
             },
@@ -628,9 +695,7 @@ impl Pass {
                 *sessions += 1;
             }
             let over = match self.mode {
-                SweepMode::EndSessionsOf | SweepMode::Recheck => {
-                    !ended && external == self.external
-                }
+                SweepMode::Recheck => !ended,
                 SweepMode::KeepOnlyAddress => !ended && external.addr != self.external.addr,
                 SweepMode::Age => {
                     if ended {
@@ -652,7 +717,9 @@ impl Pass {
                             // A hairpin session has the earlier deadline of two mappings.
                             let changed = value.deadline != held.expires
                                 && value.flags & SessionFlags::HAIRPIN == 0;
-                            over || changed
+                            let explicit = held.kind == MappingKind::Explicit as u8;
+                            let other = !explicit && value.flags & SessionFlags::EXPLICIT != 0;
+                            over || changed || other
                         }
                         Some(_) | None => true,
                     }

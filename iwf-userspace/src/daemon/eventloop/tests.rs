@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
@@ -152,6 +152,12 @@ impl Lab {
             panic!("not the mappings");
         };
         rows
+    }
+
+    /// Waits until so many mappings are in the table.
+    async fn has_mappings(&self, count: usize) {
+        let wait = async { while self.mappings().await.len() != count {} };
+        timeout(SOON, wait).await.expect("soon");
     }
 
     async fn is_clean(&self) -> bool {
@@ -304,15 +310,74 @@ async fn a_port_opens_in_three_tables_and_closes_again() {
         Ok(vec![("NewExternalIPAddress", CARRIER.to_string())])
     );
 
-    let delete = Request::Delete {
-        protocol: Protocol::Tcp,
-        external_port: 5000,
-    };
-    assert_eq!(lab.ask(delete.clone()).await, Response::Done);
+    assert_eq!(lab.ask(DELETE).await, Response::Done);
     assert_eq!(lab.mappings().await, []);
-    assert!(matches!(lab.ask(delete).await, Response::Error(_)));
+    assert!(matches!(lab.ask(DELETE).await, Response::Error(_)));
     assert!(lab.is_clean().await);
     lab.stop().await;
+}
+
+const DELETE: Request = Request::Delete {
+    protocol: Protocol::Tcp,
+    external_port: 5000,
+};
+
+/// Looking for the sessions of a mapping takes long in a large table. Everything else goes on, and the answer waits.
+#[tokio::test]
+async fn a_removal_is_answered_when_its_sessions_have_ended_and_stops_nothing() {
+    let carrier = Carrier::start(34).await;
+    let mut plane = FakePlane::new();
+    let held = plane.hold();
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    assert_eq!(lab.add("5001").await, Ok(Vec::new()));
+    let mut answer = lab.open(DELETE).await;
+    // Server, store and the table in the kernel come first.
+    lab.has_mappings(1).await;
+    assert!(answer.try_recv().is_err(), "not yet");
+    // The next one joins, and calls of others are served meanwhile.
+    let second = Request::Delete {
+        protocol: Protocol::Tcp,
+        external_port: 5001,
+    };
+    let mut second = lab.open(second).await;
+    lab.has_mappings(0).await;
+    assert_eq!(lab.add("5002").await, Ok(Vec::new()));
+    assert!(answer.try_recv().is_err() && second.try_recv().is_err());
+    held.store(false, Ordering::SeqCst);
+    for mut answer in [answer, second] {
+        assert_eq!(next(&mut answer).await, Response::Done);
+    }
+    assert_eq!(lab.mappings().await.len(), 1);
+    assert!(lab.is_clean().await);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_removal_that_cannot_be_completed_is_not_called_done() {
+    let carrier = Carrier::start(35).await;
+    let mut plane = FakePlane::new();
+    plane.fail_to_settle();
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    assert!(matches!(lab.ask(DELETE).await, Response::Error(_)));
+    assert_eq!(lab.mappings().await, []);
+    lab.stop().await;
+}
+
+/// Nobody would end those sessions when the daemon is gone.
+#[tokio::test]
+async fn a_stop_waits_for_what_is_being_removed() {
+    let carrier = Carrier::start(36).await;
+    let mut plane = FakePlane::new();
+    let held: Arc<AtomicBool> = plane.hold();
+    let lab = Lab::start(carrier.address, plane, MemoryStore::default());
+    assert_eq!(lab.add("5000").await, Ok(Vec::new()));
+    let mut answer = lab.open(DELETE).await;
+    lab.has_mappings(0).await;
+    held.store(false, Ordering::SeqCst);
+    lab.stop().await;
+    assert_eq!(next(&mut answer).await, Response::Done);
 }
 
 #[tokio::test]

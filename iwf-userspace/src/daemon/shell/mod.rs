@@ -1,15 +1,16 @@
 //! Carries out what the core wants, and tells it what came of it.
 //!
-//! One owner for core, data plane and store: their order is the order of the calls here. Everything is synchronous,
-//! so a change is durable and in the kernel when the reply that promised it leaves; a commit costs one sync of a
-//! small file, which on flash takes some milliseconds.
+//! One owner for core, data plane and store: their order is the order of the calls here. A change is durable and in
+//! the kernel when the reply that promised it leaves; a commit costs one sync of a small file, which on flash takes
+//! some milliseconds. All of it is synchronous but one thing: the sessions that a change ends are looked for slice by
+//! slice, the loop does other work in between, and the core hears that the change is done when the last has ended.
 
 mod listing;
 mod pressure;
 mod telling;
 mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use super::config::FlowRules;
 use super::control::events::EventKind;
 use super::control::server::{Call as ControlCall, Replies};
 use super::control::{Request, Response};
-use super::dataplane::{DataPlane, DataPlaneError, Found, Pinhole};
+use super::dataplane::{Change, DataPlane, DataPlaneError, Found, Pinhole, Turn};
 use super::http::SoapCall;
 use super::journal::Journal;
 use super::netstate::NetState;
@@ -29,7 +30,7 @@ use super::store::{Store, StoreError};
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
     AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, ServerState,
-    StoreChange,
+    StoreChange, Ticket,
 };
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
@@ -77,11 +78,22 @@ pub struct Shell<P, S> {
     journal: Journal,
     /// What was told of each server last.
     servers_told: BTreeMap<SocketAddr, ServerState>,
+    /// Changes whose sessions have not all ended, oldest first.
+    settling: VecDeque<Settling>,
     /// The last entry that left the kernel: the notice that its mapping is gone comes next and has no more
     /// than the name.
     removed: Option<NatEntry>,
     pressure: Pressure,
     runs: Runs,
+}
+
+/// A change that the core has not heard of yet.
+#[derive(Debug)]
+struct Settling {
+    turn: Turn,
+    ticket: Ticket,
+    /// The entry, if it was removed.
+    removed: Option<NatEntry>,
 }
 
 /// What the reconciler did so far.
@@ -111,6 +123,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             found: None,
             journal: Journal::default(),
             servers_told: BTreeMap::new(),
+            settling: VecDeque::new(),
             removed: None,
             pressure: Pressure::default(),
             runs: Runs::default(),
@@ -331,6 +344,27 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         }
     }
 
+    /// Whether sessions are still to be ended that changes have ended.
+    pub fn is_settling(&self) -> bool {
+        self.plane.is_settling()
+    }
+
+    /// One slice of looking for those sessions. The core hears of the changes that are settled by it.
+    pub fn settle(&mut self, out: &mut impl Datagrams, now: Instant) {
+        let outcome = self.plane.settle_slice();
+        let settled = outcome.as_ref().copied();
+        let settled = settled.unwrap_or(Turn(u64::MAX));
+        let result = outcome
+            .map(drop)
+            .map_err(|error| plane_failed("settle", error));
+        while let Some(change) = self.settling.pop_front_if(|change| change.turn <= settled) {
+            self.removed = change.removed.or(self.removed);
+            self.done(change.ticket, result, now);
+            // What is wanted next belongs to this change: the notice has no more than its name.
+            self.drain(out, now);
+        }
+    }
+
     /// Does what is due.
     pub fn timeout(&mut self, out: &mut impl Datagrams, now: Instant) {
         self.core.handle_timeout(now);
@@ -402,7 +436,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Carries out effects in their order until there are none; outcomes go back at once.
     fn drain(&mut self, out: &mut impl Datagrams, now: Instant) {
         while let Some(effect) = self.core.poll_effect() {
-            let (ticket, result) = match effect {
+            let (ticket, removed, result) = match effect {
                 Effect::Reply { request, result } => {
                     if let Some((reply, wish)) = self.soap.remove(&request) {
                         if let (Some(wish), Err(error)) = (wish, &result) {
@@ -430,20 +464,40 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     let written = self.plane.write(&entry);
                     // What it displaced is told before it.
                     self.hear();
-                    (ticket, written.map_err(|e| plane_failed("write", e)))
+                    (ticket, None, written.map_err(|e| plane_failed("write", e)))
                 }
                 Effect::RemoveNat { ticket, entry } => {
-                    self.removed = Some(entry);
                     let removed = self.plane.remove(&entry);
-                    (ticket, removed.map_err(|e| plane_failed("remove", e)))
+                    let removed = removed.map_err(|e| plane_failed("remove", e));
+                    (ticket, Some(entry), removed)
                 }
-                Effect::Persist { ticket, change } => (ticket, self.persist(&change)),
+                Effect::Persist { ticket, change } => {
+                    let stored = self.persist(&change);
+                    (ticket, None, stored.map(|()| Change::Settled))
+                }
             };
-            if result.is_err() {
-                self.runs.due = Some(self.runs.due.unwrap_or(now + RETRY));
-            }
-            self.core.handle_input(Input::Done { ticket, result }, now);
+            let result = match result {
+                Ok(Change::Settling(turn)) => {
+                    self.settling.push_back(Settling {
+                        turn,
+                        ticket,
+                        removed,
+                    });
+                    continue;
+                }
+                Ok(Change::Settled) => Ok(()),
+                Err(error) => Err(error),
+            };
+            self.removed = removed.or(self.removed);
+            self.done(ticket, result, now);
         }
+    }
+
+    fn done(&mut self, ticket: Ticket, result: Result<(), EffectError>, now: Instant) {
+        if result.is_err() {
+            self.runs.due = Some(self.runs.due.unwrap_or(now + RETRY));
+        }
+        self.core.handle_input(Input::Done { ticket, result }, now);
     }
 
     fn persist(&mut self, change: &StoreChange) -> Result<(), EffectError> {

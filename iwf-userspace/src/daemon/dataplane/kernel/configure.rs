@@ -255,8 +255,8 @@ impl KernelPlane {
             );
         }
         self.tables.put(Side::Ext, key, &value, Expect::Anything)?;
-        if of_lan {
-            self.tables.end_sessions(key)?;
+        if let Some(held) = held.filter(|_| of_lan) {
+            self.tables.end_sessions(key, &held.endpoint(key.proto));
         }
         Ok(true)
     }
