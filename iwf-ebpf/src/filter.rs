@@ -88,18 +88,22 @@ fn has_sent_to(
     external: &EndpointKey,
     remote: [u8; 4],
 ) -> bool {
+    peer(mapping, external, remote)
+        .is_some_and(|last_used| tick::age(now, last_used) <= config.idle.udp)
+}
+
+/// When the host of the mapping has last sent to that address, if it is known to have.
+#[inline(always)]
+fn peer(mapping: &MappingValue, external: &EndpointKey, remote: [u8; 4]) -> Option<u32> {
     let key = PeerKey {
         external: *external,
         remote,
     };
-    let Some(peer) = PEERS.get_ptr(key) else {
-        return false;
-    };
+    let peer = PEERS.get_ptr(key)?;
     // SAFETY: the kernel frees an entry only after the program; another may be written over it, whose owner is
     // compared.
     let peer = unsafe { *peer };
-    peer.internal == mapping.endpoint(external.proto)
-        && tick::age(now, peer.last_used) <= config.idle.udp
+    (peer.internal == mapping.endpoint(external.proto)).then_some(peer.last_used)
 }
 
 /// Whether a session may stay now that its mapping may have changed: it gets the mapping's expiry, and is over if
@@ -130,6 +134,13 @@ pub fn recheck(
     } else {
         key.destination()
     };
+    // A dynamic mapping's filter is for what comes in anew; an explicit one's may have become narrower.
+    if mapping.kind == MappingKind::Explicit as u8
+        && mapping.filter != Filter::EndpointIndependent as u8
+    {
+        return mapping.filter == Filter::AddressDependent as u8
+            && peer(mapping, external, remote.addr).is_some();
+    }
     names(mapping, external, &remote)
 }
 

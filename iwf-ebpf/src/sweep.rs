@@ -192,7 +192,8 @@ fn note_peer(now: u32, item: &SweepItem) {
     };
     let key = &item.key;
     let others = SessionFlags::INBOUND | SessionFlags::HOST | SessionFlags::ENDED;
-    if session.flags & others != 0 {
+    // A remote host may have begun it, and have had no answer.
+    if session.flags & others != 0 || session.packets == 0 {
         return;
     }
     let (internal, external) = session.endpoints(key);

@@ -196,6 +196,11 @@ pub enum RemotePeer {
     Host(Ipv4Addr),
     /// Anything else: several prefixes, or ports of theirs.
     List(RemoteList),
+    /// The hosts that the LAN host has sent to from the mapping, every port (address-dependent filtering, RFC 4787
+    /// section 5). Of the configuration only, as the next: no protocol can ask for it.
+    SentToHost,
+    /// The endpoints that it has sent to (address and port-dependent filtering).
+    SentToEndpoint,
 }
 
 /// A remote prefix, on one port or on all (RFC 6887 section 13.3).
@@ -303,10 +308,19 @@ impl RemotePeer {
         Ok(Self::List(RemoteList { len, entries }))
     }
 
-    /// The prefixes it consists of; none for everybody.
+    /// Whether a PCP server is told, by FILTER options (RFC 6887 section 13.3): they name remote hosts and cannot speak of
+    /// what the LAN host has sent.
+    pub const fn is_for_upstream(&self) -> bool {
+        match self {
+            Self::Host(_) | Self::List(_) => true,
+            Self::Any | Self::SentToHost | Self::SentToEndpoint => false,
+        }
+    }
+
+    /// The prefixes it consists of; none for everybody, and for what is no prefix.
     pub fn prefixes(&self) -> Vec<RemotePrefix> {
         match self {
-            Self::Any => Vec::new(),
+            Self::Any | Self::SentToHost | Self::SentToEndpoint => Vec::new(),
             Self::Host(addr) => RemotePrefix::new(*addr, 32, 0).into_iter().collect(),
             Self::List(list) => list.iter().collect(),
         }

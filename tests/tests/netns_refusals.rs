@@ -94,7 +94,10 @@ fn parsed(frames: &[Vec<u8>]) -> Result<Vec<Frame>> {
 fn errors(frames: &[Frame]) -> Vec<(&Frame, (u8, u8))> {
     let error = |frame: &Frame| match frame.transport {
         Transport::IcmpError { kind, code, .. } => Some((kind, code)),
-        _ => None,
+        Transport::Udp { .. }
+        | Transport::Tcp { .. }
+        | Transport::Icmp { .. }
+        | Transport::Other(_) => None,
     };
     frames
         .iter()

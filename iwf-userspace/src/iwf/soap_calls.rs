@@ -152,9 +152,11 @@ impl Iwf {
         if !policy.may_manage(call.caller, mapping.internal, key.port) {
             return Err(Refusal::NotAuthorized);
         }
-        // A list of the configuration is shown as everybody: RemoteHost cannot say it.
+        // What the configuration says beyond one host is shown as everybody: RemoteHost cannot say it.
         let shown = match mapping.remote {
-            RemotePeer::List(_) => RemotePeer::Any,
+            RemotePeer::List(_) | RemotePeer::SentToHost | RemotePeer::SentToEndpoint => {
+                RemotePeer::Any
+            }
             RemotePeer::Any | RemotePeer::Host(_) => mapping.remote,
         };
         if shown != key.remote {

@@ -1,6 +1,7 @@
 //! Whom a mapping lets in that its host has sent by (RFC 4787 section 5, RFC 5382 section 5).
 
 use anyhow::Result;
+use iwf_common::flow::SessionFlags;
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingValue};
 use iwf_common::sweep::SweepMode;
@@ -89,7 +90,8 @@ fn another_filtering_holds_at_once() -> Result<()> {
         set(bed, Filter::AddressDependent)?;
         stays_out(bed, &from((REMOTE, 54), 5000))?;
         age(bed)?;
-        comes_in(bed, &from((REMOTE, 54), 5000), (HOST, 5000))
+        comes_in(bed, &from((REMOTE, 54), 5000), (HOST, 5000))?;
+        stays_out(bed, &from((REMOTE2, 3), 5000))
     })
 }
 
@@ -181,6 +183,38 @@ fn a_mapping_goes_by_its_own_filter() -> Result<()> {
         set(bed, Filter::EndpointIndependent)?;
         stays_out(bed, &syn((REMOTE2, 80)))
     })
+}
+
+/// Sessions that it would not let in any more end when its filter becomes narrower; what the host began goes on.
+#[test]
+fn a_narrower_filter_of_a_mapping_ends_what_it_would_not_let_in() -> Result<()> {
+    for (filter, left) in [
+        (Filter::AddressDependent, vec![REMOTE, REMOTE]),
+        (Filter::AddressAndPortDependent, vec![REMOTE]),
+    ] {
+        with_bed(|bed| {
+            let narrow = |filter: Filter| MappingValue {
+                filter: filter as u8,
+                ..explicit((HOST, 5000), 0)
+            };
+            bed.map_with(UDP, 40000, narrow(Filter::AddressDependent))?;
+            bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
+            bed.map_with(UDP, 40000, narrow(Filter::EndpointIndependent))?;
+            for remote in [(REMOTE, 54), (REMOTE2, 55)] {
+                comes_in(bed, &from(remote, 40000), (HOST, 5000))?;
+            }
+            bed.map_with(UDP, 40000, narrow(filter))?;
+            bed.sweep(SweepMode::Recheck, endpoint((WAN, 40000), UDP))?;
+            let sessions = bed.plane.state()?.sessions;
+            let goes_on = sessions.iter().filter(|(_, value)| {
+                value.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == 0
+            });
+            let goes_on: Vec<_> = goes_on.map(|(key, _)| key.dst).collect();
+            assert_eq!(goes_on, left, "{filter:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// A hairpinned flow is one to the external address: all of the LAN is behind it.

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use toml::Spanned;
 
-use super::validate::{choice, invalid, number};
-use super::{Invalid, Limits, MAX_STATIC_MAPPINGS, OpenPorts, raw};
+use super::validate::{FILTERINGS, choice, invalid, number};
+use super::{Filtering, Invalid, Limits, MAX_STATIC_MAPPINGS, OpenPorts, raw};
 use crate::mapping::policy::Policy;
 use crate::mapping::{MAX_DESCRIPTION, StaticMapping};
 use crate::types::{
@@ -65,7 +65,10 @@ fn mappings(table: &raw::Mapping) -> Result<Vec<StaticMapping>, Invalid> {
         return Ok(Vec::new());
     };
     let internal = internal(&table.internal)?;
-    let remote = remote(&table.remote)?;
+    let remote = match &table.filtering {
+        Some(written) => filtering(written, &table.remote)?,
+        None => remote(&table.remote)?,
+    };
     let description = description(&table.description)?;
     let of = |protocol| StaticMapping {
         protocol,
@@ -118,6 +121,25 @@ fn internal(written: &Spanned<String>) -> Result<InternalEndpoint, Invalid> {
             "write the private address and port of a host, for example \"192.168.1.10:8080\"",
         )
     })
+}
+
+/// Whom a mapping lets in besides the remote hosts that it may name instead.
+fn filtering(written: &Spanned<String>, named: &[Spanned<String>]) -> Result<RemotePeer, Invalid> {
+    let filtering = choice("mapping.filtering", written, &FILTERINGS)?;
+    let sent_to = match filtering {
+        Filtering::EndpointIndependent => return remote(named),
+        Filtering::AddressDependent => RemotePeer::SentToHost,
+        Filtering::AddressAndPortDependent => RemotePeer::SentToEndpoint,
+    };
+    match named.first() {
+        None => Ok(sent_to),
+        Some(first) => Err(invalid(
+            first,
+            "mapping.remote: the mapping lets in whom its host has sent to, as mapping.filtering says"
+                .to_owned(),
+            "leave one of the two keys out",
+        )),
+    }
 }
 
 fn remote(written: &[Spanned<String>]) -> Result<RemotePeer, Invalid> {

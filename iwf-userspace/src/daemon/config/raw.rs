@@ -49,6 +49,8 @@ pub(super) struct Mapping {
     pub(super) internal: Spanned<String>,
     #[serde(default)]
     pub(super) remote: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) filtering: Option<Spanned<String>>,
     #[serde(default = "no_text")]
     pub(super) description: Spanned<String>,
 }

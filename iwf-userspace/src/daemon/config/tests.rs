@@ -1,4 +1,5 @@
 use super::*;
+use crate::types::RemotePeer;
 
 const EXAMPLE: &str = include_str!("../../../../packaging/iwf.toml");
 const MINIMAL: &str = "[lan]\ninterfaces = [\"br-lan\"]\n[wan]\ninterface = \"wan0\"\n";
@@ -271,6 +272,34 @@ fn mappings_are_read_in_full() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(remote, ["198.51.100.7", "203.0.113.0/24"]);
+}
+
+#[test]
+fn a_mapping_may_have_a_filter_of_its_own() {
+    let table =
+        "[[mapping]]\nprotocol = \"udp\"\nexternal_port = 5060\ninternal = \"192.168.1.10:5060\"\n";
+    for (filtering, remote) in [
+        ("endpoint-independent", RemotePeer::Any),
+        ("address-dependent", RemotePeer::SentToHost),
+        ("address-and-port-dependent", RemotePeer::SentToEndpoint),
+    ] {
+        let text = format!("{MINIMAL}{table}filtering = \"{filtering}\"\n");
+        assert_eq!(parse(&text).unwrap().mappings[0].remote, remote);
+        let both = format!("{text}remote = [\"11.22.33.4\"]\n");
+        match parse(&both) {
+            Ok(config) => {
+                assert_eq!(remote, RemotePeer::Any);
+                assert_eq!(config.mappings[0].remote.prefixes().len(), 1);
+            }
+            Err(error) => {
+                assert_ne!(remote, RemotePeer::Any);
+                assert!(error.problem.contains("mapping.remote"), "{error}");
+                assert_eq!(error.line, Some(10));
+            }
+        }
+    }
+    let error = parse(&format!("{MINIMAL}{table}filtering = \"any\"\n")).unwrap_err();
+    assert!(error.problem.contains("mapping.filtering"), "{error}");
 }
 
 #[test]

@@ -113,7 +113,7 @@ impl TryFrom<raw::File> for Config {
 }
 
 /// RFC 4787 section 5 in its own words.
-const FILTERINGS: [(&str, Filtering); 3] = [
+pub(super) const FILTERINGS: [(&str, Filtering); 3] = [
     ("endpoint-independent", Filtering::EndpointIndependent),
     ("address-dependent", Filtering::AddressDependent),
     (

@@ -386,7 +386,9 @@ pub(super) fn internal_key(entry: &NatEntry) -> EndpointKey {
 /// The value both tables carry for a mapping, with `other` as the side it names.
 pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock) -> MappingValue {
     let (remote_addr, remote_mask, flags) = match entry.remote {
-        RemotePeer::Any => ([0; 4], mask(0), 0),
+        RemotePeer::Any | RemotePeer::SentToHost | RemotePeer::SentToEndpoint => {
+            ([0; 4], mask(0), 0)
+        }
         RemotePeer::Host(addr) => (addr.octets(), mask(32), 0),
         RemotePeer::List(_) => ([0; 4], mask(0), MappingFlags::FILTER_LIST),
     };
@@ -394,7 +396,13 @@ pub(super) fn explicit_value(entry: &NatEntry, other: EndpointKey, clock: &Clock
         addr: other.addr,
         port: other.port,
         kind: MappingKind::Explicit as u8,
-        filter: Filter::EndpointIndependent as u8,
+        filter: match entry.remote {
+            RemotePeer::Any | RemotePeer::Host(_) | RemotePeer::List(_) => {
+                Filter::EndpointIndependent as u8
+            }
+            RemotePeer::SentToHost => Filter::AddressDependent as u8,
+            RemotePeer::SentToEndpoint => Filter::AddressAndPortDependent as u8,
+        },
         generation: entry.generation.0,
         expires: clock.deadline(entry.expires),
         last_used: clock.now(),
@@ -464,6 +472,10 @@ pub(super) fn nat_entry(
         },
         remote: if let Some(remote) = list {
             remote
+        } else if value.filter == Filter::AddressDependent as u8 {
+            RemotePeer::SentToHost
+        } else if value.filter == Filter::AddressAndPortDependent as u8 {
+            RemotePeer::SentToEndpoint
         } else if value.remote_mask == mask(0) {
             RemotePeer::Any
         } else {

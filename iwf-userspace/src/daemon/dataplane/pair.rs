@@ -263,7 +263,7 @@ fn settle(
         return;
     };
     let new = explicit_value(entry, int, clock);
-    let remotes = |value: &MappingValue| (value.remote_addr, value.remote_mask);
+    let remotes = |value: &MappingValue| (value.remote_addr, value.remote_mask, value.filter);
     let sooner = new.expires != 0
         && (held.expires == 0 || new.expires.wrapping_sub(held.expires).cast_signed() < 0);
     if sooner || !same_list || remotes(&held) != remotes(&new) {
@@ -450,7 +450,8 @@ fn same_facts(a: &MappingValue, b: &MappingValue) -> bool {
     let listed = |v: &MappingValue| v.flags & MappingFlags::FILTER_LIST;
     let facts = |v: &MappingValue| {
         let lifetime = (v.generation, v.expires);
-        (lifetime, v.remote_addr, v.remote_mask, listed(v))
+        let remotes = (v.remote_addr, v.remote_mask, listed(v));
+        (lifetime, v.filter, remotes)
     };
     facts(a) == facts(b)
 }

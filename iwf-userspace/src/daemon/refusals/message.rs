@@ -175,8 +175,8 @@ fn is_host(addr: IpAddr) -> bool {
             !(first == 0 || first >= 240 || addr.is_loopback() || addr.is_multicast())
         }
         IpAddr::V6(addr) => {
-            !(addr.is_unspecified() || addr.is_loopback() || addr.is_multicast())
-                && !addr.is_unicast_link_local()
+            let of_link = addr.is_unspecified() || addr.is_unicast_link_local();
+            !(of_link || addr.is_loopback() || addr.is_multicast())
         }
     }
 }
@@ -254,7 +254,7 @@ pub(super) mod tests {
         for (at, octet) in data.iter().enumerate() {
             total += u64::from(*octet) << if at % 2 == 0 { 8 } else { 0 };
         }
-        total % 0xffff == 0 && total != 0
+        total.is_multiple_of(0xffff) && total != 0
     }
 
     fn ipv4(src: [u8; 4], dst: [u8; 4], proto: u8, payload: &[u8]) -> Vec<u8> {

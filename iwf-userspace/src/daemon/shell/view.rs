@@ -234,12 +234,14 @@ fn mode(mode: Mode) -> &'static str {
     }
 }
 
-/// The one host or the list.
+/// The one host or the list; the word of the configuration for whom the LAN host has sent to.
 fn remotes(remote: RemotePeer) -> (Option<Ipv4Addr>, Vec<String>) {
     match remote {
         RemotePeer::Any => (None, Vec::new()),
         RemotePeer::Host(host) => (Some(host), Vec::new()),
         RemotePeer::List(list) => (None, list.iter().map(|p| p.to_string()).collect()),
+        RemotePeer::SentToHost => (None, vec!["address-dependent".to_owned()]),
+        RemotePeer::SentToEndpoint => (None, vec!["address-and-port-dependent".to_owned()]),
     }
 }
 

@@ -53,8 +53,8 @@ fn remote_host(remote: RemotePeer) -> String {
     match remote {
         RemotePeer::Any => String::new(),
         RemotePeer::Host(addr) => addr.to_string(),
-        // RemoteHost holds one address or none; no control point can have asked for a list.
-        RemotePeer::List(_) => String::new(),
+        // RemoteHost holds one address or none; no control point can have asked for anything else.
+        RemotePeer::List(_) | RemotePeer::SentToHost | RemotePeer::SentToEndpoint => String::new(),
     }
 }
 

@@ -12,7 +12,6 @@ use super::{MAX_LIFETIME, Want};
 use crate::mapping::{MAX_LEASE, PortChoice};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Instant, InternalPort, Lifetime, MappingNonce, Protocol,
-    RemotePeer,
 };
 use crate::wire::pcp::{Body, Filter, MapBody, PcpOption, Request};
 
@@ -228,7 +227,7 @@ impl Lease {
         if insist != Insist::Nothing && port.is_some() {
             options.push(PcpOption::PreferFailure);
         }
-        if self.want.remote != RemotePeer::Any && filters && !self.unfiltered {
+        if self.want.remote.is_for_upstream() && filters && !self.unfiltered {
             // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
             if self.known.is_some() {
                 options.push(PcpOption::Filter(Filter::CLEAR));

@@ -11,7 +11,7 @@ use super::retransmit::Backoff;
 use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient};
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol, RemotePeer,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
 };
 use crate::wire::pcp::{Body, MapBody, Response, ResultClass, ResultCode, ServerMessage};
 
@@ -485,7 +485,7 @@ fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
 
 /// Whether the request carried a filter and the error may be due to it (AMB-14).
 fn drops_filter(lease: &Lease, filters: bool, error: ResultCode) -> bool {
-    let filtered = lease.want.remote != RemotePeer::Any && filters && !lease.unfiltered;
+    let filtered = lease.want.remote.is_for_upstream() && filters && !lease.unfiltered;
     let asked = !matches!(
         lease.phase,
         Phase::Releasing { .. } | Phase::Bound { asked: false, .. }

@@ -345,6 +345,29 @@ fn a_secondary_without_a_primary_is_told_and_becomes_one() {
     assert_eq!(tables.int.len(), 1);
 }
 
+/// What stands in the kernel is read as what was written, and sessions follow a mapping that lets in others.
+#[test]
+fn a_mapping_may_let_in_whom_its_host_has_sent_to() {
+    let (mut tables, clock) = (Memory::new(2), clock());
+    let stated = [
+        RemotePeer::SentToHost,
+        RemotePeer::SentToEndpoint,
+        RemotePeer::Any,
+        RemotePeer::SentToHost,
+    ];
+    for (changes, remote) in stated.into_iter().enumerate() {
+        let entry = NatEntry {
+            remote,
+            ..entry(1000, 1000, 1)
+        };
+        for _ in 0..2 {
+            write(&mut tables, &entry, &clock).expect("written");
+            assert_eq!(observe(&tables, &clock).expect("observe"), [entry]);
+            assert_eq!(tables.rechecked.len(), changes, "{remote:?}");
+        }
+    }
+}
+
 #[test]
 fn a_list_of_remotes_comes_and_goes_with_its_mapping() {
     let (mut tables, clock) = (Memory::new(2), clock());
