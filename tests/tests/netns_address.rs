@@ -195,8 +195,9 @@ fn the_wan_address_changes_under_load() -> Result<()> {
     // Another subscriber gets the old address: it is a host like any other by now.
     lab.cgn.ip(&format!("addr add {WAN}/32 dev br0"))?;
     let neighbour = SocketAddrV4::new(WAN, far.port());
-    peers::udp_echo(&lab.lan1, neighbour, "to the neighbour", LATER)?;
-    peers::tcp_echo(&lab.lan2, neighbour, "to the neighbour", LATER)?;
+    for host in [&lab.lan1, &lab.lan2] {
+        peers::tcp_echo(host, neighbour, "to the neighbour", LATER)?;
+    }
     drop((flows, transfers, inbound));
     Ok(())
 }
