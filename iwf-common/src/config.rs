@@ -1,6 +1,8 @@
 //! What the daemon tells the programs.
 #![forbid(unsafe_code)]
 
+use crate::flow::{SessionFlags, SessionKey, SessionValue};
+use crate::fragment::{FragmentFlags, FragmentKey, FragmentValue};
 use crate::limits;
 use crate::nat::Filter;
 use crate::port::PortRange;
@@ -101,10 +103,14 @@ pub struct Config {
     pub lan_len: u32,
     /// How many of `lan6` are in use.
     pub lan6_len: u32,
-    /// External addresses besides `external_addr`; unused ones are 0.0.0.0.
+    /// External addresses besides `external_addr`; unused slots, which may be any, are 0.0.0.0.
     pub pool: [[u8; 4]; limits::POOL],
     /// Sources that are translated. Unused ones have an address that no mask yields.
     pub lan: [Prefix; limits::LAN_PREFIXES],
+    /// The interface that each of `lan` lies behind, a bridge and not its ports; 0: any.
+    pub lan_ifindex: [u32; limits::LAN_PREFIXES],
+    /// Zero.
+    pub pad: u32,
     /// IPv6 prefixes of the LAN. Unused ones have an address that no mask yields.
     pub lan6: [Prefix6; limits::LAN_PREFIXES],
 }
@@ -161,6 +167,8 @@ impl Config {
             lan6_len: 0,
             pool: [[0; 4]; limits::POOL],
             lan: [NO_PREFIX; limits::LAN_PREFIXES],
+            lan_ifindex: [0; limits::LAN_PREFIXES],
+            pad: 0,
             lan6: [NO_PREFIX6; limits::LAN_PREFIXES],
         }
     }
@@ -173,6 +181,25 @@ impl Config {
             found |= addr == *pooled;
         }
         found && addr != [0; 4]
+    }
+
+    /// Whether a session may go on: the external address that it stands on is one of ours, and its remote end is one
+    /// exactly if it turns back to the LAN.
+    #[inline(always)]
+    pub fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
+        self.owns_ends(&Ends::of(key, value))
+    }
+
+    /// The same of a datagram that comes in fragments and is translated.
+    #[inline(always)]
+    pub fn owns_fragment(&self, key: &FragmentKey, value: &FragmentValue) -> bool {
+        self.owns_ends(&Ends::of_fragment(key, value))
+    }
+
+    /// The same of the addresses themselves.
+    #[inline(always)]
+    pub fn owns_ends(&self, ends: &Ends) -> bool {
+        self.is_external(ends.external) & (self.is_external(ends.remote) == ends.turns_back)
     }
 
     /// Whether `addr` is in an IPv6 prefix of the LAN.
@@ -194,6 +221,60 @@ impl Config {
             found |= prefix.contains(addr);
         }
         found
+    }
+
+    /// Whether `addr` is that of a LAN host behind the interface `ifindex`.
+    #[inline(always)]
+    pub fn in_lan_at(&self, addr: [u8; 4], ifindex: u32) -> bool {
+        let mut found = false;
+        for (prefix, at) in self.lan.iter().zip(&self.lan_ifindex) {
+            found |= prefix.contains(addr) & ((*at == ifindex) | (*at == 0));
+        }
+        found
+    }
+}
+
+/// The addresses outside that a session or a datagram stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// Ours.
+    pub external: [u8; 4],
+    /// The other end's.
+    pub remote: [u8; 4],
+    /// Whether that is one of ours as well.
+    pub turns_back: bool,
+}
+
+impl Ends {
+    /// Those of a session.
+    #[inline(always)]
+    pub const fn of(key: &SessionKey, value: &SessionValue) -> Self {
+        let turns_back = value.flags & SessionFlags::HAIRPIN != 0;
+        if value.flags & SessionFlags::INBOUND != 0 {
+            Self::new(key.dst, key.src, turns_back)
+        } else {
+            Self::new(value.src, key.dst, turns_back)
+        }
+    }
+
+    /// Those of a datagram that comes in fragments.
+    #[inline(always)]
+    pub const fn of_fragment(key: &FragmentKey, value: &FragmentValue) -> Self {
+        let turns_back = value.flags & FragmentFlags::HAIRPIN != 0;
+        if value.flags & FragmentFlags::INBOUND != 0 {
+            Self::new(key.dst, key.src, turns_back)
+        } else {
+            Self::new(value.src, key.dst, turns_back)
+        }
+    }
+
+    #[inline(always)]
+    const fn new(external: [u8; 4], remote: [u8; 4], turns_back: bool) -> Self {
+        Self {
+            external,
+            remote,
+            turns_back,
+        }
     }
 }
 
@@ -235,7 +316,7 @@ pub struct FdbKey {
 
 const _: () = assert!(size_of::<Prefix>() == 8);
 const _: () = assert!(size_of::<IdleTimes>() == 16);
-const _: () = assert!(size_of::<Config>() == 416 && align_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 448 && align_of::<Config>() == 8);
 const _: () = assert!(size_of::<IfaceValue>() == 16);
 const _: () = assert!(size_of::<FdbKey>() == 12);
 
@@ -253,6 +334,65 @@ mod tests {
         assert_eq!(config.idle.udp, 75_000);
     }
 
+    /// A session or fragment is good while what it stands on is ours, and no longer.
+    #[test]
+    fn what_stands_on_an_address_goes_with_it() {
+        const A: [u8; 4] = [100, 64, 0, 2];
+        const B: [u8; 4] = [100, 64, 0, 3];
+        const HOST: [u8; 4] = [192, 168, 1, 10];
+        const REMOTE: [u8; 4] = [11, 22, 33, 4];
+        let with = |first, pooled| {
+            let mut config = Config::empty(250);
+            config.external_addr = first;
+            config.pool[3] = pooled;
+            config
+        };
+        let none = [0; 4];
+        let cases = [
+            // Flags, source and destination as they arrive, source after translation.
+            (0, 0, HOST, REMOTE, A),
+            (
+                SessionFlags::INBOUND,
+                FragmentFlags::INBOUND,
+                REMOTE,
+                A,
+                REMOTE,
+            ),
+            (SessionFlags::HAIRPIN, FragmentFlags::HAIRPIN, HOST, B, A),
+        ];
+        for (flags, fragment, src, dst, new_src) in cases {
+            let key = SessionKey::new(src, [0; 2], dst, [0; 2], 17);
+            let value = SessionValue {
+                src: new_src,
+                flags,
+                ..SessionValue::default()
+            };
+            let datagram = FragmentKey {
+                src,
+                dst,
+                ..FragmentKey::default()
+            };
+            let later = FragmentValue {
+                src: new_src,
+                flags: fragment,
+                ..FragmentValue::default()
+            };
+            let turns = flags & SessionFlags::HAIRPIN != 0;
+            for (config, good) in [
+                (with(A, B), true),
+                (with(B, A), true),
+                (with(A, none), !turns),
+                (with(B, none), false),
+                (with(none, none), false),
+                // The remote end has become ours.
+                (with(A, REMOTE), false),
+            ] {
+                assert_eq!(config.owns(&key, &value), good, "{flags} {config:?}");
+                assert_eq!(config.owns_fragment(&datagram, &later), good);
+            }
+        }
+    }
+
     #[test]
     fn any_slot_counts() {
         let mut config = Config::empty(250);
@@ -262,5 +402,9 @@ mod tests {
         };
         assert!(config.in_lan([192, 168, 1, 77]));
         assert!(!config.in_lan([192, 168, 2, 77]));
+        assert!(config.in_lan_at([192, 168, 1, 77], 9), "any interface");
+        config.lan_ifindex[7] = 4;
+        assert!(config.in_lan_at([192, 168, 1, 77], 4));
+        assert!(!config.in_lan_at([192, 168, 1, 77], 9));
     }
 }

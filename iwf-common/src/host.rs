@@ -51,7 +51,7 @@ pub struct HostValue {
     pub sessions: u64,
     /// Dynamic mappings the host has.
     pub mappings: u64,
-    /// The external address of its dynamic mappings; 0.0.0.0: none chosen.
+    /// The external address that its newest dynamic mapping was to get; 0.0.0.0: it has asked for none.
     pub external: [u8; 4],
     /// Tick at which it last began something. What began within [`crate::limits::GRACE`] may not be counted yet.
     pub last_used: u32,
@@ -65,38 +65,42 @@ pub struct HostValue {
     pub met_mappings: u32,
 }
 
-/// The external address of a host: the same one again while the pool is the same, however long the host was away.
+/// The external address of a host: the same one again while it is there, however long the host was away and whatever
+/// becomes of the others. An address more takes its share of the hosts of each other one, an address less gives its
+/// hosts to all of them.
 ///
-/// `first` and then what `pool` has before its first 0.0.0.0 are the addresses to choose from.
+/// `first` and what is not 0.0.0.0 in `pool` are the addresses to choose from.
 #[inline(always)]
 pub const fn paired<const N: usize>(
     host: &HostKey,
     first: [u8; 4],
     pool: &[[u8; 4]; N],
 ) -> [u8; 4] {
-    let mut len = 1;
-    let mut slot = 0;
-    while slot < N {
-        if u32::from_ne_bytes(pool[slot]) == 0 {
-            break;
-        }
-        len += 1;
-        slot += 1;
-    }
     let [.., a, b, c, d] = host.addr;
-    // Fibonacci hashing: neighbouring hosts fall into different slots.
-    let hash = u32::from_be_bytes([a, b, c, d]).wrapping_mul(0x9e37_79b9);
-    let chosen = ((hash as u64 * len as u64) >> 32) as usize;
-    // Compared slot by slot: an index that the hash decides would have to be proved in bounds.
+    let host = u32::from_be_bytes([a, b, c, d]);
+    let mut chosen = u32::from_be_bytes(first);
+    let mut most = weight(host, chosen);
     let mut slot = 0;
-    let mut addr = first;
     while slot < N {
-        if slot + 1 == chosen {
-            addr = pool[slot];
+        let addr = u32::from_be_bytes(pool[slot]);
+        let weight = weight(host, addr);
+        if addr != 0 && weight > most {
+            chosen = addr;
+            most = weight;
         }
         slot += 1;
     }
-    addr
+    chosen.to_be_bytes()
+}
+
+/// How much an address is a host's: highest random weight (Thaler and Ravishankar, 1998). The numbers spread the bits
+/// of hosts and addresses that differ in the last ones only; of them is asked no more than that.
+#[inline(always)]
+const fn weight(host: u32, addr: u32) -> u32 {
+    let mut bits = host.wrapping_mul(0x9e37_79b9) ^ addr.wrapping_mul(0x85eb_ca6b);
+    bits = (bits ^ (bits >> 16)).wrapping_mul(0x7feb_352d);
+    bits = (bits ^ (bits >> 15)).wrapping_mul(0x846c_a68b);
+    bits ^ (bits >> 16)
 }
 
 const _: () = assert!(size_of::<HostKey>() == 16 && align_of::<HostKey>() == 8);
@@ -110,24 +114,54 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_host_alone_with_one_address_has_it() {
-        let host = HostKey::v4([192, 168, 1, 10]);
-        assert_eq!(paired(&host, [1; 4], &[[0; 4]; 7]), [1; 4]);
+    const POOL: [[u8; 4]; 7] = [
+        [100, 64, 0, 3],
+        [0; 4],
+        [100, 64, 0, 4],
+        [0; 4],
+        [0; 4],
+        [100, 64, 0, 5],
+        [0; 4],
+    ];
+    const FIRST: [u8; 4] = [100, 64, 0, 2];
+
+    fn hosts() -> impl Iterator<Item = HostKey> {
+        (0..=255).map(|last| HostKey::v4([192, 168, 1, last]))
     }
 
     #[test]
-    fn hosts_spread_evenly_and_keep_their_address() {
-        let mut pool = [[0; 4]; 7];
-        (pool[0], pool[1], pool[2]) = ([2; 4], [3; 4], [4; 4]);
-        let mut hosts: BTreeMap<[u8; 4], u32> = BTreeMap::new();
-        for last in 0..=255 {
-            let host = HostKey::v4([192, 168, 1, last]);
-            let addr = paired(&host, [1; 4], &pool);
-            assert_eq!(addr, paired(&host, [1; 4], &pool));
-            *hosts.entry(addr).or_default() += 1;
+    fn a_host_alone_with_one_address_has_it() {
+        assert_eq!(
+            paired(&HostKey::v4([192, 168, 1, 10]), [1; 4], &[[0; 4]; 7]),
+            [1; 4]
+        );
+    }
+
+    #[test]
+    fn hosts_spread_evenly() {
+        let mut shares: BTreeMap<[u8; 4], u32> = BTreeMap::new();
+        for host in hosts() {
+            *shares.entry(paired(&host, FIRST, &POOL)).or_default() += 1;
         }
-        assert_eq!(hosts.len(), 4);
-        assert!(hosts.values().all(|n| (56..=72).contains(n)), "{hosts:?}");
+        assert_eq!(shares.len(), 4);
+        assert!(shares.values().all(|n| (48..=80).contains(n)), "{shares:?}");
+    }
+
+    #[test]
+    fn who_keeps_his_address_is_not_moved() {
+        let mut fewer = POOL;
+        fewer[2] = [0; 4];
+        let mut turned = POOL;
+        turned.reverse();
+        for host in hosts() {
+            let addr = paired(&host, FIRST, &POOL);
+            let after = paired(&host, FIRST, &fewer);
+            assert!(after == addr || addr == POOL[2]);
+            assert_eq!(paired(&host, FIRST, &turned), addr, "order means nothing");
+            // The first one as well is one among others.
+            let mut rest = POOL;
+            rest[5] = FIRST;
+            assert_eq!(paired(&host, POOL[5], &rest), addr);
+        }
     }
 }

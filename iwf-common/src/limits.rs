@@ -59,6 +59,9 @@ pub const POOL: usize = 7;
 /// LAN hosts with sessions or mappings: IPv4 addresses, and for IPv6 stations by their MAC address, preallocated. Full:
 /// flows of a host that has none yet are dropped and counted, the others go on.
 pub const HOSTS: u32 = 8192;
+/// LAN hosts with explicit mappings whose other mappings follow them to their external address. Full: those of the
+/// other hosts do not follow, which is no matter with one external address.
+pub const PAIRED: u32 = 4096;
 /// Sessions of one LAN host, a quarter of the default table. More: the new flow is dropped and counted.
 pub const HOST_SESSIONS: u32 = SESSIONS / 2 / 4;
 /// IPv6 sessions of one station, whatever addresses it uses; also of all whose station is not known, and of the CPE

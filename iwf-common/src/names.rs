@@ -45,6 +45,9 @@ pub const FILTERS: &str = "FILTERS";
 pub const PEERS: &str = "PEERS";
 /// Hash, [`crate::host::HostKey`] to [`crate::host::HostValue`]: every LAN host with sessions or mappings.
 pub const HOSTS: &str = "HOSTS";
+/// Hash, IPv4 address of a LAN host to the external address of its explicit mappings: the daemon says so for each host
+/// that has some, and its other mappings follow.
+pub const PAIRED: &str = "PAIRED";
 /// Hash, [`crate::flow6::SessionKey6`] to [`crate::flow6::SessionValue6`]; one entry per direction.
 pub const SESSIONS6: &str = "SESSIONS6";
 /// Hash, [`crate::flow6::EndpointKey6`] to [`crate::flow6::EndpointValue6`]: who is open to strangers.
@@ -89,13 +92,14 @@ pub const REFUSED: &str = "REFUSED";
 pub const REFUSED_BUDGET: &str = "REFUSED_BUDGET";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 26] = [
+pub const PINNED_MAPS: [&str; 27] = [
     CONFIG,
     IFACES,
     DEVMAP,
     BRIDGE_FDB,
     COUNTERS,
     HOSTS,
+    PAIRED,
     MAPPINGS_EXT,
     MAPPINGS_INT,
     FILTERS,

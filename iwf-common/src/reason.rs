@@ -111,7 +111,7 @@ counters! {
         NotOurMac = "pass_not_our_mac",
         /// No configuration, no external address, or the interface is unknown.
         NotConfigured = "pass_not_configured",
-        /// The source is no LAN host.
+        /// The source is no LAN host, and the packet is not for the WAN, or the source is routed to the LAN.
         NotLanSource = "pass_not_lan_source",
         /// The routing table does not send it out of the WAN: local, LAN to LAN, unreachable.
         NotToWan = "pass_not_to_wan",
@@ -175,7 +175,8 @@ counters! {
         Land = "drop_land",
         /// A source address that no host can have: multicast, broadcast, loopback.
         BadSource = "drop_bad_source",
-        /// From a LAN port to the WAN with a source that is in no LAN prefix.
+        /// From a LAN port to the WAN with a source that is in no LAN prefix of that interface; of IPv4, one that the
+        /// routing table sends back there is not spoofed.
         SpoofedLan = "drop_spoofed_lan",
         /// The host has as many sessions as one host may have.
         HostSessions = "drop_host_sessions",
@@ -210,6 +211,8 @@ counters! {
         FragmentEarly = "drop_fragment_early",
         /// A packet with a source route among its IPv4 options (RFC 7126 section 4.3).
         SourceRoute = "drop_source_route",
+        /// Of a session whose external address is no longer ours, or whose remote address has become ours.
+        AddressGone = "drop_address_gone",
     }
 }
 

@@ -23,7 +23,7 @@ pub struct SweepRequest {
     /// Tick at which the daemon began to read the tables. A mapping is judged as of then: sessions used since
     /// have not all been seen.
     pub as_of: u32,
-    /// For [`SweepMode::KeepOnlyAddress`]: only the address counts.
+    /// Zero.
     pub external: EndpointKey,
     /// Index of the item that the next repetition looks at.
     pub next: u32,
@@ -39,10 +39,12 @@ pub struct SweepRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SweepMode {
-    /// End what is idle, expired or orphaned; refresh mappings that sessions use.
+    /// End what is idle, expired or orphaned, or stands on an address that is not ours, as long as we have one; refresh
+    /// mappings that sessions use.
     Age = 1,
-    /// End sessions and remove mappings of every external address but the given one; static entries stay.
-    KeepOnlyAddress = 3,
+    /// End sessions and remove mappings of every external address that is not one of ours by CONFIG; static entries
+    /// stay.
+    KeepOurs = 3,
     /// Mappings have changed or gone: their sessions get the expiry of what is there, and those end that have no
     /// mapping any more, or that somebody began whom it no longer admits.
     Recheck = 4,

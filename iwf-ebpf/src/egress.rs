@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::fragment::FragmentFlags;
+use iwf_common::nat::EndpointKey;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
@@ -17,7 +18,7 @@ use crate::headers::TCP;
 use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping;
-use crate::maps::{CONFIG, in_lan, is_external};
+use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
 use crate::next_hop::NextHop;
 use crate::outbound;
 use crate::outcome::{Outcome, Step, Verdict};
@@ -43,7 +44,7 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
         Err(outcome) => return Err(guard(hook, outcome)),
     };
     let config = CONFIG.get(0).ok_or(DropReason::PrivateSource)?;
-    if hook.ingress() != 0 && is_external(config, &packet.key.src) && is_answered(packet) {
+    if hook.ingress() != 0 && is_external(&packet.key.src) && is_answered(packet) {
         return Ok(Done::EgressUntouched.into());
     }
     // One way on for both, so that the verifier goes it once.
@@ -54,7 +55,7 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
             session::find(&packet.key, Direction::Out).ok_or(DropReason::SessionsFull)?
         }
     };
-    send(hook, packet, session)
+    send(hook, config, packet, session)
 }
 
 /// Whether answers to the packet go to a LAN host: the program at LAN ingress has translated it and sent it here.
@@ -78,7 +79,13 @@ fn report<H: Hook>(hook: &H) -> Outcome {
 }
 
 #[inline(always)]
-fn send<H: Hook>(hook: &H, packet: &Packet, session: &mut SessionValue) -> Step<Outcome> {
+fn send<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet,
+    session: &mut SessionValue,
+) -> Step<Outcome> {
+    session::check_address(config, &packet.key, session)?;
     let now = tick();
     if session::is_due(session, now) {
         session::prolong(&packet.key, session, now).step()?;
@@ -104,17 +111,17 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
 fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let key = &packet.key;
     let now = tick();
-    let mut flow = Flow::outbound(packet, key.src == config.external_addr);
-    let configured = config.external_addr != [0; 4];
-    if configured && flow.host {
+    let mut flow = Flow::outbound(packet, is_external(&key.src));
+    if flow.host {
         if !is_unicast(key.dst) || !packet.asks() || mapping::is_static_service(&flow.internal) {
             return Err(Done::HostOut.into());
         }
         if key.proto == TCP && packet.tcp_flags & tcp::RST != 0 {
-            return Err(reset_of_host(config, &flow.internal));
+            return Err(reset_of_host(&flow.internal));
         }
         return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
     }
+    let configured = config.external_addr != [0; 4];
     if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
         return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
     }
@@ -123,12 +130,8 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
 
 /// A RST of the CPE begins nothing. It leaves if the port is not a LAN host's, whose connection it would end.
 #[inline(always)]
-fn reset_of_host(config: &Config, internal: &iwf_common::nat::EndpointKey) -> Outcome {
-    let mut external = *internal;
-    external.addr = config.external_addr;
-    if crate::maps::MAPPINGS_EXT.get_ptr(external).is_none()
-        || mapping::behind(&external, internal).is_some()
-    {
+fn reset_of_host(internal: &EndpointKey) -> Outcome {
+    if MAPPINGS_EXT.get_ptr(internal).is_none() || mapping::behind(internal, internal).is_some() {
         Done::HostOut.into()
     } else {
         DropReason::TcpStray.into()
@@ -138,8 +141,8 @@ fn reset_of_host(config: &Config, internal: &iwf_common::nat::EndpointKey) -> Ou
 /// The fate of a packet that stays as it is.
 #[inline(always)]
 fn untranslated<H: Hook>(hook: &H, config: &Config, src: [u8; 4]) -> Outcome {
-    let forwarded = hook.ingress() != 0;
-    if in_lan(config, &src) || (forwarded && is_private(src) && src != config.external_addr) {
+    let private = in_lan(config, &src) || (hook.ingress() != 0 && is_private(src));
+    if private && !is_external(&src) {
         DropReason::PrivateSource.into()
     } else {
         Done::EgressUntouched.into()

@@ -13,6 +13,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use crate::fragment::{self, Place};
 use crate::hook::{BareContext, Hook as _};
 use crate::icmp::{self, At};
+use crate::outbound;
 use crate::outcome::Outcome;
 use crate::v6;
 
@@ -28,12 +29,14 @@ pub trait Far {
     fn v6_outbound(&self) -> Outcome;
     /// [`v6::egress::run`].
     fn v6_egress(&self) -> Outcome;
+    /// [`outbound::judge_stranger`].
+    fn lan_stranger(&self, outcome: Outcome) -> Outcome;
     /// [`icmp::sum`].
     fn sum(&self, from: usize, len: usize) -> u32;
 }
 
 macro_rules! far {
-    ($context:ty, $raw:ty, $make:expr; $icmp:ident $fragment:ident $v6in:ident $v6out:ident $v6egress:ident $sum:ident) => {
+    ($context:ty, $raw:ty, $make:expr; $icmp:ident $fragment:ident $v6in:ident $v6out:ident $v6egress:ident $stranger:ident $sum:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $icmp(ctx: *mut $raw, place: u32) -> u32 {
@@ -62,6 +65,12 @@ macro_rules! far {
         #[inline(never)]
         extern "C" fn $v6egress(ctx: *mut $raw) -> u32 {
             v6::egress::run(&$make(ctx)).slot()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $stranger(ctx: *mut $raw, outcome: u32) -> u32 {
+            outbound::judge_stranger(&$make(ctx), Outcome::from_slot(outcome)).slot()
         }
 
         #[unsafe(no_mangle)]
@@ -97,6 +106,11 @@ macro_rules! far {
             }
 
             #[inline(always)]
+            fn lan_stranger(&self, outcome: Outcome) -> Outcome {
+                Outcome::from_slot($stranger(self.context().cast(), outcome.slot()))
+            }
+
+            #[inline(always)]
             fn sum(&self, from: usize, len: usize) -> u32 {
                 $sum(self.context().cast(), from as u32, len as u32)
             }
@@ -105,11 +119,11 @@ macro_rules! far {
 }
 
 far!(XdpContext, xdp_md, XdpContext::new;
-    xdp_icmp xdp_fragment xdp_v6_in xdp_v6_out xdp_v6_egress xdp_sum);
+    xdp_icmp xdp_fragment xdp_v6_in xdp_v6_out xdp_v6_egress xdp_stranger xdp_sum);
 far!(TcContext, __sk_buff, TcContext::new;
-    tc_icmp tc_fragment tc_v6_in tc_v6_out tc_v6_egress tc_sum);
+    tc_icmp tc_fragment tc_v6_in tc_v6_out tc_v6_egress tc_stranger tc_sum);
 far!(BareContext, __sk_buff, bare;
-    bare_icmp bare_fragment bare_v6_in bare_v6_out bare_v6_egress bare_sum);
+    bare_icmp bare_fragment bare_v6_in bare_v6_out bare_v6_egress bare_stranger bare_sum);
 
 #[inline(always)]
 const fn bare(ctx: *mut __sk_buff) -> BareContext {

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use iwf_common::config::Config;
+use iwf_common::config::{Config, Ends};
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFlags, HeldFragment};
 use iwf_common::limits::{HELD_OCTETS, HELD_PER_SECOND, REASSEMBLY};
@@ -18,7 +18,7 @@ use crate::cursor::{load16, load32};
 use crate::headers::{ICMP, TCP, UDP, ipv4};
 use crate::hook::Hook;
 use crate::inbound::check_addresses;
-use crate::maps::{CONFIG, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan};
+use crate::maps::{CONFIG, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan, is_external, owns};
 use crate::next_hop::{self, NextHop, Query};
 use crate::options;
 use crate::outcome::{Outcome, Step, Verdict};
@@ -209,10 +209,9 @@ fn try_follow<H: Hook>(hook: &H, place: Place) -> Step<Outcome> {
             Place::Lan | Place::Wan => Err(PassReason::Fragment.into()),
         };
     }
-    // The address may have changed since the first one.
-    let ours = if inbound { key.dst } else { value.src };
-    if !config.is_external(ours) {
-        return Err(DropReason::FragmentUnknown.into());
+    // The addresses may have changed since the first one.
+    if !owns(&Ends::of_fragment(key, value)) {
+        return Err(DropReason::AddressGone.into());
     }
     if place == Place::Egress {
         hook.rewrite_fragment(&fragment, value, Hop::Stack)?;
@@ -284,7 +283,7 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
         // What for will be known when the first one comes. The stack gets it as well, untranslated: if the first
         // one is for the CPE itself, the stack puts them together, and else it forgets this one.
         Place::Wan => {
-            if !config.is_external(key.dst) {
+            if !is_external(&key.dst) {
                 return Err(PassReason::NotExternalAddr.into());
             }
             hold(hook, config, &Held::v4(fragment, 0));
@@ -299,7 +298,7 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
             })
         }
         Place::Egress => {
-            if config.is_external(key.src) {
+            if is_external(&key.src) {
                 return Err(Done::HostOut.into());
             }
             if config.external_addr == [0; 4] || !in_lan(config, &key.src) {
@@ -323,13 +322,13 @@ fn check_route<H: Hook>(hook: &H, config: &Config, fragment: &Later) -> Step<()>
     if !is_unicast(key.dst) {
         return Err(PassReason::NotUnicast.into());
     }
-    if !in_lan(config, &key.src) {
+    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
         return Err(PassReason::NotLanSource.into());
     }
     if in_lan(config, &key.dst) {
         return Err(PassReason::NotToWan.into());
     }
-    if config.is_external(key.dst) {
+    if is_external(&key.dst) {
         return Ok(());
     }
     let query = Query {

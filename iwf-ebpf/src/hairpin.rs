@@ -42,8 +42,12 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if H::REDIRECTS {
         next_hop::check_mac(hook.ingress(), packet).step()?;
     }
-    if !in_lan(config, &key.src) {
-        return Err(PassReason::NotLanSource.into());
+    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
+        return Err(if in_lan(config, &key.src) {
+            DropReason::SpoofedLan.into()
+        } else {
+            PassReason::NotLanSource.into()
+        });
     }
     if key.proto == ICMP {
         return Err(if packet.asks() {
@@ -78,8 +82,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     };
     let (internal, grant) = (&pair.flow.internal, &mut pair.flow.grant);
     mapping::find_or_make(now, internal, MappingKind::Dynamic, grant)?;
-    let (internal, external) = (&pair.flow.internal, &pair.flow.grant.external);
-    host::may_open(now, internal, external).step()?;
+    host::may_open(now, &pair.flow.internal).step()?;
     let invited = let_in(config, now, &mut pair);
     if invited == DropReason::HairpinRefused.into() {
         // Noted, so that its peer's packet is an answer: two hosts that send to each other at once (RFC 5128
@@ -211,6 +214,9 @@ pub fn hand_up<H: Hook>(
 ) -> Outcome {
     if outcome == PassReason::TtlExceeded.into() {
         return DropReason::TtlExceeded.into();
+    }
+    if outcome == DropReason::AddressGone.into() {
+        return outcome;
     }
     session::touch(session, packet, now);
     if let Err(failed) = hook.rewrite(packet, session, Hop::Stack) {

@@ -17,15 +17,14 @@ use iwf_common::nat::{EndpointKey, MappingKind};
 use iwf_common::reason::{DropReason, PassReason};
 use iwf_common::{limits, tick};
 
-use crate::maps::{CONFIG, HOSTS, is_external};
+use crate::maps::{CONFIG, HOSTS, PAIRED, is_external};
 use crate::outcome::Outcome;
 use crate::stats;
 
 /// Whether the host at `internal` may have one more session. Two CPUs that ask at once may let it have one too many.
-/// `wanted` is the external endpoint of the session: a host that is new here gets its address for its other mappings.
 #[inline(always)]
-pub fn may_open(now: u32, internal: &EndpointKey, wanted: &EndpointKey) -> Outcome {
-    Outcome::from_slot(host_may_open(now, internal, wanted))
+pub fn may_open(now: u32, internal: &EndpointKey) -> Outcome {
+    Outcome::from_slot(host_may_open(now, internal))
 }
 
 /// Whether the host at `internal` may have one more dynamic mapping; if so, `external` gets its external address.
@@ -37,19 +36,13 @@ pub fn may_map(now: u32, internal: &EndpointKey, external: &mut EndpointKey) -> 
 /// [`may_open`], judged once ([`crate::far`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn host_may_open(
-    now: u32,
-    internal: *const EndpointKey,
-    wanted: *const EndpointKey,
-) -> u32 {
+extern "C" fn host_may_open(now: u32, internal: *const EndpointKey) -> u32 {
     // SAFETY: null or whole, by its type.
     let internal = unsafe { internal.as_ref() };
-    // SAFETY: as above.
-    let wanted = unsafe { wanted.as_ref() };
-    let (Some(config), Some(internal), Some(wanted)) = (CONFIG.get(0), internal, wanted) else {
+    let (Some(config), Some(internal)) = (CONFIG.get(0), internal) else {
         return Outcome::from(PassReason::NotConfigured).slot();
     };
-    let refused = match enter(config, now, &HostKey::v4(internal.addr), &wanted.addr) {
+    let refused = match find_or_make(now, &HostKey::v4(internal.addr)) {
         None => EventKind::HostsFull,
         Some(host) if host.sessions >= u64::from(config.host_sessions) => EventKind::HostSessions,
         Some(_) => return Outcome::NONE.slot(),
@@ -72,11 +65,15 @@ extern "C" fn host_may_map(
     let (Some(config), Some(internal), Some(external)) = (CONFIG.get(0), internal, external) else {
         return Outcome::from(PassReason::NotConfigured).slot();
     };
-    let refused = match enter(config, now, &HostKey::v4(internal.addr), &[0; 4]) {
+    let refused = match find_or_make(now, &HostKey::v4(internal.addr)) {
         None => EventKind::HostsFull,
         Some(host) if host.mappings >= u64::from(config.host_mappings) => EventKind::HostMappings,
         Some(host) => {
-            external.addr = host.external;
+            let addr = host_external(u32::from_ne_bytes(internal.addr)).to_ne_bytes();
+            if host.external != addr {
+                host.external = addr;
+            }
+            external.addr = addr;
             return Outcome::NONE.slot();
         }
     };
@@ -199,29 +196,24 @@ fn find_or_make<'a>(now: u32, key: &HostKey) -> Option<&'a mut HostValue> {
     Some(host)
 }
 
-/// The same, and its external address is one of ours.
-#[inline(always)]
-fn enter<'a>(
-    config: &Config,
-    now: u32,
-    key: &HostKey,
-    wanted: &[u8; 4],
-) -> Option<&'a mut HostValue> {
-    let host = find_or_make(now, key)?;
-    if !is_external(config, &host.external) {
-        host.external = if is_external(config, wanted) {
-            *wanted
-        } else {
-            u32::to_ne_bytes(choose(config, key))
-        };
-    }
-    Some(host)
-}
-
-/// The external address that is a new host's by the pool. A function of its own for its stack.
+/// The external address of a host (RFC 4787 REQ-2): that of its explicit mappings if it has some, else the one that
+/// comes of its own address and ours. Judged once ([`crate::far`]), and on a stack of its own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn choose(config: &Config, key: &HostKey) -> u32 {
-    u32::from_ne_bytes(paired(key, config.external_addr, &config.pool))
+extern "C" fn host_external(host: u32) -> u32 {
+    let host = host.to_ne_bytes();
+    let Some(config) = CONFIG.get(0) else {
+        return 0;
+    };
+    if let Some(addr) = PAIRED.get_ptr(host) {
+        // SAFETY: entries live as long as the program runs.
+        let addr = unsafe { *addr };
+        if is_external(&addr) {
+            return u32::from_ne_bytes(addr);
+        }
+    }
+    let addr = paired(&HostKey::v4(host), config.external_addr, &config.pool);
+    u32::from_ne_bytes(addr)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -106,6 +106,7 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
     let Some(session) = session::find(&report.key, direction) else {
         return Err(without_session(config, place, report));
     };
+    session::check_address(config, &report.key, session)?;
     check_sums(hook, report).step()?;
     let way = way(hook, config, place, report, session);
     // Outbound, the stack gets it as it came: the program on WAN egress translates it then. What a session turns
@@ -158,7 +159,7 @@ fn read<'a, H: Hook>(
         if config.external_addr == [0; 4] {
             return Err(PassReason::NotConfigured.into());
         }
-        if !is_external(config, &dst) {
+        if !is_external(&dst) {
             return Err(PassReason::NotExternalAddr.into());
         }
     }
@@ -281,7 +282,7 @@ fn without_session(config: &Config, place: At, report: &Report) -> Outcome {
     let service = EndpointKey::new(key.dst, key.dst_port, key.proto);
     // An echo reply is the CPE's: those of LAN hosts to the WAN answer nobody.
     let answered = key.proto == ICMP && !report.asked;
-    if answered || (is_external(config, &key.dst) && mapping::is_static_service(&service)) {
+    if answered || (is_external(&key.dst) && mapping::is_static_service(&service)) {
         PassReason::Host.into()
     } else {
         DropReason::IcmpErrorStray.into()

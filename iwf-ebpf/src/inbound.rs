@@ -13,13 +13,14 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick as now_tick;
+use crate::cursor::load32;
 use crate::filter;
 use crate::fragment::{self, Place};
-use crate::headers::{ICMP, Mac, TCP};
+use crate::headers::{ICMP, Mac, TCP, ipv4};
 use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping::Grant;
-use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan};
+use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
 use crate::next_hop::{self, NextHop};
 use crate::outcome::{Outcome, Step};
 use crate::parse::{self, Marks, Packet, is_unicast};
@@ -78,6 +79,9 @@ fn deliver<H: Hook>(
             Ok(Done::ForwardedIn.into())
         }
         Err(outcome) => {
+            if outcome == DropReason::AddressGone.into() {
+                return Err(outcome);
+            }
             hook.rewrite(packet, session, Hop::Stack)?;
             if packet.marks != 0 {
                 fragment::marked(hook, packet, session, FragmentFlags::STACK).step()?;
@@ -95,15 +99,16 @@ fn way<H: Hook>(
     packet: &Packet,
     session: &mut SessionValue,
 ) -> Step<()> {
-    if session.flags & SessionFlags::HOST != 0 {
-        return Err(PassReason::Host.into());
-    }
-    if !H::REDIRECTS {
-        return Err(PassReason::NoRedirect.into());
-    }
-    // The stack's answer quotes the packet as translated; on WAN egress it is translated back.
-    if packet.ttl <= 1 {
-        return Err(PassReason::TtlExceeded.into());
+    if session.flags & SessionFlags::HOST != 0 || !H::REDIRECTS || packet.ttl <= 1 {
+        session::check_address(config, &packet.key, session)?;
+        return Err(if session.flags & SessionFlags::HOST != 0 {
+            PassReason::Host.into()
+        } else if !H::REDIRECTS {
+            PassReason::NoRedirect.into()
+        } else {
+            // The stack's answer quotes the packet as translated; on WAN egress it is translated back.
+            PassReason::TtlExceeded.into()
+        });
     }
     if session.next_hop_generation != config.next_hop_generation {
         next_hop::refresh(
@@ -144,7 +149,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if config.external_addr == [0; 4] {
         return Err(PassReason::NotConfigured.into());
     }
-    if key.dst != config.external_addr {
+    if !is_external(&key.dst) {
         return Err(PassReason::NotExternalAddr.into());
     }
     if key.proto == ICMP && packet.asks() {
@@ -179,14 +184,14 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
 #[inline(always)]
 pub fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
-    let ours = config.external_addr != [0; 4] && src == config.external_addr;
-    if ours || in_lan(config, &src) {
+    if is_external(&src) || in_lan(config, &src) {
         return Err(DropReason::Spoofed.into());
     }
     if !is_unicast(dst) {
         return Err(PassReason::NotUnicast.into());
     }
-    if in_lan(config, &dst) {
+    // The provider may give us an address that the LAN has as well (RFC 4787 REQ-7).
+    if in_lan(config, &dst) && !is_external(&dst) {
         return Err(DropReason::Unsolicited.into());
     }
     Ok(())
@@ -199,10 +204,17 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
         return fragment::later(hook, Place::Wan);
     }
     let outcome = fragment::refuse(hook, outcome);
-    let (Some((src, dst)), Some(config)) = (parse::addresses(hook, &hook.cursor()), CONFIG.get(0))
-    else {
+    let cursor = hook.cursor();
+    if !hook.is_ipv4(&cursor) {
+        return outcome;
+    }
+    let (Some(ip), Some(config)) = (cursor.at::<{ ipv4::LEN }>(H::L3), CONFIG.get(0)) else {
         return outcome;
     };
+    // SAFETY: `at` proved the bounds.
+    let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
+    // SAFETY: see above.
+    let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
     match check_addresses(config, src, dst) {
         Err(other) if matches!(other.verdict(), crate::outcome::Verdict::Drop) => other,
         _ => outcome,

@@ -18,7 +18,7 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 
 use crate::headers::{ICMP, UDP};
 use crate::host;
-use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT};
+use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, is_external};
 use crate::outcome::{Outcome, Step};
 use crate::stats;
 
@@ -158,7 +158,7 @@ fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) ->
     let external = unsafe { (*inner).endpoint(internal.proto) };
     let held = behind(&external, internal);
     if let Some(mapping) = held {
-        if config.is_external(external.addr) && !mapping.expired(now) {
+        if is_external(&external.addr) && !mapping.expired(now) {
             mapping.last_used = now;
             *grant = Grant {
                 external,

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use iwf_common::config::{Config, FdbKey, IfaceValue};
+use iwf_common::config::{Config, Ends, FdbKey, IfaceValue};
 use iwf_common::event::{Event, EventBudget};
 use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::flow6::{
@@ -39,6 +39,8 @@ pub static PEERS: HashMap<
 > = HashMap::new();
 #[btf_map]
 pub static HOSTS: HashMap<HostKey, HostValue, { limits::HOSTS as usize }> = HashMap::new();
+#[btf_map]
+pub static PAIRED: HashMap<[u8; 4], [u8; 4], { limits::PAIRED as usize }> = HashMap::new();
 #[btf_map]
 pub static SESSIONS6: HashMap<SessionKey6, SessionValue6, { limits::SESSIONS6 as usize }> =
     HashMap::new();
@@ -94,8 +96,44 @@ pub fn in_lan(config: &Config, addr: &[u8; 4]) -> bool {
     config.in_lan(*addr)
 }
 
-/// Whether `addr` is one of our external addresses. As above.
+/// Whether a session may go on.
+#[inline(always)]
+pub fn owns(ends: &Ends) -> bool {
+    let (external, remote) = (ends.external, ends.remote);
+    config_owns(
+        u32::from_ne_bytes(external),
+        u32::from_ne_bytes(remote),
+        u32::from(ends.turns_back),
+    ) != 0
+}
+
+/// Whether `addr` is one of our external addresses.
+#[inline(always)]
+pub fn is_external(addr: &[u8; 4]) -> bool {
+    config_is_external(u32::from_ne_bytes(*addr)) != 0
+}
+
+// Many comparisons, asked in many places: judged once ([`crate::far`]), and of numbers alone.
+
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn is_external(config: &Config, addr: &[u8; 4]) -> bool {
-    config.is_external(*addr)
+extern "C" fn config_owns(external: u32, remote: u32, turns_back: u32) -> u32 {
+    let ends = Ends {
+        external: external.to_ne_bytes(),
+        remote: remote.to_ne_bytes(),
+        turns_back: turns_back != 0,
+    };
+    match CONFIG.get(0) {
+        Some(config) => config.owns_ends(&ends).into(),
+        None => 0,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn config_is_external(addr: u32) -> u32 {
+    match CONFIG.get(0) {
+        Some(config) => config.is_external(addr.to_ne_bytes()).into(),
+        None => 0,
+    }
 }

@@ -8,15 +8,15 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup as FibParams,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
-use iwf_common::config::{Config, FdbKey};
+use iwf_common::config::{Config, Ends, FdbKey};
 use iwf_common::flow::{NO_NEXT_HOP, SessionFlags, SessionValue};
-use iwf_common::reason::{Done, PassReason};
+use iwf_common::reason::{Done, DropReason, PassReason};
 
 use crate::headers::Mac;
 use crate::hook::Hook;
-use crate::maps::{BRIDGE_FDB, CONFIG, IFACES};
+use crate::maps::{BRIDGE_FDB, CONFIG, IFACES, owns};
 use crate::outcome::{Outcome, Step};
-use crate::parse::Packet;
+use crate::parse::{Packet, is_unicast};
 use crate::session::Direction;
 use crate::stats;
 
@@ -133,7 +133,8 @@ pub fn params(space: &mut MaybeUninit<FibParams>, family: u8, iif: u32) -> &mut 
     params
 }
 
-/// Looks up the next hop of a session again and caches it.
+/// Looks up the next hop of a session again and caches it. Also the only question, once per session and generation,
+/// whether the addresses are still ours: the generation is stepped with every change of them.
 #[inline(never)]
 pub fn refresh(
     ctx: *mut c_void,
@@ -145,6 +146,12 @@ pub fn refresh(
     let Some(config) = CONFIG.get(0) else {
         return PassReason::NotConfigured.into();
     };
+    // Before the addresses: what is found good while they are written must not be good for the next generation.
+    // SAFETY: a reference is valid for reads; volatile keeps the order of the program text.
+    let generation = unsafe { core::ptr::read_volatile(&raw const config.next_hop_generation) };
+    if !owns(&Ends::of(&packet.key, session)) {
+        return DropReason::AddressGone.into();
+    }
     let (direction, iif, src) = if session.flags & SessionFlags::INBOUND != 0 {
         (Direction::In, ingress, session.src)
     } else if session.flags & SessionFlags::HAIRPIN != 0 {
@@ -163,6 +170,7 @@ pub fn refresh(
     let mut found = NextHop::NONE;
     let outcome = look_up(ctx, config, &query, &mut found);
     if outcome == Outcome::NONE {
+        found.generation = generation;
         found.store(session);
         stats::count(Done::NextHopRefreshed);
     }
@@ -198,6 +206,53 @@ pub fn check_frame(ingress: u32, frame_dst: Mac) -> Step<()> {
         return Err(PassReason::NotOurMac.into());
     }
     Ok(())
+}
+
+/// Whether a source is that of a LAN host behind the interface that a frame came in by.
+#[inline(always)]
+pub fn is_from_lan(ingress: u32, src: &[u8; 4]) -> bool {
+    lan_source(ingress, u32::from_ne_bytes(*src)) != 0
+}
+
+/// [`is_from_lan`], judged once ([`crate::far`]), and on a stack of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lan_source(ingress: u32, src: u32) -> u32 {
+    match CONFIG.get(0) {
+        Some(config) => config
+            .in_lan_at(src.to_ne_bytes(), l3_interface(ingress))
+            .into(),
+        None => 0,
+    }
+}
+
+/// Whether a packet with a source that is no LAN host's behind `ingress` is for the WAN, and nobody's behind that interface by the
+/// routing table (RFC 3704 section 2.2). What the link uses for itself is not asked: DHCP, link-local addresses, groups.
+#[inline(always)]
+pub fn is_spoofed(ctx: *mut c_void, ingress: u32, src: [u8; 4], dst: [u8; 4]) -> bool {
+    let Some(config) = CONFIG.get(0) else {
+        return false;
+    };
+    if config.wan == 0 || src == [0; 4] || matches!(src, [169, 254, ..]) || !is_unicast(dst) {
+        return false;
+    }
+    leaves_by(ctx, ingress, src, dst) == config.wan
+        && leaves_by(ctx, config.wan, dst, src) != ingress
+}
+
+/// The interface that a packet is sent by; 0: it is not forwarded.
+#[inline(never)]
+fn leaves_by(ctx: *mut c_void, iif: u32, src: [u8; 4], dst: [u8; 4]) -> u32 {
+    let mut space = MaybeUninit::uninit();
+    let params = params(&mut space, AF_INET, iif);
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+    // SAFETY: the context is the kernel's own and the length is the struct's.
+    let answer = unsafe { bpf_fib_lookup(ctx, params, size_of::<FibParams>() as i32, 0) } as u32;
+    match answer {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => params.ifindex,
+        _ => 0,
+    }
 }
 
 /// The interface that has the addresses: a bridge, when packets come in by its ports.

@@ -12,12 +12,13 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
 use crate::clock::tick;
+use crate::cursor::load32;
 use crate::fragment::{self, Place};
-use crate::headers::{Mac, TCP};
+use crate::headers::{Mac, TCP, ipv4};
 use crate::hook::Hook;
 use crate::maps::{CONFIG, in_lan, is_external};
 use crate::next_hop::{self, NextHop, Query};
-use crate::outcome::{Outcome, Step};
+use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
@@ -30,7 +31,7 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let packet = match parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
-            return Err(icmp::translate(hook, icmp::At::Lan));
+            return Err(admitted(hook, icmp::translate(hook, icmp::At::Lan)));
         }
         Err(outcome) if outcome == PassReason::NotIpv4.into() => {
             // What cannot leave from here is judged at WAN egress, all of it.
@@ -58,11 +59,11 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
 #[inline(always)]
 fn begun<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<&'static mut SessionValue> {
     // The kernel takes packets with our own addresses from the LAN, for the sake of those that we have hairpinned.
-    if is_external(config, &packet.key.src) {
+    if is_external(&packet.key.src) {
         return Err(DropReason::Spoofed.into());
     }
     // Not one inside of the other: each needs most of the stack.
-    let admitted = if is_external(config, &packet.key.dst) {
+    let admitted = if is_external(&packet.key.dst) {
         hairpin::admit(hook, config, packet)
     } else {
         admit(hook, config, packet)
@@ -76,10 +77,42 @@ fn begun<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<&'static m
 /// What is no flow: fragments without ports, and what the stack must judge.
 #[inline(never)]
 fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
-    if outcome == PassReason::Fragment.into() {
-        return fragment::later(hook, Place::Lan);
+    let outcome = if outcome == PassReason::Fragment.into() {
+        fragment::later(hook, Place::Lan)
+    } else {
+        fragment::refuse(hook, outcome)
+    };
+    admitted(hook, outcome)
+}
+
+/// The fate of what has no flow and is the stack's: dropped if its source does not belong where it comes from.
+#[inline(always)]
+fn admitted<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
+    hook.lan_stranger(outcome)
+}
+
+/// [`admitted`], on the far side.
+#[inline(always)]
+pub fn judge_stranger<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
+    if !matches!(outcome.verdict(), Verdict::Pass) || !hook.is_for_us() {
+        return outcome;
     }
-    fragment::refuse(hook, outcome)
+    let cursor = hook.cursor();
+    let Some(ip) = cursor.at::<{ ipv4::LEN }>(H::L3) else {
+        return outcome;
+    };
+    // SAFETY: `at` proved the bounds.
+    let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
+    // SAFETY: see above.
+    let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
+    if next_hop::is_from_lan(hook.ingress(), &src) {
+        return outcome;
+    }
+    let ingress = next_hop::l3_interface(hook.ingress());
+    if next_hop::is_spoofed(hook.context(), ingress, src, dst) {
+        return DropReason::SpoofedLan.into();
+    }
+    outcome
 }
 
 /// The stack must have all fragments of a datagram, if it has the first.
@@ -167,8 +200,8 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if !is_unicast(key.dst) {
         return Err(PassReason::NotUnicast.into());
     }
-    if !in_lan(config, &key.src) {
-        return Err(PassReason::NotLanSource.into());
+    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
+        return Err(admitted(hook, PassReason::NotLanSource.into()));
     }
     if in_lan(config, &key.dst) {
         return Err(PassReason::NotToWan.into());

@@ -47,7 +47,7 @@ fn run<H: Hook>(hook: &H, side: Side, slot: u32) -> u32 {
     if side == Side::Forwarded && hook.ingress() == 0 {
         return 0;
     }
-    if let Some(len) = worth(hook, config, side)
+    if let Some(len) = worth(hook, side)
         && !hand_over(hook, config, side, slot, len)
     {
         stats::count(Done::RefusalLost);
@@ -57,10 +57,10 @@ fn run<H: Hook>(hook: &H, side: Side, slot: u32) -> u32 {
 
 /// Octets of the packet that are copied; `None` if its sender is not told.
 #[inline(always)]
-fn worth<H: Hook>(hook: &H, config: &Config, side: Side) -> Option<usize> {
+fn worth<H: Hook>(hook: &H, side: Side) -> Option<usize> {
     let cursor = &hook.cursor();
     if hook.is_ipv4(cursor) {
-        return worth4::<H>(cursor, config, side);
+        return worth4::<H>(cursor, side);
     }
     if hook.is_ipv6(cursor) {
         return worth6::<H>(cursor, side);
@@ -69,7 +69,7 @@ fn worth<H: Hook>(hook: &H, config: &Config, side: Side) -> Option<usize> {
 }
 
 #[inline(always)]
-fn worth4<H: Hook>(cursor: &Cursor, config: &Config, side: Side) -> Option<usize> {
+fn worth4<H: Hook>(cursor: &Cursor, side: Side) -> Option<usize> {
     let ip = cursor.at::<{ ipv4::LEN }>(H::L3)?;
     // SAFETY: `at` proved the bounds of each header, here and below.
     let total = u16::from_be_bytes(unsafe { load16::<{ ipv4::TOTAL_LEN }>(ip) });
@@ -80,7 +80,7 @@ fn worth4<H: Hook>(cursor: &Cursor, config: &Config, side: Side) -> Option<usize
         let proto = unsafe { *ip.add(ipv4::PROTO) };
         // SAFETY: see above.
         let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
-        if proto != TCP || !is_external(config, &dst) || !opens(cursor, H::L3 + header) {
+        if proto != TCP || !is_external(&dst) || !opens(cursor, H::L3 + header) {
             return None;
         }
     }

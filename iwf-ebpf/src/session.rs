@@ -1,7 +1,7 @@
 //! Making, finding and keeping sessions.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use iwf_common::config::Config;
+use iwf_common::config::{Config, Ends};
 use iwf_common::csum;
 use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
@@ -13,7 +13,7 @@ use crate::hairpin;
 use crate::headers::{ICMP, TCP};
 use crate::host;
 use crate::mapping::{self, Grant};
-use crate::maps::{CONFIG, SESSIONS};
+use crate::maps::{CONFIG, SESSIONS, owns};
 use crate::next_hop::NextHop;
 use crate::outcome::{Outcome, Step};
 use crate::parse::Packet;
@@ -75,7 +75,7 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
 #[inline(always)]
 pub fn open(now: u32, flow: &Flow, packet: &Packet, next_hop: &NextHop) -> Step<()> {
     if !flow.host {
-        host::may_open(now, &flow.internal, &flow.grant.external).step()?;
+        host::may_open(now, &flow.internal).step()?;
     }
     write(now, flow, packet, flow.trigger.reverse(), next_hop).step()?;
     // If this fails, the first half is left alone, and the sweep ends it when its grace is over.
@@ -149,6 +149,16 @@ pub fn prolong(key: &SessionKey, session: &mut SessionValue, now: u32) -> Outcom
         }
         _ => DropReason::MappingExpired.into(),
     }
+}
+
+/// Whether a session that the stack is to have may go on: for the ways that ask for no next hop. A generation that is
+/// good says so as well.
+#[inline(always)]
+pub fn check_address(config: &Config, key: &SessionKey, session: &SessionValue) -> Step<()> {
+    if session.next_hop_generation != config.next_hop_generation && !owns(&Ends::of(key, session)) {
+        return Err(DropReason::AddressGone.into());
+    }
+    Ok(())
 }
 
 /// Whether a session's deadline has come.

@@ -11,6 +11,7 @@
 //!
 //! One repetition of a run looks at one item, and the kernel may do something else between two.
 
+use iwf_common::config::Ends;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::host::HostValue;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
@@ -22,7 +23,10 @@ use crate::filter;
 use crate::headers::TCP;
 use crate::host;
 use crate::mapping;
-use crate::maps::{CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, PEERS, SESSIONS, SWEEP, SWEEP_ITEMS};
+use crate::maps::{
+    CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, PEERS, SESSIONS, SWEEP, SWEEP_ITEMS, is_external,
+    owns,
+};
 use crate::v6;
 
 /// Looks at the next item. 0, or a negative error number.
@@ -261,8 +265,11 @@ fn keeps_session(
     session: &mut SessionValue,
 ) -> bool {
     let (internal, external) = session.endpoints(key);
-    if request.mode == SweepMode::KeepOnlyAddress as u32 {
-        return external.addr == request.external.addr;
+    if !is_ours(key, session) {
+        return false;
+    }
+    if request.mode == SweepMode::KeepOurs as u32 {
+        return true;
     }
     let Some(mapping) = mapping::behind(&external, &internal) else {
         return false;
@@ -298,6 +305,16 @@ fn keeps_session(
     true
 }
 
+/// Whether the addresses that a session stands on are still ours. While we have none, nothing is over for good: the
+/// same address may come back.
+#[inline(always)]
+fn is_ours(key: &SessionKey, session: &SessionValue) -> bool {
+    match CONFIG.get(0) {
+        Some(config) => config.external_addr == [0; 4] || owns(&Ends::of(key, session)),
+        None => true,
+    }
+}
+
 #[inline(always)]
 fn note_use(mapping: &mut MappingValue, used: u32) {
     if tick::age(used, mapping.last_used) > 0 {
@@ -315,15 +332,18 @@ fn keeps_mapping(
     if mapping.flags & MappingFlags::STATIC != 0 {
         return true;
     }
-    if request.mode == SweepMode::KeepOnlyAddress as u32 {
-        return external.addr == request.external.addr;
+    let Some(config) = CONFIG.get(0) else {
+        return true;
+    };
+    if config.external_addr != [0; 4] && !is_external(&external.addr) {
+        return false;
+    }
+    if request.mode == SweepMode::KeepOurs as u32 {
+        return true;
     }
     if mapping.kind == MappingKind::Explicit as u8 {
         return !mapping.expired(now);
     }
-    let Some(config) = CONFIG.get(0) else {
-        return true;
-    };
     let none = Shown::default();
     let idle = sweep::idle_time(&config.idle, external.proto, none, none);
     tick::age(request.as_of, mapping.last_used) <= idle || in_grace(now, mapping.last_used)

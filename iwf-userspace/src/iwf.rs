@@ -129,10 +129,13 @@ pub enum EffectError {
 /// What is known of the WAN.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WanState {
-    /// Address of the WAN interface, which is NAT1's external address. `None` while it is down.
+    /// Address of the WAN interface, which is NAT1's first external address and the one that PCP requests come from.
+    /// `None` while it is down.
     pub address: Option<Ipv4Addr>,
     /// Next hop of the IPv4 default route on the WAN.
     pub gateway: Option<Ipv4Addr>,
+    /// External addresses besides that one; none counts without it.
+    pub pool: Vec<Ipv4Addr>,
 }
 
 /// A request of the router's owner, not bound by the policy for LAN hosts.

@@ -56,6 +56,7 @@ impl Gateway {
         gateway.input(Input::Wan(WanState {
             address: Some(Ipv4Addr::new(192, 0, 2, 10)),
             gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            pool: Vec::new(),
         }));
         gateway
     }

@@ -304,3 +304,69 @@ impl Drop for Transfer {
         self.stop.store(true, Ordering::SeqCst);
     }
 }
+
+/// A flow of datagrams over one socket to an echo server: one every few milliseconds, whatever comes back.
+#[derive(Debug)]
+pub struct Datagrams {
+    stop: Arc<AtomicBool>,
+    echoed: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Datagrams {
+    /// Opens the socket on a host and starts.
+    ///
+    /// # Errors
+    /// If there is no socket to be had.
+    pub fn start(host: &Namespace, to: SocketAddrV4) -> Result<Self> {
+        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let socket = host.within(|| UdpSocket::bind(any))??;
+        socket.connect(to)?;
+        // The wait for an answer is what paces the flow.
+        socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let echoed = Arc::new(AtomicU64::new(0));
+        let thread = std::thread::spawn({
+            let (stop, echoed) = (Arc::clone(&stop), Arc::clone(&echoed));
+            move || {
+                let mut back = [0; 64];
+                while !stop.load(Ordering::SeqCst) {
+                    // What cannot be sent now is lost, as on any network.
+                    socket.send(b"one of many").ok();
+                    if socket.recv(&mut back).is_ok() {
+                        echoed.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            }
+        });
+        Ok(Self {
+            stop,
+            echoed,
+            thread: Some(thread),
+        })
+    }
+
+    /// Datagrams that came back so far.
+    pub fn echoed(&self) -> u64 {
+        self.echoed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `more` further ones have come back.
+    ///
+    /// # Errors
+    /// If they have not within `within`.
+    pub fn goes_on(&self, more: u64, within: Duration) -> Result<()> {
+        let goal = self.echoed() + more;
+        let what = format!("{more} further datagrams to come back");
+        wait::until(&what, within, || (self.echoed() >= goal).then_some(()))
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}

@@ -587,6 +587,14 @@ impl Plane {
         self.put(names::HOSTS, key, value)
     }
 
+    /// Says that the other mappings of a LAN host follow its explicit ones to an external address.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_paired(&mut self, host: [u8; 4], external: [u8; 4]) -> Result<()> {
+        self.put(names::PAIRED, host, external)
+    }
+
     /// Empties every hash and every ring. The programs stay loaded: for another test, without another
     /// verification.
     ///

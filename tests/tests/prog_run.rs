@@ -7,6 +7,8 @@ use iwf_tests::netns;
 use iwf_tests::prog::Plane;
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 
+#[path = "prog_run/address.rs"]
+mod address;
 #[path = "prog_run/bed.rs"]
 mod bed;
 #[path = "prog_run/cost.rs"]
@@ -37,6 +39,8 @@ mod race;
 mod refresh;
 #[path = "prog_run/refusals.rs"]
 mod refusals;
+#[path = "prog_run/spoofed.rs"]
+mod spoofed;
 #[path = "prog_run/sweep.rs"]
 mod sweep;
 #[path = "prog_run/tcp.rs"]

@@ -105,6 +105,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     Some(Wish::Reload) => {
                         let interval_before = self.config.reconcile_interval;
                         self.reload();
+                        // Its external addresses may be others.
+                        self.follow(&mut inputs.network);
                         if self.config.reconcile_interval != interval_before {
                             reconcile = interval(self.config.reconcile_interval);
                             reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -135,7 +137,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(clock::now()),
                 _ = hear.tick(), if self.shell.is_followed() => self.shell.hear(),
                 _ = look.tick() => {
-                    let network = inputs.network.borrow().clone();
+                    let network = self.as_configured(&inputs.network.borrow());
                     let carrier = network.wan.address.is_some();
                     let link = link::counters(self.config.wan_interface.as_str(), carrier);
                     self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
@@ -161,7 +163,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     }
 
     fn follow(&mut self, network: &mut watch::Receiver<NetState>) {
-        let network = network.borrow_and_update().clone();
+        let network = self.as_configured(&network.borrow_and_update());
         self.look_at_own_ports(&network);
         // The sockets first: what the core sends on hearing of a new address leaves from that address.
         self.follow_upstream(&network);
@@ -170,6 +172,10 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         // Hosts are served only when the kernel is ready for what they ask.
         self.shell.timeout(&mut self.upstream, clock::now());
         self.lan.follow(&network.lan);
+    }
+
+    fn as_configured(&self, network: &NetState) -> NetState {
+        network.clone().with_pool(&self.config.external_addresses)
     }
 
     /// Sockets open and close without a word, so they are looked at from time to time.
@@ -208,6 +214,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     warn!("log filter not changed: {error:#}");
                 }
                 self.config.open_ports = new.open_ports;
+                self.config.external_addresses = new.external_addresses;
                 self.config.pinholes = new.pinholes;
                 self.config.rules = new.rules;
                 self.config.reconcile_interval = new.reconcile_interval;

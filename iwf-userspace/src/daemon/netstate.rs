@@ -1,6 +1,6 @@
 //! What the daemon knows about interfaces and addresses, as the netlink watcher publishes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::daemon::config::FlowRules;
@@ -24,6 +24,9 @@ pub struct NetState {
     pub lan6: Vec<(Ipv6Addr, u8)>,
     /// Address of the WAN interface even while its carrier is lost, so that a short outage ends no session.
     pub external_addr: Option<Ipv4Addr>,
+    /// Every IPv4 address of the WAN interface with its prefix length, lowest first, without additional ones of a
+    /// prefix.
+    pub wan_addresses: Vec<(Ipv4Addr, u8)>,
     /// Devices the packet programs belong on: the WAN, and per LAN interface itself or, of a bridge, its ports.
     pub ports: Vec<Port>,
     /// Stations behind the ports of LAN bridges.
@@ -33,14 +36,58 @@ pub struct NetState {
 }
 
 impl NetState {
+    /// Takes the addresses of the configuration for what they are: external ones besides the first. One of the WAN
+    /// interface that is not among them is the first, if there is any.
+    #[must_use]
+    pub fn with_pool(mut self, configured: &[Ipv4Addr]) -> Self {
+        let mut own = self.wan_addresses.iter().map(|(addr, _)| *addr);
+        let first = own.find(|addr| !configured.contains(addr));
+        if let (Some(first), Some(_)) = (first, self.external_addr) {
+            self.external_addr = Some(first);
+            self.wan.address = self.wan.address.and(Some(first));
+        }
+        let others = configured.iter().copied();
+        self.wan.pool = others
+            .filter(|addr| Some(*addr) != self.external_addr)
+            .collect();
+        self
+    }
+
+    /// The LAN prefix that the WAN's own overlaps with, if there is one: the provider has given us an address that the
+    /// LAN has as well (RFC 4787 REQ-7).
+    pub fn conflict(&self) -> Option<(Ipv4Addr, u8)> {
+        let external = self.external_addr?;
+        let len = self
+            .wan_addresses
+            .iter()
+            .find(|(addr, _)| *addr == external)
+            .map_or(32, |(_, len)| *len);
+        let lans = self.lan.iter().map(LanAddress::prefix);
+        lans.into_iter().find(|(network, lan_len)| {
+            let shorter = len.min(*lan_len);
+            masked(*network, shorter) == masked(external, shorter)
+        })
+    }
+
     /// What the data plane has to follow.
     pub fn plane_config(&self, host_ports: Vec<(Protocol, u16)>) -> PlaneConfig {
         let mut lan_prefixes: Vec<_> = self.lan.iter().map(LanAddress::prefix).collect();
         lan_prefixes.sort_unstable();
         lan_prefixes.dedup();
+        let mut lan_interfaces = BTreeMap::new();
+        for link in &self.lan {
+            let known = lan_interfaces.insert(link.prefix(), link.ifindex);
+            if known.is_some_and(|known| known != link.ifindex) {
+                // On two interfaces at once: nobody can tell where its hosts are.
+                lan_interfaces.insert(link.prefix(), 0);
+            }
+        }
+        lan_interfaces.retain(|_, ifindex| *ifindex != 0);
         PlaneConfig {
             external_addr: self.external_addr,
+            pool: self.wan.pool.clone(),
             lan_prefixes,
+            lan_interfaces,
             wan_mtu: self.wan_mtu,
             lan6_prefixes: self.lan6.clone(),
             pinholes: Vec::new(),
@@ -52,6 +99,14 @@ impl NetState {
             next_hops: self.next_hops,
         }
     }
+}
+
+/// The first `len` bits of an address.
+fn masked(addr: Ipv4Addr, len: u8) -> u32 {
+    let mask = u32::MAX
+        .checked_shl(32 - u32::from(len.min(32)))
+        .unwrap_or(0);
+    u32::from(addr) & mask
 }
 
 /// One IPv4 address of a LAN interface.
@@ -80,10 +135,10 @@ impl LanAddress {
 
     /// Network address and prefix length.
     pub fn prefix(&self) -> (Ipv4Addr, u8) {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(self.prefix_len.min(32)))
-            .unwrap_or(0);
-        (Ipv4Addr::from(u32::from(self.addr) & mask), self.prefix_len)
+        (
+            Ipv4Addr::from(masked(self.addr, self.prefix_len)),
+            self.prefix_len,
+        )
     }
 }
 
@@ -110,6 +165,71 @@ mod tests {
         assert!(lan([10, 0, 0, 0], 31).contains([10, 0, 0, 1].into()));
         assert!(!lan([10, 0, 0, 0], 32).contains([10, 0, 0, 1].into()));
         assert!(lan([10, 0, 0, 1], 0).contains([8, 8, 8, 8].into()));
+    }
+
+    fn wan(addresses: &[([u8; 4], u8)]) -> NetState {
+        let wan_addresses: Vec<_> = addresses.iter().map(|(a, l)| ((*a).into(), *l)).collect();
+        let first = wan_addresses.first().map(|(addr, _)| *addr);
+        NetState {
+            external_addr: first,
+            wan: WanState {
+                address: first,
+                ..WanState::default()
+            },
+            wan_addresses,
+            ..NetState::default()
+        }
+    }
+
+    #[test]
+    fn the_first_address_is_one_that_is_not_pooled() {
+        let pool = [[100, 64, 0, 2].into(), [100, 64, 0, 3].into()];
+        let both = wan(&[([100, 64, 0, 2], 32), ([100, 64, 0, 9], 24)]).with_pool(&pool);
+        assert_eq!(both.external_addr, Some([100, 64, 0, 9].into()));
+        assert_eq!(both.wan.address, both.external_addr);
+        assert_eq!(both.wan.pool, pool);
+        // No other one is there: the pool has to do.
+        let only = wan(&[([100, 64, 0, 2], 32)]).with_pool(&pool);
+        assert_eq!(only.external_addr, Some(pool[0]));
+        assert_eq!(only.wan.pool, [pool[1]]);
+        let none = wan(&[]).with_pool(&pool);
+        assert_eq!((none.external_addr, none.wan.address), (None, None));
+    }
+
+    #[test]
+    fn a_wan_within_the_lan_is_told_and_one_around_it_as_well() {
+        let with_lan = |address| NetState {
+            lan: vec![lan([192, 168, 1, 1], 24)],
+            ..wan(&[address])
+        };
+        let lan_prefix = Some((Ipv4Addr::new(192, 168, 1, 0), 24));
+        for (address, conflict) in [
+            (([192, 168, 1, 200], 24), lan_prefix),
+            (([192, 168, 1, 200], 32), lan_prefix),
+            (([192, 168, 9, 9], 16), lan_prefix),
+            (([192, 168, 9, 9], 24), None),
+            (([100, 64, 0, 2], 10), None),
+        ] {
+            assert_eq!(with_lan(address).conflict(), conflict, "{address:?}");
+        }
+        assert_eq!(
+            with_lan(([192, 168, 1, 200], 24)).with_pool(&[]).conflict(),
+            lan_prefix
+        );
+    }
+
+    #[test]
+    fn a_prefix_of_two_interfaces_may_come_in_by_any() {
+        let mut other = lan([192, 168, 1, 2], 24);
+        other.ifindex = 3;
+        let state = NetState {
+            lan: vec![lan([192, 168, 1, 1], 24), other, lan([10, 0, 0, 1], 8)],
+            ..NetState::default()
+        };
+        let config = state.plane_config(Vec::new());
+        let named = BTreeMap::from([((Ipv4Addr::new(10, 0, 0, 0), 8), 2)]);
+        assert_eq!(config.lan_interfaces, named);
+        assert_eq!(config.lan_prefixes.len(), 2);
     }
 
     #[test]

@@ -34,10 +34,16 @@ const CLOSE: u32 = 1 << 7;
 /// The ports in use at this moment. What cannot be asked is left out; a kernel without socket diagnosis tells nothing.
 pub(super) fn now(network: &NetState) -> BTreeSet<(Protocol, u16)> {
     let mut ports = BTreeSet::new();
+    let external: Vec<_> = network
+        .external_addr
+        .iter()
+        .chain(&network.wan.pool)
+        .copied()
+        .collect();
     for (protocol, states) in [(Protocol::Tcp, LISTEN), (Protocol::Udp, CLOSE)] {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut take = |socket: Bound| {
-                if socket.faces(network.wan_ifindex, network.external_addr) {
+                if socket.faces(network.wan_ifindex, &external) {
                     ports.insert((protocol, socket.port));
                 }
             };
@@ -82,12 +88,12 @@ struct Bound {
 }
 
 impl Bound {
-    /// Whether packets to the external address would reach it.
-    fn faces(self, wan: Option<u32>, external: Option<Ipv4Addr>) -> bool {
+    /// Whether packets to an external address would reach it.
+    fn faces(self, wan: Option<u32>, external: &[Ipv4Addr]) -> bool {
         let here = self.interface == 0 || Some(self.interface) == wan;
         let addressed = self
             .addr
-            .is_some_and(|addr| addr.is_unspecified() || Some(addr) == external);
+            .is_some_and(|addr| addr.is_unspecified() || external.contains(&addr));
         here && addressed && self.port != 0
     }
 }
@@ -221,7 +227,9 @@ mod tests {
             addr,
             interface,
         };
-        let faces = |bound: Bound| bound.faces(Some(3), Some(wan));
+        let pooled = Ipv4Addr::new(100, 64, 0, 3);
+        let faces = |bound: Bound| bound.faces(Some(3), &[wan, pooled]);
+        assert!(faces(at(Some(pooled), 0)));
         assert!(faces(at(Some(Ipv4Addr::UNSPECIFIED), 0)));
         assert!(faces(at(Some(wan), 3)));
         assert!(!faces(at(Some(Ipv4Addr::UNSPECIFIED), 4)));

@@ -143,7 +143,8 @@ impl Iwf {
         {
             return Err(Refusal::NoRoom);
         }
-        let (Some(addr), server) = (self.wan.address, self.server_to_ask()?) else {
+        let server = self.server_to_ask()?;
+        let Some(addr) = self.external_for(new.internal.addr) else {
             return Err(Refusal::Unreachable);
         };
         if server.is_some() && !self.pace.admit(call.caller, now) {

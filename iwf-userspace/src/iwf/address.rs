@@ -51,7 +51,7 @@ impl Iwf {
     pub(super) fn get_external_address(&mut self, call: Call, now: Instant) {
         let server = match self.mode {
             Mode::Local => {
-                let addr = self.wan.address;
+                let addr = self.external_for(call.caller);
                 return self.reply_address(&call, addr);
             }
             Mode::Down | Mode::NoServer => return self.reply_address(&call, None),

@@ -241,7 +241,9 @@ impl Iwf {
             return Err(Refusal::PortTaken);
         }
         let server = self.server_to_ask()?;
-        let addr = self.wan.address.ok_or(Refusal::Unreachable)?;
+        let addr = self
+            .external_for(stated.internal.addr)
+            .ok_or(Refusal::Unreachable)?;
         let new = NewMapping {
             remote: stated.remote,
             external: Some(external),

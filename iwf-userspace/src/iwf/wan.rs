@@ -3,12 +3,15 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use iwf_common::host::{HostKey, paired};
+use iwf_common::limits::POOL;
+
 use super::job::{Kind, Origin, Stage};
 use super::settings::{ModeSetting, PrivateWan, ServerSource};
 use super::{Iwf, Mode, Notice, StoreChange, WanState};
 use crate::mapping::policy::is_public;
 use crate::mapping::record::{MappingRecord, WallClock};
-use crate::mapping::{Claim, State};
+use crate::mapping::{Claim, Mapping, State};
 use crate::proto::pcp_client::{self, Liveness};
 use crate::types::{Generation, Instant, UnixTime};
 use crate::wire::pcp::SERVER_PORT;
@@ -30,15 +33,16 @@ impl Iwf {
         self.tell(pcp_client::Input::Local(self.wan.address), now);
         let servers = self.servers_to_watch();
         self.tell(pcp_client::Input::Servers(servers), now);
-        if let Some(addr) = self.wan.address {
+        if self.wan.address.is_some() {
+            let misplaced = |m: &&Mapping| !self.is_placed(m);
             let moved: Vec<_> = self
                 .table
                 .iter()
-                .filter(|m| m.nat1.addr != addr)
+                .filter(misplaced)
                 .map(|m| m.generation)
                 .collect();
             for generation in &moved {
-                self.readdress(*generation, addr);
+                self.readdress(*generation);
             }
             self.choose_mode(now);
             // The server has not seen us there; what it granted was for the old address.
@@ -52,9 +56,56 @@ impl Iwf {
         self.choose_mode(now);
     }
 
-    /// Moves a mapping to our new address.
-    fn readdress(&mut self, generation: Generation, addr: Ipv4Addr) {
+    /// The external address for a mapping of `host`. A server maps the address that it is asked from, which is the first
+    /// one. Where nobody is asked, all mappings of a host are at one address (RFC 4787 REQ-2), and the kernel's dynamic
+    /// ones follow them.
+    pub(super) fn external_for(&self, host: Ipv4Addr) -> Option<Ipv4Addr> {
+        let first = self.wan.address?;
+        if self.wan.pool.is_empty() || self.needs_first() {
+            return Some(first);
+        }
+        let mut own = self.table.iter().filter(|m| m.internal.addr == host);
+        let held = own.find(|m| self.is_ours(m.nat1.addr));
+        Some(held.map_or_else(|| self.paired(host, first), |m| m.nat1.addr))
+    }
+
+    /// What the kernel would give it.
+    fn paired(&self, host: Ipv4Addr, first: Ipv4Addr) -> Ipv4Addr {
+        let mut slots = [[0; 4]; POOL];
+        for (slot, addr) in slots.iter_mut().zip(&self.wan.pool) {
+            *slot = addr.octets();
+        }
+        paired(&HostKey::v4(host.octets()), first.octets(), &slots).into()
+    }
+
+    fn is_ours(&self, addr: Ipv4Addr) -> bool {
+        self.wan.address == Some(addr)
+            || (self.wan.address.is_some() && self.wan.pool.contains(&addr))
+    }
+
+    fn needs_first(&self) -> bool {
+        matches!(self.mode, Mode::Cascaded(_))
+    }
+
+    /// Whether a mapping is at an address where it may be.
+    fn is_placed(&self, mapping: &Mapping) -> bool {
+        if mapping.upstream.is_some() || self.needs_first() {
+            self.wan.address == Some(mapping.nat1.addr)
+        } else {
+            self.is_ours(mapping.nat1.addr)
+        }
+    }
+
+    /// Moves a mapping to an address where it may be.
+    fn readdress(&mut self, generation: Generation) {
         let Some(old) = self.table.get(generation) else {
+            return;
+        };
+        let addr = match old.upstream {
+            Some(_) => self.wan.address,
+            None => self.external_for(old.internal.addr),
+        };
+        let Some(addr) = addr else {
             return;
         };
         let mut mapping = old.clone();
@@ -131,7 +182,16 @@ impl Iwf {
     /// A change of mode loses no mapping: a local one gets a lease, a leased one becomes local.
     fn follow_mode(&mut self, generation: Generation, server: Option<SocketAddr>, now: Instant) {
         match (self.mode, server) {
-            (Mode::Cascaded(_), None) => self.reacquire(generation, now),
+            (Mode::Cascaded(_), None) => {
+                if self
+                    .table
+                    .get(generation)
+                    .is_some_and(|m| !self.is_placed(m))
+                {
+                    self.readdress(generation);
+                }
+                self.reacquire(generation, now);
+            }
             // A lease at a server that is still there goes on there.
             (Mode::Cascaded(_), Some(server)) => {
                 if !self.servers_to_watch().contains(&server) {

@@ -52,10 +52,10 @@ impl Kernel {
         Ok(())
     }
 
-    /// The data plane ends what belongs to an old address.
-    pub(super) fn readdress(&mut self, addr: std::net::Ipv4Addr) {
+    /// The data plane ends what belongs to an address that is not ours any more.
+    pub(super) fn readdress(&mut self, ours: &[std::net::Ipv4Addr]) {
         self.entries
-            .retain(|(_, external), _| external.addr == addr);
+            .retain(|(_, external), _| ours.contains(&external.addr));
     }
 
     pub(super) fn observe(&self) -> Vec<NatEntry> {

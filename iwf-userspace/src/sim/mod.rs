@@ -8,6 +8,7 @@
 mod arbitrary;
 mod kernel;
 mod link;
+mod pool;
 mod random;
 mod recovery;
 mod renewal;

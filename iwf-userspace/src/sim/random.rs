@@ -67,6 +67,16 @@ fn run(seed: u64) {
             20 if statics => world.state(&[stated(22, 2005)]),
             _ => {}
         }
+        // External addresses come and go.
+        if seed % 5 == 2 {
+            let pool = [77, 78].map(|last| Ipv4Addr::new(100, 64, 0, last));
+            match at {
+                5 | 45 => world.set_pool(&pool),
+                25 => world.set_pool(&pool[1..]),
+                35 => world.set_pool(&[]),
+                _ => {}
+            }
+        }
         step(&mut world);
         world.link.cut &= !lossless;
         let pause = world.rng.random_range(0..60_000);

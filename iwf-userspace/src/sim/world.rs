@@ -97,6 +97,7 @@ impl World {
             wan: WanState {
                 address: Some(WAN),
                 gateway: Some(Ipv4Addr::new(100, 64, 0, 1)),
+                pool: Vec::new(),
             },
             statics: Vec::new(),
             sent: Vec::new(),
@@ -144,7 +145,17 @@ impl World {
         self.wan.address = address;
         if let Some(addr) = address {
             self.moved |= addr != WAN;
-            self.kernel.readdress(addr);
+            self.kernel
+                .readdress(&[&[addr], self.wan.pool.as_slice()].concat());
+        }
+        self.input(Input::Wan(self.wan.clone()));
+    }
+
+    /// The configuration has other external addresses besides the WAN's.
+    pub(super) fn set_pool(&mut self, pool: &[Ipv4Addr]) {
+        self.wan.pool = pool.to_vec();
+        if let Some(addr) = self.wan.address {
+            self.kernel.readdress(&[&[addr], pool].concat());
         }
         self.input(Input::Wan(self.wan.clone()));
     }

@@ -348,7 +348,17 @@ impl Bed {
         external_port: u16,
         value: MappingValue,
     ) -> Result<()> {
-        let external = endpoint((WAN, external_port), proto);
+        self.map_at(proto, (WAN, external_port), value)
+    }
+
+    /// The same at any address.
+    pub(crate) fn map_at(
+        &mut self,
+        proto: u8,
+        external: ([u8; 4], u16),
+        value: MappingValue,
+    ) -> Result<()> {
+        let external = endpoint(external, proto);
         let back = MappingValue {
             addr: external.addr,
             port: external.port,
@@ -384,7 +394,7 @@ impl Bed {
     }
 }
 
-fn as_xdp(seen: Seen) -> Seen {
+pub(crate) fn as_xdp(seen: Seen) -> Seen {
     let action = match seen.action {
         TC_REDIRECT => REDIRECT,
         TC_NEXT => PASS,

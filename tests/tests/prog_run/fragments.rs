@@ -310,7 +310,7 @@ fn a_datagram_ends_with_its_address() -> Result<()> {
         let fragments = split(out, 1208, 9);
         assert_eq!(lan(bed, &fragments[0])?.action, REDIRECT);
         bed.reconfigure(|config| config.external_addr = [100, 64, 0, 3])?;
-        lan(bed, &fragments[1])?.is(DROP, Delta::counted(&["drop_fragment_unknown"]));
+        lan(bed, &fragments[1])?.is(DROP, Delta::counted(&["drop_address_gone"]));
         Ok(())
     })
 }

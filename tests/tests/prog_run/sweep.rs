@@ -342,8 +342,7 @@ fn a_new_external_address_takes_nothing_over() -> Result<()> {
         bed.lan_in(&lan_frame(Frame::udp((HOST, 5000), (REMOTE, 53))))?;
         let new = [100, 64, 0, 77];
         bed.reconfigure(|config| config.external_addr = new)?;
-        let request = endpoint((new, 0), 0);
-        let swept = bed.sweep(SweepMode::KeepOnlyAddress, request)?;
+        let swept = bed.sweep(SweepMode::KeepOurs, EndpointKey::default())?;
         assert_eq!(left(swept), (0, 0));
         let state = bed.plane.state()?;
         assert!(state.internal.is_empty() && state.external.is_empty());

@@ -12,6 +12,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use iwf_common::limits::POOL;
+
 use crate::mapping::StaticMapping;
 
 /// Everything the daemon was told, checked.
@@ -43,6 +45,8 @@ pub struct Config {
     pub mss_clamp: MssClamp,
     /// What holds for flows that somebody begins.
     pub rules: FlowRules,
+    /// External addresses besides the WAN interface's own. At most [`POOL`], none twice.
+    pub external_addresses: Vec<Ipv4Addr>,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
     /// The IPv6 filter.

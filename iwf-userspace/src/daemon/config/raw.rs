@@ -129,6 +129,7 @@ section!(Nat {
     filtering: String = "address-and-port-dependent",
     refusals: String = "answer",
     mss_clamp: toml::Value = "auto",
+    external_addresses: Vec<Spanned<String>> = Vec::new(),
 });
 section!(Policy {
     min_port: i64 = 1024,

@@ -371,3 +371,36 @@ fn mappings_that_cannot_be_are_refused_with_their_line() {
         "{error}"
     );
 }
+
+#[test]
+fn external_addresses_are_hosts_and_few() {
+    let pool = |text: &str| parse(&format!("{MINIMAL}[nat]\nexternal_addresses = {text}\n"));
+    assert_eq!(
+        parse(MINIMAL).unwrap().external_addresses,
+        [Ipv4Addr::UNSPECIFIED; 0]
+    );
+    let two = pool("[\"192.0.2.7\", \"192.0.2.9\"]").unwrap();
+    let addresses = [Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(192, 0, 2, 9)];
+    assert_eq!(two.external_addresses, addresses);
+    // Read again without a restart.
+    assert!(parse(MINIMAL).unwrap().restart_keys(&two).is_empty());
+    let many = (1..=8)
+        .map(|n| format!("\"192.0.2.{n}\""))
+        .collect::<Vec<_>>();
+    for wrong in [
+        "[\"192.0.2.7\", \"192.0.2.7\"]",
+        "[\"0.0.0.0\"]",
+        "[\"127.0.0.1\"]",
+        "[\"224.0.0.1\"]",
+        "[\"192.0.2.0/24\"]",
+        "[\"wan0\"]",
+        &format!("[{}]", many.join(", ")),
+    ] {
+        let error = pool(wrong).unwrap_err();
+        assert!(
+            error.to_string().contains("nat.external_addresses"),
+            "{error}"
+        );
+        assert!(error.line.is_some(), "{error}");
+    }
+}

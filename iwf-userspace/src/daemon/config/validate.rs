@@ -12,7 +12,7 @@ use super::raw;
 use super::{
     AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, FlowRules, HttpConfig,
     InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode,
-    MssClamp, OpenPorts, PCP_PORT, Paths, PcpServer, PolicyConfig, Refusals, SsdpConfig,
+    MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer, PolicyConfig, Refusals, SsdpConfig,
     StaticPinhole, ThirdParty, Timeouts,
 };
 
@@ -92,6 +92,7 @@ impl TryFrom<raw::File> for Config {
                 refusals: choice("nat.refusals", &file.nat.refusals, &REFUSALS)?,
             },
             mss_clamp: mss_clamp(&file.nat.mss_clamp)?,
+            external_addresses: external_addresses(&file.nat.external_addresses)?,
             policy: policy(&file.policy)?,
             ipv6: Ipv6 {
                 filter: *file.ipv6.filter.get_ref(),
@@ -211,6 +212,41 @@ fn pcp_server(written: &Spanned<String>) -> Result<PcpServer, Invalid> {
              or \"default-router\"",
         )
     })
+}
+
+fn external_addresses(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Ipv4Addr>, Invalid> {
+    let count = written.get_ref().len();
+    if count > POOL {
+        return Err(invalid(
+            written,
+            format!("nat.external_addresses names {count} addresses"),
+            &format!("name at most {POOL} besides the WAN interface's own"),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    let mut address = |written: &Spanned<String>| {
+        let text = written.get_ref().as_str();
+        let addr = text.parse::<Ipv4Addr>().ok().filter(|addr| {
+            let [first, ..] = addr.octets();
+            first != 0 && !addr.is_loopback() && first < 224
+        });
+        let Some(addr) = addr else {
+            return Err(invalid(
+                written,
+                format!("nat.external_addresses: {text:?} is no address of a host"),
+                "write an IPv4 address such as \"192.0.2.7\"",
+            ));
+        };
+        if !seen.insert(addr) {
+            return Err(invalid(
+                written,
+                format!("nat.external_addresses: {addr} is listed twice"),
+                "name each address once",
+            ));
+        }
+        Ok(addr)
+    };
+    written.get_ref().iter().map(&mut address).collect()
 }
 
 fn ports(key: &str, written: &[Spanned<i64>]) -> Result<Vec<u16>, Invalid> {

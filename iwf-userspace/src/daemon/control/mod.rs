@@ -189,6 +189,12 @@ pub struct Status {
     pub gateway: Option<Ipv4Addr>,
     /// The address remote hosts use, as far as known.
     pub external_address: Option<Ipv4Addr>,
+    /// Every external address of our NAT, if there are several: the WAN's own first.
+    #[serde(default)]
+    pub external_addresses: Vec<ExternalAddress>,
+    /// The LAN prefix that the WAN's overlaps with: neither side reaches the other's hosts in it.
+    #[serde(default)]
+    pub address_conflict: Option<String>,
     /// Where LAN clients are served.
     pub listeners: Vec<Listener>,
     /// PCP servers.
@@ -199,6 +205,15 @@ pub struct Status {
     pub sessions: u64,
     /// The last run of the reconciler.
     pub reconciler: Reconciler,
+}
+
+/// One of several external addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// LAN hosts whose dynamic mappings are there.
+    pub hosts: u64,
 }
 
 /// One LAN address with the HTTP server on it.

@@ -45,6 +45,18 @@ fn render_status(status: &Status) -> String {
     );
     row("gateway", or_dash(status.gateway));
     row("external address", or_dash(status.external_address));
+    for external in &status.external_addresses {
+        row(
+            "of the pool",
+            format!("{}, {} hosts", external.address, external.hosts),
+        );
+    }
+    if let Some(prefix) = &status.address_conflict {
+        row(
+            "conflict",
+            format!("the WAN's prefix overlaps with {prefix} of the LAN"),
+        );
+    }
     for listener in &status.listeners {
         row(
             "LAN",

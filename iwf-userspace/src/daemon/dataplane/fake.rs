@@ -1,6 +1,7 @@
 //! A data plane in memory, for tests of what is above it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -154,8 +155,9 @@ impl Fault {
 
 impl DataPlane for FakePlane {
     fn configure(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
-        if let Some(addr) = config.external_addr {
-            self.entries.retain(|_, held| held.external.addr == addr);
+        if let Some(first) = config.external_addr {
+            let ours = |addr| addr == first || config.pool.contains(&addr);
+            self.entries.retain(|_, held| ours(held.external.addr));
         }
         self.config = config.clone();
         Ok(())
@@ -221,6 +223,10 @@ impl DataPlane for FakePlane {
 
     fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {
         Ok(self.config.pinholes.iter().map(|p| (p.id, 0)).collect())
+    }
+
+    fn hosts(&self) -> Result<BTreeMap<Ipv4Addr, u64>, DataPlaneError> {
+        Ok(BTreeMap::new())
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError> {

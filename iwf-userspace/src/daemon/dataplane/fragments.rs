@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use aya::maps::{HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
+use iwf_common::config::Config;
 use iwf_common::flow6::{FragmentKey6, FragmentValue6};
 use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFlags, HeldFragment};
 use iwf_common::{limits, tick};
@@ -47,6 +48,7 @@ pub(crate) struct FragmentTables {
     pub(super) ring: RingBuf<MapData>,
     pub(super) first: HashMap<MapData, FragmentKey, FragmentValue>,
     pub(super) first6: HashMap<MapData, FragmentKey6, FragmentValue6>,
+    pub(super) config: Array<MapData, Config>,
     pub(super) hz: u32,
     /// Tick of the newest fragment taken: now, as far as this is concerned.
     pub(super) now: u32,
@@ -80,7 +82,8 @@ impl FragmentTables {
         }
     }
 
-    /// The first fragment of a datagram, if it was let through within the reassembly time.
+    /// The first fragment of a datagram, if it was let through within the reassembly time and its external address is
+    /// still ours.
     pub(crate) fn first_of(&self, key: &Key) -> Option<First> {
         let fresh =
             |since, seconds: u32| tick::age(self.now, since) <= seconds.saturating_mul(self.hz);
@@ -88,7 +91,10 @@ impl FragmentTables {
             Key::V4(key) => {
                 let value = self.first.get(key, 0).ok()?;
                 let is_one = value.flags & FragmentFlags::CLAIM == 0;
-                (is_one && fresh(value.tick, limits::REASSEMBLY)).then_some(First::V4(value))
+                let as_is = value.flags & FragmentFlags::AS_IS != 0;
+                let ours = as_is || self.config.get(&0, 0).ok()?.owns_fragment(key, &value);
+                (is_one && ours && fresh(value.tick, limits::REASSEMBLY))
+                    .then_some(First::V4(value))
             }
             Key::V6(key) => {
                 let value = self.first6.get(key, 0).ok()?;

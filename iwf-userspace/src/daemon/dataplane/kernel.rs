@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -284,11 +285,13 @@ impl DataPlane for KernelPlane {
         self.tick_clock()?;
         let before = self.tables.maps.sweeper.newest();
         pair::write(&mut self.tables, entry, &self.clock)?;
+        self.note_pair(entry);
         Ok(self.change_since(before))
     }
 
     fn remove(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError> {
         self.tick_clock()?;
+        self.forget_pair();
         let before = self.tables.maps.sweeper.newest();
         pair::remove(&mut self.tables, entry, &self.clock)?;
         Ok(self.change_since(before))
@@ -312,6 +315,17 @@ impl DataPlane for KernelPlane {
 
     fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {
         ipv6::packets(&self.tables.maps).map_err(refused("count the packets of pinholes"))
+    }
+
+    fn hosts(&self) -> Result<BTreeMap<Ipv4Addr, u64>, DataPlaneError> {
+        let mut hosts = BTreeMap::new();
+        for item in self.tables.maps.hosts.iter() {
+            let (_, value) = item.map_err(to_io).map_err(refused("count the hosts"))?;
+            if value.mappings > 0 && value.external != [0; 4] {
+                *hosts.entry(Ipv4Addr::from(value.external)).or_insert(0) += 1;
+            }
+        }
+        Ok(hosts)
     }
 
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError> {

@@ -66,7 +66,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 22] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 23] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -90,6 +90,7 @@ impl Sizes {
                 size_of::<HostValue>(),
                 limits::HOSTS,
             ),
+            (names::PAIRED, 4, 4, limits::PAIRED),
             (names::MAPPINGS_EXT, mapping.0, mapping.1, self.mappings),
             (names::MAPPINGS_INT, mapping.0, mapping.1, self.mappings),
             (
@@ -192,6 +193,8 @@ pub(super) struct Maps {
     pub(super) ext: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) int: HashMap<MapData, EndpointKey, MappingValue>,
     pub(super) filters: HashMap<MapData, EndpointKey, FilterList>,
+    pub(super) hosts: HashMap<MapData, HostKey, HostValue>,
+    pub(super) paired: HashMap<MapData, [u8; 4], [u8; 4]>,
     pub(super) sessions6: HashMap<MapData, SessionKey6, SessionValue6>,
     pub(super) pinholes: HashMap<MapData, PinholeKey, PinholeValue>,
     pub(super) pinhole_hosts: HashMap<MapData, [u8; 16], u32>,
@@ -212,6 +215,8 @@ impl Maps {
             ext: typed(set, names::MAPPINGS_EXT)?,
             int: typed(set, names::MAPPINGS_INT)?,
             filters: typed(set, names::FILTERS)?,
+            hosts: typed(set, names::HOSTS)?,
+            paired: typed(set, names::PAIRED)?,
             sessions6: typed(set, names::SESSIONS6)?,
             pinholes: typed(set, names::PINHOLES)?,
             pinhole_hosts: typed(set, names::PINHOLE_HOSTS)?,
@@ -228,6 +233,7 @@ pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTable
         ring: typed(set, names::FRAGMENTS_HELD)?,
         first: typed(set, names::FRAGMENTS)?,
         first6: typed(set, names::FRAGMENTS6)?,
+        config: typed(set, names::CONFIG)?,
         hz,
         now,
     })

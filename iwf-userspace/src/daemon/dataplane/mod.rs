@@ -4,7 +4,7 @@
 //! tests of what is above. Both compare what is there with what is wanted and change the difference, so
 //! a call may be repeated at any time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -106,8 +106,13 @@ pub struct FdbEntry {
 pub struct PlaneConfig {
     /// NAT1's external address. `None`: nothing is translated, LAN traffic does not leave the WAN.
     pub external_addr: Option<Ipv4Addr>,
+    /// External addresses besides `external_addr`, without which none counts.
+    pub pool: Vec<Ipv4Addr>,
     /// LAN prefixes as (network, prefix length); sources outside them are not translated.
     pub lan_prefixes: Vec<(Ipv4Addr, u8)>,
+    /// The interface that each of them lies behind: a source of one that comes in by another is spoofed. One that is not
+    /// named here may come in by any.
+    pub lan_interfaces: BTreeMap<(Ipv4Addr, u8), u32>,
     /// IPv6 prefixes of the LAN as (network, prefix length).
     pub lan6_prefixes: Vec<(Ipv6Addr, u8)>,
     /// What the WAN may reach in the LAN over IPv6 unasked. Each has an id of its own.
@@ -201,8 +206,9 @@ pub const HALF_WRITTEN: Generation = Generation(0);
 
 /// Explicit mappings in the kernel.
 pub trait DataPlane {
-    /// Makes the programs follow the network: addresses, devices, stations, next hops. When the external
-    /// address changes, every session and mapping of the old one ends before the new one is used.
+    /// Makes the programs follow the network: addresses, devices, stations, next hops. From a change of the external
+    /// addresses on, no packet uses one that is gone; every session and mapping of it has ended when this returns, unless
+    /// there is no external address left at all.
     ///
     /// # Errors
     /// The first failure; the rest is still applied.
@@ -256,6 +262,12 @@ pub trait DataPlane {
     /// # Errors
     /// Only what the kernel refuses.
     fn sweep_slice(&mut self) -> Result<SweepStep, DataPlaneError>;
+
+    /// How many LAN hosts have their mappings at each external address. Those without mappings are nobody's.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn hosts(&self) -> Result<BTreeMap<Ipv4Addr, u64>, DataPlaneError>;
 
     /// What the programs have told since the last call, oldest first.
     fn events(&mut self) -> Vec<PlaneEvent>;

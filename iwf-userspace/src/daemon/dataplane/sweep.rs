@@ -247,6 +247,18 @@ pub struct Judge<'a> {
     pub now: u32,
 }
 
+impl Judge<'_> {
+    /// Whether nothing is known against an external endpoint's address. While there is none of ours, nothing is.
+    fn is_ours(&self, external: &EndpointKey) -> bool {
+        self.config.external_addr == [0; 4] || self.config.is_external(external.addr)
+    }
+
+    /// The same of what a session stands on.
+    fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
+        self.config.external_addr == [0; 4] || self.config.owns(key, value)
+    }
+}
+
 /// Lets the sweep program look at `count` items: one per repetition of a run on an empty frame.
 ///
 /// # Errors
@@ -448,7 +460,7 @@ impl Sweeper {
                 pass.take_sessions(&self.slices.sessions, judge, &mut self.slices.items);
                 at_end.then_some(match pass.mode {
                     SweepMode::Recheck => Phase::Resting,
-                    SweepMode::Age | SweepMode::KeepOnlyAddress => Phase::Internals(Cursor::Start),
+                    SweepMode::Age | SweepMode::KeepOurs => Phase::Internals(Cursor::Start),
                 })
             }
             Phase::Internals(cursor) => {
@@ -470,7 +482,7 @@ impl Sweeper {
                 }
                 (mappings.len() == 0).then_some(match pass.mode {
                     SweepMode::Age => Phase::Sessions6(Cursor::Start),
-                    SweepMode::KeepOnlyAddress | SweepMode::Recheck => Phase::Resting,
+                    SweepMode::KeepOurs | SweepMode::Recheck => Phase::Resting,
                 })
             }
             Phase::Sessions6(cursor) => {
@@ -627,7 +639,7 @@ impl Pass {
             phase: match mode {
                 SweepMode::Recheck => Phase::Sessions(Cursor::Start),
                 SweepMode::Age => Phase::Hosts(Cursor::Start),
-                SweepMode::KeepOnlyAddress => Phase::Mappings(Cursor::Start),
+                SweepMode::KeepOurs => Phase::Mappings(Cursor::Start),
             },
             mappings: HashMap::new(),
             hosts: HashMap::new(),
@@ -667,8 +679,8 @@ impl Pass {
                     == Filter::AddressDependent as u8,
                 is_static: value.flags & MappingFlags::STATIC != 0,
             };
-            if self.mode == SweepMode::KeepOnlyAddress {
-                if external.addr != self.external.addr && !held.is_static {
+            if self.mode == SweepMode::KeepOurs {
+                if !judge.is_ours(external) && !held.is_static {
                     let task = SweepTask::JudgeMapping;
                     items.push(SweepItem::endpoint(task, *external, held.used));
                 }
@@ -696,7 +708,7 @@ impl Pass {
             }
             let over = match self.mode {
                 SweepMode::Recheck => !ended,
-                SweepMode::KeepOnlyAddress => !ended && external.addr != self.external.addr,
+                SweepMode::KeepOurs => !ended && !judge.owns(key, value),
                 SweepMode::Age => {
                     if ended {
                         // Nobody remembered it: the daemon was restarted, or there were too many.
@@ -704,7 +716,8 @@ impl Pass {
                         continue;
                     }
                     let config = judge.config;
-                    let over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value);
+                    let over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value)
+                        || !judge.owns(key, value);
                     match self.mappings.get_mut(&bits(&external)) {
                         Some(held) if held.internal == bits(&internal) => {
                             if !over {
@@ -781,6 +794,9 @@ impl Held {
     fn may_be_over(&self, external: &EndpointKey, as_of: u32, judge: &Judge<'_>) -> bool {
         if self.is_static {
             return false;
+        }
+        if !judge.is_ours(external) {
+            return true;
         }
         if self.kind == MappingKind::Explicit as u8 {
             return tick::deadline_passed(judge.now, self.expires);

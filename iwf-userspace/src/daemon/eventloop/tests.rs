@@ -66,7 +66,7 @@ impl Lab {
         let (network, network_receiver) = watch::channel(NetState {
             wan: WanState {
                 address: Some(WAN),
-                gateway: None,
+                ..WanState::default()
             },
             external_addr: Some(WAN),
             lan: vec![LanAddress {

@@ -157,12 +157,14 @@ impl State {
                 gateway: wan
                     .filter(|_| wan_works)
                     .and_then(|(ifindex, _)| self.default_gateway(ifindex)),
+                pool: Vec::new(),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
             lan: self.lan_addresses(),
             lan6: self.lan6_prefixes(),
             external_addr,
+            wan_addresses: wan.map_or_else(Vec::new, |(ifindex, _)| self.own_addresses(ifindex)),
             ports: self.ports(),
             fdb: self
                 .stations
@@ -190,11 +192,17 @@ impl State {
 
     /// The lowest address of an interface that is not an additional one of its subnet: a fixed choice.
     fn primary_address(&self, ifindex: u32) -> Option<Ipv4Addr> {
-        let mut own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
-        own.find_map(|a| match a.addr {
-            IpAddr::V4(addr) => Some(addr),
+        self.own_addresses(ifindex).first().map(|(addr, _)| *addr)
+    }
+
+    /// Those addresses, lowest first.
+    fn own_addresses(&self, ifindex: u32) -> Vec<(Ipv4Addr, u8)> {
+        let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
+        own.filter_map(|a| match a.addr {
+            IpAddr::V4(addr) => Some((addr, a.prefix_len)),
             IpAddr::V6(_) => None,
         })
+        .collect()
     }
 
     fn default_gateway(&self, wan: u32) -> Option<Ipv4Addr> {

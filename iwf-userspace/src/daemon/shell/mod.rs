@@ -246,6 +246,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             let detail = format!("address {address}, gateway {gateway}");
             self.tell_text(EventKind::WanChanged, None, detail);
         }
+        if let Some((prefix, len)) = network.conflict().filter(|_| {
+            let told = self.network.conflict();
+            told != network.conflict()
+        }) {
+            warn!(
+                external = ?network.external_addr,
+                "the provider's network overlaps with {prefix}/{len} of the LAN: hosts there are not reached from here; \
+                 give the LAN another prefix"
+            );
+        }
         self.network = network;
         self.configure(now);
         let lan = self.network.lan.iter().map(|link| LanPrefix {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::super::control::{
-    Audit, Counter, LeaseRow, Listener, MappingRow, Reconciler, Request, Response, Server, Stats,
-    Status,
+    Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Request, Response,
+    Server, Stats, Status,
 };
 use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::{DataPlane, DataPlaneError};
@@ -32,7 +32,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Answers a request that changes nothing and needs no walk through a large table.
     pub(super) fn look(&self, request: &Request, facts: &Facts, now: Instant) -> Response {
         let answer = match request {
-            Request::Status {} => Ok(Response::Status(Box::new(self.status(facts, now)))),
+            Request::Status {} => self
+                .status(facts, now)
+                .map(|status| Response::Status(Box::new(status))),
             Request::Mappings {} => self.mapping_rows(now).map(Response::Mappings),
             Request::Leases {} => Ok(Response::Leases(self.lease_rows(now))),
             Request::Audit {} => self.audit(now).map(Response::Audit),
@@ -49,9 +51,14 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         answer.unwrap_or_else(|error| Response::Error(format!("{:#}", anyhow::Error::new(error))))
     }
 
-    fn status(&self, facts: &Facts, now: Instant) -> Status {
+    fn status(&self, facts: &Facts, now: Instant) -> Result<Status, DataPlaneError> {
         let runs = &self.runs;
-        Status {
+        Ok(Status {
+            external_addresses: self.external_addresses()?,
+            address_conflict: self
+                .network
+                .conflict()
+                .map(|(network, len)| format!("{network}/{len}")),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.saturating_duration_since(facts.started).as_secs(),
             configured_mode: facts.configured_mode.to_owned(),
@@ -76,7 +83,22 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 repaired: runs.outcome.repaired,
                 failed: runs.outcome.failed,
             },
+        })
+    }
+
+    fn external_addresses(&self) -> Result<Vec<ExternalAddress>, DataPlaneError> {
+        let pool = &self.network.wan.pool;
+        if pool.is_empty() {
+            return Ok(Vec::new());
         }
+        let hosts = self.plane.hosts()?;
+        let all = self.network.external_addr.iter().chain(pool);
+        Ok(all
+            .map(|address| ExternalAddress {
+                address: *address,
+                hosts: hosts.get(address).copied().unwrap_or(0),
+            })
+            .collect())
     }
 
     fn servers(&self) -> Vec<Server> {

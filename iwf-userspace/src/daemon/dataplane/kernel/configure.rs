@@ -20,8 +20,8 @@ use crate::daemon::dataplane::attach::{self, Attachment, Mode};
 use crate::daemon::dataplane::features;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::pair::{Expect, Side, Tables as _};
-use crate::daemon::dataplane::{DataPlaneError, FdbEntry, PlaneConfig, Port, Role};
-use crate::types::Protocol;
+use crate::daemon::dataplane::{DataPlane as _, DataPlaneError, FdbEntry, PlaneConfig, Port, Role};
+use crate::types::{NatEntry, Protocol};
 
 /// The parts of the configuration that are in the kernel; `None` is not known yet.
 #[derive(Debug, Default)]
@@ -36,6 +36,10 @@ pub(super) struct Applied {
     /// Ports of sockets that a LAN host still has.
     pending: BTreeSet<EndpointKey>,
     pub(super) pinholes: Option<super::ipv6::Wanted>,
+    /// What PAIRED holds; `None`: it is to be looked at again, because a mapping has gone.
+    pairs: Option<BTreeMap<[u8; 4], [u8; 4]>>,
+    /// The external addresses that this was right for.
+    paired_with: Vec<Ipv4Addr>,
 }
 
 /// Seconds after which a device that refused a program is tried again.
@@ -51,6 +55,7 @@ impl KernelPlane {
             self.follow_receivers(),
             self.follow_stations(config),
             self.follow_addresses(config, next_hops_changed),
+            self.follow_pairs(config),
             self.follow_services(config),
             self.follow_pinholes(config),
         ];
@@ -136,8 +141,9 @@ impl KernelPlane {
         Ok(())
     }
 
-    /// Writes CONFIG. Between two external addresses there is a moment without one, in which everything of
-    /// the old one ends: nothing is made for it any more, and nothing of the new one is there yet.
+    /// Writes CONFIG. From that moment on no packet uses an external address that is not ours any more: the generation
+    /// of the next hops is stepped with the addresses, and a session of an older one asks for both. What has lost its
+    /// address is ended then; when there is none at all, it waits for the same one to come back.
     fn follow_addresses(
         &mut self,
         config: &PlaneConfig,
@@ -152,34 +158,40 @@ impl KernelPlane {
             .map_err(refused("read the configuration"))?;
         let mut new = held;
         new.external_addr = config.external_addr.map_or([0; 4], |addr| addr.octets());
+        new.pool = pool_slots(&held, config);
         new.wan = wan_index(&config.ports);
         new.filter = filter(config.rules.filtering) as u8;
         new.flags = answers(config.rules.refusals, held.flags);
         new.mss = self.mss_clamp.size(config.wan_mtu);
         (new.lan, new.lan_len) = lan_prefixes(&config.lan_prefixes);
+        new.lan_ifindex = lan_interfaces(config);
         (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
-        if next_hops_changed {
-            new.next_hop_generation = match held.next_hop_generation.wrapping_add(1) {
-                NO_NEXT_HOP => NO_NEXT_HOP + 1,
-                generation => generation,
-            };
-        }
-        let moved = new.external_addr != held.external_addr;
-        if moved && new.external_addr != [0; 4] {
-            let mut between = held;
-            between.external_addr = [0; 4];
-            self.write_config(&between)?;
-            self.keep_only(new.external_addr)?;
-            info!(external = %Ipv4Addr::from(new.external_addr), "external address changed");
+        let moved = (new.external_addr, new.pool) != (held.external_addr, held.pool);
+        if next_hops_changed || moved {
+            step(&mut new);
         }
         if new != held {
             self.write_config(&new)?;
         }
-        if moved && new.external_addr != [0; 4] {
-            // A packet that had read the old address may have made one more entry after the first pass.
-            self.keep_only(new.external_addr)?;
+        if !moved {
+            return Ok(());
         }
-        Ok(())
+        // The kernel copies CONFIG octet by octet. Who has read half of the old addresses and half of the new ones did so
+        // under that generation or an older one.
+        step(&mut new);
+        self.write_config(&new)?;
+        if new.external_addr == [0; 4] {
+            info!("no external address");
+            return Ok(());
+        }
+        info!(
+            external = %Ipv4Addr::from(new.external_addr),
+            pool = ?config.pool,
+            "external addresses changed"
+        );
+        self.tables
+            .run_sweep(SweepMode::KeepOurs, EndpointKey::default())
+            .map_err(refused("end what used the old address"))
     }
 
     fn write_config(&mut self, config: &Config) -> Result<(), DataPlaneError> {
@@ -189,13 +201,60 @@ impl KernelPlane {
             .map_err(refused("write the configuration"))
     }
 
-    fn keep_only(&mut self, addr: [u8; 4]) -> Result<(), DataPlaneError> {
-        self.tables
-            .run_sweep(
-                SweepMode::KeepOnlyAddress,
-                EndpointKey::new(addr, [0; 2], 0),
-            )
-            .map_err(refused("end what used the old address"))
+    /// Tells which LAN hosts have explicit mappings and where: their other mappings follow. With one address there is
+    /// nothing to follow.
+    fn follow_pairs(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
+        let ours = external_addresses(config);
+        if self.applied.pairs.is_some() && self.applied.paired_with == ours {
+            return Ok(());
+        }
+        let failed = refused("tell the external addresses of hosts");
+        let mut wanted = BTreeMap::new();
+        if ours.len() > 1 {
+            let mut explicit = self.observe()?;
+            explicit.sort_unstable_by_key(|entry| entry.generation);
+            for entry in explicit {
+                if ours.contains(&entry.external.addr) {
+                    let host = entry.internal.addr.octets();
+                    wanted.entry(host).or_insert(entry.external.addr.octets());
+                }
+            }
+        }
+        let maps = &mut self.tables.maps;
+        let mut held = maps::contents(&maps.paired).map_err(&failed)?;
+        self.applied.pairs = None;
+        maps::replace(&mut maps.paired, &mut held, &wanted).map_err(&failed)?;
+        self.applied.pairs = Some(held);
+        self.applied.paired_with = ours;
+        Ok(())
+    }
+
+    /// The same for a mapping that has just been written: its host's next packet may follow.
+    pub(super) fn note_pair(&mut self, entry: &NatEntry) {
+        let several = self.applied.paired_with.len() > 1;
+        let ours = self.applied.paired_with.contains(&entry.external.addr);
+        let host = entry.internal.addr.octets();
+        if let Some(pairs) = &mut self.applied.pairs
+            && several
+            && ours
+            && !pairs.contains_key(&host)
+        {
+            let addr = entry.external.addr.octets();
+            match self.tables.maps.paired.insert(host, addr, 0).map_err(to_io) {
+                Ok(()) => drop(pairs.insert(host, addr)),
+                Err(error) => {
+                    debug!(host = %entry.internal.addr, "its other mappings do not follow yet: {error}");
+                    self.applied.pairs = None;
+                }
+            }
+        }
+    }
+
+    /// A mapping has gone; its host may have no other.
+    pub(super) fn forget_pair(&mut self) {
+        if self.applied.paired_with.len() > 1 {
+            self.applied.pairs = None;
+        }
     }
 
     /// Makes the entries of the CPE's own services and sockets those that are wanted.
@@ -281,6 +340,14 @@ fn answers(refusals: Refusals, flags: u32) -> u32 {
     }
 }
 
+/// Makes every cached next hop one to be looked up again.
+const fn step(config: &mut Config) {
+    config.next_hop_generation = match config.next_hop_generation.wrapping_add(1) {
+        NO_NEXT_HOP => NO_NEXT_HOP + 1,
+        generation => generation,
+    };
+}
+
 fn iface_value(port: &Port) -> (u32, IfaceValue) {
     let role = match port.role {
         Role::Lan => KernelRole::Lan,
@@ -336,6 +403,50 @@ fn replace_devices(maps: &mut Maps, wanted: &BTreeSet<u32>) -> io::Result<()> {
     Ok(())
 }
 
+/// Every external address, the first one first.
+fn external_addresses(config: &PlaneConfig) -> Vec<Ipv4Addr> {
+    let first = config.external_addr.into_iter();
+    let others = config.pool.iter().copied().take(limits::POOL);
+    match config.external_addr {
+        Some(_) => first.chain(others).collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The pool with each address where it is: a packet that reads it while it is written finds those that stay.
+fn pool_slots(held: &Config, config: &PlaneConfig) -> [[u8; 4]; limits::POOL] {
+    const FREE: [u8; 4] = [0; 4];
+    let wanted: BTreeSet<[u8; 4]> = external_addresses(config)
+        .iter()
+        .skip(1)
+        .map(Ipv4Addr::octets)
+        .collect();
+    let mut slots = held.pool;
+    for slot in &mut slots {
+        if !wanted.contains(slot) {
+            *slot = FREE;
+        }
+    }
+    let new: Vec<_> = wanted
+        .into_iter()
+        .filter(|addr| !held.pool.contains(addr))
+        .collect();
+    let free = slots.iter_mut().filter(|slot| **slot == FREE);
+    for (slot, addr) in free.zip(new) {
+        *slot = addr;
+    }
+    slots
+}
+
+/// The interface of each LAN prefix, in the order of [`lan_prefixes`].
+fn lan_interfaces(config: &PlaneConfig) -> [u32; limits::LAN_PREFIXES] {
+    let mut slots = [0; limits::LAN_PREFIXES];
+    for (slot, prefix) in slots.iter_mut().zip(&config.lan_prefixes) {
+        *slot = config.lan_interfaces.get(prefix).copied().unwrap_or(0);
+    }
+    slots
+}
+
 fn wan_index(ports: &[Port]) -> u32 {
     let mut wan = ports.iter().filter(|port| port.role == Role::Wan);
     wan.next().map_or(0, |port| port.ifindex)
@@ -362,22 +473,21 @@ fn lan_prefixes(prefixes: &[(Ipv4Addr, u8)]) -> ([Prefix; limits::LAN_PREFIXES],
     (slots, used)
 }
 
-/// The CPE's own ports and whom they let in: everybody for a service, nobody for what is only a socket. None without
-/// an address.
+/// The CPE's own ports and whom they let in, at each external address: everybody for a service, nobody for what is only
+/// a socket.
 fn services(config: &PlaneConfig) -> BTreeMap<EndpointKey, Filter> {
-    let Some(addr) = config.external_addr else {
-        return BTreeMap::new();
-    };
-    let key = |(protocol, port): &(Protocol, u16)| {
+    let at = |addr: Ipv4Addr, (protocol, port): &(Protocol, u16)| {
         EndpointKey::new(addr.octets(), port.to_be_bytes(), protocol.number())
     };
-    let sockets = config.own_ports.iter().map(key);
-    let services = config.host_ports.iter().map(key);
-    // A service is a socket too: the later entry counts.
-    sockets
-        .map(|key| (key, Filter::AddressAndPortDependent))
-        .chain(services.map(|key| (key, Filter::EndpointIndependent)))
-        .collect()
+    let mut all = BTreeMap::new();
+    for addr in external_addresses(config) {
+        let sockets = config.own_ports.iter().map(|port| at(addr, port));
+        all.extend(sockets.map(|key| (key, Filter::AddressAndPortDependent)));
+        // A service is a socket too: the later entry counts.
+        let services = config.host_ports.iter().map(|port| at(addr, port));
+        all.extend(services.map(|key| (key, Filter::EndpointIndependent)));
+    }
+    all
 }
 
 fn service_value(key: &EndpointKey, filter: Filter, now: u32) -> MappingValue {
@@ -424,6 +534,51 @@ mod tests {
             of(&[on(1, Mode::Generic), on(3, Mode::Generic), tc]),
             BTreeSet::from([1, 3])
         );
+    }
+
+    /// What stays keeps its slot, whatever comes and goes.
+    #[test]
+    fn pooled_addresses_stay_in_their_slots() {
+        let addr = |last| Ipv4Addr::new(100, 64, 0, last);
+        let mut held = Config::empty(250);
+        let mut follow = |first: Option<u8>, pool: &[u8]| {
+            let config = PlaneConfig {
+                external_addr: first.map(addr),
+                pool: pool.iter().map(|last| addr(*last)).collect(),
+                ..PlaneConfig::default()
+            };
+            held.pool = pool_slots(&held, &config);
+            held.pool.map(|slot| slot[3])
+        };
+        assert_eq!(follow(Some(2), &[5, 4, 3]), [3, 4, 5, 0, 0, 0, 0]);
+        assert_eq!(follow(Some(2), &[5, 3]), [3, 0, 5, 0, 0, 0, 0]);
+        assert_eq!(follow(Some(2), &[6, 5, 7, 3]), [3, 6, 5, 7, 0, 0, 0]);
+        let nine: Vec<u8> = (3..12).collect();
+        assert_eq!(
+            follow(Some(2), &nine),
+            [3, 6, 5, 7, 4, 8, 9],
+            "seven at most"
+        );
+        assert_eq!(follow(None, &nine), [0; 7], "nothing without a first one");
+    }
+
+    #[test]
+    fn the_routers_ports_are_taken_at_every_address() {
+        let config = PlaneConfig {
+            external_addr: Some(Ipv4Addr::new(100, 64, 0, 2)),
+            pool: vec![Ipv4Addr::new(100, 64, 0, 3)],
+            host_ports: vec![(Protocol::Tcp, 22)],
+            own_ports: BTreeSet::from([(Protocol::Tcp, 22), (Protocol::Udp, 53)]),
+            ..PlaneConfig::default()
+        };
+        let all = services(&config);
+        assert_eq!(all.len(), 4);
+        for last in [2, 3] {
+            let ssh = EndpointKey::new([100, 64, 0, last], [0, 22], 6);
+            let dns = EndpointKey::new([100, 64, 0, last], [0, 53], 17);
+            assert_eq!(all[&ssh], Filter::EndpointIndependent);
+            assert_eq!(all[&dns], Filter::AddressAndPortDependent);
+        }
     }
 
     #[test]
