@@ -64,7 +64,8 @@ impl Lister {
             }
             Response::End(end) => self.end(end),
             Response::Error(why) => match self.json {
-                Some(Json { rows: 0, .. }) | None => String::new(),
+                None => format!("error: {}\n", printable(why)),
+                Some(Json { rows: 0, .. }) => format!("{{\"error\":{}}}\n", encoded(why)),
                 Some(_) => format!("],\"error\":{}}}\n", encoded(why)),
             },
             Response::Status(_)
@@ -381,7 +382,10 @@ mod tests {
     fn a_list_that_fails_on_the_way_is_still_json() {
         let mut lister = Lister::json("hosts");
         let failed = Response::Error("the kernel refused".to_owned());
-        assert_eq!(lister.take(&failed), "");
+        let alone = "{\"error\":\"the kernel refused\"}\n";
+        assert_eq!(lister.take(&failed), alone);
+        let people = "error: the kernel refused\n";
+        assert_eq!(Lister::text().take(&failed), people);
         let row = HostRow {
             host: "192.168.1.10".parse().unwrap(),
             sessions: 3,
