@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData, loaded_maps};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_links, loaded_programs};
 use iwf_common::config::Config;
-use iwf_common::flow::{SessionKey, SessionValue};
+use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
 use serde_json::Value;
@@ -190,6 +190,38 @@ pub fn age_sessions(bpffs_dir: &Path, by: Duration) -> Result<()> {
     for (key, mut value) in sessions {
         value.last_seen = value.last_seen.wrapping_sub(ticks);
         table.insert(key, value, 0)?;
+    }
+    Ok(())
+}
+
+/// Multiplies the only session of an external port: as many more like it, with remote hosts of 10.0.0.0/8.
+///
+/// # Errors
+/// If there is not exactly one, or no room.
+pub fn multiply_session(bpffs_dir: &Path, external_port: u16, by: u32) -> Result<()> {
+    let port = external_port.to_be_bytes();
+    let mut table = session_table(bpffs_dir)?;
+    let found: Vec<_> = table
+        .iter()
+        .filter(|entry| {
+            let is_in = |key: &SessionKey| key.dst_port == port;
+            let is_out = |value: &SessionValue| value.src_port == port;
+            entry
+                .as_ref()
+                .is_ok_and(|(key, value)| is_in(key) || is_out(value))
+        })
+        .collect::<Result<_, _>>()?;
+    ensure!(found.len() == 2, "{} entries, not one session", found.len());
+    for number in 1..=by {
+        let remote = Ipv4Addr::from_bits(0x0a00_0000 + number).octets();
+        for (mut key, mut value) in found.iter().copied() {
+            if value.flags & SessionFlags::INBOUND != 0 {
+                (key.src, value.src) = (remote, remote);
+            } else {
+                (key.dst, value.dst) = (remote, remote);
+            }
+            table.insert(key, value, 0).context("insert a session")?;
+        }
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! What the owner can see of a router that works: sessions, mappings with counters, hosts, tables, events.
 #![expect(clippy::disallowed_types, reason = "plays the hosts on both sides")]
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -453,6 +455,67 @@ fn a_follower_is_told_of_what_was_displaced_and_refused() -> Result<()> {
         "{text}"
     );
     assert!(follower.running()?);
+    Ok(())
+}
+
+/// A list of any length costs the daemon a page, waits for its reader, and stops neither packets nor questions.
+#[test]
+fn a_long_list_holds_up_nobody_and_is_kept_nowhere() -> Result<()> {
+    const MANY: u32 = 100_000;
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let iwfd = Iwfd::start(
+        &lab,
+        &Options {
+            more: "[limits]\nsessions = 131072\n",
+            ..local()
+        },
+    )?;
+    warm_up(&lab, &[&lab.lan1])?;
+    let (inside, outside) = (udp(&lab.lan1, 4001)?, udp(&lab.cgn, 7001)?);
+    let far = SocketAddr::from((CARRIER, 7001));
+    exchange(&inside, &outside, far, (1, 100))?;
+    bpf::multiply_session(&iwfd.files().bpffs_dir, 4001, MANY)?;
+    let before = iwfd.resident_kib()?;
+
+    // Readers that do not read, and one that does.
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut stream = UnixStream::connect(&iwfd.files().control_socket)?;
+        stream.write_all(b"{\"command\":\"sessions\"}\n")?;
+        stream.read_exact(&mut [0; 1])?;
+        idle.push(stream);
+    }
+    let listed = std::thread::scope(|scope| -> Result<Value> {
+        let listing = scope.spawn(|| iwfd.ctl().json(&["sessions", "--remote", "10.0.0.0/8"]));
+        while !listing.is_finished() {
+            exchange(&inside, &outside, far, (10, 100))?;
+            iwfd.ctl().must(&["status"])?;
+        }
+        listing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    assert_eq!(listed["matched"], MANY);
+    let rows = listed["sessions"].as_array().context("a list")?;
+    let remotes: BTreeSet<&str> = rows
+        .iter()
+        .filter_map(|row| row["remote"].as_str())
+        .collect();
+    assert_eq!(remotes.len(), usize::try_from(MANY)?);
+    let after = iwfd.resident_kib()?;
+    assert!(after < before + 8192, "{before} KiB before, {after} after");
+
+    let few = iwfd
+        .ctl()
+        .json(&["sessions", "--remote", "10.0.0.0/8", "--limit", "3"])?;
+    assert_eq!(
+        (&few["matched"], &few["more"]),
+        (&json!(MANY), &json!(MANY - 3))
+    );
+    assert_eq!(few["sessions"].as_array().map(Vec::len), Some(3));
     Ok(())
 }
 

@@ -335,18 +335,14 @@ fn list(arguments: &Arguments, request: &Request, name: &'static str) -> Result<
         true => Lister::json(name),
         false => Lister::text(),
     };
-    let mut failure = None;
+    let mut code = ExitCode::SUCCESS;
     client::stream(&arguments.socket, request, |response| {
-        let flow = print(&lister.take(&response))?;
-        if let Response::Error(why) = response {
-            failure = Some(why);
+        if let Response::Error(_) = response {
+            code = ExitCode::FAILURE;
         }
-        Ok(flow)
+        print(&lister.take(&response))
     })?;
-    match failure {
-        Some(why) => bail!("{why}"),
-        None => Ok(ExitCode::SUCCESS),
-    }
+    Ok(code)
 }
 
 /// Prints counters and tables, once or again and again.
@@ -355,18 +351,9 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
         all: wanted.all,
         matching: wanted.matching.clone(),
     };
-    let look = || -> Result<Stats> {
-        let response = client::call(&arguments.socket, &Request::Stats {})?;
-        if let Response::Stats(mut stats) = response {
-            view.narrow(&mut stats);
-            return Ok(stats);
-        }
-        if let Response::Error(why) = response {
-            bail!("{why}");
-        }
-        bail!("not the answer to this question: {response:?}")
+    let Some(mut before) = look(arguments, &view)? else {
+        return Ok(ExitCode::FAILURE);
     };
-    let mut before = look()?;
     let Some(seconds) = wanted.watch else {
         let text = match arguments.json {
             true => format!(
@@ -380,7 +367,10 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
     let mut at = clock::now();
     loop {
         std::thread::sleep(Duration::from_secs(seconds));
-        let (after, now) = (look()?, clock::now());
+        let Some(after) = look(arguments, &view)? else {
+            return Ok(ExitCode::FAILURE);
+        };
+        let now = clock::now();
         let millis = now.saturating_duration_since(at).as_millis();
         let millis = u64::try_from(millis).unwrap_or(u64::MAX);
         let interval = Interval::between(&before, &after, millis, Stamp(clock::wall()));
@@ -396,6 +386,17 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
         }
         (before, at) = (after, now);
     }
+}
+
+/// What matches now. An error is printed, and then there is none.
+fn look(arguments: &Arguments, view: &View) -> Result<Option<Stats>> {
+    let response = client::call(&arguments.socket, &Request::Stats {})?;
+    if let Response::Stats(mut stats) = response {
+        view.narrow(&mut stats);
+        return Ok(Some(stats));
+    }
+    show(&response, arguments.json)?;
+    Ok(None)
 }
 
 fn show(response: &Response, json: bool) -> Result<()> {

@@ -64,7 +64,8 @@ impl Lister {
             }
             Response::End(end) => self.end(end),
             Response::Error(why) => match self.json {
-                Some(Json { rows: 0, .. }) | None => String::new(),
+                None => format!("error: {}\n", printable(why)),
+                Some(Json { rows: 0, .. }) => format!("{{\"error\":{}}}\n", encoded(why)),
                 Some(_) => format!("],\"error\":{}}}\n", encoded(why)),
             },
             Response::Status(_)
@@ -202,7 +203,10 @@ const HOST: [Column; 5] = [
 
 fn host(row: &HostRow) -> [String; 5] {
     [
-        row.host.to_string(),
+        row.station.as_ref().map_or_else(
+            || row.host.to_string(),
+            |station| format!("IPv6, {station}"),
+        ),
         format!("{} of {}", row.sessions, row.sessions_limit),
         format!("{} of {}", row.mappings, row.mappings_limit),
         or_dash(row.external),
@@ -381,9 +385,13 @@ mod tests {
     fn a_list_that_fails_on_the_way_is_still_json() {
         let mut lister = Lister::json("hosts");
         let failed = Response::Error("the kernel refused".to_owned());
-        assert_eq!(lister.take(&failed), "");
+        let alone = "{\"error\":\"the kernel refused\"}\n";
+        assert_eq!(lister.take(&failed), alone);
+        let people = "error: the kernel refused\n";
+        assert_eq!(Lister::text().take(&failed), people);
         let row = HostRow {
             host: "192.168.1.10".parse().unwrap(),
+            station: None,
             sessions: 3,
             sessions_limit: 16_384,
             mappings: 2,
@@ -396,6 +404,13 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["error"], "the kernel refused");
         assert_eq!(json["hosts"][0]["sessions_limit"], 16_384);
+        let station = HostRow {
+            host: "fe80::200:5e10:ff".parse().unwrap(),
+            station: Some("02:00:5e:10:00:ff".to_owned()),
+            ..row.clone()
+        };
+        let text = Lister::text().take(&Response::Hosts(vec![station]));
+        assert!(text.contains(" IPv6, 02:00:5e:10:00:ff "), "{text}");
         assert_eq!(
             Lister::text().take(&Response::Hosts(vec![row])),
             " host            sessions  dynamic mappings  external    began something\n \

@@ -422,6 +422,9 @@ pub struct HostRow {
     /// Its IPv4 address, with a row for each, or for IPv6 the station: `fe80::` with its MAC address as the last 48
     /// bits.
     pub host: IpAddr,
+    /// For IPv6 the MAC address of the station, `unknown` for all hosts that no neighbour answers for, or `router`.
+    #[serde(default)]
+    pub station: Option<String>,
     /// Sessions it has.
     pub sessions: u64,
     /// Sessions one host may have.

@@ -540,6 +540,7 @@ async fn tables_are_looked_at_beside_the_loop() {
     };
     let host = |last: u8, sessions: u64| HostRow {
         host: Ipv4Addr::new(192, 168, 1, last).into(),
+        station: None,
         sessions,
         sessions_limit: 16_384,
         mappings: 1,
