@@ -109,8 +109,6 @@ pub struct Config {
     pub lan: [Prefix; limits::LAN_PREFIXES],
     /// The interface that each of `lan` lies behind, a bridge and not its ports; 0: any.
     pub lan_ifindex: [u32; limits::LAN_PREFIXES],
-    /// Zero.
-    pub pad: u32,
     /// IPv6 prefixes of the LAN. Unused ones have an address that no mask yields.
     pub lan6: [Prefix6; limits::LAN_PREFIXES],
 }
@@ -168,7 +166,6 @@ impl Config {
             pool: [[0; 4]; limits::POOL],
             lan: [NO_PREFIX; limits::LAN_PREFIXES],
             lan_ifindex: [0; limits::LAN_PREFIXES],
-            pad: 0,
             lan6: [NO_PREFIX6; limits::LAN_PREFIXES],
         }
     }
