@@ -176,7 +176,7 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
             fate
         };
     }
-    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(cursor, config) {
+    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(&hook.cursor(), config) {
         return DropReason::IcmpErrorPrivate.into();
     }
     fate

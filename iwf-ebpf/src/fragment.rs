@@ -424,7 +424,7 @@ pub fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Held) -> bool {
     unsafe { (*held).pad_word = 0 };
     // SAFETY: see above.
     let packet = unsafe { &raw mut (*held).packet }.cast::<u8>();
-    if hook.capture(H::L3, packet, len) {
+    if hook.capture::<HELD_OCTETS>(H::L3, packet, len) {
         record.submit(0);
         stats::count(Done::FragmentHeld);
         true

@@ -164,7 +164,7 @@ fn read<'a, H: Hook>(
         }
     }
     if place != At::Egress && H::REDIRECTS {
-        let frame = outer_frame(&outer).ok_or(PassReason::Malformed)?;
+        let frame = outer_frame(&hook.cursor()).ok_or(PassReason::Malformed)?;
         next_hop::check_frame(hook.ingress(), frame)?;
     }
     // No pointer into the packet is held across this.
