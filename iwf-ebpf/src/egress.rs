@@ -119,11 +119,11 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         if key.proto == TCP && packet.tcp_flags & tcp::RST != 0 {
             return Err(reset_of_host(&flow.internal));
         }
-        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
+        return outbound::begin(now, packet, &mut flow, None);
     }
     let configured = config.external_addr != [0; 4];
     if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
-        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
+        return outbound::begin(now, packet, &mut flow, None);
     }
     Err(untranslated(hook, config, key.src))
 }

@@ -178,7 +178,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         trigger: Direction::In,
         host: false,
     };
-    session::open(now, &flow, packet, &NextHop::NONE)
+    session::open(now, &flow, packet, None)
 }
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
