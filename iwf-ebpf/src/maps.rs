@@ -94,7 +94,7 @@ pub static REFUSED_BUDGET: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
 
 /// Whether `addr` is a LAN host's. It is asked in many places, never on the fast path.
 #[inline(always)]
-pub fn in_lan(_config: &Config, addr: &[u8; 4]) -> bool {
+pub fn in_lan(addr: &[u8; 4]) -> bool {
     config_in_lan(u32::from_ne_bytes(*addr)) != 0
 }
 

@@ -203,7 +203,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if !next_hop::is_from_lan(hook.ingress(), &key.src) {
         return Err(admitted(hook, PassReason::NotLanSource.into()));
     }
-    if in_lan(config, &key.dst) {
+    if in_lan(&key.dst) {
         return Err(PassReason::NotToWan.into());
     }
     if !packet.asks() {
