@@ -2,8 +2,6 @@
 
 use core::arch::asm;
 
-use iwf_common::limits::HELD_OCTETS;
-
 /// The linear part of a packet.
 #[derive(Clone, Copy)]
 pub struct Cursor {
@@ -59,22 +57,22 @@ impl Cursor {
         Some(header as *mut u8)
     }
 
-    /// Copies the `len` octets at `offset`, at least 8 and at most [`HELD_OCTETS`], to `into`; `false` if they are
+    /// Copies the `len` octets at `offset`, at least 8 and at most `MOST`, to `into`; `false` if they are
     /// not all there.
     ///
     /// By words, because no helper of older kernels copies from an XDP packet. The last word overlaps the one before
     /// it, so that no octet is left over.
     #[inline(always)]
-    pub fn copy(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+    pub fn copy<const MOST: usize>(&self, offset: usize, into: *mut u8, len: usize) -> bool {
         const WORD: usize = 8;
-        let Some(len) = within::<WORD, HELD_OCTETS>(len) else {
+        let Some(len) = within::<WORD, MOST>(len) else {
             return false;
         };
         // Older verifiers follow a comparison whose outcome is known: the first word is always there.
         if !self.copy_word(offset, into, 0) {
             return false;
         }
-        for word in 1..HELD_OCTETS / WORD {
+        for word in 1..MOST / WORD {
             if (word + 1) * WORD > len {
                 break;
             }

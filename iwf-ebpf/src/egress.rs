@@ -19,7 +19,6 @@ use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
-use crate::next_hop::NextHop;
 use crate::outbound;
 use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
@@ -119,13 +118,13 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         if key.proto == TCP && packet.tcp_flags & tcp::RST != 0 {
             return Err(reset_of_host(&flow.internal));
         }
-        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
+        return outbound::begin(now, packet, &mut flow, None);
     }
     let configured = config.external_addr != [0; 4];
-    if configured && in_lan(config, &key.src) && is_unicast(key.dst) && packet.asks() {
-        return outbound::begin(now, packet, &mut flow, &NextHop::NONE);
+    if configured && in_lan(&key.src) && is_unicast(key.dst) && packet.asks() {
+        return outbound::begin(now, packet, &mut flow, None);
     }
-    Err(untranslated(hook, config, key.src))
+    Err(untranslated(hook, key.src))
 }
 
 /// A RST of the CPE begins nothing. It leaves if the port is not a LAN host's, whose connection it would end.
@@ -140,8 +139,8 @@ fn reset_of_host(internal: &EndpointKey) -> Outcome {
 
 /// The fate of a packet that stays as it is.
 #[inline(always)]
-fn untranslated<H: Hook>(hook: &H, config: &Config, src: [u8; 4]) -> Outcome {
-    let private = in_lan(config, &src) || (hook.ingress() != 0 && is_private(src));
+fn untranslated<H: Hook>(hook: &H, src: [u8; 4]) -> Outcome {
+    let private = in_lan(&src) || (hook.ingress() != 0 && is_private(src));
     if private && !is_external(&src) {
         DropReason::PrivateSource.into()
     } else {
@@ -152,9 +151,6 @@ fn untranslated<H: Hook>(hook: &H, config: &Config, src: [u8; 4]) -> Outcome {
 /// What is no flow: fragments, ICMP errors, other protocols, and all that is not IPv4.
 #[inline(never)]
 fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
-    let Some(config) = CONFIG.get(0) else {
-        return Done::EgressUntouched.into();
-    };
     if outcome == PassReason::Fragment.into() {
         let fate = fragment::later(hook, Place::Egress);
         // No fragment of ours: other protocols, and sources that are not translated.
@@ -168,7 +164,7 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
         None if hook.is_ipv4(cursor) => return DropReason::Malformed.into(),
         None => return Done::EgressUntouched.into(),
     };
-    let fate = untranslated(hook, config, src);
+    let fate = untranslated(hook, src);
     if fate == DropReason::PrivateSource.into() {
         return if outcome == PassReason::Fragment.into() {
             DropReason::PrivateFragment.into()
@@ -176,7 +172,7 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
             fate
         };
     }
-    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(cursor, config) {
+    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(&hook.cursor()) {
         return DropReason::IcmpErrorPrivate.into();
     }
     fate
@@ -184,9 +180,9 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
 
 /// Whether an ICMP error of the stack quotes a packet that had been translated for it.
 #[inline(always)]
-fn quotes_lan<H: Hook>(cursor: &Cursor, config: &Config) -> bool {
+fn quotes_lan<H: Hook>(cursor: &Cursor) -> bool {
     match parse::quoted_addresses::<H>(cursor) {
-        Some((src, dst)) => in_lan(config, &src) || in_lan(config, &dst),
+        Some((src, dst)) => in_lan(&src) || in_lan(&dst),
         // Cut short: nothing of it is shown either, but what it was cannot be told.
         None => true,
     }

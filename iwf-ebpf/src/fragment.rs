@@ -193,7 +193,7 @@ fn try_follow<H: Hook>(hook: &H, place: Place) -> Step<Outcome> {
     }
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if place == Place::Wan {
-        check_addresses(config, key.src, key.dst)?;
+        check_addresses(key.src, key.dst)?;
     }
     let now = now_tick();
     let inbound = place == Place::Wan;
@@ -301,7 +301,7 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
             if is_external(&key.src) {
                 return Err(Done::HostOut.into());
             }
-            if config.external_addr == [0; 4] || !in_lan(config, &key.src) {
+            if config.external_addr == [0; 4] || !in_lan(&key.src) {
                 return Err(PassReason::Fragment.into());
             }
             Err(
@@ -325,7 +325,7 @@ fn check_route<H: Hook>(hook: &H, config: &Config, fragment: &Later) -> Step<()>
     if !next_hop::is_from_lan(hook.ingress(), &key.src) {
         return Err(PassReason::NotLanSource.into());
     }
-    if in_lan(config, &key.dst) {
+    if in_lan(&key.dst) {
         return Err(PassReason::NotToWan.into());
     }
     if is_external(&key.dst) {
@@ -424,7 +424,7 @@ pub fn hold<H: Hook>(hook: &H, config: &Config, fragment: &Held) -> bool {
     unsafe { (*held).pad_word = 0 };
     // SAFETY: see above.
     let packet = unsafe { &raw mut (*held).packet }.cast::<u8>();
-    if hook.capture(H::L3, packet, len) {
+    if hook.capture::<HELD_OCTETS>(H::L3, packet, len) {
         record.submit(0);
         stats::count(Done::FragmentHeld);
         true

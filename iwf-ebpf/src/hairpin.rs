@@ -43,7 +43,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         next_hop::check_mac(hook.ingress(), packet).step()?;
     }
     if !next_hop::is_from_lan(hook.ingress(), &key.src) {
-        return Err(if in_lan(config, &key.src) {
+        return Err(if in_lan(&key.src) {
             DropReason::SpoofedLan.into()
         } else {
             PassReason::NotLanSource.into()

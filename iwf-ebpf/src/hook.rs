@@ -10,7 +10,6 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::{TcContext, XdpContext};
 use iwf_common::flow::SessionValue;
 use iwf_common::fragment::FragmentValue;
-use iwf_common::limits::HELD_OCTETS;
 use iwf_common::reason::{DropReason, PassReason};
 
 use crate::cursor::{Cursor, load16, store16, store32, within};
@@ -61,9 +60,9 @@ pub trait Hook: Far {
     fn put32(&self, offset: usize, octets: [u8; 4]) -> Step<()>;
     /// Whether the link layer has addressed the frame to the CPE.
     fn is_for_us(&self) -> bool;
-    /// Copies `len` octets of the packet, at least 8 and at most [`HELD_OCTETS`], to `into`; `false`: they are not
+    /// Copies `len` octets of the packet, at least 8 and at most `MOST`, to `into`; `false`: they are not
     /// all there.
-    fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool;
+    fn capture<const MOST: usize>(&self, offset: usize, into: *mut u8, len: usize) -> bool;
     /// Notes the device the packet leaves by, if it can be sent there from here.
     fn leave_by(&self, egress: u32) -> Step<()>;
     /// Translates the packet.
@@ -185,8 +184,8 @@ impl Hook for XdpContext {
     }
 
     #[inline(always)]
-    fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool {
-        self.cursor().copy(offset, into, len)
+    fn capture<const MOST: usize>(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+        self.cursor().copy::<MOST>(offset, into, len)
     }
 
     #[inline(always)]
@@ -272,8 +271,8 @@ macro_rules! of_the_stack {
         }
 
         #[inline(always)]
-        fn capture(&self, offset: usize, into: *mut u8, len: usize) -> bool {
-            let Some(len) = within::<8, HELD_OCTETS>(len) else {
+        fn capture<const MOST: usize>(&self, offset: usize, into: *mut u8, len: usize) -> bool {
+            let Some(len) = within::<8, MOST>(len) else {
                 return false;
             };
             // SAFETY: the context is the kernel's own, and the caller has room for `len` octets.

@@ -104,7 +104,7 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
         At::Lan | At::Egress => Direction::Out,
     };
     let Some(session) = session::find(&report.key, direction) else {
-        return Err(without_session(config, place, report));
+        return Err(without_session(place, report));
     };
     session::check_address(config, &report.key, session)?;
     check_sums(hook, report).step()?;
@@ -155,7 +155,7 @@ fn read<'a, H: Hook>(
     // SAFETY: see above.
     let ttl = unsafe { *ip.add(ipv4::TTL) };
     if place == At::Wan {
-        inbound::check_addresses(config, src, dst)?;
+        inbound::check_addresses(src, dst)?;
         if config.external_addr == [0; 4] {
             return Err(PassReason::NotConfigured.into());
         }
@@ -164,7 +164,7 @@ fn read<'a, H: Hook>(
         }
     }
     if place != At::Egress && H::REDIRECTS {
-        let frame = outer_frame(&outer).ok_or(PassReason::Malformed)?;
+        let frame = outer_frame(&hook.cursor()).ok_or(PassReason::Malformed)?;
         next_hop::check_frame(hook.ingress(), frame)?;
     }
     // No pointer into the packet is held across this.
@@ -274,7 +274,7 @@ fn outer_frame(cursor: &Cursor) -> Option<Mac> {
 /// The fate of an error about no session: dropped if it came from the WAN (RFC 5508 REQ-4), unless what it
 /// quotes is a service of the CPE, which has no sessions. Elsewhere the stack and its egress judge.
 #[inline(always)]
-fn without_session(config: &Config, place: At, report: &Report) -> Outcome {
+fn without_session(place: At, report: &Report) -> Outcome {
     if place != At::Wan {
         return PassReason::IcmpError.into();
     }

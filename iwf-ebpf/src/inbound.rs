@@ -21,7 +21,7 @@ use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
-use crate::next_hop::{self, NextHop};
+use crate::next_hop;
 use crate::outcome::{Outcome, Step};
 use crate::parse::{self, Marks, Packet, is_unicast};
 use crate::rewrite::Hop;
@@ -145,7 +145,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if H::REDIRECTS {
         next_hop::check_mac(hook.ingress(), packet).step()?;
     }
-    check_addresses(config, key.src, key.dst)?;
+    check_addresses(key.src, key.dst)?;
     if config.external_addr == [0; 4] {
         return Err(PassReason::NotConfigured.into());
     }
@@ -178,20 +178,20 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         trigger: Direction::In,
         host: false,
     };
-    session::open(now, &flow, packet, &NextHop::NONE)
+    session::open(now, &flow, packet, None)
 }
 
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
 #[inline(always)]
-pub fn check_addresses(config: &Config, src: [u8; 4], dst: [u8; 4]) -> Step<()> {
-    if is_external(&src) || in_lan(config, &src) {
+pub fn check_addresses(src: [u8; 4], dst: [u8; 4]) -> Step<()> {
+    if is_external(&src) || in_lan(&src) {
         return Err(DropReason::Spoofed.into());
     }
     if !is_unicast(dst) {
         return Err(PassReason::NotUnicast.into());
     }
     // The provider may give us an address that the LAN has as well (RFC 4787 REQ-7).
-    if in_lan(config, &dst) && !is_external(&dst) {
+    if in_lan(&dst) && !is_external(&dst) {
         return Err(DropReason::Unsolicited.into());
     }
     Ok(())
@@ -208,14 +208,14 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     if !hook.is_ipv4(&cursor) {
         return outcome;
     }
-    let (Some(ip), Some(config)) = (cursor.at::<{ ipv4::LEN }>(H::L3), CONFIG.get(0)) else {
+    let Some(ip) = cursor.at::<{ ipv4::LEN }>(H::L3) else {
         return outcome;
     };
     // SAFETY: `at` proved the bounds.
     let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
     // SAFETY: see above.
     let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
-    match check_addresses(config, src, dst) {
+    match check_addresses(src, dst) {
         Err(other) if matches!(other.verdict(), crate::outcome::Verdict::Drop) => other,
         _ => outcome,
     }

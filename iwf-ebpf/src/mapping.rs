@@ -6,10 +6,8 @@
 //! is written after, also with NOEXIST; a CPU that comes second gives its claim back and uses the first one's.
 //! So two CPUs never hand out one external endpoint twice, and one internal endpoint never gets two.
 
-use core::ffi::{c_long, c_void};
-
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
@@ -233,7 +231,6 @@ fn claim(
             last_used: now,
             ..MappingValue::default()
         },
-        end: End::Exhausted,
     };
     if internal.proto == ICMP || kind == MappingKind::Host || config.ports.keeps(wanted) {
         match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
@@ -254,21 +251,21 @@ fn claim(
             Err(_) => return Err(full(config, now, internal)),
         }
     }
-    // A loop of the program itself would be verified once per turn; the helper's body is verified once.
-    // SAFETY: the callback takes a `Search`, which outlives the call.
-    unsafe { bpf_loop(PROBES, probe as *mut c_void, (&raw mut search).cast(), 0) };
-    match search.end {
-        End::Found => Ok(Claim {
-            external: search.external,
-            own: true,
-        }),
-        End::Full => Err(full(config, now, internal)),
-        End::Exhausted => {
-            let none = EndpointKey::default();
-            stats::emit(config, now, EventKind::PortsExhausted, internal, &none);
-            Err(DropReason::PortsExhausted.into())
+    for turn in 0..PROBES {
+        match search.probe(turn) {
+            Ok(()) => {
+                return Ok(Claim {
+                    external: search.external,
+                    own: true,
+                });
+            }
+            Err(EEXIST) => {}
+            Err(_) => return Err(full(config, now, internal)),
         }
     }
+    let none = EndpointKey::default();
+    stats::emit(config, now, EventKind::PortsExhausted, internal, &none);
+    Err(DropReason::PortsExhausted.into())
 }
 
 /// A search for a free external port.
@@ -278,43 +275,27 @@ struct Search {
     proto: u8,
     external: EndpointKey,
     value: MappingValue,
-    end: End,
 }
 
-/// How a search has ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum End {
-    Exhausted,
-    Found,
-    Full,
-}
-
-/// Tries one random port; 1 ends the search.
-extern "C" fn probe(turn: u32, search: *mut Search) -> c_long {
-    // SAFETY: the kernel passes what was given to `bpf_loop`.
-    let search = unsafe { &mut *search };
-    // SAFETY: the helper has no preconditions.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let port = match search.proto {
-        ICMP => Some((random >> 16) as u16),
-        // A port of the other parity is better than none.
-        UDP => {
-            let odd = (search.wanted & 1 == 1) ^ (turn >= PROBES / 2);
-            search.ports.pick_like(search.wanted, random, odd)
-        }
-        _ => search.ports.pick(search.wanted, random),
-    };
-    let Some(port) = port else {
-        return 0;
-    };
-    search.external.port = port.to_be_bytes();
-    search.end = match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
-        Ok(()) => End::Found,
-        Err(EEXIST) => return 0,
-        Err(_) => End::Full,
-    };
-    1
+impl Search {
+    /// Tries one random port. [`EEXIST`]: it is taken.
+    #[inline(always)]
+    fn probe(&mut self, turn: u32) -> Result<(), i32> {
+        // SAFETY: the helper has no preconditions.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let port = match self.proto {
+            ICMP => Some((random >> 16) as u16),
+            // A port of the other parity is better than none.
+            UDP => {
+                let odd = (self.wanted & 1 == 1) ^ (turn >= PROBES / 2);
+                self.ports.pick_like(self.wanted, random, odd)
+            }
+            _ => self.ports.pick(self.wanted, random),
+        };
+        let port = port.ok_or(EEXIST)?;
+        self.external.port = port.to_be_bytes();
+        MAPPINGS_EXT.insert(&self.external, &self.value, BPF_NOEXIST.into())
+    }
 }
 
 /// Binds the internal endpoint to the claimed external one, or to the one another CPU has bound it to since.

@@ -18,6 +18,8 @@ use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, reason};
 
+use crate::cursor::load64;
+
 pub type Sessions = HashMap<SessionKey, SessionValue, { limits::SESSIONS as usize }>;
 pub type Mappings = HashMap<EndpointKey, MappingValue, { limits::MAPPINGS as usize }>;
 
@@ -90,10 +92,10 @@ pub static REFUSED: RingBuf<RefusedPacket, { limits::REFUSED_BYTES as usize }> =
 #[btf_map]
 pub static REFUSED_BUDGET: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
 
-/// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
-#[inline(never)]
-pub fn in_lan(config: &Config, addr: &[u8; 4]) -> bool {
-    config.in_lan(*addr)
+/// Whether `addr` is a LAN host's. It is asked in many places, never on the fast path.
+#[inline(always)]
+pub fn in_lan(addr: &[u8; 4]) -> bool {
+    config_in_lan(u32::from_ne_bytes(*addr)) != 0
 }
 
 /// Whether a session may go on.
@@ -113,7 +115,22 @@ pub fn is_external(addr: &[u8; 4]) -> bool {
     config_is_external(u32::from_ne_bytes(*addr)) != 0
 }
 
+/// Whether `addr` is a LAN host's. As above.
+#[inline(always)]
+pub fn in_lan6(config: &Config, addr: &[u8; 16]) -> bool {
+    config_in_lan6(config, addr) != 0
+}
+
 // Many comparisons, asked in many places: judged once ([`crate::far`]), and of numbers alone.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn config_in_lan(addr: u32) -> u32 {
+    match CONFIG.get(0) {
+        Some(config) => config.in_lan(addr.to_ne_bytes()).into(),
+        None => 0,
+    }
+}
 
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -136,4 +153,40 @@ extern "C" fn config_is_external(addr: u32) -> u32 {
         Some(config) => config.is_external(addr.to_ne_bytes()).into(),
         None => 0,
     }
+}
+
+/// [`in_lan6`], judged once. As [`Config::in_lan6`], but by words: octets need much of the stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn config_in_lan6(config: *const Config, addr: *const [u8; 16]) -> u32 {
+    // SAFETY: null or whole, by its type.
+    let config = unsafe { config.as_ref() };
+    let (Some(config), false) = (config, addr.is_null()) else {
+        return 0;
+    };
+    // SAFETY: not null, and so whole.
+    let (low, high) = unsafe { words(addr.cast()) };
+    for prefix in &config.lan6 {
+        // SAFETY: a field's octets.
+        let (net_low, net_high) = unsafe { words(prefix.addr.as_ptr()) };
+        // SAFETY: as above.
+        let (mask_low, mask_high) = unsafe { words(prefix.mask.as_ptr()) };
+        if (low & mask_low ^ net_low) | (high & mask_high ^ net_high) == 0 {
+            return 1;
+        }
+    }
+    0
+}
+
+/// The two halves of an address, as they lie in memory.
+///
+/// # Safety
+/// 16 octets are there.
+#[inline(always)]
+unsafe fn words(addr: *const u8) -> (u64, u64) {
+    // SAFETY: the caller's promise.
+    let low = unsafe { load64::<0>(addr) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { load64::<8>(addr) };
+    (low, high)
 }

@@ -203,7 +203,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if !next_hop::is_from_lan(hook.ingress(), &key.src) {
         return Err(admitted(hook, PassReason::NotLanSource.into()));
     }
-    if in_lan(config, &key.dst) {
+    if in_lan(&key.dst) {
         return Err(PassReason::NotToWan.into());
     }
     if !packet.asks() {
@@ -223,7 +223,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         );
     }
     found.step()?;
-    begin(now, packet, &mut flow, &next_hop)
+    begin(now, packet, &mut flow, Some(&next_hop))
 }
 
 /// The way out by route. A function of its own: the question needs no stack when the sessions are made.
@@ -242,7 +242,7 @@ fn look_up<H: Hook>(hook: &H, config: &Config, packet: &Packet, next_hop: &mut N
 
 /// Makes mapping and sessions for a packet on its way out. Also for what the stack sends or forwards.
 #[inline(always)]
-pub fn begin(now: u32, packet: &Packet, flow: &mut Flow, next_hop: &NextHop) -> Step<()> {
+pub fn begin(now: u32, packet: &Packet, flow: &mut Flow, next_hop: Option<&NextHop>) -> Step<()> {
     // The stack knows its own connections; of a LAN host's only their beginning is believed.
     if packet.key.proto == TCP && !flow.host && !tcp::opens(packet.tcp_flags) {
         return Err(DropReason::TcpStray.into());

@@ -80,9 +80,11 @@ fn worth4<H: Hook>(cursor: &Cursor, side: Side) -> Option<usize> {
         let proto = unsafe { *ip.add(ipv4::PROTO) };
         // SAFETY: see above.
         let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
-        if proto != TCP || !is_external(&dst) || !opens(cursor, H::L3 + header) {
+        if proto != TCP || !opens(cursor, H::L3 + header) {
             return None;
         }
+        let len = there::<H>(cursor, usize::from(total));
+        return len.filter(|_| is_external(&dst));
     }
     there::<H>(cursor, usize::from(total))
 }
@@ -152,7 +154,7 @@ fn hand_over<H: Hook>(hook: &H, config: &Config, side: Side, slot: u32, len: usi
     unsafe { (*refused).pad = 0 };
     // SAFETY: see above.
     let packet = unsafe { &raw mut (*refused).packet }.cast::<u8>();
-    if hook.capture(H::L3, packet, len) {
+    if hook.capture::<REFUSED_OCTETS>(H::L3, packet, len) {
         record.submit(0);
         stats::count(Done::RefusalNoted);
         true

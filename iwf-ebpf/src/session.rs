@@ -73,7 +73,7 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
 /// Begins a session if its host may have one more. Both entries: the return direction first, so that no answer can
 /// come back to nothing, and the direction of `packet` last.
 #[inline(always)]
-pub fn open(now: u32, flow: &Flow, packet: &Packet, next_hop: &NextHop) -> Step<()> {
+pub fn open(now: u32, flow: &Flow, packet: &Packet, next_hop: Option<&NextHop>) -> Step<()> {
     if !flow.host {
         host::may_open(now, &flow.internal).step()?;
     }
@@ -91,7 +91,7 @@ fn write(
     flow: &Flow,
     packet: &Packet,
     direction: Direction,
-    next_hop: &NextHop,
+    next_hop: Option<&NextHop>,
 ) -> Outcome {
     Outcome::of(try_write(now, flow, packet, direction, next_hop))
 }
@@ -102,7 +102,7 @@ fn try_write(
     flow: &Flow,
     packet: &Packet,
     direction: Direction,
-    next_hop: &NextHop,
+    next_hop: Option<&NextHop>,
 ) -> Step<()> {
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     let mut value = SessionValue {
@@ -114,7 +114,9 @@ fn try_write(
     if direction == flow.trigger {
         value.router_mac = packet.frame_dst.octets();
         value.tcp = tcp::observe(0, packet.tcp_flags);
-        next_hop.store(&mut value);
+        if let Some(next_hop) = next_hop {
+            next_hop.store(&mut value);
+        }
     }
     insert(config, now, flow, &flow.key(direction), &value)
 }

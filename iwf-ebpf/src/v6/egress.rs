@@ -10,7 +10,7 @@ use iwf_common::host::UNKNOWN_STATION;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
-use super::next_hop::{self, Home, NextHop6};
+use super::next_hop::{self, Home};
 use super::outbound::{begin, fragment_went};
 use super::parse::{Packet6, parse, special};
 use super::session::{self, Terms};
@@ -129,7 +129,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
         {
             return Err(Done::HostOut.into());
         }
-        return begin(config, packet, &Terms::HOST, &NextHop6::NONE);
+        return begin(config, packet, &Terms::HOST, None);
     }
     if kind == Addresses::FROM_GROUP || kind == Addresses::FORBIDDEN {
         return Err(DropReason::Forbidden6.into());
@@ -152,5 +152,5 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     } else {
         Terms::lan(home.station())
     };
-    begin(config, packet, &terms, &NextHop6::NONE)
+    begin(config, packet, &terms, None)
 }

@@ -8,7 +8,7 @@ use iwf_common::host::UNKNOWN_STATION;
 use iwf_common::reason::{Done, DropReason, PassReason};
 use iwf_common::tcp;
 
-use super::next_hop::{self, Home, NextHop6};
+use super::next_hop::{self, Home};
 use super::outbound::fragment_went;
 use super::parse::{self, Packet6, special};
 use super::session::{self, Terms};
@@ -171,7 +171,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
                 return Err(DropReason::TcpStray.into());
             }
             terms.station = home.station();
-            return session::open(config, packet, &terms, Direction::In, &NextHop6::NONE);
+            return session::open(config, packet, &terms, Direction::In, None);
         }
         // The CPE's own address: a pinhole opens it, but no packet that somebody else has sent from it.
         service |= terms.flags & SessionFlags6::PINHOLE != 0;

@@ -12,7 +12,7 @@ use iwf_common::reason::{DropReason, PassReason};
 
 use crate::cursor::Cursor;
 use crate::headers::set_macs;
-use crate::maps::CONFIG;
+use crate::maps::{CONFIG, in_lan6 as in_lan};
 use crate::outcome::{Outcome, Step, Verdict};
 use parse::{L3, Packet6, ipv6};
 
@@ -48,12 +48,6 @@ mod proto {
 #[inline(always)]
 const fn is_on(config: &Config) -> bool {
     config.flags & ConfigFlags::IPV6_FILTER != 0
-}
-
-/// Whether `addr` is a LAN host's. A function of its own: it is asked in many places, never on the fast path.
-#[inline(never)]
-fn in_lan(config: &Config, addr: &[u8; 16]) -> bool {
-    config.in_lan6(*addr)
 }
 
 /// Which addresses a packet has. One number, so that the verifier has four ways to follow and not sixteen.

@@ -157,12 +157,17 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet6) -> Step<()> {
     if home == Home::NONE {
         return Err(DropReason::SpoofedLan.into());
     }
-    begin(config, packet, &Terms::lan(home.station()), &next_hop)
+    begin(config, packet, &Terms::lan(home.station()), Some(&next_hop))
 }
 
 /// Makes the session of a packet on its way out. Also for what the stack sends.
 #[inline(always)]
-pub fn begin(config: &Config, packet: &Packet6, terms: &Terms, next_hop: &NextHop6) -> Step<()> {
+pub fn begin(
+    config: &Config,
+    packet: &Packet6,
+    terms: &Terms,
+    next_hop: Option<&NextHop6>,
+) -> Step<()> {
     let key = &packet.key;
     if terms.flags == 0 {
         // The stack knows its own connections; of a LAN host's only their beginning is believed.

@@ -8,16 +8,16 @@ use iwf_common::flow6::{PinholeKey, PinholeValue, SessionKey6, Shape};
 
 use crate::maps::{PINHOLE_HOSTS, PINHOLES};
 
-/// The pinhole that lets the packet of `key` in at tick `now`.
-#[inline(always)]
+/// The pinhole that lets the packet of `key` in at tick `now`. A function of its own for its stack.
+#[inline(never)]
 pub fn find<'a>(key: &SessionKey6, now: u32) -> Option<&'a PinholeValue> {
     let shapes = PINHOLE_HOSTS.get_ptr(key.dst)?;
     // SAFETY: entries live as long as the program runs.
     search(key, now, unsafe { *shapes })
 }
 
-/// The open port of the CPE itself that lets the packet of `key` in.
-#[inline(always)]
+/// The open port of the CPE itself that lets the packet of `key` in. A function of its own for its stack.
+#[inline(never)]
 pub fn is_open_port(key: &SessionKey6, now: u32) -> bool {
     let mut own = *key;
     own.dst = [0; 16];

@@ -146,7 +146,7 @@ pub fn open(
     packet: &Packet6,
     terms: &Terms,
     trigger: Direction,
-    next_hop: &NextHop6,
+    next_hop: Option<&NextHop6>,
 ) -> Step<()> {
     host::may_open6(config, tick(), &terms.station).step()?;
     let outcome = write(packet, terms, trigger, next_hop);
@@ -165,7 +165,12 @@ const KEPT: Outcome = Outcome::from_slot(u32::MAX - 1);
 /// Writes both entries: the return direction first, so that no answer can come back to nothing, and the
 /// direction of `packet` last.
 #[inline(never)]
-fn write(packet: &Packet6, terms: &Terms, trigger: Direction, next_hop: &NextHop6) -> Outcome {
+fn write(
+    packet: &Packet6,
+    terms: &Terms,
+    trigger: Direction,
+    next_hop: Option<&NextHop6>,
+) -> Outcome {
     match try_write(packet, terms, trigger, next_hop) {
         Ok(true) => Outcome::NONE,
         Ok(false) => KEPT,
@@ -179,7 +184,7 @@ fn try_write(
     packet: &Packet6,
     terms: &Terms,
     trigger: Direction,
-    next_hop: &NextHop6,
+    next_hop: Option<&NextHop6>,
 ) -> Step<bool> {
     let back = match trigger {
         Direction::Out => SessionFlags6::INBOUND,
@@ -197,7 +202,9 @@ fn try_write(
     value.flags ^= SessionFlags6::INBOUND;
     value.router_mac = packet.frame_dst.octets();
     value.tcp = tcp::observe(0, packet.tcp_flags);
-    next_hop.store(&mut value);
+    if let Some(next_hop) = next_hop {
+        next_hop.store(&mut value);
+    }
     let this_is_new = insert(&packet.key, &value)?;
     Ok(if value.flags & SessionFlags6::INBOUND == 0 {
         this_is_new

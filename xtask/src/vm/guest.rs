@@ -39,7 +39,7 @@ pub(super) fn run(kernel: &Path, initramfs: &Path, log: &Path, limit: Duration) 
             .arg(initramfs)
             .args([
                 "-append",
-                "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic",
+                "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic no_timer_check",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -9,8 +9,8 @@ use iwf_common::names;
 /// The eBPF object that the build script made (`iwf-ebpf`), aligned as its ELF header asks.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("IWF_BPF_OBJECT"));
 
-/// The oldest kernel with everything the programs call; docs/kernels.md has what was seen.
-pub const MINIMUM_KERNEL: &str = "5.17";
+/// The oldest kernel whose verifier was seen to take every program (docs/kernels.md).
+pub const MINIMUM_KERNEL: &str = "6.1";
 
 /// An object as the running kernel takes it.
 pub struct Fitted<'a> {
