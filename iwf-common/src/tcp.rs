@@ -42,12 +42,6 @@ pub const fn may_reopen(seen: u8, flags: u8) -> bool {
     opens(flags) && seen & (ACK | FIN | RST) != 0
 }
 
-/// Whether the old connection has ended, so that a new one may take its session (RFC 6191).
-#[inline(always)]
-pub const fn reopens(a: u8, b: u8) -> bool {
-    (a | b) & (FIN | RST) != 0
-}
-
 /// The set of one direction after a segment with `flags`. RST is in it only while it is the last that was seen: data
 /// after it takes it back (RFC 7857 section 2.2).
 #[inline(always)]
@@ -72,6 +66,16 @@ impl Shown {
         let since = other.flags & RST == 0 && crate::tick::age(other.last, self.last) > 0;
         self.flags & RST != 0 && !since
     }
+}
+
+/// Whether the old connection has ended, so that a SYN of the side that has shown `own` takes its session for a new one
+/// (RFC 6191). A reset that was taken back ends nothing.
+#[inline(always)]
+pub const fn reopens(own: Shown, other: Shown) -> bool {
+    let reset = own.resets(&other);
+    let again = own.flags & (ACK | FIN) == 0 && !reset;
+    let ended = (own.flags | other.flags) & FIN != 0 || reset || other.resets(&own);
+    ended && !again
 }
 
 /// The phase of a connection (RFC 7857 figure 1): after a RST it has the time of a closing one, and is open again if
@@ -212,8 +216,22 @@ mod tests {
         assert!(may_reopen(SYN | ACK, SYN));
         assert!(!may_reopen(SYN, SYN), "the same SYN once more");
         assert!(!may_reopen(SYN | ACK, SYN | ACK));
-        assert!(reopens(SYN | ACK | FIN, SYN | ACK));
-        assert!(reopens(SYN | ACK, SYN | ACK | RST));
-        assert!(!reopens(SYN | ACK, SYN | ACK), "it is open");
+        let shown = |flags, last| Shown { flags, last };
+        let open = SYN | ACK;
+        assert!(reopens(shown(open | FIN, 7), shown(open, 7)));
+        assert!(reopens(shown(open, 7), shown(open | RST, 8)));
+        assert!(reopens(shown(open | RST, 8), shown(open, 7)));
+        assert!(!reopens(shown(open, 7), shown(open, 7)), "it is open");
+    }
+
+    /// RFC 7857 section 2.2: a forged RST and a forged SYN must not make a connection young again.
+    #[test]
+    fn a_reset_that_was_taken_back_opens_nothing() {
+        let shown = |flags, last| Shown { flags, last };
+        let open = SYN | ACK;
+        assert!(!reopens(shown(open | RST, 7), shown(open, 8)));
+        assert!(!reopens(shown(open, 8), shown(open | RST, 7)));
+        let again = shown(SYN | RST, 7);
+        assert!(!reopens(again, shown(open | FIN, 8)), "its first SYN");
     }
 }

@@ -208,7 +208,8 @@ struct Claim {
 }
 
 /// Takes a free external endpoint at the address of `external`: the internal port if it may be kept, else a random one
-/// of its class (RFC 4787 REQ-3a), for UDP of its parity as long as such are found (REQ-4).
+/// of its class (RFC 4787 REQ-3a), for UDP of its parity as long as such are found (REQ-4). Identifier 0 is no LAN host's
+/// outside: a query with it would look like the answer.
 #[inline(always)]
 fn claim(
     config: &Config,
@@ -232,7 +233,8 @@ fn claim(
             ..MappingValue::default()
         },
     };
-    if internal.proto == ICMP || kind == MappingKind::Host || config.ports.keeps(wanted) {
+    let any = internal.proto == ICMP && wanted != 0;
+    if any || kind == MappingKind::Host || config.ports.keeps(wanted) {
         match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
             Ok(()) => {
                 return Ok(Claim {
@@ -284,7 +286,7 @@ impl Search {
         // SAFETY: the helper has no preconditions.
         let random = unsafe { bpf_get_prandom_u32() };
         let port = match self.proto {
-            ICMP => Some((random >> 16) as u16),
+            ICMP => Some((random >> 16) as u16).filter(|id| *id != 0),
             // A port of the other parity is better than none.
             UDP => {
                 let odd = (self.wanted & 1 == 1) ^ (turn >= PROBES / 2);

@@ -124,7 +124,6 @@ fn try_write(
 /// Notes that a packet of the session went by.
 #[inline(always)]
 pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
-    session.last_seen = now;
     session.count(packet.total_len);
     if packet.key.proto == TCP {
         if tcp::may_reopen(session.tcp, packet.tcp_flags) {
@@ -135,6 +134,8 @@ pub fn touch(session: &mut SessionValue, packet: &Packet, now: u32) {
             session.tcp = seen;
         }
     }
+    // After `reopen`, which asks when the last one was.
+    session.last_seen = now;
 }
 
 /// A session whose deadline has come goes on only if its mapping has been prolonged since.
@@ -143,8 +144,11 @@ pub fn prolong(key: &SessionKey, session: &mut SessionValue, now: u32) -> Outcom
     let (internal, external) = session.endpoints(key);
     match mapping::behind(&external, &internal) {
         Some(mapping) if !mapping.expired(now) && session.is_of(mapping) => {
+            let over = session.deadline;
             session.deadline = mapping.expires;
             if session.flags & SessionFlags::HAIRPIN != 0 && !hairpin::recheck(now, key, session) {
+                // For the next packet as well.
+                session.deadline = over;
                 return DropReason::MappingExpired.into();
             }
             Outcome::NONE
@@ -376,7 +380,7 @@ fn reopen(session: &mut SessionValue, proto: u8) {
     };
     // SAFETY: as in `find`.
     let other = unsafe { &mut *other };
-    if tcp::reopens(session.tcp, other.tcp) {
+    if tcp::reopens(session.shown(), other.shown()) {
         session.tcp = 0;
         other.tcp = 0;
     }

@@ -14,7 +14,7 @@
 use iwf_common::config::Ends;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::host::HostValue;
-use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
+use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey};
 use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
 use iwf_common::tcp::Shown;
 use iwf_common::{limits, tcp, tick};
@@ -212,6 +212,18 @@ fn note_peer(now: u32, item: &SweepItem) {
     } else {
         session.last_seen
     };
+    let peer = PeerKey {
+        external,
+        remote: key.dst,
+    };
+    if let Some(noted) = PEERS.get_ptr(peer) {
+        // SAFETY: the kernel frees an entry only after the program.
+        let noted = unsafe { *noted };
+        // By another flow to the same address.
+        if noted.internal == internal && tick::age(used, noted.last_used) == 0 {
+            return;
+        }
+    }
     filter::note_peer(used, &internal, &external, &key.destination());
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{
     Program, ProgramError, ProgramFd, RawTracePoint, RawTracePointRunOptions, SchedClassifier,
     TestRun as _, TestRunOptions, Xdp,
 };
 use aya::{Ebpf, EbpfLoader, Pod};
 use iwf_common::config::{Config, FdbKey, IfaceValue};
+use iwf_common::event::EventBudget;
 use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::flow6::{
     EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
@@ -595,8 +596,8 @@ impl Plane {
         self.put(names::PAIRED, host, external)
     }
 
-    /// Empties every hash and every ring. The programs stay loaded: for another test, without another
-    /// verification.
+    /// Empties every hash and every ring, and lets the programs write as much into the rings as at first. They stay
+    /// loaded: for another test, without another verification.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -606,6 +607,18 @@ impl Plane {
             if matches!(map, Map::RingBuf(_)) {
                 let mut ring = RingBuf::try_from(map)?;
                 while ring.next().is_some() {}
+            }
+        }
+        let full = vec![EventBudget::default(); aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        for name in [
+            names::EVENT_BUDGET,
+            names::HELD_BUDGET,
+            names::REFUSED_BUDGET,
+        ] {
+            let map = self.ebpf.map_mut(name).context(name)?;
+            let mut budget = PerCpuArray::<_, EventBudget>::try_from(map)?;
+            for slot in 0..budget.len() {
+                budget.set(slot, PerCpuValues::try_from(full.clone())?, 0)?;
             }
         }
         Ok(())

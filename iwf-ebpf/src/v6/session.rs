@@ -82,9 +82,6 @@ fn find_as<'a>(key: &SessionKey6, mask: u8, wanted: u8) -> Option<&'a mut Sessio
 /// Notes that a packet of the session went by.
 #[inline(always)]
 pub fn touch(session: &mut SessionValue6, packet: &Packet6, now: u32) {
-    if session.last_seen != now {
-        session.last_seen = now;
-    }
     session.packets = session.packets.wrapping_add(1);
     let (low, carry) = session.octets_low.overflowing_add(packet.total_len);
     session.octets_low = low;
@@ -100,6 +97,10 @@ pub fn touch(session: &mut SessionValue6, packet: &Packet6, now: u32) {
             session.tcp = seen;
         }
     }
+    // After `reopen`, which asks when the last one was.
+    if session.last_seen != now {
+        session.last_seen = now;
+    }
 }
 
 /// Perhaps a new connection on the ports of an ended one: then both directions forget what they have seen.
@@ -110,7 +111,11 @@ fn reopen(session: &mut SessionValue6, key: &SessionKey6) {
     };
     // SAFETY: as in `find`.
     let other = unsafe { &mut *other };
-    if tcp::reopens(session.tcp, other.tcp) {
+    let shown = |session: &SessionValue6| tcp::Shown {
+        flags: session.tcp,
+        last: session.last_seen,
+    };
+    if tcp::reopens(shown(session), shown(other)) {
         session.tcp = 0;
         other.tcp = 0;
     }

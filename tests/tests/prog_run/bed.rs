@@ -173,24 +173,8 @@ fn run(
 }
 
 impl Bed {
-    fn new(ns: Namespace, mut plane: Plane, capture: Capture) -> Result<Self> {
+    fn new(ns: Namespace, plane: Plane, capture: Capture) -> Result<Self> {
         let (bridge, lan, wan) = (ns.ifindex("br0")?, ns.ifindex("lan0")?, ns.ifindex("wan0")?);
-        let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
-            role: role as u32,
-            l3,
-            mac,
-            pad: [0; 2],
-        };
-        plane.set_iface(lan, iface(Role::Lan, bridge, BRIDGE_MAC))?;
-        plane.set_iface(wan, iface(Role::Wan, wan, WAN_MAC))?;
-        plane.set_device(lan)?;
-        plane.set_device(wan)?;
-        let station = FdbKey {
-            bridge,
-            mac: HOST_MAC,
-            pad: [0; 2],
-        };
-        plane.set_station(station, lan)?;
         let mut config = Config::empty(HZ);
         config.external_addr = WAN;
         config.wan = wan;
@@ -199,8 +183,7 @@ impl Bed {
             addr: [192, 168, 1, 0],
             mask: mask(24),
         };
-        plane.configure(config)?;
-        Ok(Self {
+        let mut bed = Self {
             through: Through::Xdp,
             plane,
             config,
@@ -209,7 +192,32 @@ impl Bed {
             lan,
             wan,
             capture,
-        })
+        };
+        bed.furnish()?;
+        Ok(bed)
+    }
+
+    /// Writes into empty tables what all tests begin with.
+    pub(crate) fn furnish(&mut self) -> Result<()> {
+        let iface = |role: Role, l3: u32, mac: [u8; 6]| IfaceValue {
+            role: role as u32,
+            l3,
+            mac,
+            pad: [0; 2],
+        };
+        let (lan, wan) = (self.lan, self.wan);
+        let plane = &mut self.plane;
+        plane.set_iface(lan, iface(Role::Lan, self.bridge, BRIDGE_MAC))?;
+        plane.set_iface(wan, iface(Role::Wan, wan, WAN_MAC))?;
+        plane.set_device(lan)?;
+        plane.set_device(wan)?;
+        let station = FdbKey {
+            bridge: self.bridge,
+            mac: HOST_MAC,
+            pad: [0; 2],
+        };
+        plane.set_station(station, lan)?;
+        plane.configure(self.config)
     }
 
     /// Changes the configuration.
@@ -395,13 +403,26 @@ impl Bed {
 }
 
 pub(crate) fn as_xdp(seen: Seen) -> Seen {
-    let action = match seen.action {
-        TC_REDIRECT => REDIRECT,
-        TC_NEXT => PASS,
-        TC_DROP => DROP,
-        other => panic!("action {other}"),
-    };
+    let action = verdict_of(Through::Tc, seen.action);
     Seen { action, ..seen }
+}
+
+/// A verdict in the words of XDP.
+pub(crate) fn verdict_of(through: Through, action: u32) -> u32 {
+    match (through, action) {
+        (Through::Xdp, action) => action,
+        (Through::Tc, TC_REDIRECT) => REDIRECT,
+        (Through::Tc, TC_NEXT) => PASS,
+        (Through::Tc, TC_DROP) => DROP,
+        (Through::Tc, other) => panic!("action {other}"),
+    }
+}
+
+/// The MAC address of a LAN host, or what would be one.
+pub(crate) const fn mac_of(host: [u8; 4]) -> [u8; 6] {
+    let [a, b, c, d, e, _] = HOST_MAC;
+    let [.., last] = host;
+    [a, b, c, d, e, last]
 }
 
 /// An explicit mapping's inbound entry for everybody.

@@ -143,6 +143,25 @@ fn an_address_that_was_sent_to_long_ago_may_not_come_in() -> Result<()> {
 }
 
 /// The external endpoint becomes another host's: what its last owner has sent opens nothing.
+/// Of several flows to one address the last one counts, in whatever order the sweep reads them.
+#[test]
+fn an_address_is_as_fresh_as_its_freshest_flow() -> Result<()> {
+    with_bed(|bed| {
+        set(bed, Filter::AddressDependent)?;
+        for to in [53, 54] {
+            for port in 5000..5016 {
+                bed.lan_in(&lan_frame(Frame::udp((HOST, port), (REMOTE, to))))?;
+            }
+            age(bed)?;
+            bed.let_pass(200 * HZ)?;
+        }
+        for port in 5000..5016 {
+            comes_in(bed, &from((REMOTE, 55), port), (HOST, port))?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_new_owner_of_a_port_is_not_open_to_the_old_ones_peers() -> Result<()> {
     with_both(|bed| {

@@ -10,10 +10,10 @@ use iwf_tests::prog::Delta;
 
 use crate::bed::{
     ACK, BRIDGE_MAC, Bed, DROP, HOST, HOST2, PASS, REDIRECT, REMOTE, SYN, TCP, UDP, WAN, endpoint,
-    explicit, lan_frame, with_bed,
+    explicit, lan_frame, mac_of, with_bed,
 };
 
-const HOST2_MAC: [u8; 6] = [2, 0, 0, 0, 1, 11];
+const HOST2_MAC: [u8; 6] = mac_of(HOST2);
 
 /// Makes the second host known, behind the same bridge port.
 fn join(bed: &mut Bed) -> Result<()> {
@@ -219,6 +219,33 @@ fn the_targets_filter_holds_here_too() -> Result<()> {
         bed.map(TCP, (HOST2, 5000), 40003, 0)?;
         bed.lan_in(&middle)?
             .is_untouched(DROP, Delta::counted(&["drop_tcp_stray"]), &middle);
+        Ok(())
+    })
+}
+
+/// With the target's mapping the session is over in both directions, for every packet and not only for the first.
+#[test]
+fn a_session_does_not_outlive_the_targets_mapping() -> Result<()> {
+    with_bed(|bed| {
+        join(bed)?;
+        let now = bed.now()?;
+        bed.map(UDP, (HOST2, 5000), 40000, now.wrapping_add(1 << 20))?;
+        let request = lan_frame(Frame::udp((HOST, 6000), (WAN, 40000)));
+        let reply = from_host2(Frame::udp((HOST2, 5000), (WAN, 6000)));
+        for frame in [&request, &reply] {
+            assert_eq!(bed.lan_in(frame)?.action, REDIRECT);
+        }
+        let past = bed.now()?.wrapping_sub(1);
+        bed.map(UDP, (HOST2, 5000), 40000, past)?;
+        for (key, mut value) in bed.plane.state()?.sessions {
+            assert_ne!(value.deadline, 0);
+            value.deadline = past;
+            bed.plane.set_session(key, value)?;
+        }
+        for frame in [&request, &request, &reply, &reply] {
+            let expired = Delta::counted(&["drop_mapping_expired"]);
+            bed.lan_in(frame)?.is_untouched(DROP, expired, frame);
+        }
         Ok(())
     })
 }

@@ -80,6 +80,28 @@ fn a_dynamic_mapping_lets_in_whom_its_host_has_sent_to() -> Result<()> {
     })
 }
 
+/// RFC 7857 sections 5 and 6: mappings and filters are per protocol, also those that are for everybody.
+#[test]
+fn a_mapping_of_one_protocol_lets_no_other_in() -> Result<()> {
+    with_both(|bed| {
+        let udp = wan_frame(Frame::udp((REMOTE, 53), (WAN, 40000)));
+        let tcp = wan_frame(Frame::tcp((REMOTE, 53), (WAN, 40000), SYN));
+        bed.map(UDP, (HOST, 5000), 40000, 0)?;
+        let unsolicited = Delta::counted(&["drop_unsolicited"]);
+        bed.wan_in(&tcp)?
+            .is_untouched(DROP, unsolicited.clone(), &tcp);
+        bed.wan_in(&udp)?.is(REDIRECT, opened());
+        let (udp, tcp) = (
+            wan_frame(Frame::udp((REMOTE, 53), (WAN, 40001))),
+            wan_frame(Frame::tcp((REMOTE, 53), (WAN, 40001), SYN)),
+        );
+        bed.map(TCP, (HOST, 5001), 40001, 0)?;
+        bed.wan_in(&udp)?.is_untouched(DROP, unsolicited, &udp);
+        bed.wan_in(&tcp)?.is(REDIRECT, opened());
+        Ok(())
+    })
+}
+
 /// The other choice, for dynamic mappings.
 #[test]
 fn endpoint_independent_filtering_can_be_configured() -> Result<()> {

@@ -275,6 +275,43 @@ fn a_replaced_udp_port_keeps_its_parity() -> Result<()> {
     })
 }
 
+/// RFC 7857 section 9, RFC 6056: who has seen some ports cannot tell the next.
+#[test]
+fn replaced_ports_have_no_order() -> Result<()> {
+    const FLOWS: u16 = 1000;
+    with_bed(|bed| {
+        bed.reconfigure(|config| config.ports.min = 20_000)?;
+        bed.plane.ready(names::XDP_LAN)?;
+        let mut ports = Vec::new();
+        for port in 5000..5000 + FLOWS {
+            let frame = lan_frame(Frame::tcp((HOST, port), (REMOTE, 80), SYN));
+            let ran = bed.plane.xdp(names::XDP_LAN, &frame.bytes(), bed.lan, 1)?;
+            assert_eq!(ran.action, REDIRECT);
+            let out = Frame::parse(&ran.frame).expect("a good frame");
+            ports.push(out.src_port().expect("TCP has ports"));
+        }
+        // None of these bounds is nearer than seven standard deviations.
+        let ascents = ports.windows(2).filter(|pair| pair[0] < pair[1]).count();
+        assert!((400..600).contains(&ascents), "{ascents} ascents");
+        for quarter in 0..4 {
+            let of = |port: u16| (u32::from(port) - 20_000) * 4 / (65_536 - 20_000);
+            let hits = ports.iter().filter(|port| of(**port) == quarter).count();
+            assert!((150..350).contains(&hits), "{hits} in quarter {quarter}");
+        }
+        let mut steps: Vec<i32> = ports
+            .windows(2)
+            .map(|pair| i32::from(pair[1]) - i32::from(pair[0]))
+            .collect();
+        steps.sort_unstable();
+        let repeated = steps.chunk_by(PartialEq::eq).map(<[i32]>::len).max();
+        assert!(repeated < Some(6), "one step {repeated:?} times");
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), usize::from(FLOWS), "each has its own");
+        Ok(())
+    })
+}
+
 /// Another CPU has claimed the endpoint and not yet finished: who cannot finish it must not take it away.
 #[test]
 fn a_borrowed_claim_is_not_given_back() -> Result<()> {
@@ -538,6 +575,29 @@ fn two_hosts_with_one_query_identifier() -> Result<()> {
         let state = bed.plane.state()?;
         assert_eq!(state.external.len(), 2);
         assert!(state.external.contains_key(&endpoint((WAN, 7), ICMP)));
+        Ok(())
+    })
+}
+
+/// Of a query with identifier 0 and its answer the flow looks the same, so a remote host could answer a query with one
+/// of its own. Outside no LAN host has that identifier: what has it is the router's.
+#[test]
+fn a_query_with_identifier_0_lets_no_query_in() -> Result<()> {
+    with_both(|bed| {
+        let out = lan_frame(Frame::icmp(HOST, REMOTE, 8, 0));
+        let seen = bed.lan_in(&out)?;
+        seen.is(REDIRECT, opened());
+        let outside = seen.frame().src_port().expect("an identifier");
+        assert_ne!(outside, 0);
+        assert_eq!(seen.frame(), translated_out(&out, outside));
+
+        let query = wan_frame(Frame::icmp(REMOTE, WAN, 8, 0));
+        bed.wan_in(&query)?
+            .is_untouched(PASS, Delta::counted(&["pass_echo_request"]), &query);
+        let answer = wan_frame(Frame::icmp(REMOTE, WAN, 0, outside));
+        let seen = bed.wan_in(&answer)?;
+        assert_eq!(seen.action, REDIRECT);
+        assert_eq!(seen.frame(), translated_in(&answer, (HOST, 0)));
         Ok(())
     })
 }

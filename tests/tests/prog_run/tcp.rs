@@ -123,3 +123,28 @@ fn a_new_connection_on_old_ports_has_its_own_time() -> Result<()> {
     }
     Ok(())
 }
+
+/// RFC 7857 section 2.2: a connection that goes on was not reset. A SYN that somebody forges besides does not make it a
+/// new one, which would have four minutes.
+#[test]
+fn a_reset_that_was_taken_back_opens_nothing() -> Result<()> {
+    for forged_outbound in [false, true] {
+        with_bed(|bed| {
+            open(bed)?;
+            let send = |bed: &mut Bed, forged: bool, flags| {
+                bed.let_pass(10)?;
+                if forged == forged_outbound {
+                    bed.lan_in(&out(flags))
+                } else {
+                    bed.wan_in(&back(flags))
+                }
+            };
+            for (forged, flags) in [(true, RST), (false, ACK), (true, SYN)] {
+                assert_eq!(send(bed, forged, flags)?.action, REDIRECT);
+            }
+            assert!(outlives(bed, 7000)?);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
