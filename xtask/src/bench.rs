@@ -18,9 +18,9 @@ pub(crate) struct Args {
     /// Fewer and shorter rounds: a check that everything works rather than a figure.
     #[arg(long)]
     quick: bool,
-    /// Only what a session hit costs by the kernel's own clock.
-    #[arg(long)]
-    hit: bool,
+    /// Only this part: hit, forward, new, tcp, sweep or churn; may be given more than once.
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
     /// Also write the rows to FILE, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -54,8 +54,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.quick {
         cargo.arg("--quick");
     }
-    if args.hit {
-        cargo.arg("--hit");
+    for part in &args.only {
+        cargo.arg("--only").arg(part);
     }
     if let Some(file) = &args.json {
         cargo.arg("--json").arg(file);

@@ -711,6 +711,10 @@ impl Pass {
                 SweepMode::KeepOurs => !ended && !judge.owns(key, value),
                 SweepMode::Age => {
                     if ended {
+                        // Its other half was ended by this pass, and both were taken off.
+                        if tick::age(self.as_of, value.last_seen) == 0 {
+                            self.totals.sessions_left += 1;
+                        }
                         // Nobody remembered it: the daemon was restarted, or there were too many.
                         items.push(SweepItem::session(SweepTask::RemoveSession, *key));
                         continue;

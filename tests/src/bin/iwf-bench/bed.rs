@@ -2,16 +2,19 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use iwf_common::limits;
 use iwf_tests::netns::{Namespace, Network, veth};
+use iwf_userspace::daemon::config::AttachMode;
+use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
 
-use crate::abi::Setup;
+use crate::abi::{MAX_FLOWS, Setup};
 use crate::cpu::{self, Placement};
 use crate::nat::Nat;
-use crate::traffic::{Counts, Load, Seen, Traffic};
+use crate::traffic::{Counts, FarCounter, Load, Seen, Traffic};
 
 /// Frames of a burst: one full poll of the router, and a quarter of what a veth ring holds.
 const BURST: u64 = 64;
@@ -19,11 +22,13 @@ const BURST: u64 = 64;
 /// Calls of the generator after which a stretch ends however little came through.
 const MOST_CALLS: u32 = 200;
 
-const ROUTER_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+/// The router on the LAN.
+pub(crate) const ROUTER_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const FIRST_HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 16);
 /// The router's external address: the source of everything translated.
 pub(crate) const EXTERNAL: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+/// The router's next hop, and the far end.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
 const DEST: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 44);
 
 /// Who forwards.
@@ -70,6 +75,19 @@ pub(crate) enum Room {
     Ordinary,
     /// A million sessions.
     Million,
+    /// A million sessions that are only held, and those of the traffic.
+    Held,
+}
+
+impl Room {
+    /// How many sessions that is.
+    pub(crate) const fn sessions(self) -> u32 {
+        match self {
+            Self::Ordinary => limits::SESSIONS / 2,
+            Self::Million => MAX_FLOWS,
+            Self::Held => MAX_FLOWS + limits::SESSIONS / 2,
+        }
+    }
 }
 
 /// What one measured stretch showed.
@@ -83,6 +101,22 @@ pub(crate) struct Sample {
     pub(crate) cpu: Duration,
     /// Packets that our programs forwarded by themselves, if they are what is measured.
     pub(crate) fast: Option<u64>,
+}
+
+/// What can be looked at while frames are sent.
+pub(crate) struct Gauge {
+    far: FarCounter,
+    router_thread: i32,
+}
+
+impl Gauge {
+    /// Frames that have arrived, and the CPU time of the router's packet thread.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub(crate) fn read(&self) -> Result<(u64, Duration)> {
+        Ok((self.far.frames()?, cpu::time_of(self.router_thread)?))
+    }
 }
 
 /// A router with traffic attached.
@@ -126,7 +160,7 @@ impl Bed {
         ))?;
         router.receive_redirected(&router_lan)?;
         if mode == Mode::Nftables {
-            masquerade(&router)?;
+            masquerade(&router, "wan0")?;
         }
 
         let setup = Setup {
@@ -155,6 +189,7 @@ impl Bed {
                 &router_lan,
                 "wan0",
                 room,
+                AttachMode::Native,
             )?),
             Mode::Plain | Mode::Nftables | Mode::Redirect => None,
         };
@@ -240,17 +275,78 @@ impl Bed {
         sample
     }
 
+    /// Where the maps of our data plane are pinned.
+    ///
+    /// # Errors
+    /// If this is none of ours.
+    pub(crate) fn pins(&self) -> Result<PathBuf> {
+        let nat = self.nat.as_ref().context("no data plane of ours here")?;
+        Ok(nat.pins.clone())
+    }
+
+    /// Lets the daemon's side of our data plane do something.
+    ///
+    /// # Errors
+    /// As `body`, and if this is none of ours.
+    pub(crate) fn with_plane<T>(
+        &mut self,
+        body: impl FnOnce(&mut KernelPlane) -> Result<T>,
+    ) -> Result<T> {
+        let nat = self.nat.as_mut().context("no data plane of ours here")?;
+        body(&mut nat.plane)
+    }
+
+    /// Lets the daemon's side of our data plane do something while the generator sends; returns what both ends
+    /// counted meanwhile.
+    ///
+    /// # Errors
+    /// As `body`, or if the generator fails, or if this is none of ours.
+    pub(crate) fn under_load<T: Send>(
+        &mut self,
+        load: Load,
+        body: impl FnOnce(&mut KernelPlane, &Gauge) -> Result<T> + Send,
+    ) -> Result<(Counts, T)> {
+        self.traffic.set_load(load)?;
+        self.traffic.forget_flows()?;
+        let gauge = Gauge {
+            far: self.traffic.far_counter()?,
+            router_thread: self.router_thread,
+        };
+        let before = self.traffic.counts()?;
+        let nat = self.nat.as_mut().context("no data plane of ours here")?;
+        let (plane, traffic) = (&mut nat.plane, &mut self.traffic);
+        let (lan, cpu) = (&self.lan, self.placement.generator);
+        let result = std::thread::scope(|scope| {
+            let side = scope.spawn(|| {
+                cpu::pin(None, cpu)?;
+                body(plane, &gauge)
+            });
+            let mut sent = Ok(());
+            while sent.is_ok() && !side.is_finished() {
+                sent = traffic.run_long(lan, cpu);
+            }
+            let result = side
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            sent.and(result)
+        })?;
+        Ok((self.traffic.counts()?.since(&before), result))
+    }
+
     fn fast(&self) -> Result<Option<u64>> {
         self.nat.as_ref().map(Nat::forwarded).transpose()
     }
 }
 
 /// The shortest ruleset that translates, and checksum verification left to the network card, as on a router.
-fn masquerade(router: &Namespace) -> Result<()> {
+///
+/// # Errors
+/// If `nft` refuses it.
+pub(crate) fn masquerade(router: &Namespace, wan: &str) -> Result<()> {
     for command in [
-        "add table ip bench",
-        "add chain ip bench out { type nat hook postrouting priority srcnat ; }",
-        "add rule ip bench out oifname wan0 masquerade",
+        "add table ip bench".into(),
+        "add chain ip bench out { type nat hook postrouting priority srcnat ; }".into(),
+        format!("add rule ip bench out oifname {wan} masquerade"),
     ] {
         let mut argv = vec!["nft"];
         argv.extend(command.split_whitespace());

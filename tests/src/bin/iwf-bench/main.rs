@@ -18,6 +18,9 @@ mod cpu;
 mod hit;
 mod nat;
 mod report;
+mod sweep;
+mod targets;
+mod tcp;
 mod traffic;
 
 use std::path::{Path, PathBuf};
@@ -65,9 +68,9 @@ struct Args {
     /// Fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
-    /// Only what a session hit costs by the kernel's own clock.
-    #[arg(long)]
-    hit: bool,
+    /// Only this; may be given more than once.
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Vec<Part>,
     /// Also write the rows to FILE, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -77,6 +80,23 @@ struct Args {
     /// Milliseconds of the router's CPU time per mode and round [default: 400, with --quick 100].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=60_000))]
     stretch: Option<u32>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// What a session hit costs by the kernel's own clock.
+    Hit,
+    /// Packets of flows that are known.
+    Forward,
+    /// First packets.
+    New,
+    /// TCP with segmentation offload through tc.
+    Tcp,
+    /// Forwarding while a million sessions are swept.
+    Sweep,
+    /// Forwarding while mappings come and go.
+    Churn,
 }
 
 fn main() -> ExitCode {
@@ -96,34 +116,56 @@ fn run(args: &Args) -> Result<()> {
     let rounds = args.rounds.unwrap_or(rounds);
     let stretch = Duration::from_millis(args.stretch.unwrap_or(stretch).into());
 
-    let mut rows = hit::measure(&args.object).context("measure a session hit")?;
-    if args.hit {
-        return finish(args, &rows);
-    }
+    let quiet = Duration::from_secs(if args.quick { 2 } else { 5 });
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
     let run = Run {
         object: &args.object,
         placement,
         rounds,
         stretch,
     };
-    let mut forward = Samples::of("forward");
-    run.forward(&mut forward, &LOADS, &Mode::ALL, Room::Ordinary)?;
-    run.forward(
-        &mut forward,
-        &MILLION,
-        &[Mode::Plain, Mode::Iwf, Mode::Redirect],
-        Room::Million,
-    )?;
-    let mut new = Samples::of("new-session");
-    run.new_sessions(&mut new)?;
-
-    rows.splice(0..0, forward.rows().into_iter().chain(new.rows()));
+    let mut rows = Vec::new();
+    if wanted(Part::Forward) {
+        let mut forward = Samples::of("forward");
+        run.forward(&mut forward, &LOADS, &Mode::ALL, Room::Ordinary)?;
+        run.forward(
+            &mut forward,
+            &MILLION,
+            &[Mode::Plain, Mode::Iwf, Mode::Redirect],
+            Room::Million,
+        )?;
+        rows.extend(forward.rows());
+    }
+    if wanted(Part::New) {
+        let mut new = Samples::of("new-session");
+        run.new_sessions(&mut new)?;
+        rows.extend(new.rows());
+    }
+    if wanted(Part::Tcp) {
+        let measured = tcp::measure(placement.router, rounds, stretch);
+        rows.extend(measured.context("measure TCP")?);
+    }
+    if wanted(Part::Hit) {
+        let measured = hit::measure(&args.object);
+        rows.extend(measured.context("measure a session hit")?);
+    }
+    if wanted(Part::Sweep) {
+        let measured = sweep::measure(placement, &args.object, quiet);
+        rows.extend(measured.context("measure a sweep")?);
+    }
+    if wanted(Part::Churn) {
+        let measured = sweep::churn(placement, &args.object, quiet);
+        rows.extend(measured.context("measure mappings that come and go")?);
+    }
     finish(args, &rows)
 }
 
 /// Prints the rows and writes them to a file, if asked to.
 fn finish(args: &Args, rows: &[Row]) -> Result<()> {
     println!("{}", report::table(rows));
+    if let Some(targets) = targets::table(rows) {
+        println!("{targets}");
+    }
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(rows).context("write rows as JSON")?;
         std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;

@@ -1,7 +1,7 @@
 //! Our data plane on the router under test, through the daemon's own loader.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,16 +11,18 @@ use iwf_userspace::daemon::config::{AttachMode, EphemeralPorts, Ipv6, MssClamp, 
 use iwf_userspace::daemon::dataplane::kernel::{KernelPlane, Settings, TcMode};
 use iwf_userspace::daemon::dataplane::{DataPlane as _, PlaneConfig, Port, Role};
 
-use crate::abi::MAX_FLOWS;
 use crate::bed::{EXTERNAL, Room};
 
 /// Loaded and attached. Pinned below the run's directory: it goes with that.
 pub(crate) struct Nat {
-    plane: KernelPlane,
+    /// The daemon's side.
+    pub(crate) plane: KernelPlane,
+    /// Where it is pinned.
+    pub(crate) pins: PathBuf,
 }
 
 impl Nat {
-    /// Attaches the packet programs to both ports of `router`, in the driver.
+    /// Attaches the packet programs to both ports of `router`: natively if at all by XDP.
     ///
     /// # Errors
     /// If the kernel refuses something.
@@ -30,21 +32,19 @@ impl Nat {
         lan: &str,
         wan: &str,
         room: Room,
+        attach: AttachMode,
     ) -> Result<Self> {
-        let (sessions, mappings) = match room {
-            Room::Ordinary => (limits::SESSIONS / 2, limits::MAPPINGS),
-            Room::Million => (MAX_FLOWS, limits::MAPPINGS),
-        };
+        let pins = dir.join("bpf");
         let settings = Settings {
-            bpffs_dir: dir.join("bpf"),
-            attach: AttachMode::Native,
+            bpffs_dir: pins.clone(),
+            attach,
             tc: TcMode::Auto,
             ephemeral_ports: EphemeralPorts::Share,
             mss_clamp: MssClamp::Auto,
-            sessions,
+            sessions: room.sessions(),
             sessions6: 256,
             ipv6: Ipv6::default(),
-            mappings,
+            mappings: limits::MAPPINGS,
             log_drops: false,
             timeouts: Timeouts {
                 udp_idle: Duration::from_secs(limits::UDP_IDLE.into()),
@@ -79,7 +79,7 @@ impl Nat {
             plane.generic_interfaces().is_empty(),
             "the programs are not in the driver"
         );
-        Ok(Self { plane })
+        Ok(Self { plane, pins })
     }
 
     /// Packets the fast path has sent to the WAN.

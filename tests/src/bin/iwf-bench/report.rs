@@ -88,7 +88,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
             row.sessions.to_string(),
             row.packet_bytes.to_string(),
             row.mode.clone(),
-            format!("{:.0}", row.value),
+            number(row.value),
             row.unit.clone(),
             ratio,
             percent(row.delivered),
@@ -119,6 +119,15 @@ fn progress(scenario: &str, mode: Mode, load: Load, sample: &Sample) -> String {
         );
     }
     line
+}
+
+/// Without a fraction unless there is little before it.
+fn number(value: f64) -> String {
+    if value < 100.0 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.0}")
+    }
 }
 
 fn percent(share: f64) -> String {

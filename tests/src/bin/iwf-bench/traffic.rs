@@ -1,11 +1,12 @@
 //! The two ends of the loop: the generator, run from here, and the far end, attached to an interface.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, DevMap, Map};
+use aya::maps::{Array, DevMap, Map, MapData};
 use aya::programs::{TestRun, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions};
 use iwf_tests::netns::Namespace;
@@ -20,6 +21,9 @@ const BATCH: u32 = 64;
 /// Runs of the generator per call, most of them waiting. A call costs milliseconds to set up, and Ctrl-C
 /// waits for its end.
 const RUNS_PER_CALL: u32 = 100_000;
+
+/// The same where a pause would show.
+const RUNS_PER_LONG_CALL: u32 = 2_000_000;
 
 /// How long the last frames of a call may take to arrive.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -91,6 +95,19 @@ pub(crate) struct Seen {
     pub(crate) flows: usize,
     /// By what is outside: source port and remote address.
     pub(crate) outside: usize,
+}
+
+/// The far end's counter of frames, for whoever looks at it while frames are sent.
+pub(crate) struct FarCounter(Array<MapData, ReceivedPod>);
+
+impl FarCounter {
+    /// Frames that have arrived so far.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub(crate) fn frames(&self) -> Result<u64> {
+        Ok(self.0.get(&0, 0)?.0.frames)
+    }
 }
 
 /// A generator and a far end with shared counters.
@@ -181,7 +198,18 @@ impl Traffic {
     /// # Errors
     /// If the kernel refuses the run.
     pub(crate) fn run(&mut self, from: &Namespace, cpu: usize) -> Result<()> {
-        let runs = RUNS_PER_CALL;
+        self.call(from, cpu, RUNS_PER_CALL)
+    }
+
+    /// The same for a second or more: between two calls is a pause.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub(crate) fn run_long(&mut self, from: &Namespace, cpu: usize) -> Result<()> {
+        self.call(from, cpu, RUNS_PER_LONG_CALL)
+    }
+
+    fn call(&mut self, from: &Namespace, cpu: usize, runs: u32) -> Result<()> {
         let frame = vec![0; self.frame];
         let generate = program(&mut self.ebpf, generator(self.frame))?;
         from.within(|| {
@@ -201,6 +229,18 @@ impl Traffic {
             (arrived >= counts.sent.frames).then_some(())
         }));
         Ok(())
+    }
+
+    /// The far end's counter by itself.
+    ///
+    /// # Errors
+    /// If the map cannot be opened once more.
+    pub(crate) fn far_counter(&self) -> Result<FarCounter> {
+        let Map::Array(data) = map(&self.ebpf, "RECEIVED")? else {
+            anyhow::bail!("RECEIVED is no array");
+        };
+        let again = MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?;
+        Ok(FarCounter(Array::try_from(Map::Array(again))?))
     }
 
     /// The counters now.
