@@ -223,11 +223,13 @@ impl Config {
     /// Whether `addr` is that of a LAN host behind the interface `ifindex`.
     #[inline(always)]
     pub fn in_lan_at(&self, addr: [u8; 4], ifindex: u32) -> bool {
-        let mut found = false;
+        // Left at once: older verifiers would follow every combination of what was found so far.
         for (prefix, at) in self.lan.iter().zip(&self.lan_ifindex) {
-            found |= prefix.contains(addr) & ((*at == ifindex) | (*at == 0));
+            if prefix.contains(addr) && (*at == ifindex || *at == 0) {
+                return true;
+            }
         }
-        found
+        false
     }
 }
 
