@@ -34,11 +34,15 @@ const STEPS: usize = 60;
 const RUNS: u32 = 200;
 
 /// Fates that so many runs must have led to, or they show less than they seem to.
-const MET: [&str; 4] = [
+const MET: [&str; 8] = [
     "forwarded_out",
     "forwarded_in",
     "hairpinned",
     "icmp_errors_translated",
+    "drop_filtered",
+    "drop_hairpin_refused",
+    "drop_mapping_expired",
+    "drop_unsolicited",
 ];
 
 fn number(name: &str) -> Result<Option<u64>> {

@@ -192,8 +192,14 @@ impl Nat {
             if key.src.addr == self.rules.external {
                 return Err("drop_spoofed");
             }
+            // Who is not of the LAN, and no route leads back to, has made its address up (RFC 2827).
             if !self.in_lan(key.src.addr) {
-                return Err("pass_not_lan_source");
+                let to_router = key.dst.addr == self.rules.external;
+                return Err(if to_router {
+                    "pass_not_lan_source"
+                } else {
+                    "drop_spoofed_lan"
+                });
             }
             if key.dst.addr == self.rules.external {
                 self.begin_turned(packet, chosen, also)?;
@@ -806,7 +812,10 @@ impl Nat {
     /// Live sessions keep those that they lead to, as they keep their mapping.
     fn note_peers(&mut self) {
         let live = self.halves.iter();
-        let live = live.filter(|(_, half)| !half.ended && half.way != Way::In);
+        let live = live
+            .filter(|(_, half)| !half.ended && half.way != Way::In)
+            // A remote host may have begun it, and have had no answer.
+            .filter(|(_, half)| half.packets > 0);
         let uses: Vec<(Key, Time)> = live
             .map(|(key, half)| {
                 (
