@@ -304,16 +304,6 @@ impl Plane {
         count.context("the kernel does not count")
     }
 
-    /// How many instructions the verifier went through for a program that is [ready](Self::ready); 0 where the
-    /// kernel does not tell.
-    ///
-    /// # Errors
-    /// There is none of that name.
-    pub fn verified_instructions(&self, name: &str) -> Result<u32> {
-        let program = self.ebpf.program(name).context("no such program")?;
-        Ok(program.info()?.verified_instruction_count().unwrap_or(0))
-    }
-
     /// Names of all programs of the object.
     pub fn programs(&self) -> Vec<String> {
         let names = self.ebpf.programs();

@@ -11,8 +11,6 @@ use iwf_userspace::daemon::dataplane::object::OBJECT;
 mod address;
 #[path = "prog_run/bed.rs"]
 mod bed;
-#[path = "prog_run/cost.rs"]
-mod cost;
 #[path = "prog_run/egress.rs"]
 mod egress;
 #[path = "prog_run/explicit.rs"]
@@ -48,8 +46,11 @@ mod tcp;
 #[path = "prog_run/v6/mod.rs"]
 mod v6;
 
+/// Half of what the kernel gives up at: other kernels go through more instructions than this one.
+const VERIFIED_MOST: u32 = 500_000;
+
 #[test]
-fn the_verifier_accepts_every_program() -> anyhow::Result<()> {
+fn the_verifier_accepts_every_program_with_room_to_spare() -> anyhow::Result<()> {
     if !netns::may_run() {
         return Ok(());
     }
@@ -58,7 +59,9 @@ fn the_verifier_accepts_every_program() -> anyhow::Result<()> {
     assert_eq!(programs.len(), 11);
     for name in programs {
         plane.ready(&name)?;
-        eprintln!("{name}: {} instructions verified", plane.verified(&name)?);
+        let verified = plane.verified(&name)?;
+        eprintln!("{name}: {verified} instructions verified");
+        assert!(verified <= VERIFIED_MOST, "{name}: {verified}");
     }
     Ok(())
 }

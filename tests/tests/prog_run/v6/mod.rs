@@ -3,7 +3,6 @@
 mod adversary;
 mod bare;
 mod bed;
-mod cost;
 mod errors;
 mod filter;
 mod headers;
