@@ -374,9 +374,9 @@ impl<'b> Driver<'b> {
             Some(u16::from_be_bytes(entry.port))
         };
         let fate = if from_wan {
-            self.nat.from_wan(&packet)
+            self.nat.wan_packet(&packet)
         } else {
-            self.nat.from_lan(&packet, &chosen)
+            self.nat.lan_packet(&packet, &chosen)
         };
         let expected = expected(&frame, &fate, answers);
         self.judge(&fate, action, &bytes, &expected)
@@ -389,7 +389,7 @@ impl<'b> Driver<'b> {
             port: 7777,
         };
         let (key, from_wan) = match self.session(session) {
-            Some((key, half)) if quoted % 8 != 0 => (key, half.way == Way::In),
+            Some((key, half)) if !quoted.is_multiple_of(8) => (key, half.way == Way::In),
             _ => (
                 Key {
                     proto: UDP,
@@ -408,7 +408,7 @@ impl<'b> Driver<'b> {
             _ => Frame::icmp(from.addr, to.addr, 0, to.port),
         };
         let quote = about(key.dst, key.src).quoted(octets);
-        let src = if from_wan && quoted % 2 == 0 {
+        let src = if from_wan && quoted.is_multiple_of(2) {
             ROUTER
         } else {
             key.src.addr
@@ -784,7 +784,10 @@ fn expected(frame: &Frame, fate: &Fate, answers: bool) -> Frame {
     match out.transport {
         Transport::Icmp { .. } if answers => out.set_dst_port(dst.port),
         Transport::Icmp { .. } => out.set_src_port(src.port),
-        _ => {
+        Transport::Udp { .. }
+        | Transport::Tcp { .. }
+        | Transport::IcmpError { .. }
+        | Transport::Other(_) => {
             out.set_src_port(src.port);
             out.set_dst_port(dst.port);
         }

@@ -174,13 +174,13 @@ impl Nat {
     // Packets.
 
     /// A packet of a LAN host, addressed to the router on the link.
-    pub(crate) fn from_lan(&mut self, packet: &Packet, chosen: Chosen) -> Fate {
+    pub(crate) fn lan_packet(&mut self, packet: &Packet, chosen: Chosen) -> Fate {
         let mut also = Vec::new();
-        let went = self.try_from_lan(packet, chosen, &mut also);
+        let went = self.try_lan_packet(packet, chosen, &mut also);
         fate(went, also)
     }
 
-    fn try_from_lan(
+    fn try_lan_packet(
         &mut self,
         packet: &Packet,
         chosen: Chosen,
@@ -228,13 +228,13 @@ impl Nat {
     }
 
     /// A packet from the WAN, addressed to the router on the link.
-    pub(crate) fn from_wan(&mut self, packet: &Packet) -> Fate {
+    pub(crate) fn wan_packet(&mut self, packet: &Packet) -> Fate {
         let mut also = Vec::new();
-        let went = self.try_from_wan(packet, &mut also);
+        let went = self.try_wan_packet(packet, &mut also);
         fate(went, also)
     }
 
-    fn try_from_wan(
+    fn try_wan_packet(
         &mut self,
         packet: &Packet,
         also: &mut Vec<Name>,

@@ -63,5 +63,7 @@ pub(crate) fn observe(own: &mut Shown, other: &mut Shown, flags: u8) {
 /// ESTABLISHED, or closed by one side only: it has the long time. Else it opens, closes or is reset.
 pub(crate) fn is_open(one: &Shown, other: &Shown) -> bool {
     let opened = one.syn && one.ack && other.syn && other.ack;
-    opened && !(one.fin && other.fin) && !one.reset && !other.reset
+    let closed = one.fin && other.fin;
+    let reset = one.reset || other.reset;
+    opened && !closed && !reset
 }
