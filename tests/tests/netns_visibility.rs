@@ -31,8 +31,12 @@ fn local() -> Options {
 }
 
 fn udp(host: &Namespace, port: u16) -> Result<UdpSocket> {
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-    let socket = host.within(|| UdpSocket::bind(any))??;
+    udp_at(host, Ipv4Addr::UNSPECIFIED, port)
+}
+
+fn udp_at(host: &Namespace, addr: Ipv4Addr, port: u16) -> Result<UdpSocket> {
+    let local = SocketAddrV4::new(addr, port);
+    let socket = host.within(|| UdpSocket::bind(local))??;
     socket.set_read_timeout(Some(SOON))?;
     Ok(socket)
 }
@@ -393,13 +397,22 @@ fn a_follower_is_told_of_what_was_displaced_and_refused() -> Result<()> {
         "{detail}"
     );
 
-    // A table that is full.
+    // Four hosts with a quarter of the table each fill it, and one more gets nothing.
+    for last in 20..24 {
+        let addr = Ipv4Addr::new(192, 168, 1, last);
+        lab.lan1.address("eth0", addr, 24)?;
+        let flood = udp_at(&lab.lan1, addr, 4000)?;
+        for port in 30000..30064 {
+            flood.send_to(b"more", (CARRIER, port))?;
+        }
+    }
     let flood = udp(&lab.lan1, 4000)?;
     for port in 30000..30400 {
         flood.send_to(b"more", (CARRIER, port))?;
     }
-    let full = event(&follower, "sessions-full", |_| true)?;
-    assert_eq!(full["internal"], "192.168.1.10:4000");
+    let full = event(&follower, "sessions-full", |row| {
+        row["internal"] == "192.168.1.10:4000"
+    })?;
     assert_eq!(full["counter"], "drop_sessions_full");
     let drops = event(&follower, "drops", |_| true)?;
     assert_eq!(
