@@ -257,7 +257,7 @@ pub trait DataPlane {
     /// Only what the kernel refuses.
     fn counters(&self) -> Result<Vec<(&'static str, u64)>, DataPlaneError>;
 
-    /// One slice of freeing idle sessions and expired mappings: below a millisecond, however large the tables are.
+    /// One slice of freeing idle sessions and expired mappings: a bounded number of entries, however large the tables are.
     ///
     /// # Errors
     /// Only what the kernel refuses.
