@@ -11,20 +11,38 @@ use anyhow::{Context as _, Result, ensure};
 use iwf_tests::netns;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+#[path = "prog_model/ageing.rs"]
+mod ageing;
 #[expect(
     dead_code,
     reason = "the other suite's bed, with more than is needed here"
 )]
 #[path = "prog_run/bed.rs"]
 mod bed;
+#[path = "prog_model/begin.rs"]
+mod begin;
+#[path = "prog_model/compare.rs"]
+mod compare;
 #[path = "prog_model/drive.rs"]
 mod drive;
+#[path = "prog_model/filter.rs"]
+mod filter;
+#[path = "prog_model/mapping.rs"]
+mod mapping;
 #[path = "prog_model/nat.rs"]
 mod nat;
+#[path = "prog_model/quota.rs"]
+mod quota;
+#[path = "prog_model/send.rs"]
+mod send;
+#[path = "prog_model/session.rs"]
+mod session;
 #[path = "prog_model/step.rs"]
 mod step;
 #[path = "prog_model/tcp.rs"]
 mod tcp;
+#[path = "prog_model/tend.rs"]
+mod tend;
 
 use drive::{Driver, Shown};
 
