@@ -9,14 +9,21 @@ impl Nat {
     /// Ends and removes everything that is over.
     pub(crate) fn sweep(&mut self) {
         loop {
-            let before = (self.halves.clone(), self.by_external.clone());
+            let all = |nat: &Self| {
+                (
+                    nat.halves.clone(),
+                    nat.by_external.clone(),
+                    nat.peers.clone(),
+                )
+            };
+            let before = all(self);
             self.note_uses();
             self.end_sessions(|nat, key, half| !nat.keeps(key, half) || nat.is_silent(key, half));
             self.note_peers();
             self.remove_ended();
             self.remove_mappings();
             self.remove_peers();
-            if before == (self.halves.clone(), self.by_external.clone()) {
+            if before == all(self) {
                 return;
             }
         }
@@ -37,8 +44,7 @@ impl Nat {
             key.dst
         };
         let (_, external) = self.bound(key, half);
-        let terms = self.by_external[&external].explicit;
-        terms.is_none_or(|terms| terms.admits(remote.addr))
+        self.still_lets_in(external, remote)
     }
 
     /// Whether nothing has come in either direction for longer than it may.

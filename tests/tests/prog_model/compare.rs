@@ -10,6 +10,7 @@ use iwf_common::tcp::{Phase, phase};
 use super::drive::{Driver, HZ, UNDISTURBED};
 use super::nat::{Bound, Endpoint, Half, Key, Mapping, TCP, Time, Way};
 use super::tcp;
+use super::tend::filter_facts;
 use crate::bed::endpoint;
 
 impl Driver<'_> {
@@ -143,7 +144,9 @@ fn session_key(key: &SessionKey) -> Key {
 /// What must be the same of a mapping, but for times.
 fn facts_of(value: &MappingValue) -> String {
     let explicit = (value.kind == MappingKind::Explicit as u8).then_some((
-        (value.remote_mask == [255; 4]).then_some(value.remote_addr),
+        value.filter,
+        (value.remote_mask != [0; 4]).then_some((value.remote_addr, value.remote_mask)),
+        value.flags,
         value.expires != 0,
     ));
     let counted = [
@@ -154,9 +157,11 @@ fn facts_of(value: &MappingValue) -> String {
 }
 
 fn model_facts(mapping: &Mapping) -> String {
-    let explicit = mapping
-        .explicit
-        .map(|terms| (terms.remote, terms.expires.is_some()));
+    let explicit = mapping.explicit.map(|terms| {
+        let (filter, host, flags) = filter_facts(terms.remotes);
+        let host = host.map(|host| (host, [255; 4]));
+        (filter as u8, host, flags, terms.expires.is_some())
+    });
     format!("{:?}", (mapping.internal, explicit, mapping.counted))
 }
 

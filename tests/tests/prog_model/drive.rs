@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use iwf_common::config::{Config, FdbKey, IdleTimes};
-use iwf_common::nat::Filter;
-use iwf_common::sweep::SweepMode;
-use iwf_common::{limits, names};
+use iwf_common::limits;
 use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
-use super::compare::key_of;
-use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Rules};
+use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules};
 use super::step::{Setting, Step};
+use super::tend::filter_of;
 use crate::bed::{Bed, HOST, HOST2, REMOTE, REMOTE2, Through, WAN, mac_of};
 
 /// Ticks per second of the configuration. More than any kernel has: what passes while a run lasts is nothing.
@@ -30,6 +28,29 @@ const IDLE: IdleTimes = IdleTimes {
 };
 const STEPS_OF_TIME: [u32; 8] = [20, 60, 80, 240, 260, 300, 320, 7460];
 const LIVES: [Option<u32>; 5] = [None, None, Some(50), Some(90), Some(310)];
+
+/// Whom explicit mappings let in.
+const REMOTES: [Remotes; 8] = [
+    Remotes::Everybody,
+    Remotes::Everybody,
+    Remotes::Host(REMOTE),
+    Remotes::Listed(&[listed(REMOTE, 32, Some(53)), listed(REMOTE2, 32, None)]),
+    Remotes::Listed(&LONGEST),
+    Remotes::SentTo(Filtering::AddressDependent),
+    Remotes::SentTo(Filtering::AddressDependent),
+    Remotes::SentTo(Filtering::AddressAndPortDependent),
+];
+/// As long as a list may be, and the last one counts.
+const LONGEST: [Remote; limits::FILTER_ENTRIES] = {
+    let mut list = [listed([11, 22, 44, 0], 24, None); limits::FILTER_ENTRIES];
+    list[1] = listed(WAN, 32, None);
+    list[limits::FILTER_ENTRIES - 1] = listed(REMOTE, 31, Some(5000));
+    list
+};
+
+const fn listed(addr: [u8; 4], len: u8, port: Option<u16>) -> Remote {
+    Remote { addr, len, port }
+}
 
 const PORTS: [u16; 4] = [5000, 5001, 500, 40_000];
 const MAPPED: [u16; 3] = [5000, 6000, 500];
@@ -107,11 +128,7 @@ impl<'b> Driver<'b> {
                 ..Config::empty(HZ)
             };
             (config.ports.min, config.ports.max) = (*rules.ports.start(), *rules.ports.end());
-            config.filter = match setting.filtering {
-                Filtering::EndpointIndependent => Filter::EndpointIndependent,
-                Filtering::AddressDependent => Filter::AddressDependent,
-                Filtering::AddressAndPortDependent => Filter::AddressAndPortDependent,
-            } as u8;
+            config.filter = filter_of(setting.filtering) as u8;
             if setting.quotas {
                 (config.host_sessions, config.host_mappings) = (4, 3);
             }
@@ -202,7 +219,7 @@ impl<'b> Driver<'b> {
                 host,
                 port,
                 proto,
-                only,
+                remotes,
                 life,
             } => {
                 if proto == ICMP {
@@ -216,8 +233,8 @@ impl<'b> Driver<'b> {
                     addr: WAN,
                     port: pick(&MAPPED, external),
                 };
-                let remote = only.then_some(REMOTE);
-                self.map((proto, external), internal, remote, pick(&LIVES, life))?;
+                let remotes = pick(&REMOTES, remotes);
+                self.map((proto, external), internal, remotes, pick(&LIVES, life))?;
                 self.sweep()
             }
             Step::Unmap { which } => {
@@ -229,15 +246,7 @@ impl<'b> Driver<'b> {
                 let Some(external) = chosen_of(&all, which) else {
                     return Ok(());
                 };
-                let internal = (external.0, self.nat.by_external[&external].internal);
-                self.bed
-                    .plane
-                    .remove_mapping(names::MAPPINGS_INT, key_of(internal))?;
-                self.bed
-                    .plane
-                    .remove_mapping(names::MAPPINGS_EXT, key_of(external))?;
-                self.end_sessions(SweepMode::Recheck, external)?;
-                self.nat.unmap(external);
+                self.unmap(external)?;
                 self.sweep()
             }
             Step::Pass { time } => {

@@ -92,9 +92,28 @@ pub(crate) struct Mapping {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terms {
-    /// The only remote host that may come in; `None`: everybody (RFC 6887 section 13.3, RemoteHost of IGD).
-    pub(crate) remote: Option<Address>,
+    pub(crate) remotes: Remotes,
     pub(crate) expires: Option<Time>,
+}
+
+/// Whom a mapping lets in that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remotes {
+    Everybody,
+    /// RemoteHost of IGD.
+    Host(Address),
+    /// Who is in one of these (RFC 6887 section 13.3).
+    Listed(&'static [Remote]),
+    /// As if a packet had made the mapping.
+    SentTo(Filtering),
+}
+
+/// A prefix of remote addresses, with one port or with all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remote {
+    pub(crate) addr: Address,
+    pub(crate) len: u8,
+    pub(crate) port: Option<u16>,
 }
 
 /// Where packets of one direction of a session go.

@@ -54,7 +54,8 @@ pub(crate) enum Step {
         host: u8,
         port: u8,
         proto: u8,
-        only: bool,
+        /// Whom it lets in.
+        remotes: u8,
         life: u8,
     },
     /// And removed.
@@ -131,9 +132,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<u8>(), any::<u8>(), shape()).prop_map(
             |(session, quoted, shape)| Step::Error { session, quoted, shape }
         ),
-        3 => (any::<u8>(), few(), any::<u8>(), proto(), any::<bool>(), any::<u8>()).prop_map(
-            |(external, host, port, proto, only, life)| Step::Map {
-                external, host, port, proto, only, life,
+        5 => (any::<u8>(), few(), any::<u8>(), proto(), any::<u8>(), any::<u8>()).prop_map(
+            |(external, host, port, proto, remotes, life)| Step::Map {
+                external, host, port, proto, remotes, life,
             }
         ),
         1 => any::<u8>().prop_map(|which| Step::Unmap { which }),

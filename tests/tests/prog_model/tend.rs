@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use iwf_common::flow::SessionFlags;
-use iwf_common::nat::MappingValue;
+use iwf_common::nat::{Filter, FilterEntry, FilterList, MappingFlags, MappingValue, mask};
 use iwf_common::sweep::SweepMode;
 use iwf_common::{limits, names, tick};
 use iwf_userspace::daemon::dataplane::sweep::{self, Judge};
 
 use super::compare::{at, bound_of, key_of};
 use super::drive::{Driver, HZ};
-use super::nat::{Bound, Endpoint, TCP, Terms, Time};
+use super::nat::{Bound, Endpoint, Filtering, Remote, Remotes, TCP, Terms, Time};
 use crate::bed::explicit;
 
 impl Driver<'_> {
@@ -17,22 +17,25 @@ impl Driver<'_> {
         &mut self,
         external: Bound,
         internal: Endpoint,
-        remote: Option<[u8; 4]>,
+        remotes: Remotes,
         life: Option<u32>,
     ) -> Result<()> {
         let expires = life.map(|life| self.nat.now + Time::from(life * HZ));
         let held = self.nat.by_external.get(&external).cloned();
         let inner = (external.0, internal);
         let other = self.nat.by_internal.get(&inner).copied();
-        if !self.nat.map(external, internal, Terms { remote, expires }) {
+        if !self.nat.map(external, internal, Terms { remotes, expires }) {
             return Ok(());
         }
         // What the daemon does.
         self.generation += 1;
+        // The list before the mapping. One that no mapping needs any more is nobody's.
+        if let Remotes::Listed(remotes) = remotes {
+            let list = filter_list(remotes);
+            self.bed.plane.set_filter(key_of(external), list)?;
+        }
         let mut value = MappingValue {
             generation: self.generation,
-            remote_addr: remote.unwrap_or_default(),
-            remote_mask: remote.map_or([0; 4], |_| [255; 4]),
             ..explicit(
                 (internal.addr, internal.port),
                 life.map_or(0, |life| {
@@ -42,6 +45,11 @@ impl Driver<'_> {
                 }),
             )
         };
+        let (filter, host, flags) = filter_facts(remotes);
+        (value.filter, value.flags) = (filter as u8, flags);
+        if let Some(host) = host {
+            (value.remote_addr, value.remote_mask) = (host, mask(32));
+        }
         let same = held.as_ref().filter(|held| held.internal == internal);
         if same.is_some() {
             let old = self.state.external[&key_of(external)];
@@ -70,7 +78,17 @@ impl Driver<'_> {
         Ok(())
     }
 
-    pub(crate) fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
+    pub(crate) fn unmap(&mut self, external: Bound) -> Result<()> {
+        let internal = (external.0, self.nat.by_external[&external].internal);
+        let plane = &mut self.bed.plane;
+        plane.remove_mapping(names::MAPPINGS_INT, key_of(internal))?;
+        plane.remove_mapping(names::MAPPINGS_EXT, key_of(external))?;
+        self.end_sessions(SweepMode::Recheck, external)?;
+        self.nat.unmap(external);
+        Ok(())
+    }
+
+    fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
         let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
         let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
         let program = plane.tc_program(names::RUN_SWEEP)?;
@@ -88,6 +106,7 @@ impl Driver<'_> {
     pub(crate) fn sweep(&mut self) -> Result<()> {
         loop {
             let mut skew = 0;
+            let peers: Vec<_> = self.state.peers.keys().copied().collect();
             let totals = loop {
                 let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
                 let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
@@ -108,12 +127,14 @@ impl Driver<'_> {
             };
             self.state = self.bed.plane.state()?;
             let changed = totals.sessions_ended + totals.sessions_removed + totals.mappings_removed;
-            if changed == 0 && !self.is_something_ended()? {
+            // A filter may go by them.
+            let same_peers = peers.iter().eq(self.state.peers.keys());
+            if changed == 0 && same_peers && !self.is_something_ended()? {
                 break;
             }
         }
-        self.nat.sweep();
         self.adopt_peers()?;
+        self.nat.sweep();
         self.compare()
     }
 
@@ -172,4 +193,36 @@ impl Driver<'_> {
         }
         Ok(())
     }
+}
+
+/// How the tables say whom a mapping lets in: its filter, the only host, its flags.
+pub(crate) const fn filter_facts(remotes: Remotes) -> (Filter, Option<[u8; 4]>, u32) {
+    match remotes {
+        Remotes::Everybody => (Filter::EndpointIndependent, None, 0),
+        Remotes::Host(host) => (Filter::EndpointIndependent, Some(host), 0),
+        Remotes::Listed(_) => (Filter::EndpointIndependent, None, MappingFlags::FILTER_LIST),
+        Remotes::SentTo(filtering) => (filter_of(filtering), None, 0),
+    }
+}
+
+pub(crate) const fn filter_of(filtering: Filtering) -> Filter {
+    match filtering {
+        Filtering::EndpointIndependent => Filter::EndpointIndependent,
+        Filtering::AddressDependent => Filter::AddressDependent,
+        Filtering::AddressAndPortDependent => Filter::AddressAndPortDependent,
+    }
+}
+
+fn filter_list(remotes: &[Remote]) -> FilterList {
+    let mut list = FilterList::default();
+    for (entry, remote) in list.entries.iter_mut().zip(remotes) {
+        *entry = FilterEntry {
+            addr: remote.addr,
+            mask: mask(remote.len),
+            port: remote.port.unwrap_or_default().to_be_bytes(),
+            pad: [0; 2],
+        };
+        list.len += 1;
+    }
+    list
 }
