@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use iwf_tests::netns;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
+#[path = "prog_model/address.rs"]
+mod address;
 #[path = "prog_model/ageing.rs"]
 mod ageing;
 #[expect(
@@ -52,7 +54,8 @@ const STEPS: usize = 60;
 const RUNS: u32 = 200;
 
 /// Fates that so many runs must have led to, or they show less than they seem to.
-const MET: [&str; 8] = [
+const MET: [&str; 9] = [
+    "drop_address_gone",
     "forwarded_out",
     "forwarded_in",
     "hairpinned",
@@ -83,6 +86,11 @@ fn programs_and_model_agree() -> Result<()> {
     bed::with_bed(|bed| {
         bed.ns
             .ip("neigh add 192.168.1.11 dev br0 lladdr 02:00:00:00:01:0b nud permanent")?;
+        for addr in ["100.64.0.77", "100.64.0.78"] {
+            bed.ns.ip(&format!(
+                "neigh add {addr} dev wan0 lladdr 02:00:00:00:02:01 nud permanent"
+            ))?;
+        }
         let mut octets = [0; 32];
         octets[..8].copy_from_slice(&seed.to_be_bytes());
         let config = Config {

@@ -177,4 +177,14 @@ impl Plane {
     pub fn set_paired(&mut self, host: [u8; 4], external: [u8; 4]) -> Result<()> {
         self.put(names::PAIRED, host, external)
     }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// If nobody said so.
+    pub fn remove_paired(&mut self, host: [u8; 4]) -> Result<()> {
+        let map = self.ebpf.map_mut(names::PAIRED).context("PAIRED")?;
+        let mut map: BpfHashMap<_, [u8; 4], [u8; 4]> = BpfHashMap::try_from(map)?;
+        Ok(map.remove(&host)?)
+    }
 }

@@ -18,7 +18,9 @@ impl Nat {
             };
             let before = all(self);
             self.note_uses();
-            self.end_sessions(|nat, key, half| !nat.keeps(key, half) || nat.is_silent(key, half));
+            self.end_sessions(|nat, key, half| {
+                nat.is_at_home(key).is_err() || !nat.keeps(key, half) || nat.is_silent(key, half)
+            });
             self.note_peers();
             self.remove_ended();
             self.remove_mappings();
@@ -186,7 +188,7 @@ impl Nat {
             }
         };
         let gone = self.by_external.iter();
-        let gone = gone.filter(|(key, mapping)| over(key, mapping));
+        let gone = gone.filter(|(key, mapping)| over(key, mapping) || !self.is_ours(key.1.addr));
         let gone: Vec<(Bound, Endpoint)> = gone.map(|(key, m)| (*key, m.internal)).collect();
         for (external, internal) in gone {
             self.by_external.remove(&external);

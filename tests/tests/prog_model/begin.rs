@@ -50,13 +50,13 @@ impl Nat {
     /// The first packet of a flow from the WAN.
     pub(crate) fn begin_in(&mut self, packet: &Packet, also: &mut Vec<Name>) -> Result<(), Name> {
         let key = packet.key;
-        if self.in_lan(key.src.addr) || key.src.addr == self.rules.external {
+        if self.in_lan(key.src.addr) || self.is_ours(key.src.addr) {
             return Err("drop_spoofed");
         }
         if self.in_lan(key.dst.addr) {
             return Err("drop_unsolicited");
         }
-        if key.dst.addr != self.rules.external {
+        if !self.is_ours(key.dst.addr) {
             return Err("pass_not_external_addr");
         }
         // The router answers for itself. Identifier 0 is no LAN host's outside.

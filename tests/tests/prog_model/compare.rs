@@ -68,10 +68,15 @@ impl Driver<'_> {
         same("PEERS", show(peers.iter()), show(self.nat.peers.keys()))?;
         let keys: BTreeSet<Key> = self.state.sessions.keys().map(session_key).collect();
         same("SESSIONS", show(keys.iter()), show(self.nat.halves.keys()))?;
+        let generation = self.bed.config.next_hop_generation;
         for (key, value) in &self.state.sessions {
             let model = &self.nat.halves[&session_key(key)];
             let wanted = model_session(model);
-            same(&format!("{key:?}"), session_facts(value), wanted)?;
+            same(
+                &format!("{key:?}"),
+                session_facts(value, generation),
+                wanted,
+            )?;
             let late = since(value.last_seen, model.last);
             let lag = if model.ended { -i64::from(HZ) } else { 0 };
             ensure!(
@@ -166,7 +171,7 @@ fn model_facts(mapping: &Mapping) -> String {
 }
 
 /// The same of one direction of a session.
-fn session_facts(value: &SessionValue) -> String {
+fn session_facts(value: &SessionValue, generation: u32) -> String {
     let has = |flag: u8| value.flags & flag != 0;
     let way = match (has(SessionFlags::INBOUND), has(SessionFlags::HAIRPIN)) {
         (true, _) => Way::In,
@@ -180,7 +185,7 @@ fn session_facts(value: &SessionValue) -> String {
         SessionFlags::EXPLICIT,
     ]
     .map(has);
-    let resolved = value.next_hop_generation != 0;
+    let resolved = value.next_hop_generation == generation;
     let counted = (value.packets, value.octets());
     format!(
         "{way:?} {becomes:?} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"

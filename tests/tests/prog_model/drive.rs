@@ -10,8 +10,9 @@ use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
 use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules};
-use super::step::{Setting, Step};
-use super::tend::filter_of;
+use super::step::{Kind, PLAIN, Setting, Step};
+use super::tcp::SYN;
+use super::tend::{filter_of, set_addresses};
 use crate::bed::{Bed, HOST, HOST2, REMOTE, REMOTE2, Through, WAN, mac_of};
 
 /// Ticks per second of the configuration. More than any kernel has: what passes while a run lasts is nothing.
@@ -51,6 +52,17 @@ const LONGEST: [Remote; limits::FILTER_ENTRIES] = {
 const fn listed(addr: [u8; 4], len: u8, port: Option<u16>) -> Remote {
     Remote { addr, len, port }
 }
+
+/// What may be ours. The kernel has the first address, so that it is always among them.
+const ADDRESSES: [&[[u8; 4]]; 5] = [
+    &[WAN],
+    &[WAN, ALSO],
+    &[THIRD, WAN],
+    &[WAN, THIRD, ALSO],
+    &[ALSO, WAN],
+];
+pub(crate) const ALSO: [u8; 4] = [100, 64, 0, 77];
+pub(crate) const THIRD: [u8; 4] = [100, 64, 0, 78];
 
 const PORTS: [u16; 4] = [5000, 5001, 500, 40_000];
 const MAPPED: [u16; 3] = [5000, 6000, 500];
@@ -100,7 +112,7 @@ impl<'b> Driver<'b> {
         };
         bed.plane.set_station(station, bed.lan)?;
         let mut rules = Rules {
-            external: WAN,
+            addresses: pick(&ADDRESSES, setting.addresses).to_vec(),
             lan: [192, 168, 1],
             ports: 1024..=u16::MAX,
             filtering: setting.filtering,
@@ -127,6 +139,7 @@ impl<'b> Driver<'b> {
                 idle: IDLE,
                 ..Config::empty(HZ)
             };
+            set_addresses(config, &rules.addresses);
             (config.ports.min, config.ports.max) = (*rules.ports.start(), *rules.ports.end());
             config.filter = filter_of(setting.filtering) as u8;
             if setting.quotas {
@@ -230,11 +243,12 @@ impl<'b> Driver<'b> {
                     port: pick(&PORTS, port),
                 };
                 let external = Endpoint {
-                    addr: WAN,
+                    addr: pick(&self.nat.rules.addresses, external / 8),
                     port: pick(&MAPPED, external),
                 };
                 let remotes = pick(&REMOTES, remotes);
                 self.map((proto, external), internal, remotes, pick(&LIVES, life))?;
+                self.pair()?;
                 self.sweep()
             }
             Step::Unmap { which } => {
@@ -247,7 +261,29 @@ impl<'b> Driver<'b> {
                     return Ok(());
                 };
                 self.unmap(external)?;
+                self.pair()?;
                 self.sweep()
+            }
+            Step::Move {
+                which,
+                swept,
+                again,
+            } => {
+                self.move_to(pick(&ADDRESSES, which))?;
+                if swept {
+                    return self.sweep();
+                }
+                self.compare()?;
+                let moved = self.nat.by_external.iter();
+                let moved: Vec<_> = moved
+                    .filter(|((_, external), _)| !self.nat.is_ours(external.addr))
+                    .map(|((proto, _), mapping)| (*proto, mapping.internal))
+                    .collect();
+                let Some((proto, internal)) = chosen_of(&moved, again) else {
+                    return Ok(());
+                };
+                let kind = Kind { proto, flags: SYN };
+                self.packet(false, kind, internal, remote_of(again % 3), PLAIN)
             }
             Step::Pass { time } => {
                 self.sweep()?;
@@ -268,12 +304,12 @@ impl<'b> Driver<'b> {
 
     fn external(&self, proto: u8, which: u8) -> Endpoint {
         let known = self.nat.by_external.keys().filter(|(of, _)| *of == proto);
-        let mut ports: Vec<_> = known.map(|(_, external)| external.port).collect();
-        ports.push(MAPPED[0]);
-        Endpoint {
+        let mut all: Vec<_> = known.map(|(_, external)| *external).collect();
+        all.push(Endpoint {
             addr: WAN,
-            port: pick(&ports, which),
-        }
+            port: MAPPED[0],
+        });
+        pick(&all, which)
     }
 }
 
@@ -301,6 +337,7 @@ pub(crate) fn remote_of(which: u8) -> Endpoint {
         2 => (REMOTE2, 53),
         3 => (HOST2, 53),
         4 => (WAN, 5000),
+        5 => (ALSO, 5000),
         _ => (REMOTE2, 5001),
     };
     Endpoint { addr, port }

@@ -1,6 +1,6 @@
 //! Which external endpoint an internal one has: made by a packet, or asked for.
 
-use super::nat::{Bound, Chosen, Endpoint, ICMP, Mapping, Name, Nat, Terms, Time, UDP};
+use super::nat::{Address, Bound, Chosen, Endpoint, ICMP, Mapping, Name, Nat, Terms, Time, UDP};
 
 impl Nat {
     /// The external endpoint that an internal one sends from: the same for all destinations (RFC 4787 REQ-1).
@@ -13,11 +13,12 @@ impl Nat {
         let (proto, endpoint) = internal;
         if let Some(external) = self.by_internal.get(&internal).copied() {
             let now = self.now;
+            let is_ours = self.is_ours(external.addr);
             let mapping = self
                 .by_external
                 .get_mut(&(proto, external))
                 .expect("both or none");
-            if !mapping.expired(now) {
+            if !mapping.expired(now) && is_ours {
                 mapping.last_used = now;
                 return Ok(external);
             }
@@ -28,11 +29,9 @@ impl Nat {
         if self.mappings_of(endpoint.addr) >= self.rules.mappings_per_host {
             return Err("drop_host_mappings");
         }
-        let port = self.port_for(internal, chosen)?;
-        let external = Endpoint {
-            addr: self.rules.external,
-            port,
-        };
+        let addr = self.address_of(endpoint.addr, chosen);
+        let port = self.port_for(internal, addr, chosen)?;
+        let external = Endpoint { addr, port };
         let mapping = Mapping {
             internal: endpoint,
             explicit: None,
@@ -47,13 +46,10 @@ impl Nat {
 
     /// The internal port itself if it may be kept and is free. Else any free one of its class (RFC 4787 REQ-3a), for
     /// UDP of its parity while there is one (REQ-4); one that is in use is never shared (REQ-3).
-    fn port_for(&self, internal: Bound, chosen: Chosen) -> Result<u16, Name> {
+    fn port_for(&self, internal: Bound, addr: Address, chosen: Chosen) -> Result<u16, Name> {
         let (proto, Endpoint { port: wanted, .. }) = internal;
         let free = |port: &u16| {
-            let external = Endpoint {
-                addr: self.rules.external,
-                port: *port,
-            };
+            let external = Endpoint { addr, port: *port };
             !self.by_external.contains_key(&(proto, external))
         };
         let system = 1..=1023;
@@ -69,7 +65,7 @@ impl Nat {
             _ => self.rules.ports.clone(),
         };
         let alike = |port: &u16| proto != UDP || port % 2 == wanted % 2;
-        let Some(port) = chosen(internal) else {
+        let Some(port) = (chosen.port)(internal) else {
             let left: Vec<u16> = class.filter(|port| free(port)).collect();
             assert!(
                 left.is_empty(),

@@ -7,9 +7,9 @@
 //! model asks for ([`Chosen`]) and judges whether it was among what they may choose.
 //!
 //! Here are the words and what becomes of a packet. The rules are beside it: `begin.rs` for the first packet of a flow,
-//! `mapping.rs`, `filter.rs`, `quota.rs`, `session.rs`, `tcp.rs`, and `ageing.rs` for the end of it all.
+//! `mapping.rs`, `address.rs`, `filter.rs`, `quota.rs`, `session.rs`, `tcp.rs`, and `ageing.rs` for the end of it all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use super::tcp::Shown;
@@ -63,7 +63,8 @@ pub(crate) enum Filtering {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
-    pub(crate) external: Address,
+    /// Ours.
+    pub(crate) addresses: Vec<Address>,
     /// The first three octets of the LAN's addresses.
     pub(crate) lan: [u8; 3],
     /// What replaces a port from 1024 on that cannot be kept.
@@ -166,8 +167,14 @@ pub(crate) enum Went {
     Dropped,
 }
 
-/// The external port that the programs chose for an internal endpoint.
-pub(crate) type Chosen<'a> = &'a dyn Fn(Bound) -> Option<u16>;
+/// What the programs chose.
+#[derive(Clone, Copy)]
+pub(crate) struct Chosen<'a> {
+    /// The external port of an internal endpoint.
+    pub(crate) port: &'a dyn Fn(Bound) -> Option<u16>,
+    /// The external address of a host.
+    pub(crate) address: &'a dyn Fn(Address) -> Option<Address>,
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Nat {
@@ -179,6 +186,10 @@ pub(crate) struct Nat {
     pub(crate) halves: BTreeMap<Key, Half>,
     /// Whom external endpoints have sent to, if it is that that lets somebody in: for which host, and when.
     pub(crate) peers: BTreeMap<(Bound, Address), (Endpoint, Time)>,
+    /// Where hosts have mappings that were asked for: they have all others there as well.
+    pub(crate) paired: BTreeMap<Address, Address>,
+    /// Which of our addresses may be that of a host: one, from its first mapping on.
+    pub(crate) homes: BTreeMap<Address, BTreeSet<Address>>,
 }
 
 impl Nat {
@@ -190,6 +201,8 @@ impl Nat {
             by_internal: BTreeMap::new(),
             halves: BTreeMap::new(),
             peers: BTreeMap::new(),
+            paired: BTreeMap::new(),
+            homes: BTreeMap::new(),
         }
     }
 
@@ -211,19 +224,19 @@ impl Nat {
         let key = packet.key;
         if self.live(&key, &[Way::Out, Way::Turned]).is_none() {
             // Nobody in the LAN has the router's address.
-            if key.src.addr == self.rules.external {
+            if self.is_ours(key.src.addr) {
                 return Err("drop_spoofed");
             }
             // Who is not of the LAN, and no route leads back to, has made its address up (RFC 2827).
             if !self.in_lan(key.src.addr) {
-                let to_router = key.dst.addr == self.rules.external;
+                let to_router = self.is_ours(key.dst.addr);
                 return Err(if to_router {
                     "pass_not_lan_source"
                 } else {
                     "drop_spoofed_lan"
                 });
             }
-            if key.dst.addr == self.rules.external {
+            if self.is_ours(key.dst.addr) {
                 self.begin_turned(packet, chosen, also)?;
             } else {
                 self.begin_out(packet, chosen, also)?;
@@ -239,6 +252,7 @@ impl Nat {
                 "pass_ttl_exceeded"
             });
         }
+        self.is_at_home(&key)?;
         let becomes = self.touch(packet);
         self.half_mut(&key).resolved = true;
         let name = if turned {
@@ -266,7 +280,9 @@ impl Nat {
             self.begin_in(packet, also)?;
         }
         self.stands(&key)?;
+        // It counts, as it came in, though it goes nowhere then.
         let (src, dst) = self.touch(packet);
+        self.is_at_home(&key)?;
         // What the stack reports then is translated back on its way out.
         if packet.ttl <= 1 {
             return Ok(("pass_ttl_exceeded", Went::StackAs(src, dst)));
@@ -278,7 +294,13 @@ impl Nat {
     /// An ICMP error that was sent from where packets with `key` come from, about one that went there. It changes
     /// nothing (RFC 4787 REQ-12, RFC 5508 REQ-6). What it quotes is turned back: its destination like the source of
     /// such a packet, its source like their destination.
-    pub(crate) fn error(&self, key: &Key, from_wan: bool, ttl: u8) -> Fate {
+    pub(crate) fn error(&self, key: &Key, reporter: Address, from_wan: bool, ttl: u8) -> Fate {
+        if from_wan && (self.is_ours(reporter) || self.in_lan(reporter)) {
+            return fate(Err("drop_spoofed"), Vec::new());
+        }
+        if from_wan && !self.is_ours(key.dst.addr) {
+            return fate(Err("pass_not_external_addr"), Vec::new());
+        }
         let ways: &[Way] = if from_wan {
             &[Way::In]
         } else {
@@ -292,6 +314,9 @@ impl Nat {
             };
             return fate(Err(none), Vec::new());
         };
+        if let Err(gone) = self.is_at_home(key) {
+            return fate(Err(gone), Vec::new());
+        }
         let (src, dst) = half.becomes;
         let name = if ttl <= 1 {
             "pass_ttl_exceeded"

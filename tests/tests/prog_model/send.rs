@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
+use iwf_common::host::HostKey;
 use iwf_common::names;
 use iwf_tests::packet::{Frame, Transport};
 
 use super::compare::key_of;
 use super::drive::{Driver, pick, remote_of};
-use super::nat::{Bound, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Way, Went};
-use super::step::{Kind, Shape};
+use super::nat::{Bound, Chosen, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Way, Went};
+use super::step::{Kind, PLAIN, Shape};
 use super::tcp::{ACK, FIN, SYN};
 use crate::bed::{
     BRIDGE_MAC, DROP, GATEWAY_MAC, PASS, REDIRECT, Through, WAN, WAN_MAC, lan_frame, mac_of,
@@ -65,16 +66,11 @@ impl Driver<'_> {
         let Some((key, half)) = self.session(session) else {
             return Ok(());
         };
-        let shape = Shape {
-            ttl: 64,
-            checksum: true,
-            octets: 9,
-        };
         let back = half.reverse(&key);
         for (key, flags) in [(key, SYN), (back, SYN | ACK), (key, ACK), (back, ACK)] {
             self.let_pass(1)?;
             if let Some(half) = self.nat.halves.get(&key).cloned() {
-                self.along(&key, &half, flags, shape)?;
+                self.along(&key, &half, flags, PLAIN)?;
             }
         }
         Ok(())
@@ -128,14 +124,20 @@ impl Driver<'_> {
         let frame = arriving(frame, from_wan);
         let (action, bytes) = self.run_program(&frame, from_wan)?;
         let internal = &self.state.internal;
-        let chosen = |bound: Bound| {
+        let port = |bound: Bound| {
             let entry = internal.get(&key_of(bound))?;
             Some(u16::from_be_bytes(entry.port))
+        };
+        let hosts = self.bed.plane.hosts()?;
+        let address = |host| Some(hosts.get(&HostKey::v4(host))?.external);
+        let chosen = Chosen {
+            port: &port,
+            address: &address,
         };
         let fate = if from_wan {
             self.nat.wan_packet(&packet)
         } else {
-            self.nat.lan_packet(&packet, &chosen)
+            self.nat.lan_packet(&packet, chosen)
         };
         let expected = expected(&frame, &fate, answers);
         self.judge(&fate, action, &bytes, &expected)
@@ -176,7 +178,7 @@ impl Driver<'_> {
         frame.ttl = shape.ttl;
         let frame = arriving(frame, from_wan);
         let (action, bytes) = self.run_program(&frame, from_wan)?;
-        let fate = self.nat.error(&key, from_wan, shape.ttl);
+        let fate = self.nat.error(&key, src, from_wan, shape.ttl);
         let mut expected = expected(&frame, &fate, false);
         if let Went::Forwarded(becomes, to) | Went::StackAs(becomes, to) = fate.went {
             expected.payload = about(to, becomes).quoted(octets);

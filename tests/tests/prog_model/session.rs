@@ -28,7 +28,8 @@ impl Nat {
 
     /// No session outlives a mapping it goes by.
     pub(crate) fn stands(&self, key: &Key) -> Result<(), Name> {
-        if self.mappings_stand(key, self.half(key)) {
+        // It may be gone because its address is.
+        if self.mappings_stand(key, self.half(key)) || self.is_at_home(key).is_err() {
             Ok(())
         } else {
             Err("drop_mapping_expired")

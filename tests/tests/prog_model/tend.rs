@@ -1,6 +1,9 @@
 //! What the daemon does with the tables: it writes mappings, removes them, and sweeps. And how time passes for them.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
+use iwf_common::config::Config;
 use iwf_common::flow::SessionFlags;
 use iwf_common::nat::{Filter, FilterEntry, FilterList, MappingFlags, MappingValue, mask};
 use iwf_common::sweep::SweepMode;
@@ -57,7 +60,8 @@ impl Driver<'_> {
             (value.packets_out, value.octets_out) = (old.packets_out, old.octets_out);
             (value.packets_in, value.octets_in) = (old.packets_in, old.octets_in);
         }
-        self.bed.map_with(external.0, external.1.port, value)?;
+        let at = (external.1.addr, external.1.port);
+        self.bed.map_at(external.0, at, value)?;
         if let Some(other) = other.filter(|other| *other != external.1) {
             let other = (external.0, other);
             self.bed
@@ -85,6 +89,38 @@ impl Driver<'_> {
         plane.remove_mapping(names::MAPPINGS_EXT, key_of(external))?;
         self.end_sessions(SweepMode::Recheck, external)?;
         self.nat.unmap(external);
+        Ok(())
+    }
+
+    /// Hosts with mappings that were asked for have one address for all.
+    pub(crate) fn pair(&mut self) -> Result<()> {
+        let explicit = self.nat.by_external.iter();
+        let explicit = explicit.filter(|(_, mapping)| mapping.explicit.is_some());
+        let now: BTreeMap<_, _> = explicit
+            .map(|((_, external), mapping)| (mapping.internal.addr, external.addr))
+            .collect();
+        for host in self
+            .nat
+            .paired
+            .keys()
+            .filter(|host| !now.contains_key(*host))
+        {
+            self.bed.plane.remove_paired(*host)?;
+        }
+        for (host, addr) in &now {
+            self.bed.plane.set_paired(*host, *addr)?;
+        }
+        self.nat.paired = now;
+        Ok(())
+    }
+
+    /// One write, with a new generation.
+    pub(crate) fn move_to(&mut self, addresses: &[[u8; 4]]) -> Result<()> {
+        self.bed.reconfigure(|config| {
+            set_addresses(config, addresses);
+            config.next_hop_generation += 1;
+        })?;
+        self.nat.move_to(addresses.to_vec());
         Ok(())
     }
 
@@ -225,4 +261,14 @@ fn filter_list(remotes: &[Remote]) -> FilterList {
         list.len += 1;
     }
     list
+}
+
+pub(crate) fn set_addresses(config: &mut Config, addresses: &[[u8; 4]]) {
+    config.pool = [[0; 4]; limits::POOL];
+    if let [first, others @ ..] = addresses {
+        config.external_addr = *first;
+        for (slot, addr) in config.pool.iter_mut().rev().zip(others) {
+            *slot = *addr;
+        }
+    }
 }
