@@ -54,12 +54,21 @@ pub(crate) enum Step {
         host: u8,
         port: u8,
         proto: u8,
-        only: bool,
+        /// Whom it lets in.
+        remotes: u8,
         life: u8,
     },
     /// And removed.
     Unmap {
         which: u8,
+    },
+    /// Other external addresses are ours.
+    Move {
+        which: u8,
+        /// And what stands on those that are gone is swept.
+        swept: bool,
+        /// Else a host sends anew that had one of those.
+        again: u8,
     },
     /// Time passes; at its beginning the tables are swept.
     Pass {
@@ -83,6 +92,13 @@ pub(crate) struct Shape {
     pub(crate) octets: u8,
 }
 
+/// Nothing remarkable.
+pub(crate) const PLAIN: Shape = Shape {
+    ttl: 64,
+    checksum: true,
+    octets: 9,
+};
+
 /// How a run is set up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
@@ -90,6 +106,8 @@ pub(crate) struct Setting {
     pub(crate) filtering: Filtering,
     pub(crate) narrow: bool,
     pub(crate) quotas: bool,
+    /// Which addresses are ours at first, mostly one.
+    pub(crate) addresses: u8,
 }
 
 pub(crate) fn setting() -> impl Strategy<Value = Setting> {
@@ -99,14 +117,21 @@ pub(crate) fn setting() -> impl Strategy<Value = Setting> {
         1 => Just(Filtering::AddressDependent),
         1 => Just(Filtering::EndpointIndependent),
     ];
-    (any::<bool>(), filtering, one_in_four(), one_in_four()).prop_map(
-        |(tc, filtering, narrow, quotas)| Setting {
+    let addresses = prop_oneof![Just(0), any::<u8>()];
+    (
+        any::<bool>(),
+        filtering,
+        one_in_four(),
+        one_in_four(),
+        addresses,
+    )
+        .prop_map(|(tc, filtering, narrow, quotas, addresses)| Setting {
             tc,
             filtering,
             narrow,
             quotas,
-        },
-    )
+            addresses,
+        })
 }
 
 pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
@@ -131,12 +156,13 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (any::<u8>(), any::<u8>(), shape()).prop_map(
             |(session, quoted, shape)| Step::Error { session, quoted, shape }
         ),
-        3 => (any::<u8>(), few(), any::<u8>(), proto(), any::<bool>(), any::<u8>()).prop_map(
-            |(external, host, port, proto, only, life)| Step::Map {
-                external, host, port, proto, only, life,
+        5 => (any::<u8>(), few(), any::<u8>(), proto(), any::<u8>(), any::<u8>()).prop_map(
+            |(external, host, port, proto, remotes, life)| Step::Map {
+                external, host, port, proto, remotes, life,
             }
         ),
         1 => any::<u8>().prop_map(|which| Step::Unmap { which }),
+        2 => any::<(u8, bool, u8)>().prop_map(|(which, swept, again)| Step::Move { which, swept, again }),
         3 => any::<u8>().prop_map(|time| Step::Pass { time }),
         2 => Just(Step::Sweep),
     ]
