@@ -99,6 +99,14 @@ pub struct Config {
     pub host_mappings: u32,
     /// IPv6 sessions one station may have.
     pub host_sessions6: u32,
+    /// IPv4 sessions there is room for, of all hosts together.
+    pub room_sessions: u32,
+    /// Mappings there is room for.
+    pub room_mappings: u32,
+    /// IPv6 sessions there is room for.
+    pub room_sessions6: u32,
+    /// Zero.
+    pub pad: u32,
     /// How many of `lan` are in use.
     pub lan_len: u32,
     /// How many of `lan6` are in use.
@@ -161,6 +169,10 @@ impl Config {
             host_sessions: limits::HOST_SESSIONS,
             host_mappings: limits::HOST_MAPPINGS,
             host_sessions6: limits::HOST_SESSIONS6,
+            room_sessions: limits::SESSIONS / 2,
+            room_mappings: limits::MAPPINGS,
+            room_sessions6: limits::SESSIONS6 / 2,
+            pad: 0,
             lan_len: 0,
             lan6_len: 0,
             pool: [[0; 4]; limits::POOL],
@@ -178,6 +190,18 @@ impl Config {
             found |= addr == *pooled;
         }
         found && addr != [0; 4]
+    }
+
+    /// Whether there are external addresses besides the first.
+    #[inline(always)]
+    pub const fn has_pool(&self) -> bool {
+        let mut any = 0;
+        let mut slot = 0;
+        while slot < limits::POOL {
+            any |= u32::from_ne_bytes(self.pool[slot]);
+            slot += 1;
+        }
+        any != 0
     }
 
     /// Whether a session may go on: the external address that it stands on is one of ours, and its remote end is one
@@ -315,7 +339,7 @@ pub struct FdbKey {
 
 const _: () = assert!(size_of::<Prefix>() == 8);
 const _: () = assert!(size_of::<IdleTimes>() == 16);
-const _: () = assert!(size_of::<Config>() == 448 && align_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 464 && align_of::<Config>() == 8);
 const _: () = assert!(size_of::<IfaceValue>() == 16);
 const _: () = assert!(size_of::<FdbKey>() == 12);
 

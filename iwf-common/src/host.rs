@@ -30,6 +30,12 @@ impl HostKey {
             addr: [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f],
         }
     }
+
+    /// Whether this is a station, and not an address.
+    #[inline(always)]
+    pub const fn is_station(&self) -> bool {
+        self.addr[0] != 0
+    }
 }
 
 /// For [`HostKey::station`]: all addresses together that no neighbour answers for.
@@ -63,6 +69,29 @@ pub struct HostValue {
     pub met_sessions: u32,
     /// Dynamic mappings the recount has met.
     pub met_mappings: u32,
+}
+
+/// What all LAN hosts have together: the only entry of TOTALS. Every change of a [`HostValue`] is one of this as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Totals {
+    /// Sum of [`HostValue::sessions`] of IPv4 addresses.
+    pub sessions: u64,
+    /// Sum of [`HostValue::mappings`].
+    pub mappings: u64,
+    /// Sum of [`HostValue::sessions`] of stations.
+    pub sessions6: u64,
+}
+
+/// Whether a host that has `held` entries of a table may have one more: while it has less than its `share`, and less
+/// than what the `total` of all hosts leaves of the table's `room`. A host alone has its share. Hosts that all want as
+/// much as they can get end up with equally much, and as much again is left for whoever comes later: n such hosts
+/// leave one part in n + 1 (Choudhury and Hahne's dynamic threshold, 1998).
+#[inline(always)]
+pub const fn may_have_one_more(held: u64, share: u32, total: u64, room: u32) -> bool {
+    // Should the sum have become less than nothing, it bounds nobody.
+    let free = room as i64 - if total as i64 > 0 { total as i64 } else { 0 };
+    held < share as u64 && (held as i64) < free
 }
 
 /// The external address of a host: the same one again while it is there, however long the host was away and whatever
@@ -104,6 +133,7 @@ const fn weight(host: u32, addr: u32) -> u32 {
 }
 
 const _: () = assert!(size_of::<HostKey>() == 16 && align_of::<HostKey>() == 8);
+const _: () = assert!(size_of::<Totals>() == 24 && align_of::<Totals>() == 8);
 const _: () = assert!(size_of::<HostValue>() == 48 && align_of::<HostValue>() == 8);
 
 #[cfg(test)]
@@ -135,6 +165,37 @@ mod tests {
             paired(&HostKey::v4([192, 168, 1, 10]), [1; 4], &[[0; 4]; 7]),
             [1; 4]
         );
+    }
+
+    /// `greedy` hosts that take all they can get of 1000 entries, a quarter each at most.
+    fn fill(greedy: usize) -> (std::vec::Vec<u64>, u64) {
+        let mut held = std::vec![0; greedy];
+        loop {
+            let before = held.clone();
+            for host in 0..greedy {
+                let total = held.iter().sum();
+                if may_have_one_more(held[host], 250, total, 1000) {
+                    held[host] += 1;
+                }
+            }
+            if held == before {
+                let total = held.iter().sum();
+                return (held, total);
+            }
+        }
+    }
+
+    #[test]
+    fn no_number_of_greedy_hosts_takes_all() {
+        assert_eq!(fill(1).1, 250);
+        assert_eq!(fill(3).1, 750);
+        for greedy in [4, 5, 8, 50] {
+            let (held, total) = fill(greedy);
+            let part = 1000 / (greedy as u64 + 1);
+            assert!(held.iter().all(|n| n.abs_diff(part) <= 1), "{held:?}");
+            assert!(may_have_one_more(part / 2, 250, total, 1000), "{greedy}");
+        }
+        assert!(!may_have_one_more(0, 250, 1001, 1000));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the pinned layout. Part of the pin path: a daemon never adopts maps of another layout.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// XDP program of every LAN port (of the bridge's ports, not of the bridge).
 pub const XDP_LAN: &str = "iwf_xdp_lan";
@@ -45,6 +45,8 @@ pub const FILTERS: &str = "FILTERS";
 pub const PEERS: &str = "PEERS";
 /// Hash, [`crate::host::HostKey`] to [`crate::host::HostValue`]: every LAN host with sessions or mappings.
 pub const HOSTS: &str = "HOSTS";
+/// Array of one [`crate::host::Totals`].
+pub const TOTALS: &str = "TOTALS";
 /// Hash, IPv4 address of a LAN host to the external address of its explicit mappings: the daemon says so for each host
 /// that has some, and its other mappings follow.
 pub const PAIRED: &str = "PAIRED";
@@ -92,13 +94,14 @@ pub const REFUSED: &str = "REFUSED";
 pub const REFUSED_BUDGET: &str = "REFUSED_BUDGET";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 27] = [
+pub const PINNED_MAPS: [&str; 28] = [
     CONFIG,
     IFACES,
     DEVMAP,
     BRIDGE_FDB,
     COUNTERS,
     HOSTS,
+    TOTALS,
     PAIRED,
     MAPPINGS_EXT,
     MAPPINGS_INT,

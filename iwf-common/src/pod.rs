@@ -8,7 +8,7 @@ use crate::flow6::{
     SessionKey6, SessionValue6,
 };
 use crate::fragment::{FragmentKey, FragmentValue};
-use crate::host::{HostKey, HostValue};
+use crate::host::{HostKey, HostValue, Totals};
 use crate::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
 use crate::sweep::{SweepItem, SweepRequest};
 use crate::tick::ClockSample;
@@ -41,6 +41,7 @@ pod!(
     FilterList,
     HostKey,
     HostValue,
+    Totals,
     FragmentKey,
     FragmentValue,
     IfaceValue,

@@ -322,7 +322,8 @@ fn check_route<H: Hook>(hook: &H, config: &Config, fragment: &Later) -> Step<()>
     if !is_unicast(key.dst) {
         return Err(PassReason::NotUnicast.into());
     }
-    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
+    let l3 = next_hop::l3_interface(hook.ingress());
+    if !next_hop::is_from_lan(l3, &key.src) {
         return Err(PassReason::NotLanSource.into());
     }
     if in_lan(&key.dst) {
@@ -333,7 +334,7 @@ fn check_route<H: Hook>(hook: &H, config: &Config, fragment: &Later) -> Step<()>
     }
     let query = Query {
         direction: Direction::Out,
-        iif: next_hop::l3_interface(hook.ingress()),
+        iif: l3,
         src: key.src,
         dst: key.dst,
         total_len: fragment.total_len,

@@ -20,7 +20,7 @@ use crate::filter;
 use crate::fragment;
 use crate::headers::{ICMP, TCP};
 use crate::hook::Hook;
-use crate::host;
+use crate::host::{self, Wants};
 use crate::mapping::{self, Grant};
 use crate::maps::{MAPPINGS_EXT, SESSIONS, in_lan};
 use crate::next_hop;
@@ -42,7 +42,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if H::REDIRECTS {
         next_hop::check_mac(hook.ingress(), packet).step()?;
     }
-    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
+    if !next_hop::is_from_lan(next_hop::l3_interface(hook.ingress()), &key.src) {
         return Err(if in_lan(&key.src) {
             DropReason::SpoofedLan.into()
         } else {
@@ -82,7 +82,9 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     };
     let (internal, grant) = (&pair.flow.internal, &mut pair.flow.grant);
     mapping::find_or_make(now, internal, MappingKind::Dynamic, grant)?;
-    host::may_open(now, &pair.flow.internal).step()?;
+    if grant.made {
+        host::began(&internal.addr, Wants::MAPPING);
+    }
     let invited = let_in(config, now, &mut pair);
     if invited == DropReason::HairpinRefused.into() {
         // Noted, so that its peer's packet is an answer: two hosts that send to each other at once (RFC 5128
@@ -185,7 +187,15 @@ fn write(config: &Config, now: u32, packet: &Packet, pair: &Pair, direction: Dir
         value.tcp = tcp::observe(0, packet.tcp_flags);
     }
     let key = pair.key(direction);
-    Outcome::of(session::insert(config, now, &pair.flow, &key, &value))
+    match session::insert(config, now, &pair.flow, &key, &value) {
+        Ok(true) => {
+            // Both entries are of the direction out, each of its own host.
+            host::began(&key.src, Wants::SESSION);
+            Outcome::NONE
+        }
+        Ok(false) => Outcome::NONE,
+        Err(outcome) => outcome,
+    }
 }
 
 /// Whether the target has sent to the sender's external endpoint, and lately: as a session of another sender, or

@@ -2,9 +2,9 @@
 //!
 //! Read before editing: RFC 4787 REQ-2, RFC 7857 section 4, RFC 6888 REQ-4 and REQ-5.
 //!
-//! Whoever has put an entry into its table counts it ([`session_opened`], [`mapping_made`]), whoever has taken one out
-//! gives it back ([`session_ended`], [`mapping_ended`]); the map's own answer says who that was. So the counts are
-//! exact but for what the daemon overwrites. The sweep counts again all the same: it calls
+//! Whoever has put an entry into its table counts it ([`began`]), whoever has taken one out gives it back
+//! ([`session_ended`], [`mapping_ended`]); the map's own answer says who that was. So the counts are exact but for what
+//! the daemon overwrites. The sweep counts again all the same: it calls
 //! [`begin_recount`] on every host, the daemon counts what it reads, and the sweep calls [`end_recount`] on every
 //! host with the result. A host that nothing was added to in between is then exact whatever had happened.
 
@@ -12,89 +12,115 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use iwf_common::config::Config;
 use iwf_common::event::EventKind;
 use iwf_common::flow::{SessionFlags, SessionKey};
-use iwf_common::host::{HostKey, HostValue, paired};
+use iwf_common::host::{HostKey, HostValue, Totals, may_have_one_more, paired};
 use iwf_common::nat::{EndpointKey, MappingKind};
 use iwf_common::reason::{DropReason, PassReason};
 use iwf_common::{limits, tick};
 
-use crate::maps::{CONFIG, HOSTS, PAIRED, is_external};
+use crate::maps::{CONFIG, HOSTS, PAIRED, TOTALS, is_external};
 use crate::outcome::Outcome;
 use crate::stats;
 
-/// Whether the host at `internal` may have one more session. Two CPUs that ask at once may let it have one too many.
-#[inline(always)]
-pub fn may_open(now: u32, internal: &EndpointKey) -> Outcome {
-    Outcome::from_slot(host_may_open(now, internal))
+/// What a flow is to get, or what has come of it.
+pub struct Wants;
+
+impl Wants {
+    /// A session.
+    pub const SESSION: u32 = 1;
+    /// A dynamic mapping.
+    pub const MAPPING: u32 = 2;
 }
 
-/// Whether the host at `internal` may have one more dynamic mapping; if so, `external` gets its external address.
+/// Whether the host at `internal` may have one more of each that it `wants`; if that is a mapping, `external` gets the
+/// host's external address. Two CPUs that ask at once may let it have one too many.
 #[inline(always)]
-pub fn may_map(now: u32, internal: &EndpointKey, external: &mut EndpointKey) -> Outcome {
-    Outcome::from_slot(host_may_map(now, internal, external))
+pub fn admit(now: u32, internal: &EndpointKey, wants: u32, external: &mut EndpointKey) -> Outcome {
+    Outcome::from_slot(host_admit(now, internal, wants, external))
 }
 
-/// [`may_open`], judged once ([`crate::far`]).
+/// [`admit`], judged once ([`crate::far`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn host_may_open(now: u32, internal: *const EndpointKey) -> u32 {
-    // SAFETY: null or whole, by its type.
-    let internal = unsafe { internal.as_ref() };
-    let (Some(config), Some(internal)) = (CONFIG.get(0), internal) else {
-        return Outcome::from(PassReason::NotConfigured).slot();
-    };
-    let refused = match find_or_make(now, &HostKey::v4(internal.addr)) {
-        None => EventKind::HostsFull,
-        Some(host) if host.sessions >= u64::from(config.host_sessions) => EventKind::HostSessions,
-        Some(_) => return Outcome::NONE.slot(),
-    };
-    refuse(config, now, internal, refused).slot()
-}
-
-/// [`may_map`], judged once ([`crate::far`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn host_may_map(
+extern "C" fn host_admit(
     now: u32,
     internal: *const EndpointKey,
+    wants: u32,
     external: *mut EndpointKey,
 ) -> u32 {
     // SAFETY: null or whole, by its type.
     let internal = unsafe { internal.as_ref() };
     // SAFETY: as above.
     let external = unsafe { external.as_mut() };
-    let (Some(config), Some(internal), Some(external)) = (CONFIG.get(0), internal, external) else {
+    let (Some(config), Some(totals), Some(internal), Some(external)) =
+        (CONFIG.get(0), TOTALS.get(0), internal, external)
+    else {
         return Outcome::from(PassReason::NotConfigured).slot();
     };
-    let refused = match find_or_make(now, &HostKey::v4(internal.addr)) {
-        None => EventKind::HostsFull,
-        Some(host) if host.mappings >= u64::from(config.host_mappings) => EventKind::HostMappings,
-        Some(host) => {
-            let addr = host_external(u32::from_ne_bytes(internal.addr)).to_ne_bytes();
-            if host.external != addr {
-                host.external = addr;
-            }
-            external.addr = addr;
-            return Outcome::NONE.slot();
-        }
+    let Some(host) = find_or_make(now, &HostKey::v4(internal.addr)) else {
+        return refuse(config, now, internal, EventKind::HostsFull).slot();
     };
-    refuse(config, now, internal, refused).slot()
-}
-
-/// An entry of SESSIONS is new. Entries that do not count do not matter.
-#[inline(always)]
-pub fn session_opened(key: &SessionKey, flags: u8) {
-    if counts(flags) {
-        change(&key.src, Change::SessionOpened);
+    if wants & Wants::MAPPING != 0 {
+        let (share, room) = (config.host_mappings, config.room_mappings);
+        if !may_have_one_more(host.mappings, share, totals.mappings, room) {
+            return refuse(config, now, internal, EventKind::HostMappings).slot();
+        }
+        let addr = host_external(u32::from_ne_bytes(internal.addr)).to_ne_bytes();
+        if host.external != addr {
+            host.external = addr;
+        }
+        external.addr = addr;
     }
+    let (share, room) = (config.host_sessions, config.room_sessions);
+    if wants & Wants::SESSION != 0
+        && !may_have_one_more(host.sessions, share, totals.sessions, room)
+    {
+        return refuse(config, now, internal, EventKind::HostSessions).slot();
+    }
+    Outcome::NONE.slot()
 }
 
-/// Whether a station may have one more IPv6 session. As [`may_open`].
+/// The host at `addr` has one more of each of these.
 #[inline(never)]
-pub fn may_open6(config: &Config, now: u32, station: &[u8; 6]) -> Outcome {
+pub fn began(addr: &[u8; 4], what: u32) -> u32 {
+    let (Some(host), Some(totals)) = (find(&HostKey::v4(*addr)), totals()) else {
+        return 0;
+    };
+    add(&mut host.changes, 1);
+    if what & Wants::SESSION != 0 {
+        add(&mut host.sessions, 1);
+        add(&mut totals.sessions, 1);
+    }
+    if what & Wants::MAPPING != 0 {
+        add(&mut host.mappings, 1);
+        add(&mut totals.mappings, 1);
+    }
+    0
+}
+
+/// The host at `addr` has one less of this.
+#[inline(never)]
+fn ended(addr: &[u8; 4], what: u32) -> u32 {
+    let (Some(host), Some(totals)) = (find(&HostKey::v4(*addr)), totals()) else {
+        return 0;
+    };
+    add(&mut host.changes, 1);
+    if what == Wants::SESSION {
+        take(&mut host.sessions, &mut totals.sessions);
+    } else {
+        take(&mut host.mappings, &mut totals.mappings);
+    }
+    0
+}
+
+/// Whether a station may have one more IPv6 session. As [`admit`].
+#[inline(never)]
+pub fn admit6(config: &Config, now: u32, station: &[u8; 6]) -> Outcome {
     let Some(host) = find_or_make(now, &HostKey::station(*station)) else {
         return DropReason::HostsFull.into();
     };
-    if host.sessions >= u64::from(config.host_sessions6) {
+    let total = TOTALS.get(0).map_or(0, |totals| totals.sessions6);
+    let (share, room) = (config.host_sessions6, config.room_sessions6);
+    if !may_have_one_more(host.sessions, share, total, room) {
         return DropReason::HostSessions.into();
     }
     Outcome::NONE
@@ -103,28 +129,31 @@ pub fn may_open6(config: &Config, now: u32, station: &[u8; 6]) -> Outcome {
 /// An entry of SESSIONS6 of the direction out is new.
 #[inline(never)]
 pub fn session6_opened(station: &[u8; 6]) -> u32 {
-    change_at(&HostKey::station(*station), Change::SessionOpened)
+    let (Some(host), Some(totals)) = (find(&HostKey::station(*station)), totals()) else {
+        return 0;
+    };
+    add(&mut host.changes, 1);
+    add(&mut host.sessions, 1);
+    add(&mut totals.sessions6, 1);
+    0
 }
 
 /// An entry of SESSIONS6 of the direction out has gone.
 #[inline(never)]
 pub fn session6_ended(station: &[u8; 6]) -> u32 {
-    change_at(&HostKey::station(*station), Change::SessionEnded)
-}
-
-/// An entry of MAPPINGS_INT is new. Entries that do not count do not matter.
-#[inline(always)]
-pub fn mapping_made(internal: &EndpointKey, kind: u8) {
-    if kind == MappingKind::Dynamic as u8 {
-        change(&internal.addr, Change::MappingMade);
-    }
+    let (Some(host), Some(totals)) = (find(&HostKey::station(*station)), totals()) else {
+        return 0;
+    };
+    add(&mut host.changes, 1);
+    take(&mut host.sessions, &mut totals.sessions6);
+    0
 }
 
 /// An entry of SESSIONS has gone. Entries that do not count do not matter.
 #[inline(always)]
 pub fn session_ended(key: &SessionKey, flags: u8) {
     if counts(flags) {
-        change(&key.src, Change::SessionEnded);
+        ended(&key.src, Wants::SESSION);
     }
 }
 
@@ -132,7 +161,7 @@ pub fn session_ended(key: &SessionKey, flags: u8) {
 #[inline(always)]
 pub fn mapping_ended(internal: &EndpointKey, kind: u8) {
     if kind == MappingKind::Dynamic as u8 {
-        change(&internal.addr, Change::MappingEnded);
+        ended(&internal.addr, Wants::MAPPING);
     }
 }
 
@@ -150,21 +179,31 @@ pub fn begin_recount(host: &mut HostValue) {
 
 /// For the sweep, on every host after it has walked the tables. `false`: the host has nothing and may be removed.
 #[inline(always)]
-pub fn end_recount(config: &Config, now: u32, host: &mut HostValue) -> bool {
-    let (sessions, mappings) = (host.sessions, host.mappings);
-    let met = (u64::from(host.met_sessions), u64::from(host.met_mappings));
+pub fn end_recount(config: &Config, now: u32, key: &HostKey, host: &mut HostValue) -> bool {
     // The difference, not the number: what a packet adds from here on is not lost.
     // SAFETY: a reference is valid for reads; volatile keeps the order of the program text.
-    if unsafe { core::ptr::read_volatile(&raw const host.changes) } == host.marked {
-        if sessions != met.0 {
-            add(&mut host.sessions, met.0.wrapping_sub(sessions));
-        }
-        if mappings != met.1 {
-            add(&mut host.mappings, met.1.wrapping_sub(mappings));
-        }
+    if unsafe { core::ptr::read_volatile(&raw const host.changes) } == host.marked
+        && let Some(totals) = totals()
+    {
+        let total = if key.is_station() {
+            &mut totals.sessions6
+        } else {
+            &mut totals.sessions
+        };
+        correct(&mut host.sessions, host.met_sessions, total);
+        correct(&mut host.mappings, host.met_mappings, &mut totals.mappings);
     }
     let recent = limits::GRACE.saturating_mul(config.hz);
     host.sessions | host.mappings != 0 || tick::age(now, host.last_used) <= recent
+}
+
+#[inline(always)]
+fn correct(number: &mut u64, met: u32, total: &mut u64) {
+    let difference = u64::from(met).wrapping_sub(*number);
+    if difference != 0 {
+        add(number, difference);
+        add(total, difference);
+    }
 }
 
 #[inline(always)]
@@ -205,6 +244,9 @@ extern "C" fn host_external(host: u32) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return 0;
     };
+    if !config.has_pool() {
+        return u32::from_ne_bytes(config.external_addr);
+    }
     if let Some(addr) = PAIRED.get_ptr(host) {
         // SAFETY: entries live as long as the program runs.
         let addr = unsafe { *addr };
@@ -216,42 +258,21 @@ extern "C" fn host_external(host: u32) -> u32 {
     u32::from_ne_bytes(addr)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum Change {
-    SessionOpened,
-    SessionEnded,
-    MappingMade,
-    MappingEnded,
-}
-
-#[inline(never)]
-fn change(addr: &[u8; 4], change: Change) -> u32 {
-    change_at(&HostKey::v4(*addr), change)
+/// Subtracts one from both. Never below 0: a count that is too low lets one host have more for a while, one that has
+/// wrapped around would shut it out.
+#[inline(always)]
+fn take(number: &mut u64, total: &mut u64) {
+    if *number != 0 {
+        add(number, u64::MAX);
+        add(total, u64::MAX);
+    }
 }
 
 #[inline(always)]
-fn change_at(key: &HostKey, change: Change) -> u32 {
-    let Some(host) = find(key) else {
-        return 0;
-    };
-    add(&mut host.changes, 1);
-    let (number, more) = match change {
-        Change::SessionOpened => (&mut host.sessions, true),
-        Change::SessionEnded => (&mut host.sessions, false),
-        Change::MappingMade => (&mut host.mappings, true),
-        Change::MappingEnded => (&mut host.mappings, false),
-    };
-    if more {
-        add(number, 1);
-        return 0;
-    }
-    // Never below 0: a count that is too low lets one host have more for a while, one that has wrapped around would
-    // shut it out.
-    if *number != 0 {
-        add(number, u64::MAX);
-    }
-    0
+fn totals<'a>() -> Option<&'a mut Totals> {
+    let totals = TOTALS.get_ptr_mut(0)?;
+    // SAFETY: an array's entry stays; other CPUs add to its fields as well.
+    Some(unsafe { &mut *totals })
 }
 
 #[inline(always)]

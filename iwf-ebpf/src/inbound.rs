@@ -18,6 +18,7 @@ use crate::filter;
 use crate::fragment::{self, Place};
 use crate::headers::{ICMP, Mac, TCP, ipv4};
 use crate::hook::Hook;
+use crate::host::{self, Wants};
 use crate::icmp;
 use crate::mapping::Grant;
 use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
@@ -173,11 +174,14 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
             deadline: mapping.expires,
             explicit: mapping.kind == MappingKind::Explicit as u8,
             filter: mapping.filter,
+            made: false,
         },
         remote: key.source(),
         trigger: Direction::In,
         host: false,
     };
+    let mut unused = external;
+    host::admit(now, &flow.internal, Wants::SESSION, &mut unused).step()?;
     session::open(now, &flow, packet, None)
 }
 

@@ -15,7 +15,7 @@ use iwf_common::port::{PROBES, PortRange};
 use iwf_common::reason::{Done, DropReason, PassReason};
 
 use crate::headers::{ICMP, UDP};
-use crate::host;
+use crate::host::{self, Wants};
 use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, is_external};
 use crate::outcome::{Outcome, Step};
 use crate::stats;
@@ -33,6 +33,8 @@ pub struct Grant {
     pub explicit: bool,
     /// [`Filter`] in force.
     pub filter: u8,
+    /// Just made, and not counted for its host yet: whoever counts the session counts it too.
+    pub made: bool,
 }
 
 impl Grant {
@@ -42,10 +44,11 @@ impl Grant {
         deadline: 0,
         explicit: false,
         filter: 0,
+        made: false,
     };
 }
 
-/// The mapping of an internal endpoint that sends, made if there is none.
+/// The mapping of an internal endpoint that begins a session, made if there is none, if its host may have both.
 ///
 /// Each step is a function of its own, so that its stack is free again for the next: 512 octets have to do for a
 /// whole chain of calls.
@@ -57,12 +60,17 @@ pub fn find_or_make(
     grant: &mut Grant,
 ) -> Step<()> {
     Outcome::from_slot(mapping_find(now, internal, grant)).step()?;
-    if grant.external.proto != 0 {
-        return Ok(());
+    let mut wants = Wants::SESSION;
+    let found = grant.external.proto != 0;
+    if !found {
+        grant.external = *internal;
+        wants |= Wants::MAPPING;
     }
-    grant.external = *internal;
     if kind != MappingKind::Host {
-        host::may_map(now, internal, &mut grant.external).step()?;
+        host::admit(now, internal, wants, &mut grant.external).step()?;
+    }
+    if found {
+        return Ok(());
     }
     Outcome::from_slot(mapping_make(now, internal, kind as u32, grant)).step()
 }
@@ -125,8 +133,9 @@ fn make(
     let made = claim(config, now, internal, grant.external, kind)
         .and_then(|claim| publish(config, now, internal, claim, kind));
     match made {
-        Ok(external) => {
+        Ok((external, new)) => {
             grant.external = external;
+            grant.made = new && kind == MappingKind::Dynamic;
             grant.filter = filter_of(config, kind);
             Outcome::NONE
         }
@@ -163,6 +172,7 @@ fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) ->
                 deadline: mapping.expires,
                 explicit: mapping.kind == MappingKind::Explicit as u8,
                 filter: mapping.filter_in_force(config.filter),
+                made: false,
             };
             return Outcome::NONE;
         }
@@ -300,7 +310,8 @@ impl Search {
     }
 }
 
-/// Binds the internal endpoint to the claimed external one, or to the one another CPU has bound it to since.
+/// Binds the internal endpoint to the claimed external one, or to the one another CPU has bound it to since; whether it
+/// was this one.
 #[inline(always)]
 fn publish(
     config: &Config,
@@ -308,7 +319,7 @@ fn publish(
     internal: &EndpointKey,
     claim: Claim,
     kind: MappingKind,
-) -> Step<EndpointKey> {
+) -> Step<(EndpointKey, bool)> {
     let external = claim.external;
     let value = MappingValue {
         addr: external.addr,
@@ -320,15 +331,14 @@ fn publish(
     };
     match MAPPINGS_INT.insert(internal, &value, BPF_NOEXIST.into()) {
         Ok(()) => {
-            host::mapping_made(internal, value.kind);
             stats::count(Done::MappingCreated);
             stats::emit(config, now, EventKind::MappingCreated, internal, &external);
-            Ok(external)
+            Ok((external, true))
         }
         Err(EEXIST) => {
             let Some(winner) = MAPPINGS_INT.get_ptr(internal) else {
                 // Gone again at once; the claim stands and the next packet completes it.
-                return Ok(external);
+                return Ok((external, false));
             };
             // SAFETY: entries live as long as the program runs.
             let winner = unsafe { (*winner).endpoint(internal.proto) };
@@ -336,7 +346,7 @@ fn publish(
                 release(&external, internal);
                 stats::count(Done::ClaimReturned);
             }
-            Ok(winner)
+            Ok((winner, false))
         }
         Err(_) => {
             if claim.own {

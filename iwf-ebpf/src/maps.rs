@@ -11,7 +11,7 @@ use iwf_common::flow6::{
     SessionKey6, SessionValue6,
 };
 use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
 use iwf_common::refusal::RefusedPacket;
 use iwf_common::sweep::{SweepItem, SweepRequest};
@@ -41,6 +41,8 @@ pub static PEERS: HashMap<
 > = HashMap::new();
 #[btf_map]
 pub static HOSTS: HashMap<HostKey, HostValue, { limits::HOSTS as usize }> = HashMap::new();
+#[btf_map]
+pub static TOTALS: Array<Totals, 1> = Array::new();
 #[btf_map]
 pub static PAIRED: HashMap<[u8; 4], [u8; 4], { limits::PAIRED as usize }> = HashMap::new();
 #[btf_map]

@@ -194,34 +194,33 @@ pub fn redirect<H: Hook>(hook: &H, session: &mut SessionValue) -> Step<()> {
 /// does. Checked when a session does not know the address yet, or another than it knows was used.
 #[inline(never)]
 pub fn check_mac(ingress: u32, packet: &Packet) -> Outcome {
-    Outcome::of(check_frame(ingress, packet.frame_dst))
+    Outcome::of(check_frame(ingress, packet.frame_dst).map(|_| ()))
 }
 
-/// The same of a frame's destination.
+/// The same of a frame's destination; the interface that has the addresses, as [`l3_interface`].
 #[inline(always)]
-pub fn check_frame(ingress: u32, frame_dst: Mac) -> Step<()> {
+pub fn check_frame(ingress: u32, frame_dst: Mac) -> Step<u32> {
     let iface = IFACES.get_ptr(ingress).ok_or(PassReason::NotConfigured)?;
     // SAFETY: entries live as long as the program runs.
-    if Mac::new(unsafe { &(*iface).mac }) != frame_dst {
+    let iface = unsafe { &*iface };
+    if Mac::new(&iface.mac) != frame_dst {
         return Err(PassReason::NotOurMac.into());
     }
-    Ok(())
+    Ok(iface.l3)
 }
 
-/// Whether a source is that of a LAN host behind the interface that a frame came in by.
+/// Whether a source is that of a LAN host behind the interface (as [`l3_interface`] names it) that a frame came in by.
 #[inline(always)]
-pub fn is_from_lan(ingress: u32, src: &[u8; 4]) -> bool {
-    lan_source(ingress, u32::from_ne_bytes(*src)) != 0
+pub fn is_from_lan(l3: u32, src: &[u8; 4]) -> bool {
+    lan_source(l3, u32::from_ne_bytes(*src)) != 0
 }
 
 /// [`is_from_lan`], judged once ([`crate::far`]), and on a stack of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lan_source(ingress: u32, src: u32) -> u32 {
+extern "C" fn lan_source(l3: u32, src: u32) -> u32 {
     match CONFIG.get(0) {
-        Some(config) => config
-            .in_lan_at(src.to_ne_bytes(), l3_interface(ingress))
-            .into(),
+        Some(config) => config.in_lan_at(src.to_ne_bytes(), l3).into(),
         None => 0,
     }
 }

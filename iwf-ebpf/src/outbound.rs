@@ -105,10 +105,10 @@ pub fn judge_stranger<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     let src = unsafe { load32::<{ ipv4::SRC }>(ip) };
     // SAFETY: see above.
     let dst = unsafe { load32::<{ ipv4::DST }>(ip) };
-    if next_hop::is_from_lan(hook.ingress(), &src) {
+    let ingress = next_hop::l3_interface(hook.ingress());
+    if next_hop::is_from_lan(ingress, &src) {
         return outcome;
     }
-    let ingress = next_hop::l3_interface(hook.ingress());
     if next_hop::is_spoofed(hook.context(), ingress, src, dst) {
         return DropReason::SpoofedLan.into();
     }
@@ -196,11 +196,11 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if config.external_addr == [0; 4] {
         return Err(PassReason::NotConfigured.into());
     }
-    next_hop::check_mac(hook.ingress(), packet).step()?;
+    let l3 = next_hop::check_frame(hook.ingress(), packet.frame_dst)?;
     if !is_unicast(key.dst) {
         return Err(PassReason::NotUnicast.into());
     }
-    if !next_hop::is_from_lan(hook.ingress(), &key.src) {
+    if !next_hop::is_from_lan(l3, &key.src) {
         return Err(admitted(hook, PassReason::NotLanSource.into()));
     }
     if in_lan(&key.dst) {
@@ -212,7 +212,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let now = tick();
     let mut next_hop = NextHop::NONE;
     let mut flow = Flow::outbound(packet, false);
-    let found = look_up(hook, config, packet, &mut next_hop);
+    let found = look_up(hook, config, packet, l3, &mut next_hop);
     if found == PassReason::Unresolved.into() {
         stats::emit(
             config,
@@ -228,11 +228,17 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
 
 /// The way out by route. A function of its own: the question needs no stack when the sessions are made.
 #[inline(never)]
-fn look_up<H: Hook>(hook: &H, config: &Config, packet: &Packet, next_hop: &mut NextHop) -> Outcome {
+fn look_up<H: Hook>(
+    hook: &H,
+    config: &Config,
+    packet: &Packet,
+    l3: u32,
+    next_hop: &mut NextHop,
+) -> Outcome {
     let key = &packet.key;
     let query = Query {
         direction: Direction::Out,
-        iif: next_hop::l3_interface(hook.ingress()),
+        iif: l3,
         src: key.src,
         dst: key.dst,
         total_len: hook.longest(packet),

@@ -11,7 +11,7 @@ use iwf_common::{tcp, tick};
 
 use crate::hairpin;
 use crate::headers::{ICMP, TCP};
-use crate::host;
+use crate::host::{self, Wants};
 use crate::mapping::{self, Grant};
 use crate::maps::{CONFIG, SESSIONS, owns};
 use crate::next_hop::NextHop;
@@ -70,18 +70,47 @@ pub fn find<'a>(key: &SessionKey, direction: Direction) -> Option<&'a mut Sessio
     (session.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == wanted).then_some(session)
 }
 
-/// Begins a session if its host may have one more. Both entries: the return direction first, so that no answer can
-/// come back to nothing, and the direction of `packet` last.
+/// Begins a session that its host may have ([`host::admit`]). Both entries: the return direction first, so that no
+/// answer can come back to nothing, and the direction of `packet` last.
 #[inline(always)]
 pub fn open(now: u32, flow: &Flow, packet: &Packet, next_hop: Option<&NextHop>) -> Step<()> {
-    if !flow.host {
-        host::may_open(now, &flow.internal).step()?;
-    }
-    write(now, flow, packet, flow.trigger.reverse(), next_hop).step()?;
+    let mut outcome = write(now, flow, packet, flow.trigger.reverse(), next_hop);
+    let mut counted = counted(flow, flow.trigger.reverse(), outcome);
     // If this fails, the first half is left alone, and the sweep ends it when its grace is over.
-    write(now, flow, packet, flow.trigger, next_hop).step()?;
+    if is_there(outcome) {
+        outcome = write(now, flow, packet, flow.trigger, next_hop);
+        counted |= self::counted(flow, flow.trigger, outcome);
+    }
+    if flow.grant.made {
+        counted |= Wants::MAPPING;
+    }
+    if counted != 0 {
+        host::began(&flow.internal.addr, counted);
+    }
+    if !is_there(outcome) {
+        return Err(outcome);
+    }
     stats::count(Done::SessionCreated);
     Ok(())
+}
+
+/// What [`write`] has done to the host's count.
+#[inline(always)]
+fn counted(flow: &Flow, direction: Direction, written: Outcome) -> u32 {
+    if direction == Direction::Out && !flow.host && written == NEW {
+        Wants::SESSION
+    } else {
+        0
+    }
+}
+
+/// For [`write`]: the entry is new, and does not count yet.
+const NEW: Outcome = Outcome::from_slot(u32::MAX - 1);
+
+/// Whether [`write`] has left an entry that is good.
+#[inline(always)]
+fn is_there(written: Outcome) -> bool {
+    written == NEW || written == Outcome::NONE
 }
 
 /// Writes the entry of one direction. Once for each, because both at a time would need too much stack.
@@ -93,7 +122,11 @@ fn write(
     direction: Direction,
     next_hop: Option<&NextHop>,
 ) -> Outcome {
-    Outcome::of(try_write(now, flow, packet, direction, next_hop))
+    match try_write(now, flow, packet, direction, next_hop) {
+        Ok(true) => NEW,
+        Ok(false) => Outcome::NONE,
+        Err(outcome) => outcome,
+    }
 }
 
 #[inline(always)]
@@ -103,7 +136,7 @@ fn try_write(
     packet: &Packet,
     direction: Direction,
     next_hop: Option<&NextHop>,
-) -> Step<()> {
+) -> Step<bool> {
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     let mut value = SessionValue {
         last_seen: now,
@@ -255,6 +288,8 @@ fn aim(value: &mut SessionValue, flow: &Flow, direction: Direction) {
     };
 }
 
+/// Whether the entry is new, and is to be counted if it is one that counts ([`host::counts`]).
+///
 /// An entry of the same translation is kept as it is, it may be in use; if it had ended, it lives again and goes on
 /// counting. One of another translation is a leftover, unless MAPPINGS_EXT confirms it too: a remote endpoint that
 /// uses two external endpoints of one internal endpoint would need two sessions that look the same to the LAN host.
@@ -267,25 +302,21 @@ pub fn insert(
     flow: &Flow,
     key: &SessionKey,
     value: &SessionValue,
-) -> Step<()> {
-    let inserted = match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
-        Err(EEXIST) => return replace(now, key, value).step(),
-        Ok(()) => {
-            host::session_opened(key, value.flags);
-            Ok(())
+) -> Step<bool> {
+    match SESSIONS.insert(key, value, BPF_NOEXIST.into()) {
+        Ok(()) => Ok(true),
+        Err(EEXIST) => replace(now, key, value).step().map(|()| false),
+        Err(_) => {
+            stats::emit(
+                config,
+                now,
+                EventKind::SessionsFull,
+                &flow.internal,
+                &flow.grant.external,
+            );
+            Err(DropReason::SessionsFull.into())
         }
-        other => other,
-    };
-    inserted.map_err(|_| {
-        stats::emit(
-            config,
-            now,
-            EventKind::SessionsFull,
-            &flow.internal,
-            &flow.grant.external,
-        );
-        DropReason::SessionsFull.into()
-    })
+    }
 }
 
 /// Makes the entry that is in the way into the new one, if it is of no use any more. A function of its own for its

@@ -256,7 +256,7 @@ fn end_recount(now: u32, item: &SweepItem) {
     };
     host.met_sessions = item.used;
     host.met_mappings = item.met_mappings;
-    if !host::end_recount(config, now, host) {
+    if !host::end_recount(config, now, &item.host(), host) {
         // A failure means it is gone, which is what is wanted.
         HOSTS.remove(item.host()).ok();
     }

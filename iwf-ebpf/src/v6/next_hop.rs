@@ -249,5 +249,5 @@ pub fn redirect(session: &mut SessionValue6) -> Step<()> {
 /// A frame that is not for the CPE's MAC address is bridged past us.
 #[inline(never)]
 pub fn check_mac(ingress: u32, packet: &Packet6) -> Outcome {
-    Outcome::of(crate::next_hop::check_frame(ingress, packet.frame_dst))
+    Outcome::of(crate::next_hop::check_frame(ingress, packet.frame_dst).map(|_| ()))
 }

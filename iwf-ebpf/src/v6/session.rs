@@ -153,7 +153,7 @@ pub fn open(
     trigger: Direction,
     next_hop: Option<&NextHop6>,
 ) -> Step<()> {
-    host::may_open6(config, tick(), &terms.station).step()?;
+    host::admit6(config, tick(), &terms.station).step()?;
     let outcome = write(packet, terms, trigger, next_hop);
     if outcome == KEPT {
         return Ok(());

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, PerCpuArray, PerCpuValues, RingBuf};
 use iwf_common::event::EventBudget;
 use iwf_common::fragment::HeldFragment;
+use iwf_common::host::Totals;
 use iwf_common::names;
 use iwf_common::refusal::{RefusedPacket, Side};
 
@@ -24,6 +25,7 @@ impl Plane {
                 while ring.next().is_some() {}
             }
         }
+        self.array(names::TOTALS)?.set(0, Totals::default(), 0)?;
         let full = vec![EventBudget::default(); aya::util::nr_cpus().map_err(|(_, error)| error)?];
         for name in [
             names::EVENT_BUDGET,

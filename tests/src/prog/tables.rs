@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::maps::HashMap as BpfHashMap;
+use aya::maps::{Array, HashMap as BpfHashMap};
 use iwf_common::config::{FdbKey, IfaceValue};
 use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::flow6::{
     EndpointKey6, EndpointValue6, PinholeKey, PinholeValue, SessionKey6, SessionValue6,
 };
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
 
@@ -160,6 +160,14 @@ impl Plane {
     /// If the kernel refuses.
     pub fn hosts(&self) -> Result<BTreeMap<HostKey, HostValue>> {
         self.entries(names::HOSTS)
+    }
+
+    /// Reads TOTALS.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn totals(&self) -> Result<Totals> {
+        Ok(Array::try_from(self.map(names::TOTALS)?)?.get(&0, 0)?)
     }
 
     /// Writes an entry of HOSTS.

@@ -25,7 +25,6 @@ impl Nat {
         }
         let internal = (key.proto, key.src);
         let external = self.mapping_of(internal, chosen, also)?;
-        self.may_open(key.src.addr)?;
         let explicit = self.by_external[&(key.proto, external)].explicit.is_some();
         let half = Half::new(self.now, explicit, false);
         let back = Key {
@@ -115,7 +114,6 @@ impl Nat {
             return Err("drop_tcp_stray");
         }
         let source = self.mapping_of((key.proto, key.src), chosen, also)?;
-        self.may_open(key.src.addr)?;
         let explicit = false;
         let there = (source, inner);
         let back = Key {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::host::HostValue;
 use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
 use iwf_common::tcp::{Phase, phase};
 
@@ -14,6 +15,19 @@ use super::tend::filter_facts;
 use crate::bed::endpoint;
 
 impl Driver<'_> {
+    /// The sums are those of the hosts, and each host's are what it has in the tables.
+    fn compare_totals(&self) -> Result<()> {
+        let hosts = self.bed.plane.hosts()?;
+        let sum = |held: fn(&HostValue) -> u64| hosts.values().map(held).sum::<u64>();
+        let totals = self.bed.plane.totals()?;
+        let sums = (sum(|host| host.sessions), sum(|host| host.mappings));
+        ensure!(
+            (totals.sessions, totals.mappings) == sums,
+            "{totals:?}, and the hosts have {sums:?}"
+        );
+        Ok(())
+    }
+
     pub(crate) fn compare(&self) -> Result<()> {
         let elapsed = i64::from(UNDISTURBED);
         // The same moment, or up to so many ticks of the kernel later.
@@ -27,6 +41,7 @@ impl Driver<'_> {
             ensure!(seen == wanted, "{what}\n  seen {seen}\nwanted {wanted}");
             Ok(())
         };
+        self.compare_totals()?;
         let inner = self.state.internal.iter();
         let inner: BTreeMap<Bound, Endpoint> = inner
             .map(|(key, value)| (bound_of(key), value_endpoint(value)))

@@ -10,6 +10,7 @@ use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
 use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules};
+use super::quota::Shares;
 use super::step::{Kind, PLAIN, Setting, Step};
 use super::tcp::SYN;
 use super::tend::{filter_of, set_addresses};
@@ -116,8 +117,8 @@ impl<'b> Driver<'b> {
             lan: [192, 168, 1],
             ports: 1024..=u16::MAX,
             filtering: setting.filtering,
-            sessions_per_host: usize::MAX,
-            mappings_per_host: usize::MAX,
+            sessions: Shares::UNBOUNDED,
+            mappings: Shares::UNBOUNDED,
             idle_udp: IDLE.udp.into(),
             idle_tcp_open: IDLE.tcp_established.into(),
             idle_tcp_transitory: IDLE.tcp_transitory.into(),
@@ -128,7 +129,8 @@ impl<'b> Driver<'b> {
             rules.ports = 5000..=5003;
         }
         if setting.quotas {
-            (rules.sessions_per_host, rules.mappings_per_host) = (4, 3);
+            rules.sessions = Shares { each: 4, all: 9 };
+            rules.mappings = Shares { each: 3, all: 7 };
         }
         bed.reconfigure(|config| {
             *config = Config {
@@ -143,7 +145,8 @@ impl<'b> Driver<'b> {
             (config.ports.min, config.ports.max) = (*rules.ports.start(), *rules.ports.end());
             config.filter = filter_of(setting.filtering) as u8;
             if setting.quotas {
-                (config.host_sessions, config.host_mappings) = (4, 3);
+                (config.host_sessions, config.room_sessions) = (4, 9);
+                (config.host_mappings, config.room_mappings) = (3, 7);
             }
         })?;
         Ok(Self {

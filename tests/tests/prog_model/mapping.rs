@@ -3,7 +3,8 @@
 use super::nat::{Address, Bound, Chosen, Endpoint, ICMP, Mapping, Name, Nat, Terms, Time, UDP};
 
 impl Nat {
-    /// The external endpoint that an internal one sends from: the same for all destinations (RFC 4787 REQ-1).
+    /// The external endpoint that an internal one sends from: the same for all destinations (RFC 4787 REQ-1). It begins a
+    /// session, which its host must be allowed as well.
     pub(crate) fn mapping_of(
         &mut self,
         internal: Bound,
@@ -20,15 +21,14 @@ impl Nat {
                 .expect("both or none");
             if !mapping.expired(now) && is_ours {
                 mapping.last_used = now;
-                return Ok(external);
+                return self.may_open(endpoint.addr).map(|()| external);
             }
             // Over, whether it was swept or not.
             self.by_internal.remove(&internal);
             self.by_external.remove(&(proto, external));
         }
-        if self.mappings_of(endpoint.addr) >= self.rules.mappings_per_host {
-            return Err("drop_host_mappings");
-        }
+        self.may_map(endpoint.addr)?;
+        self.may_open(endpoint.addr)?;
         let addr = self.address_of(endpoint.addr, chosen);
         let port = self.port_for(internal, addr, chosen)?;
         let external = Endpoint { addr, port };
@@ -69,7 +69,8 @@ impl Nat {
             let left: Vec<u16> = class.filter(|port| free(port)).collect();
             assert!(
                 left.is_empty(),
-                "{internal:?} refused, and {left:?} are free"
+                "{internal:?} refused, and {} ports are free",
+                left.len()
             );
             return Err("drop_ports_exhausted");
         };
@@ -80,7 +81,11 @@ impl Nat {
         );
         if !alike(&port) {
             let left: Vec<u16> = class.filter(|port| free(port) && alike(port)).collect();
-            assert!(left.is_empty(), "{port} for {internal:?}: another parity");
+            assert!(
+                left.is_empty(),
+                "{port} for {internal:?}: another parity, and {} are free",
+                left.len()
+            );
         }
         Ok(port)
     }

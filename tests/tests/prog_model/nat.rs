@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use super::quota::Shares;
 use super::tcp::Shown;
 
 pub(crate) const ICMP: u8 = 1;
@@ -70,8 +71,8 @@ pub(crate) struct Rules {
     /// What replaces a port from 1024 on that cannot be kept.
     pub(crate) ports: RangeInclusive<u16>,
     pub(crate) filtering: Filtering,
-    pub(crate) sessions_per_host: usize,
-    pub(crate) mappings_per_host: usize,
+    pub(crate) sessions: Shares,
+    pub(crate) mappings: Shares,
     /// For how long something may be silent.
     pub(crate) idle_udp: Time,
     pub(crate) idle_tcp_open: Time,

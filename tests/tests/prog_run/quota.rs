@@ -101,6 +101,49 @@ fn what_ends_is_given_back_and_an_empty_host_forgotten() -> Result<()> {
     })
 }
 
+/// However many sources a host makes up, and however much each of them takes, a host that has little may have more.
+#[test]
+fn made_up_sources_starve_nobody() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| {
+            (config.host_sessions, config.room_sessions) = (10, 40);
+            (config.host_mappings, config.room_mappings) = (10, 40);
+        })?;
+        let mut made_up = [0; 9];
+        for port in 1001..1021 {
+            for (n, held) in (100..).zip(&mut made_up) {
+                let frame = flow([HOST[0], HOST[1], HOST[2], n], port, REMOTE);
+                match bed.lan_in(&frame)?.action {
+                    REDIRECT => *held += 1,
+                    other => assert_eq!(other, DROP),
+                }
+            }
+        }
+        assert_eq!(made_up, [4; 9], "one part in ten each");
+        let totals = bed.plane.totals()?;
+        assert_eq!((totals.sessions, totals.mappings), (36, 36));
+        for port in 1001..1003 {
+            assert_eq!(
+                bed.lan_in(&flow(HOST, port, REMOTE))?.action,
+                REDIRECT,
+                "{port}"
+            );
+        }
+        // Two of the four that were left. What one has by now, and as much as is free, are the same.
+        let third = flow(HOST, 1003, REMOTE);
+        bed.lan_in(&third)?
+            .is_untouched(DROP, Delta::counted(&["drop_host_mappings"]), &third);
+        assert_eq!(counted(bed, HOST)?, Some((2, 2)));
+        bed.let_pass(bed.config.idle.udp + 1)?;
+        for _ in 0..3 {
+            age(bed)?;
+        }
+        let totals = bed.plane.totals()?;
+        assert_eq!((totals.sessions, totals.mappings), (0, 0));
+        Ok(())
+    })
+}
+
 /// Whatever went wrong with the counts, the sweep finds the truth in the tables.
 #[test]
 fn the_sweep_counts_again() -> Result<()> {

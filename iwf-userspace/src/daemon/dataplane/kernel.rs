@@ -166,6 +166,9 @@ impl KernelPlane {
         (config.ports.hole_min, config.ports.hole_max) = hole(settings.ephemeral_ports);
         (config.filter6, config.flags) = ipv6::flags(&settings.ipv6, config.flags);
         config.idle = maps::idle_times(&settings.timeouts, clock.hz());
+        config.room_sessions = settings.sessions;
+        config.room_sessions6 = settings.sessions6;
+        config.room_mappings = settings.mappings;
         // However large the tables are, no host has more than a quarter of them.
         config.host_sessions = settings.sessions.div_ceil(4);
         config.host_sessions6 = settings.sessions6.div_ceil(4);

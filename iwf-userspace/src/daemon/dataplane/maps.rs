@@ -20,7 +20,7 @@ use iwf_common::flow6::{
     SessionKey6, SessionValue6,
 };
 use iwf_common::fragment::{FragmentKey, FragmentValue};
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::nat::{
     EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, PeerKey,
     PeerValue, mask,
@@ -66,7 +66,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 23] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 24] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -90,6 +90,7 @@ impl Sizes {
                 size_of::<HostValue>(),
                 limits::HOSTS,
             ),
+            (names::TOTALS, INDEX, size_of::<Totals>(), 1),
             (names::PAIRED, 4, 4, limits::PAIRED),
             (names::MAPPINGS_EXT, mapping.0, mapping.1, self.mappings),
             (names::MAPPINGS_INT, mapping.0, mapping.1, self.mappings),
