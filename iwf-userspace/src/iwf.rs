@@ -23,7 +23,7 @@ mod upstream;
 mod wan;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,7 +33,9 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
-use crate::types::{Epoch, ExternalPort, Generation, Instant, NatEntry, Protocol, UnixTime};
+use crate::types::{
+    Epoch, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol, UnixTime,
+};
 use crate::wire::soap;
 use address::AddressQuery;
 use job::{Job, Stage};
@@ -136,6 +138,18 @@ pub struct WanState {
     pub gateway: Option<Ipv4Addr>,
     /// External addresses besides that one; none counts without it.
     pub pool: Vec<Ipv4Addr>,
+    /// Global IPv6 address of the WAN interface: what requests to servers with IPv6 addresses come from.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl WanState {
+    /// Whom servers see.
+    pub const fn local(&self) -> LocalAddrs {
+        LocalAddrs {
+            v4: self.address,
+            v6: self.address6,
+        }
+    }
 }
 
 /// A request of the router's owner, not bound by the policy for LAN hosts.

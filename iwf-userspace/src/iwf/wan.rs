@@ -30,7 +30,7 @@ impl Iwf {
             self.drop_address_query(now);
             self.forget_address();
         }
-        self.tell(pcp_client::Input::Local(self.wan.address), now);
+        self.tell(pcp_client::Input::Local(self.wan.local()), now);
         let servers = self.servers_to_watch();
         self.tell(pcp_client::Input::Servers(servers), now);
         if self.wan.address.is_some() {

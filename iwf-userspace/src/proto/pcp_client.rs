@@ -21,15 +21,15 @@ mod timeout;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, MappingNonce, Protocol,
-    RemotePeer,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
+    Protocol, RemotePeer,
 };
 use crate::wire::pcp::ResultCode;
 use lease::{Ended, Insist, Lease, Phase, Purpose, Tuple};
@@ -98,9 +98,9 @@ pub enum Input {
     /// It is wanted on these terms from the next request on, which is sent when it is due. Nobody waits for an
     /// answer any more: an end of it is reported by [`Effect::Lost`].
     Terms(Want),
-    /// Our address on the WAN; `None` while it is down, when nothing is sent. What was granted to another
-    /// address is not touched: see [`Input::Reacquire`].
-    Local(Option<Ipv4Addr>),
+    /// Our addresses on the WAN. While there is none of a family, nothing is sent to servers of it. What was granted
+    /// to another address is not touched: see [`Input::Reacquire`].
+    Local(LocalAddrs),
     /// The servers to keep in contact with.
     Servers(Vec<SocketAddr>),
     /// What was known of a server's clock in an earlier life, so many seconds ago.
@@ -203,9 +203,9 @@ pub struct Ignored {
 #[derive(Debug)]
 pub struct PcpClient {
     rng: StdRng,
-    local: Option<Ipv4Addr>,
-    /// The last address there was.
-    last_local: Option<Ipv4Addr>,
+    local: LocalAddrs,
+    /// The last addresses there were.
+    last_local: LocalAddrs,
     servers: BTreeMap<SocketAddr, Server>,
     leases: BTreeMap<Generation, Lease>,
     by_tuple: BTreeMap<Tuple, Generation>,
@@ -220,8 +220,8 @@ impl PcpClient {
     pub const fn new(rng: StdRng) -> Self {
         Self {
             rng,
-            local: None,
-            last_local: None,
+            local: LocalAddrs { v4: None, v6: None },
+            last_local: LocalAddrs { v4: None, v6: None },
             servers: BTreeMap::new(),
             leases: BTreeMap::new(),
             by_tuple: BTreeMap::new(),
@@ -271,10 +271,12 @@ impl PcpClient {
 
     /// When [`PcpClient::handle_timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let up = self.local.is_some();
-        let leases = self.leases.values().filter_map(|l| l.next_event(up));
-        let ended = self.ended.values().map(|e| e.next_event(up));
-        let servers = self.servers.values().filter_map(|s| s.next_event(up));
+        let up = |server| self.local.towards(server).is_some();
+        let leases = self.leases.values();
+        let leases = leases.filter_map(|l| l.next_event(up(l.want.server)));
+        let ended = self.ended.iter().map(|(of, e)| e.next_event(up(of.0)));
+        let servers = self.servers.iter();
+        let servers = servers.filter_map(|(at, s)| s.next_event(up(*at)));
         leases.chain(ended).chain(servers).min()
     }
 
@@ -426,33 +428,47 @@ impl PcpClient {
         self.handle_timeout(now);
     }
 
-    fn set_local(&mut self, local: Option<Ipv4Addr>, now: Instant) {
+    fn set_local(&mut self, local: LocalAddrs, now: Instant) {
         if self.local == local {
             return;
         }
-        self.local = local;
-        if let Some(addr) = local {
-            if self
-                .last_local
-                .replace(addr)
-                .is_some_and(|last| last != addr)
-            {
-                self.readdress(now);
+        let before = std::mem::replace(&mut self.local, local);
+        let last = self.last_local;
+        let moved = LocalAddrs {
+            v4: local
+                .v4
+                .filter(|_| last.v4.is_some() && last.v4 != local.v4),
+            v6: local
+                .v6
+                .filter(|_| last.v6.is_some() && last.v6 != local.v6),
+        };
+        self.last_local = LocalAddrs {
+            v4: local.v4.or(last.v4),
+            v6: local.v6.or(last.v6),
+        };
+        self.readdress(moved, now);
+        for (address, server) in &mut self.servers {
+            let own = local.towards(*address);
+            if own.is_some() && own != before.towards(*address) {
+                server.probe(now);
             }
-            self.servers.values_mut().for_each(|s| s.probe(now));
         }
         self.handle_timeout(now);
     }
 
-    /// Our address has changed: what was said about the old one is void, and what is under way starts anew.
-    fn readdress(&mut self, now: Instant) {
-        self.ended.clear();
-        for server in self.servers.values_mut() {
-            server.negative.clear();
+    /// Addresses of ours have changed: what was said about the old ones is void, and what is under way starts anew.
+    fn readdress(&mut self, moved: LocalAddrs, now: Instant) {
+        let concerned = |server: SocketAddr| moved.towards(server).is_some();
+        self.ended.retain(|(server, ..), _| !concerned(*server));
+        for (address, server) in &mut self.servers {
+            if concerned(*address) {
+                server.negative.clear();
+            }
         }
         for lease in self.leases.values_mut() {
             if let Phase::Requesting { backoff, at, .. } = &mut lease.phase
                 && at.is_some()
+                && concerned(lease.want.server)
             {
                 (*backoff, *at) = (retransmit::Backoff::default(), Some(now));
             }

@@ -98,6 +98,7 @@ impl World {
                 address: Some(WAN),
                 gateway: Some(Ipv4Addr::new(100, 64, 0, 1)),
                 pool: Vec::new(),
+                address6: None,
             },
             statics: Vec::new(),
             sent: Vec::new(),

@@ -158,6 +158,9 @@ impl State {
                     .filter(|_| wan_works)
                     .and_then(|(ifindex, _)| self.default_gateway(ifindex)),
                 pool: Vec::new(),
+                address6: wan
+                    .filter(|_| wan_works)
+                    .and_then(|(ifindex, _)| self.global_address6(ifindex)),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
@@ -203,6 +206,16 @@ impl State {
             IpAddr::V6(_) => None,
         })
         .collect()
+    }
+
+    /// The lowest global IPv6 address of an interface. Unique local ones lead nowhere (RFC 6887 section 8.4).
+    fn global_address6(&self, ifindex: u32) -> Option<Ipv6Addr> {
+        let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
+        own.filter_map(|a| match a.addr {
+            IpAddr::V6(addr) if addr.segments()[0] & 0xe000 == 0x2000 => Some(addr),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        })
+        .min()
     }
 
     fn default_gateway(&self, wan: u32) -> Option<Ipv4Addr> {

@@ -210,7 +210,7 @@ impl Lease {
     }
 
     /// The MAP request as it has to be at `now`.
-    pub(super) fn request(&self, client: Ipv4Addr, filters: bool, now: Instant) -> Request {
+    pub(super) fn request(&self, client: IpAddr, filters: bool, now: Instant) -> Request {
         let (insist, first) = match &self.phase {
             Phase::Requesting {
                 insist, purpose, ..
@@ -248,7 +248,7 @@ impl Lease {
             } else {
                 self.remaining(now)
             },
-            client: IpAddr::V4(client),
+            client,
             body: map_body(self.nonce, self.want.protocol, self.want.port, port, addr),
             options,
         }
@@ -296,14 +296,14 @@ impl Ended {
 
 /// The request that deletes a lease: nothing suggested, no options (erratum 3621, IWF-063).
 pub(super) fn delete_request(
-    client: Ipv4Addr,
+    client: IpAddr,
     nonce: MappingNonce,
     protocol: Protocol,
     port: ExternalPort,
 ) -> Request {
     Request {
         lifetime: Lifetime(0),
-        client: IpAddr::V4(client),
+        client,
         body: map_body(nonce, protocol, port, None, Ipv4Addr::UNSPECIFIED),
         options: Vec::new(),
     }

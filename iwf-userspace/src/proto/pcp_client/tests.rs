@@ -18,7 +18,10 @@ fn at(seconds: u64) -> Instant {
 
 fn client() -> PcpClient {
     let mut client = PcpClient::new(StdRng::seed_from_u64(1));
-    let local = Some(Ipv4Addr::new(100, 64, 0, 2));
+    let local = LocalAddrs {
+        v4: Some([100, 64, 0, 2].into()),
+        v6: None,
+    };
     client.handle_input(Input::Local(local), at(0));
     client
 }

@@ -1,6 +1,6 @@
 //! What is due: transmissions, ends of leases, verdicts on silence.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::lease::{Ended, Phase, Purpose, Tuple, delete_request};
 use super::server::PATIENCE;
@@ -15,12 +15,13 @@ impl PcpClient {
         for server in servers {
             self.server_timeout(server, now);
         }
-        let up = self.local.is_some();
+        let local = self.local;
+        let up = |server| local.towards(server).is_some();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let leases: Vec<_> = self
             .leases
             .iter()
-            .filter(|(_, lease)| due(lease.next_event(up)))
+            .filter(|(_, lease)| due(lease.next_event(up(lease.want.server))))
             .map(|(id, _)| *id)
             .collect();
         for id in leases {
@@ -29,7 +30,7 @@ impl PcpClient {
         let ended: Vec<_> = self
             .ended
             .iter()
-            .filter(|(_, ended)| ended.next_event(up) <= now)
+            .filter(|(of, ended)| ended.next_event(up(of.0)) <= now)
             .map(|(tuple, _)| *tuple)
             .collect();
         for tuple in ended {
@@ -38,7 +39,8 @@ impl PcpClient {
     }
 
     fn server_timeout(&mut self, address: SocketAddr, now: Instant) {
-        let (Some(local), Some(server)) = (self.local, self.servers.get_mut(&address)) else {
+        let local = self.local.towards(address);
+        let (Some(local), Some(server)) = (local, self.servers.get_mut(&address)) else {
             return;
         };
         if now < server.quiet_until {
@@ -55,7 +57,7 @@ impl PcpClient {
             *at = now + backoff.next(&mut self.rng);
             let announce = Request {
                 lifetime: Lifetime(0),
-                client: IpAddr::V4(local),
+                client: local,
                 body: Body::Announce,
                 options: Vec::new(),
             };
@@ -137,10 +139,13 @@ impl PcpClient {
 
     /// Sends what a lease has to send at `now` and sets the next time.
     fn transmit(&mut self, id: Generation, now: Instant) {
-        let (Some(local), Some(lease)) = (self.local, self.leases.get_mut(&id)) else {
+        let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
         let address = lease.want.server;
+        let Some(local) = self.local.towards(address) else {
+            return;
+        };
         let Some(server) = self.servers.get_mut(&address) else {
             return;
         };
@@ -212,7 +217,8 @@ impl PcpClient {
             return;
         }
         let quiet = self.servers.get(&address).map(|s| s.quiet_until);
-        let (Some(local), Some((backoff, at))) = (self.local, &mut ended.delete) else {
+        let local = self.local.towards(address);
+        let (Some(local), Some((backoff, at))) = (local, &mut ended.delete) else {
             return;
         };
         if let Some(quiet) = quiet.filter(|quiet| *quiet > now) {
