@@ -33,12 +33,13 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
+use crate::types::timed::Timed;
 use crate::types::{
     Epoch, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol, UnixTime,
 };
 use crate::wire::soap;
 use address::AddressQuery;
-use job::{Job, Stage};
+use job::Job;
 use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
@@ -289,7 +290,7 @@ pub struct Iwf {
     external: Option<Ipv4Addr>,
     last_generation: u32,
     last_ticket: u64,
-    jobs: BTreeMap<Generation, Job>,
+    jobs: Timed<Generation, Job>,
     tickets: BTreeMap<Ticket, Generation>,
     deferred: Vec<(Generation, Call)>,
     probes: BTreeMap<Generation, Probe>,
@@ -322,7 +323,7 @@ impl Iwf {
             external: None,
             last_generation: 0,
             last_ticket: 0,
-            jobs: BTreeMap::new(),
+            jobs: Timed::new(),
             tickets: BTreeMap::new(),
             deferred: Vec::new(),
             probes: BTreeMap::new(),
@@ -379,6 +380,13 @@ impl Iwf {
         }
         self.pump(now);
         self.follow_statics(now);
+        self.settle();
+    }
+
+    /// Brings the order of deadlines up to date with what was changed.
+    fn settle(&mut self) {
+        self.jobs.settle(|_, job| job.next_event(), |_, _| {});
+        self.unsaved.settle();
     }
 
     /// Does everything due at `now`; calling twice changes nothing.
@@ -393,17 +401,16 @@ impl Iwf {
         self.store_again(now);
         self.pump(now);
         self.follow_statics(now);
+        self.settle();
     }
 
     /// When [`Iwf::handle_timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let waits_upstream = |job: &Job| job.stage == Stage::Upstream;
-        let jobs = self.jobs.values().filter(|job| waits_upstream(job));
         let deferred = self.deferred.iter().map(|(_, call)| call.deadline);
         self.client
             .poll_timeout()
             .into_iter()
-            .chain(jobs.map(|job| job.deadline))
+            .chain(self.jobs.next())
             .chain(deferred)
             .chain(self.lease_ends())
             .chain(self.probes.values().map(Probe::next_event))

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) mod timed;
+
 /// A point on the monotonic clock of the caller, in milliseconds since an arbitrary origin.
 ///
 /// The core never reads a clock: the shell derives this from the boot clock (it runs on during suspend,

@@ -41,7 +41,9 @@ impl Iwf {
                     };
                     self.persist(change, None);
                 }
-                pcp_client::Effect::Liveness(_) => self.choose_mode(now),
+                pcp_client::Effect::Liveness(_) | pcp_client::Effect::Speaks(_) => {
+                    self.choose_mode(now);
+                }
             }
         }
         let connected = self.connection_status() == "Connected";

@@ -13,6 +13,7 @@ mod random;
 mod recovery;
 mod renewal;
 mod rules;
+mod scale;
 mod server;
 mod soap;
 mod statics;

@@ -583,7 +583,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     fn tell(&self, generation: Generation, kind: EventKind, what: &str) {
-        match self.core.mappings().find(|m| m.generation == generation) {
+        match self.core.mapping(generation) {
             Some(mapping) => {
                 info!(
                     %generation,

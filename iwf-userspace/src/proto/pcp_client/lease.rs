@@ -33,6 +33,8 @@ pub(super) struct Lease {
     pub(super) phase: Phase,
     /// The server has no room for its filter; our NAT enforces it.
     pub(super) unfiltered: bool,
+    /// Waits for its turn: what is due is sent then.
+    pub(super) in_line: bool,
     pub(super) last_sent: Option<Instant>,
 }
 
@@ -43,8 +45,8 @@ pub(super) enum Phase {
         insist: Insist,
         purpose: Purpose,
         backoff: Backoff,
-        /// When it is sent next; `None` while its turn in the recovery has not come.
-        at: Option<Instant>,
+        /// When it is sent next.
+        at: Instant,
         /// A grant for another port has come; if none for the right one comes until then, it was the answer.
         mismatch: Option<Instant>,
     },
@@ -121,10 +123,11 @@ impl Lease {
                 insist,
                 purpose,
                 backoff: Backoff::default(),
-                at: Some(now),
+                at: now,
                 mismatch: None,
             },
             unfiltered: false,
+            in_line: false,
             last_sent: None,
         }
     }
@@ -154,10 +157,20 @@ impl Lease {
         }
     }
 
-    /// Waits for its turn in the recovery.
-    pub(super) fn suspend(&mut self) {
-        if let Phase::Requesting { at, .. } = &mut self.phase {
-            *at = None;
+    /// Whether somebody waits for what it has to send.
+    pub(super) fn is_awaited(&self) -> bool {
+        match &self.phase {
+            Phase::Requesting { purpose, .. } => *purpose == Purpose::Answer,
+            Phase::Releasing { .. } => true,
+            Phase::Bound { .. } => false,
+        }
+    }
+
+    /// Sends what is due at `at` instead.
+    pub(super) fn put_off(&mut self, until: Instant) {
+        match &mut self.phase {
+            Phase::Requesting { at, .. } | Phase::Releasing { at, .. } => *at = until,
+            Phase::Bound { at, .. } => *at = at.map(|at| at.max(until)),
         }
     }
 
@@ -167,7 +180,7 @@ impl Lease {
             insist,
             purpose: Purpose::Restore,
             backoff: Backoff::default(),
-            at: Some(at),
+            at,
             mismatch: None,
         };
     }
@@ -201,11 +214,11 @@ impl Lease {
     /// When something is due, given whether anything can be sent.
     pub(super) fn next_event(&self, up: bool) -> Option<Instant> {
         let (send, wait) = match &self.phase {
-            Phase::Requesting { at, mismatch, .. } => (*at, *mismatch),
+            Phase::Requesting { at, mismatch, .. } => (Some(*at), *mismatch),
             Phase::Bound { at, .. } => (*at, None),
             Phase::Releasing { at, .. } => (Some(*at), None),
         };
-        let send = send.filter(|_| up);
+        let send = send.filter(|_| up && !self.in_line);
         [send, wait, self.grant].into_iter().flatten().min()
     }
 
@@ -275,6 +288,8 @@ pub(super) struct Ended {
     pub(super) delete: Option<(Backoff, Instant)>,
     /// A grant has come since it is being deleted: once confirmed, it is deleted again.
     pub(super) again: bool,
+    /// Waits for its turn.
+    pub(super) in_line: bool,
 }
 
 impl Ended {
@@ -284,12 +299,14 @@ impl Ended {
             until,
             delete: Some((Backoff::default(), now)),
             again: false,
+            in_line: false,
         }
     }
 
     /// When something is due, given whether anything can be sent.
     pub(super) fn next_event(&self, up: bool) -> Instant {
-        let send = self.delete.as_ref().map(|(_, at)| *at).filter(|_| up);
+        let send = self.delete.as_ref().map(|(_, at)| *at);
+        let send = send.filter(|_| up && !self.in_line);
         send.map_or(self.until, |at| at.min(self.until))
     }
 }

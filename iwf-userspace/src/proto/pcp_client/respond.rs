@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::epoch::Verdict;
 use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, question};
 use super::negative::hold;
+use super::pace::Turn;
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
-use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient};
+use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks};
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
@@ -30,10 +31,17 @@ impl PcpClient {
         match ServerMessage::decode(payload) {
             Ok(ServerMessage::Response(response)) => self.response(from, &response, now),
             Ok(ServerMessage::UnsupportedVersion {
-                lifetime, epoch, ..
-            }) => self.wrong_version(from, lifetime, epoch, now),
+                version,
+                lifetime,
+                epoch,
+            }) => {
+                let speaks = Speaks::OtherVersion(version);
+                self.wrong_version(from, speaks, lifetime, epoch, now);
+            }
             // Its clock is another protocol's.
-            Ok(ServerMessage::NatPmpOnly { .. }) => self.wrong_version(from, None, None, now),
+            Ok(ServerMessage::NatPmpOnly { .. }) => {
+                self.wrong_version(from, Speaks::NatPmp, None, None, now);
+            }
             Err(_) => self.ignored.malformed += 1,
         }
         self.handle_timeout(now);
@@ -55,13 +63,14 @@ impl PcpClient {
             return;
         }
         let reset = self.observe_epoch(from, response.epoch, now);
+        self.found(from, Speaks::Pcp);
+        self.answered(from, now);
         if reset && !asked {
             let rng = &mut self.rng;
             if let Some(server) = self.servers.get_mut(&from) {
-                server.spread_recovery(now, rng);
+                server.pace.spread(now, rng);
             }
         }
-        self.answered(from);
     }
 
     fn map(&mut self, from: SocketAddr, response: &Response, map: &MapBody, now: Instant) {
@@ -85,7 +94,14 @@ impl PcpClient {
             return;
         }
         self.observe_epoch(from, response.epoch, now);
-        self.answered(from);
+        self.found(from, Speaks::Pcp);
+        self.answered(from, now);
+        if let Some(server) = self.servers.get_mut(&from) {
+            server.pace.answered(match lease {
+                Some(id) => Turn::Lease(id),
+                None => Turn::Ended(tuple.1, tuple.2),
+            });
+        }
         let deleted = response.lifetime.0 == 0 || map.external_port.is_none();
         match (lease, response.result) {
             (Some(id), ResultCode::Success) if deleted => self.deleted(id, response.lifetime, now),
@@ -125,22 +141,67 @@ impl PcpClient {
         }
         server.filters = true;
         server.negative.clear();
-        for (id, lease) in &self.leases {
-            if lease.want.server == from && matches!(lease.phase, Phase::Bound { .. }) {
-                server.recover(*id, now);
-            }
-        }
+        server.pace.forget_open();
+        self.ask_all(from, now);
         self.effects.push_back(Effect::EpochReset(from));
         true
     }
 
-    fn answered(&mut self, from: SocketAddr) {
-        if let Some(server) = self.servers.get_mut(&from) {
-            server.probe = None;
-            if server.liveness != Liveness::Answering {
-                server.liveness = Liveness::Answering;
-                self.effects.push_back(Effect::Liveness(from));
+    /// Asks for every lease of a server again, each when its turn comes.
+    fn ask_all(&mut self, from: SocketAddr, now: Instant) {
+        let of_server = self.leases.iter().filter(|(_, l)| l.want.server == from);
+        let all: Vec<_> = of_server
+            .filter(|(_, lease)| !lease.is_awaited())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in all {
+            self.ask_in_turn(id, now);
+        }
+    }
+
+    /// Asks for a lease that was there again when its turn comes. What is asked for already keeps its terms.
+    fn ask_in_turn(&mut self, id: Generation, now: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        let insist = match lease.phase {
+            Phase::Requesting { insist, .. } => insist,
+            Phase::Bound { .. } | Phase::Releasing { .. } => Insist::Endpoint,
+        };
+        lease.ask_again(insist, now);
+        self.line_up(id);
+    }
+
+    fn answered(&mut self, from: SocketAddr, now: Instant) {
+        let Some(server) = self.servers.get_mut(&from) else {
+            return;
+        };
+        server.probe = None;
+        if server.liveness == Liveness::Answering {
+            return;
+        }
+        let was_silent = server.liveness == Liveness::Silent;
+        server.liveness = Liveness::Answering;
+        self.effects.push_back(Effect::Liveness(from));
+        if was_silent {
+            // Whose next try is minutes away need not wait for it.
+            self.settle();
+            let waiting = self.servers.get(&from).map(|s| s.unanswered.clone());
+            for id in waiting.unwrap_or_default() {
+                if self.leases.get(&id).is_some_and(|l| !l.is_awaited()) {
+                    self.ask_in_turn(id, now);
+                }
             }
+        }
+    }
+
+    /// What a server speaks is known now.
+    fn found(&mut self, from: SocketAddr, speaks: Speaks) {
+        if let Some(server) = self.servers.get_mut(&from)
+            && server.speaks != speaks
+        {
+            server.speaks = speaks;
+            self.effects.push_back(Effect::Speaks(from));
         }
     }
 
@@ -192,9 +253,7 @@ impl PcpClient {
                 external,
             });
         }
-        if let Some(server) = self.servers.get_mut(&server) {
-            server.recovered(id);
-        }
+        self.leave_line(id);
     }
 
     fn refused(&mut self, id: Generation, error: ResultCode, lifetime: Lifetime, now: Instant) {
@@ -212,7 +271,7 @@ impl PcpClient {
             lease.unfiltered = true;
             match &mut lease.phase {
                 Phase::Requesting { backoff, at, .. } => {
-                    (*backoff, *at) = (Backoff::default(), Some(now));
+                    (*backoff, *at) = (Backoff::default(), now);
                 }
                 Phase::Bound { at, .. } => *at = Some(now + MIN_GAP),
                 Phase::Releasing { .. } => {}
@@ -266,7 +325,7 @@ impl PcpClient {
                 insist: weaker,
                 purpose,
                 backoff: Backoff::default(),
-                at: Some(now),
+                at: now,
                 mismatch: None,
             };
             return;
@@ -304,7 +363,7 @@ impl PcpClient {
             Purpose::Restore => {
                 let wait = hold(error, lifetime).max(MIN_GAP);
                 if let Phase::Requesting { backoff, at, .. } = &mut lease.phase {
-                    (*backoff, *at) = (Backoff::default(), Some(now + wait));
+                    (*backoff, *at) = (Backoff::default(), now + wait);
                 }
             }
         }
@@ -370,7 +429,6 @@ impl PcpClient {
         };
         let (tuple, nonce) = (lease.tuple(), lease.nonce);
         self.forget(id, now);
-        self.ended.remove(&tuple);
         self.keep_nonce(tuple, nonce, lifetime, again, now);
         let result = Ok(());
         self.effects.push_back(Effect::Released { id, result });
@@ -398,8 +456,9 @@ impl PcpClient {
             until: now + held,
             delete: again.then_some((Backoff::default(), now)),
             again: false,
+            in_line: false,
         };
-        self.end(tuple, ended, now);
+        self.end(tuple, ended);
     }
 
     /// A grant nobody waits for any more: deleted (IWF-049).
@@ -432,36 +491,29 @@ impl PcpClient {
     fn wrong_version(
         &mut self,
         from: SocketAddr,
+        speaks: Speaks,
         lifetime: Option<Lifetime>,
         epoch: Option<Epoch>,
         now: Instant,
     ) {
         let error = ResultCode::UnsuppVersion;
         let lifetime = lifetime.unwrap_or(error.error_lifetime());
-        let waiting: Vec<_> = self
-            .leases
-            .iter()
-            .filter(|(_, lease)| lease.want.server == from && lease.last_sent.is_some())
-            .map(|(id, lease)| {
-                (
-                    *id,
-                    matches!(lease.phase, Phase::Bound { asked: false, .. }),
-                )
-            })
-            .collect();
-        let probed = self.servers.get(&from).is_some_and(|s| s.is_probed());
-        if !probed && !waiting.iter().any(|(_, idle)| !idle) {
+        self.settle();
+        let Some(server) = self.servers.get(&from) else {
+            return;
+        };
+        let waiting = server.unanswered.clone();
+        if !server.is_probed() && waiting.is_empty() {
             self.ignored.unmatched += 1;
             return;
         }
+        self.found(from, speaks);
         if let Some(epoch) = epoch {
             self.observe_epoch(from, epoch, now);
         }
-        self.answered(from);
-        for (id, idle) in waiting {
-            if !idle {
-                self.refused(id, error, lifetime, now);
-            }
+        self.answered(from, now);
+        for id in waiting {
+            self.refused(id, error, lifetime, now);
         }
         if let Some(server) = self.servers.get_mut(&from) {
             let any = super::negative::Question {
@@ -470,6 +522,10 @@ impl PcpClient {
                 exact: None,
             };
             server.negative.put(any, error, lifetime, now);
+            // PCPC-083: it may have been replaced by then.
+            if server.listed {
+                server.probe = Some((Backoff::default(), now + hold(error, lifetime)));
+            }
         }
     }
 }
