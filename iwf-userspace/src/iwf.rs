@@ -35,8 +35,10 @@ use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::types::timed::Timed;
 use crate::types::{
-    Epoch, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol, UnixTime,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol,
+    UnixTime,
 };
+use crate::wire::pcp::ResultCode;
 use crate::wire::soap;
 use address::AddressQuery;
 use job::Job;
@@ -47,6 +49,7 @@ use statics::Statics;
 use unsaved::Unsaved;
 
 pub use crate::proto::igd::LinkCounters;
+pub use crate::proto::pcp_client::Speaks;
 pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};
@@ -253,6 +256,40 @@ pub enum Notice {
     Renewed(Generation),
     /// A mapping is gone.
     Removed(Generation),
+    /// A mapping has another outermost external endpoint than before, which its owner may want to publish.
+    Moved {
+        /// The mapping.
+        generation: Generation,
+        /// Where remote hosts reached it.
+        before: ExternalEndpoint,
+        /// Where they do now.
+        after: ExternalEndpoint,
+    },
+    /// A server refused something about a mapping.
+    UpstreamRefused {
+        /// The mapping, or the name of a question about a port or an address.
+        generation: Generation,
+        /// Who refused.
+        server: SocketAddr,
+        /// Why.
+        result: ResultCode,
+        /// Whether it was there before and is in danger now.
+        renewal: bool,
+    },
+    /// A server granted another port than the only one that will do; it is being given back.
+    GivenBack {
+        /// The mapping.
+        generation: Generation,
+        /// Who granted it.
+        server: SocketAddr,
+    },
+    /// It became known what a server speaks.
+    ServerSpeaks {
+        /// The server.
+        server: SocketAddr,
+        /// What it speaks.
+        speaks: Speaks,
+    },
     /// The outermost external address changed; `None` means unknown.
     ExternalAddress(Option<Ipv4Addr>),
     /// A mapping of the configuration cannot be had now; it is tried again.
@@ -386,7 +423,6 @@ impl Iwf {
     /// Brings the order of deadlines up to date with what was changed.
     fn settle(&mut self) {
         self.jobs.settle(|_, job| job.next_event(), |_, _| {});
-        self.unsaved.settle();
     }
 
     /// Does everything due at `now`; calling twice changes nothing.

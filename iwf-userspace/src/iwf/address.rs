@@ -97,6 +97,7 @@ impl Iwf {
             external: None,
             choice: PortChoice::Any,
             remote: RemotePeer::Any,
+            description: None,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

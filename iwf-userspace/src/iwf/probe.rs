@@ -94,6 +94,7 @@ impl Iwf {
             external: Some(external),
             choice: PortChoice::Exact,
             remote: RemotePeer::Any,
+            description: None,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::{EffectError, Iwf, StoreChange, Ticket};
 use crate::mapping::State;
 use crate::mapping::record::MappingRecord;
-use crate::types::timed::Timed;
 use crate::types::{Generation, Instant};
 
 /// First wait, doubled with each failure.
@@ -16,9 +15,9 @@ const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Mappings whose record is not what it should be. There are no more of them than records in the store.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Unsaved {
-    waiting: Timed<Generation, Retry>,
+    waiting: BTreeMap<Generation, Retry>,
     under_way: BTreeMap<Ticket, Generation>,
 }
 
@@ -29,21 +28,7 @@ struct Retry {
     at: Option<Instant>,
 }
 
-impl Default for Unsaved {
-    fn default() -> Self {
-        Self {
-            waiting: Timed::new(),
-            under_way: BTreeMap::new(),
-        }
-    }
-}
-
 impl Unsaved {
-    /// Brings the order of deadlines up to date with what was changed.
-    pub(super) fn settle(&mut self) {
-        self.waiting.settle(|_, retry| retry.at, |_, _| {});
-    }
-
     /// Remembers whose record a change is, to hear how it went.
     pub(super) fn watch(&mut self, ticket: Ticket, change: &StoreChange) {
         match change {
@@ -55,7 +40,7 @@ impl Unsaved {
     }
 
     pub(super) fn next_event(&self) -> Option<Instant> {
-        self.waiting.next()
+        self.waiting.values().filter_map(|retry| retry.at).min()
     }
 }
 
@@ -91,8 +76,14 @@ impl Iwf {
 
     /// Writes what is due as it is now. A mapping with a job is written by that.
     pub(super) fn store_again(&mut self, now: Instant) {
-        self.unsaved.settle();
-        for generation in self.unsaved.waiting.due(now) {
+        let due: Vec<_> = self
+            .unsaved
+            .waiting
+            .iter()
+            .filter(|(_, retry)| retry.at.is_some_and(|at| at <= now))
+            .map(|(generation, _)| *generation)
+            .collect();
+        for generation in due {
             if self.jobs.contains_key(&generation) {
                 self.store_later(generation, now);
                 continue;

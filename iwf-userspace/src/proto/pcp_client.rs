@@ -47,6 +47,8 @@ pub const MAX_LIFETIME: Lifetime = Lifetime(86_400);
 /// Released leases remembered at once: more than a table of mappings holds. Beyond it the one that is due first, which
 /// has been told to the server most often, is forgotten.
 const MAX_ENDED: usize = 16_384;
+/// AMB-18: a server keeps at least so many octets of a description, and no more is told.
+pub const MAX_DESCRIPTION: usize = 128;
 /// For how long a late grant for a lease that was given up is recognized and deleted.
 const LATE_GRANT: Duration = Duration::from_secs(120);
 
@@ -247,6 +249,7 @@ impl PcpClient {
         if let Some(result) = refused {
             self.effects.push_back(Effect::Refused {
                 id,
+                server: want.server,
                 result,
                 lifetime: Lifetime(0),
             });

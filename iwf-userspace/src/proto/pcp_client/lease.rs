@@ -8,6 +8,7 @@ use rand::Rng;
 use super::negative::Question;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
+use super::server::Server;
 use super::{MAX_LIFETIME, Want};
 use crate::mapping::{MAX_LEASE, PortChoice};
 use crate::types::{
@@ -223,7 +224,7 @@ impl Lease {
     }
 
     /// The MAP request as it has to be at `now`.
-    pub(super) fn request(&self, client: IpAddr, filters: bool, now: Instant) -> Request {
+    pub(super) fn request(&self, client: IpAddr, server: &Server, now: Instant) -> Request {
         let (insist, first) = match &self.phase {
             Phase::Requesting {
                 insist, purpose, ..
@@ -240,7 +241,7 @@ impl Lease {
         if insist != Insist::Nothing && port.is_some() {
             options.push(PcpOption::PreferFailure);
         }
-        if self.want.remote.is_for_upstream() && filters && !self.unfiltered {
+        if self.want.remote.is_for_upstream() && server.filters && !self.unfiltered {
             // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
             if self.known.is_some() {
                 options.push(PcpOption::Filter(Filter::CLEAR));
@@ -254,6 +255,14 @@ impl Lease {
                     remote_addr: IpAddr::V4(prefix.addr()),
                 })
             }));
+        }
+        if let Some(text) = self
+            .want
+            .description
+            .clone()
+            .filter(|_| server.descriptions)
+        {
+            options.push(PcpOption::Description(text));
         }
         Request {
             lifetime: if first {

@@ -26,6 +26,9 @@ pub struct Want {
     pub choice: PortChoice,
     /// Who may come in.
     pub remote: RemotePeer,
+    /// Told to the server as DESCRIPTION (RFC 7220), if at all; at most [`MAX_DESCRIPTION`](super::MAX_DESCRIPTION)
+    /// octets.
+    pub description: Option<String>,
     /// For how long it is wanted from now on.
     pub lifetime: Lifetime,
     /// When it is no longer wanted; renewals never ask for more.
@@ -113,10 +116,30 @@ pub enum Effect {
     Refused {
         /// Names the lease.
         id: Generation,
+        /// Who refused it.
+        server: SocketAddr,
         /// Why.
         result: ResultCode,
         /// For how long the refusal stands.
         lifetime: Lifetime,
+    },
+    /// A renewal, or what was asked for again, was refused. The lease goes on as long as it was granted, and is tried
+    /// again, unless [`Effect::Lost`] follows.
+    Trouble {
+        /// Names the lease.
+        id: Generation,
+        /// Who refused it.
+        server: SocketAddr,
+        /// Why.
+        result: ResultCode,
+    },
+    /// A server granted another port than the only one that will do; it is being given back. [`Effect::Refused`] or
+    /// [`Effect::Lost`] follows.
+    GivenBack {
+        /// Names the lease.
+        id: Generation,
+        /// Who granted it.
+        server: SocketAddr,
     },
     /// The lease has ended without having been released.
     Lost {

@@ -9,6 +9,7 @@ use super::negative::hold;
 use super::pace::Turn;
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
+use super::server::Server;
 use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks};
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
@@ -139,7 +140,7 @@ impl PcpClient {
         if verdict == Verdict::First {
             return false;
         }
-        server.filters = true;
+        (server.filters, server.descriptions) = (true, true);
         server.negative.clear();
         server.pace.forget_open();
         self.ask_all(from, now);
@@ -263,12 +264,17 @@ impl PcpClient {
         let Some(server) = self.servers.get_mut(&lease.want.server) else {
             return;
         };
-        if drops_filter(lease, server.filters, error) {
-            // An unknown option will be unknown again; too many peers concerns this mapping only.
-            if error == ResultCode::UnsuppOption {
-                server.filters = false;
+        if let Some(drop) = to_drop(lease, server, error) {
+            match drop {
+                Dropped::Description => server.descriptions = false,
+                Dropped::Filter => {
+                    // An unknown option will be unknown again; too many peers concerns this mapping only.
+                    if error == ResultCode::UnsuppOption {
+                        server.filters = false;
+                    }
+                    lease.unfiltered = true;
+                }
             }
-            lease.unfiltered = true;
             match &mut lease.phase {
                 Phase::Requesting { backoff, at, .. } => {
                     (*backoff, *at) = (Backoff::default(), now);
@@ -313,6 +319,7 @@ impl PcpClient {
             return;
         };
         let conflict = error == ResultCode::CannotProvideExternal;
+        let address = lease.want.server;
         // AMB-16, AMB-29: the endpoint as it was, then the port on any address, or for AddAny entries whatever
         // there is.
         let weaker = match (insist, lease.want.choice) {
@@ -330,6 +337,12 @@ impl PcpClient {
             };
             return;
         }
+        if purpose == Purpose::Restore {
+            self.trouble(id, error);
+        }
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
         match purpose {
             Purpose::Answer => {
                 let held = lease.grant.is_some_and(|end| end > now);
@@ -341,6 +354,7 @@ impl PcpClient {
                 }
                 self.effects.push_back(Effect::Refused {
                     id,
+                    server: address,
                     result: error,
                     lifetime,
                 });
@@ -392,6 +406,10 @@ impl PcpClient {
             self.ignored.unmatched += 1;
             return;
         }
+        self.trouble(id, error);
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
         let earliest = now + hold(error, lifetime).max(MIN_GAP);
         if let Phase::Bound { schedule, .. } = &lease.phase {
             let mut schedule = *schedule;
@@ -410,6 +428,15 @@ impl PcpClient {
         }
     }
 
+    /// Says that what was there is in danger.
+    fn trouble(&mut self, id: Generation, result: ResultCode) {
+        if let Some(lease) = self.leases.get(&id) {
+            let server = lease.want.server;
+            self.effects
+                .push_back(Effect::Trouble { id, server, result });
+        }
+    }
+
     /// Goes on with what is granted.
     fn rebind(&mut self, id: Generation, now: Instant) {
         if let Some(lease) = self.leases.get_mut(&id)
@@ -424,8 +451,14 @@ impl PcpClient {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
-        let Phase::Releasing { again, .. } = lease.phase else {
-            return;
+        let again = match lease.phase {
+            Phase::Releasing { again, .. } => again,
+            // Nobody has asked for it: the server says that it has gone, or means nothing by it. Asking again tells.
+            Phase::Bound { asked: false, .. } => {
+                self.ask_in_turn(id, now);
+                return;
+            }
+            Phase::Bound { .. } | Phase::Requesting { .. } => return,
         };
         let (tuple, nonce) = (lease.tuple(), lease.nonce);
         self.forget(id, now);
@@ -539,19 +572,34 @@ fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
     Some((from, protocol, port))
 }
 
-/// Whether the request carried a filter and the error may be due to it (AMB-14).
-fn drops_filter(lease: &Lease, filters: bool, error: ResultCode) -> bool {
-    let filtered = lease.want.remote.is_for_upstream() && filters && !lease.unfiltered;
+/// An option that a request can do without.
+enum Dropped {
+    Description,
+    Filter,
+}
+
+/// What the request carried that the error may be due to (AMB-14). An optional option is no reason to refuse a request
+/// (RFC 6887 section 7.3), but dropping it costs least.
+fn to_drop(lease: &Lease, server: &Server, error: ResultCode) -> Option<Dropped> {
+    let described = lease.want.description.is_some() && server.descriptions;
+    let filtered = lease.want.remote.is_for_upstream() && server.filters && !lease.unfiltered;
     let asked = !matches!(
         lease.phase,
         Phase::Releasing { .. } | Phase::Bound { asked: false, .. }
     );
-    filtered
-        && asked
-        && matches!(
-            error,
-            ResultCode::UnsuppOption | ResultCode::ExcessiveRemotePeers
-        )
+    let option = matches!(
+        error,
+        ResultCode::UnsuppOption | ResultCode::MalformedOption
+    );
+    let filter = matches!(
+        error,
+        ResultCode::UnsuppOption | ResultCode::ExcessiveRemotePeers
+    );
+    match asked {
+        true if described && option => Some(Dropped::Description),
+        true if filtered && filter => Some(Dropped::Filter),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub(super) struct Server {
     pub(super) listed: bool,
     /// Whether it takes FILTER (AMB-14).
     pub(super) filters: bool,
+    /// Whether it takes DESCRIPTION.
+    pub(super) descriptions: bool,
     pub(super) negative: NegativeCache,
     /// RFC 6887 section 11.4: no request of any kind before.
     pub(super) quiet_until: Instant,
@@ -42,6 +44,7 @@ impl Server {
             speaks: Speaks::Unknown,
             listed: false,
             filters: true,
+            descriptions: true,
             negative: NegativeCache::default(),
             quiet_until: Instant::default(),
             probe: None,

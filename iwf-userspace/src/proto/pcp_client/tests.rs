@@ -36,6 +36,7 @@ fn want(id: u32, port: u16) -> Want {
         external: Some(port),
         choice: PortChoice::Exact,
         remote: RemotePeer::Any,
+        description: None,
         lifetime: Lifetime(3600),
         until: at(3600),
     }
@@ -51,6 +52,8 @@ fn drain(client: &mut PcpClient) -> (Vec<Request>, Vec<Effect>) {
             }
             other @ (Effect::Granted { .. }
             | Effect::Refused { .. }
+            | Effect::Trouble { .. }
+            | Effect::GivenBack { .. }
             | Effect::Lost { .. }
             | Effect::Released { .. }
             | Effect::EpochReset(_)
@@ -148,6 +151,7 @@ fn servers_of_another_version_are_left_alone_for_a_while() {
         let (_, effects) = drain(&mut client);
         assert!(effects.contains(&Effect::Refused {
             id: Generation(1),
+            server: server(),
             result: ResultCode::UnsuppVersion,
             lifetime: Lifetime(pause),
         }));

@@ -140,10 +140,13 @@ impl PcpClient {
             }
         );
         let held = lease.grant.is_some() || lease.known.is_some();
+        let server = lease.want.server;
         self.abandon(id, now);
+        self.effects.push_back(Effect::GivenBack { id, server });
         if answer {
             self.effects.push_back(Effect::Refused {
                 id,
+                server,
                 result: ResultCode::CannotProvideExternal,
                 lifetime: Lifetime(0),
             });
@@ -169,7 +172,6 @@ impl PcpClient {
             lease.put_off(server.quiet_until);
             return;
         }
-        let filters = server.filters;
         let mut unanswered = 0;
         match &mut lease.phase {
             Phase::Requesting { backoff, at, .. } | Phase::Releasing { backoff, at, .. } => {
@@ -183,7 +185,7 @@ impl PcpClient {
         let request = if matches!(lease.phase, Phase::Releasing { .. }) {
             delete_request(local, lease.nonce, lease.want.protocol, lease.want.port)
         } else {
-            lease.request(local, filters, now)
+            lease.request(local, server, now)
         };
         if let Phase::Bound { schedule, .. } = &lease.phase {
             let mut schedule = *schedule;
