@@ -5,7 +5,9 @@
 //! and what was answered with success must be so in all three tables.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod arbitrary;
+mod defects;
 mod kernel;
 mod link;
 mod pool;

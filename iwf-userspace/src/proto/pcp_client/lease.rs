@@ -34,6 +34,8 @@ pub(super) struct Lease {
     pub(super) phase: Phase,
     /// The server has no room for its filter; our NAT enforces it.
     pub(super) unfiltered: bool,
+    /// The server has lost its state since it granted this.
+    pub(super) lost: bool,
     /// Waits for its turn: what is due is sent then.
     pub(super) in_line: bool,
     pub(super) last_sent: Option<Instant>,
@@ -128,6 +130,7 @@ impl Lease {
                 mismatch: None,
             },
             unfiltered: false,
+            lost: false,
             in_line: false,
             last_sent: None,
         }

@@ -151,12 +151,15 @@ impl PcpClient {
     /// Asks for every lease of a server again, each when its turn comes.
     fn ask_all(&mut self, from: SocketAddr, now: Instant) {
         let of_server = self.leases.iter().filter(|(_, l)| l.want.server == from);
-        let all: Vec<_> = of_server
-            .filter(|(_, lease)| !lease.is_awaited())
-            .map(|(id, _)| *id)
-            .collect();
+        let all: Vec<_> = of_server.map(|(id, _)| *id).collect();
         for id in all {
-            self.ask_in_turn(id, now);
+            let Some(lease) = self.leases.get_mut(&id) else {
+                continue;
+            };
+            lease.lost = true;
+            if !lease.is_awaited() {
+                self.ask_in_turn(id, now);
+            }
         }
     }
 
@@ -241,7 +244,7 @@ impl PcpClient {
             });
         let server = lease.want.server;
         if !duplicate {
-            (lease.known, lease.grant) = (Some(external), Some(expires));
+            (lease.known, lease.grant, lease.lost) = (Some(external), Some(expires), false);
             lease.bind(now, lifetime, &mut self.rng);
             let lease = Granted {
                 server,
@@ -285,6 +288,10 @@ impl PcpClient {
             return;
         }
         match &lease.phase {
+            // There is nothing to delete any more, which some servers call an error.
+            Phase::Releasing { .. } if lease.lost && is_absence(error) => {
+                self.deleted(id, Lifetime(0), now);
+            }
             Phase::Releasing { .. } => {
                 if error == ResultCode::NoResources {
                     server.quiet_until = now + hold(error, lifetime);
@@ -570,6 +577,11 @@ fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
     let protocol = Protocol::from_number(map.protocol)?;
     let port = ExternalPort::new(map.internal_port?.get())?;
     Some((from, protocol, port))
+}
+
+/// How servers answer the deletion of what they do not know, instead of with success (RFC 6887 section 15).
+fn is_absence(error: ResultCode) -> bool {
+    matches!(error, ResultCode::NotAuthorized | ResultCode::NoResources)
 }
 
 /// An option that a request can do without.
