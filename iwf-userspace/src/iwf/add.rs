@@ -271,6 +271,7 @@ impl Iwf {
             choice: mapping.port_choice,
             remote: mapping.remote,
             description: self.described(mapping),
+            patient: false,
             lifetime: Lifetime(
                 u32::try_from(left)
                     .unwrap_or(u32::MAX)

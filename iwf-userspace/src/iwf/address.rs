@@ -98,6 +98,7 @@ impl Iwf {
             choice: PortChoice::Any,
             remote: RemotePeer::Any,
             description: None,
+            patient: false,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -95,6 +95,7 @@ impl Iwf {
             choice: PortChoice::Exact,
             remote: RemotePeer::Any,
             description: None,
+            patient: false,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -11,7 +11,7 @@ use super::{Iwf, Notice, add};
 use crate::mapping::policy::is_lan_host;
 use crate::mapping::{Claim, MAX_LEASE, Mapping, NEVER, Owner, PortChoice, State, StaticMapping};
 use crate::proto::igd::{NewMapping, Refusal};
-use crate::proto::pcp_client;
+use crate::proto::pcp_client::{self, Want};
 use crate::types::{ExternalEndpoint, ExternalPort, Instant, Protocol};
 
 /// First wait after a failure, doubled with each further one.
@@ -302,7 +302,10 @@ impl Iwf {
             port_choice: PortChoice::Exact,
             upstream: None,
         };
-        let want = server.map(|server| self.want(&mapping, server, Some(external), now));
+        let want = server.map(|server| Want {
+            patient: true,
+            ..self.want(&mapping, server, Some(external), now)
+        });
         self.table.put(mapping).map_err(add::refusal_of)?;
         let origin = Origin::Configuration(protocol, external);
         let deadline = now + self.settings.deadline;

@@ -6,7 +6,7 @@ use super::server::{Scripted, maps};
 use super::soap::{add, delete, mapping};
 use super::world::World;
 use crate::iwf::Notice;
-use crate::types::{Lifetime, RemotePeer};
+use crate::types::RemotePeer;
 use crate::wire::pcp::ResultCode;
 
 /// Lifetimes are clamped to 120 s at least: the mapping ends when its owner said, and so does the lease.
@@ -105,9 +105,9 @@ fn a_network_failure_passes() {
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
 }
 
-/// A server that needs a second for each answer is asked no faster than it answers.
+/// A server that needs almost two seconds for each answer is not asked twice.
 #[test]
-fn a_slow_server_sets_the_pace() {
+fn a_slow_server_is_waited_for() {
     let mut world = World::new(8);
     for port in 2000..2100 {
         assert_eq!(
@@ -120,12 +120,9 @@ fn a_slow_server_sets_the_pace() {
     }
     world.link.delay = (900, 900);
     world.server.restart(world.now);
+    let before = maps(&world.sent).len();
     world.answer(world.server.announce(world.now));
     world.run(10);
     assert_eq!(world.server.alive(world.now).count(), 100);
-    let deletions = maps(&world.sent)
-        .iter()
-        .filter(|(_, l, _)| *l == Lifetime(0))
-        .count();
-    assert_eq!(deletions, 0);
+    assert_eq!(maps(&world.sent).len() - before, 100);
 }

@@ -161,10 +161,10 @@ impl Lease {
         }
     }
 
-    /// Whether somebody waits for what it has to send.
+    /// Whether what it has to send is sent at once, as somebody waits for it.
     pub(super) fn is_awaited(&self) -> bool {
         match &self.phase {
-            Phase::Requesting { purpose, .. } => *purpose == Purpose::Answer,
+            Phase::Requesting { purpose, .. } => *purpose == Purpose::Answer && !self.want.patient,
             Phase::Releasing { .. } => true,
             Phase::Bound { .. } => false,
         }

@@ -31,6 +31,8 @@ pub struct Want {
     pub description: Option<String>,
     /// For how long it is wanted from now on.
     pub lifetime: Lifetime,
+    /// Whether whoever waits for the answer can wait for its turn as well: no application does.
+    pub patient: bool,
     /// When it is no longer wanted; renewals never ask for more.
     pub until: Instant,
 }

@@ -37,6 +37,7 @@ fn want(id: u32, port: u16) -> Want {
         choice: PortChoice::Exact,
         remote: RemotePeer::Any,
         description: None,
+        patient: false,
         lifetime: Lifetime(3600),
         until: at(3600),
     }
