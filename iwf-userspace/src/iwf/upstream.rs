@@ -30,8 +30,11 @@ impl Iwf {
                     server,
                     result,
                     lifetime,
+                    asked,
                 } => {
-                    self.tell_refusal(id, server, result, false);
+                    if asked {
+                        self.tell_refusal(id, server, result, false);
+                    }
                     self.refused(id, result, lifetime, now);
                 }
                 pcp_client::Effect::Trouble { id, server, result } => {

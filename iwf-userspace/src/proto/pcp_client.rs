@@ -252,6 +252,7 @@ impl PcpClient {
                 server: want.server,
                 result,
                 lifetime: Lifetime(0),
+                asked: false,
             });
             return;
         }

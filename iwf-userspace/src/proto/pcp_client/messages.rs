@@ -124,6 +124,8 @@ pub enum Effect {
         result: ResultCode,
         /// For how long the refusal stands.
         lifetime: Lifetime,
+        /// Whether it said so now; otherwise it was not asked, as it would say the same.
+        asked: bool,
     },
     /// A renewal, or what was asked for again, was refused. The lease goes on as long as it was granted, and is tried
     /// again, unless [`Effect::Lost`] follows.

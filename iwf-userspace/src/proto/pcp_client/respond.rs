@@ -364,6 +364,7 @@ impl PcpClient {
                     server: address,
                     result: error,
                     lifetime,
+                    asked: true,
                 });
                 if held && !conflict {
                     self.rebind(id, now);

@@ -155,6 +155,7 @@ fn servers_of_another_version_are_left_alone_for_a_while() {
             server: server(),
             result: ResultCode::UnsuppVersion,
             lifetime: Lifetime(pause),
+            asked: true,
         }));
         let last = at(2) + Duration::from_secs(u64::from(pause) - 1);
         client.handle_input(Input::Request(want(2, 8081)), last);

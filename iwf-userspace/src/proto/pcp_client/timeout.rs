@@ -149,6 +149,7 @@ impl PcpClient {
                 server,
                 result: ResultCode::CannotProvideExternal,
                 lifetime: Lifetime(0),
+                asked: true,
             });
         }
         if held || !answer {
