@@ -110,6 +110,22 @@ mod tests {
         );
     }
 
+    /// PCPC-003: whoever cannot see our requests has to guess where answers go.
+    #[tokio::test]
+    async fn clients_of_servers_have_ports_that_do_not_follow_each_other() {
+        let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let server = SocketAddr::new(own, 5351);
+        let clients: Vec<_> = (0..20).map(|_| pcp_client(own, server).unwrap()).collect();
+        let ports: Vec<_> = clients
+            .iter()
+            .map(|(_, socket)| socket.local_addr().unwrap().port())
+            .collect();
+        let different: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(different.len(), 20);
+        let next = ports.windows(2).filter(|w| w[0].abs_diff(w[1]) <= 2);
+        assert!(next.count() < 5, "{ports:?}");
+    }
+
     #[tokio::test]
     async fn pcp_clients_of_one_machine_share_the_announcements() {
         for addr in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {

@@ -282,3 +282,92 @@ fn the_epoch_of_a_version_error_counts() {
     let (_, effects) = drain(&mut client);
     assert!(effects.contains(&Effect::EpochReset(server())), "PCPC-044");
 }
+
+/// PCPC-032: what one server has said is no reason not to ask another one.
+#[test]
+fn a_new_server_is_asked_at_once_whatever_the_old_one_said() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    let (requests, _) = drain(&mut client);
+    let refusal = answer(&requests[0], ResultCode::UnsuppOpcode, 1800, 5);
+    datagram(&mut client, refusal, at(0));
+    drain(&mut client);
+    client.handle_input(Input::Request(want(2, 8081)), at(1));
+    assert_eq!(drain(&mut client).0, []);
+    let other = ([100, 64, 0, 9], 5351).into();
+    client.handle_input(Input::Servers(vec![other]), at(2));
+    drain(&mut client);
+    let elsewhere = Want {
+        server: other,
+        ..want(3, 8080)
+    };
+    client.handle_input(Input::Request(elsewhere), at(2));
+    let asked = client.poll_effect();
+    assert!(matches!(asked, Some(Effect::Send { server, .. }) if server == other));
+}
+
+/// PCPC-013: a server copies the request into an error and adds options to a success; both fit.
+#[test]
+fn requests_leave_room_for_the_answer() {
+    use crate::types::{RemoteList, RemotePrefix};
+    use crate::wire::pcp::MAX_LEN;
+    let prefixes: Vec<_> = (0..RemoteList::MAX)
+        .filter_map(|n| RemotePrefix::new([11, 22, 33, n as u8].into(), 32, 443))
+        .collect();
+    let mut largest = want(1, 8080);
+    largest.remote = RemotePeer::of(&prefixes).expect("as many as there may be");
+    largest.description = Some("x".repeat(MAX_DESCRIPTION));
+    let mut client = client();
+    client.handle_input(Input::Request(largest), at(0));
+    let (requests, _) = drain(&mut client);
+    let payload = answer(&requests[0], ResultCode::Success, 600, 5);
+    datagram(&mut client, payload, at(0));
+    drain(&mut client);
+    // A renewal also clears the filters first.
+    client.handle_timeout(at(300));
+    client.handle_timeout(at(375));
+    let (renewals, _) = drain(&mut client);
+    let len = renewals[0].encode().expect("fits").len();
+    assert!(len > 24 + 36 + 9 * 24 + 128, "everything is in it: {len}");
+    assert!(len < MAX_LEN / 2, "{len}");
+}
+
+#[test]
+fn what_a_server_speaks_is_said_when_it_becomes_known() {
+    let said = |client: &mut PcpClient| {
+        let told = drain(client).1.contains(&Effect::Speaks(server()));
+        (told, client.speaks(server()))
+    };
+    let mut client = client();
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    assert_eq!(said(&mut client), (false, Speaks::Unknown));
+    // Nobody has asked for that: it may come from anywhere.
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    client.handle_timeout(at(0));
+    drain(&mut client);
+    for opcode in [0, 0x80, 0x81] {
+        client.handle_input(Input::Servers(vec![server()]), at(1));
+        datagram(&mut client, vec![0, opcode, 0, 1, 0, 0, 0, 9], at(1));
+        assert_eq!(client.speaks(server()), Speaks::NatPmp, "PCPC-082");
+    }
+    assert_eq!(said(&mut client), (true, Speaks::NatPmp));
+    // It is asked again in half an hour, and may have been replaced (PCPC-083).
+    let (again, requests) = loop {
+        let again = client.poll_timeout().expect("a probe");
+        client.handle_timeout(again);
+        let (requests, _) = drain(&mut client);
+        if !requests.is_empty() {
+            break (again, requests);
+        }
+    };
+    assert!(again > at(1700) && again <= at(1801), "{again:?}");
+    assert_eq!(requests.len(), 1);
+    datagram(
+        &mut client,
+        answer(&requests[0], ResultCode::Success, 0, 7),
+        again,
+    );
+    assert_eq!(said(&mut client), (true, Speaks::Pcp));
+    client.handle_input(Input::Unreachable(server()), again);
+    assert_eq!(said(&mut client), (true, Speaks::Nothing));
+}

@@ -144,6 +144,26 @@ fn on_a_point_to_point_wan_the_own_address_counts() {
     assert_eq!(state.snapshot().wan.address, Some(own));
 }
 
+/// PCPC-007.
+#[test]
+fn another_address_of_the_wan_moves_nothing_while_the_first_is_there() {
+    let mut state = router();
+    let first = state.snapshot().wan.address.expect("the router's");
+    let lower = address(WAN, [10, 0, 0, 7], 24);
+    state.fold(&RouteNetlinkMessage::NewAddress(lower.clone()));
+    assert_eq!(state.snapshot().wan.address, Some(first));
+    let there = [
+        link(WAN, "wan0", true, None),
+        RouteNetlinkMessage::NewAddress(lower),
+        RouteNetlinkMessage::NewAddress(address(WAN, first.octets(), 10)),
+    ];
+    state.resync(&there);
+    assert_eq!(state.snapshot().wan.address, Some(first));
+    let gone = address(WAN, first.octets(), 10);
+    state.fold(&RouteNetlinkMessage::DelAddress(gone));
+    assert_eq!(state.snapshot().wan.address, Some([10, 0, 0, 7].into()));
+}
+
 #[test]
 fn additional_and_link_local_addresses_do_not_count() {
     let mut state = State::new(interfaces());
