@@ -271,11 +271,20 @@ fn serve(
                 continue;
             };
             let times = if fault == Fault::Twice { 2 } else { 1 };
-            match fault {
-                Fault::Late(after) => state.late.push((now + after, octets, from)),
-                Fault::OtherPort => drop(others[0].send_to(&octets, from)),
-                Fault::OtherAddress => drop(others[1].send_to(&octets, from)),
-                _ => (0..times).for_each(|_| drop(socket.send_to(&octets, from))),
+            if let Fault::Late(after) = fault {
+                state.late.push((now + after, octets, from));
+                continue;
+            }
+            let [other_port, other_address] = others;
+            let by = if fault == Fault::OtherPort {
+                other_port
+            } else if fault == Fault::OtherAddress {
+                other_address
+            } else {
+                socket
+            };
+            for _ in 0..times {
+                by.send_to(&octets, from).ok();
             }
         }
     }

@@ -7,14 +7,13 @@
 )]
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::cascade::Scripted;
 use iwf_tests::igd::Gateway;
 use iwf_tests::netns::may_run;
+use iwf_tests::peers::Echo;
 use iwf_tests::script::Manner;
 use iwf_tests::topology::WAN;
 use iwf_tests::wait;
@@ -65,20 +64,7 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
 
     // What goes through one of them all the time.
     let port = 20_000;
-    let echo = lan1.within(|| UdpSocket::bind((Ipv4Addr::new(192, 168, 1, 100), port)))??;
-    echo.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let echoing = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let mut buf = [0; 64];
-            while !stop.load(Ordering::SeqCst) {
-                if let Ok((len, from)) = echo.recv_from(&mut buf) {
-                    echo.send_to(&buf[..len], from).ok();
-                }
-            }
-        }
-    });
+    let _echo = Echo::listen(lan1, port)?;
     let remote = scripted
         .lab
         .cgn
@@ -122,8 +108,6 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
         },
     )?;
     ping()?;
-    stop.store(true, Ordering::SeqCst);
-    echoing.join().ok();
 
     let mut after = scripted.server.leases();
     after.retain(|lease| lease.protocol == 17);
@@ -135,7 +119,7 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
         .map(|(at, _)| *at)
         .collect();
     let last = recovery.iter().max().copied().unwrap_or_default();
-    println!(
+    eprintln!(
         "{} requests, at most {} in 100 ms, the last {} ms after the first sign; a new mapping in the midst of it took \
          {} ms, with {held} back; {sent} echoes",
         recovery.len(),
