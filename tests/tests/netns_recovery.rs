@@ -15,7 +15,7 @@ use iwf_tests::igd::Gateway;
 use iwf_tests::netns::may_run;
 use iwf_tests::peers::Echo;
 use iwf_tests::script::Manner;
-use iwf_tests::topology::WAN;
+use iwf_tests::topology::{LAN1, WAN};
 use iwf_tests::wait;
 use iwf_tests::wire_tap::PcpTap;
 
@@ -51,9 +51,12 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
     let lan1 = &scripted.lab.lan1;
     let gateway = Gateway::discover(lan1)?;
     for host in 0..HOSTS {
-        let addr = Ipv4Addr::new(192, 168, 1, 100 + u8::try_from(host)?);
-        lan1.ip(&format!("addr add {addr}/24 dev eth0"))?;
-        lan1.ip(&format!("route replace 192.168.1.0/24 dev eth0 src {addr}"))?;
+        let mut addr = LAN1;
+        if host > 0 {
+            addr = Ipv4Addr::new(192, 168, 1, 100 + u8::try_from(host)?);
+            lan1.ip(&format!("addr add {addr}/24 dev eth0"))?;
+            lan1.ip(&format!("route replace 192.168.1.0/24 dev eth0 src {addr}"))?;
+        }
         for n in 0..EACH {
             let port = 20_000 + host * EACH + n;
             gateway.add("UDP", port, addr, port, 86_400)?.ok()?;
@@ -62,7 +65,7 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
     let before = scripted.server.leases();
     ensure!(before.len() == COUNT, "{} leases", before.len());
 
-    // What goes through one of them all the time.
+    // What goes through one of them all the time: of the address that lan1 answers from.
     let port = 20_000;
     let _echo = Echo::listen(lan1, port)?;
     let remote = scripted
