@@ -371,3 +371,28 @@ fn what_a_server_speaks_is_said_when_it_becomes_known() {
     client.handle_input(Input::Unreachable(server()), again);
     assert_eq!(said(&mut client), (true, Speaks::Nothing));
 }
+
+/// A server that has answered and does not any more is silent, also if only its signs of life are missing.
+#[test]
+fn a_server_that_answers_no_sign_of_life_any_more_is_silent() {
+    let mut client = client();
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    let (requests, _) = drain(&mut client);
+    datagram(
+        &mut client,
+        answer(&requests[0], ResultCode::Success, 0, 7),
+        at(0),
+    );
+    assert_eq!(client.liveness(server()), Some(Liveness::Answering));
+    client.handle_input(Input::Local(LocalAddrs::default()), at(10));
+    let back = LocalAddrs {
+        v4: Some([100, 64, 0, 2].into()),
+        v6: None,
+    };
+    client.handle_input(Input::Local(back), at(20));
+    while client.poll_timeout().is_some_and(|next| next < at(50)) {
+        let next = client.poll_timeout().expect("just seen");
+        client.handle_timeout(next);
+    }
+    assert_eq!(client.liveness(server()), Some(Liveness::Silent));
+}

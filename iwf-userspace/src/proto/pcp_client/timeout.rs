@@ -38,7 +38,7 @@ impl PcpClient {
         if let Some((backoff, at)) = &mut server.probe
             && *at <= now
         {
-            if backoff.sent() >= PATIENCE && server.liveness == Liveness::Unknown {
+            if backoff.sent() >= PATIENCE && server.liveness != Liveness::Silent {
                 server.liveness = Liveness::Silent;
                 fell_silent = true;
             }
