@@ -23,7 +23,7 @@ mod upstream;
 mod wan;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,10 +33,15 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
-use crate::types::{Epoch, ExternalPort, Generation, Instant, NatEntry, Protocol, UnixTime};
+use crate::types::timed::Timed;
+use crate::types::{
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol,
+    UnixTime,
+};
+use crate::wire::pcp::ResultCode;
 use crate::wire::soap;
 use address::AddressQuery;
-use job::{Job, Stage};
+use job::Job;
 use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
@@ -44,6 +49,7 @@ use statics::Statics;
 use unsaved::Unsaved;
 
 pub use crate::proto::igd::LinkCounters;
+pub use crate::proto::pcp_client::Speaks;
 pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};
@@ -136,6 +142,18 @@ pub struct WanState {
     pub gateway: Option<Ipv4Addr>,
     /// External addresses besides that one; none counts without it.
     pub pool: Vec<Ipv4Addr>,
+    /// Global IPv6 address of the WAN interface: what requests to servers with IPv6 addresses come from.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl WanState {
+    /// Whom servers see.
+    pub const fn local(&self) -> LocalAddrs {
+        LocalAddrs {
+            v4: self.address,
+            v6: self.address6,
+        }
+    }
 }
 
 /// A request of the router's owner, not bound by the policy for LAN hosts.
@@ -238,6 +256,40 @@ pub enum Notice {
     Renewed(Generation),
     /// A mapping is gone.
     Removed(Generation),
+    /// A mapping has another outermost external endpoint than before, which its owner may want to publish.
+    Moved {
+        /// The mapping.
+        generation: Generation,
+        /// Where remote hosts reached it.
+        before: ExternalEndpoint,
+        /// Where they do now.
+        after: ExternalEndpoint,
+    },
+    /// A server refused something about a mapping.
+    UpstreamRefused {
+        /// The mapping, or the name of a question about a port or an address.
+        generation: Generation,
+        /// Who refused.
+        server: SocketAddr,
+        /// Why.
+        result: ResultCode,
+        /// Whether it was there before and is in danger now.
+        renewal: bool,
+    },
+    /// A server granted another port than the only one that will do; it is being given back.
+    GivenBack {
+        /// The mapping.
+        generation: Generation,
+        /// Who granted it.
+        server: SocketAddr,
+    },
+    /// It became known what a server speaks.
+    ServerSpeaks {
+        /// The server.
+        server: SocketAddr,
+        /// What it speaks.
+        speaks: Speaks,
+    },
     /// The outermost external address changed; `None` means unknown.
     ExternalAddress(Option<Ipv4Addr>),
     /// A mapping of the configuration cannot be had now; it is tried again.
@@ -275,7 +327,7 @@ pub struct Iwf {
     external: Option<Ipv4Addr>,
     last_generation: u32,
     last_ticket: u64,
-    jobs: BTreeMap<Generation, Job>,
+    jobs: Timed<Generation, Job>,
     tickets: BTreeMap<Ticket, Generation>,
     deferred: Vec<(Generation, Call)>,
     probes: BTreeMap<Generation, Probe>,
@@ -308,7 +360,7 @@ impl Iwf {
             external: None,
             last_generation: 0,
             last_ticket: 0,
-            jobs: BTreeMap::new(),
+            jobs: Timed::new(),
             tickets: BTreeMap::new(),
             deferred: Vec::new(),
             probes: BTreeMap::new(),
@@ -365,6 +417,12 @@ impl Iwf {
         }
         self.pump(now);
         self.follow_statics(now);
+        self.settle();
+    }
+
+    /// Brings the order of deadlines up to date with what was changed.
+    fn settle(&mut self) {
+        self.jobs.settle(|_, job| job.next_event(), |_, _| {});
     }
 
     /// Does everything due at `now`; calling twice changes nothing.
@@ -379,17 +437,16 @@ impl Iwf {
         self.store_again(now);
         self.pump(now);
         self.follow_statics(now);
+        self.settle();
     }
 
     /// When [`Iwf::handle_timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let waits_upstream = |job: &Job| job.stage == Stage::Upstream;
-        let jobs = self.jobs.values().filter(|job| waits_upstream(job));
         let deferred = self.deferred.iter().map(|(_, call)| call.deadline);
         self.client
             .poll_timeout()
             .into_iter()
-            .chain(jobs.map(|job| job.deadline))
+            .chain(self.jobs.next())
             .chain(deferred)
             .chain(self.lease_ends())
             .chain(self.probes.values().map(Probe::next_event))

@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) mod timed;
 
 /// A point on the monotonic clock of the caller, in milliseconds since an arbitrary origin.
 ///
@@ -180,6 +182,25 @@ impl fmt::Display for InternalEndpoint {
 impl fmt::Display for ExternalEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.addr, self.port)
+    }
+}
+
+/// Our own addresses towards the servers upstream, one of each family at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddrs {
+    /// Of the WAN interface.
+    pub v4: Option<Ipv4Addr>,
+    /// A global one of the WAN interface (RFC 6887 section 8.4).
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl LocalAddrs {
+    /// The one that packets to `server` come from; `None` while nothing can be sent there.
+    pub fn towards(&self, server: SocketAddr) -> Option<IpAddr> {
+        match server {
+            SocketAddr::V4(_) => self.v4.map(IpAddr::V4),
+            SocketAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use iwf_userspace::types::{Epoch, Lifetime};
 use iwf_userspace::wire::pcp::{
-    Body, EncodeError, OptionError, PcpOption, Request, RequestError, RequestHeader, ResponseError,
-    ResultCode, ServerMessage, error_reply, version_reply,
+    Body, EncodeError, MapBody, OptionError, PcpOption, PeerBody, Request, RequestError,
+    RequestHeader, ResponseError, ResultCode, ServerMessage, error_reply, version_reply,
 };
 use vector_file::binary_one;
 
@@ -276,4 +276,84 @@ fn messages_over_the_limit_are_not_written() {
     };
     assert_eq!(full(1072).encode().map(|octets| octets.len()), Ok(1100));
     assert_eq!(full(1073).encode(), Err(EncodeError::TooLong { len: 1104 }));
+}
+
+#[test]
+fn an_optional_option_that_cannot_be_read_costs_no_success() {
+    let mut octets = binary_one("PCP-02").clone();
+    let before = ServerMessage::decode(&octets).expect("a success");
+    // PREFIX64 of three octets, and a good DESCRIPTION behind it.
+    octets.extend([129, 0, 0, 3, 0, 9, 9, 0, 128, 0, 0, 2, b'h', b'i', 0, 0]);
+    let Ok(ServerMessage::Response(after)) = ServerMessage::decode(&octets) else {
+        panic!("dropped");
+    };
+    let Ok(ServerMessage::Response(before)) = Ok::<_, ()>(before) else {
+        panic!("PCP-02 is a response");
+    };
+    assert_eq!((after.body, after.lifetime), (before.body, before.lifetime));
+    assert!(after.options.contains(&PcpOption::Description("hi".into())));
+    // One that runs past the end has no known start of what follows: dropped.
+    octets.extend([129, 0, 0, 30, 0, 0, 0, 0]);
+    assert!(ServerMessage::decode(&octets).is_err());
+}
+
+#[test]
+fn the_fields_of_the_opcode_make_an_answer() {
+    let peer = |octets: &[u8]| Request::decode(octets).expect("a request").body;
+    let (map, announce) = (peer(&binary_one("PCP-01")), peer(&binary_one("PCP-10")));
+    assert!(map.answers(&map) && announce.answers(&announce));
+    assert!(!map.answers(&announce) && !announce.answers(&map));
+    let Body::Map(fields) = map else {
+        panic!("PCP-01 is a MAP");
+    };
+    let asked = PeerBody {
+        map: fields,
+        remote_port: 443,
+        remote_addr: [198, 51, 100, 9].into(),
+    };
+    let other_external = MapBody {
+        external_port: None,
+        external_addr: [203, 0, 113, 7].into(),
+        ..fields
+    };
+    let other_nonce = MapBody {
+        nonce: iwf_userspace::types::MappingNonce([0; 12]),
+        ..fields
+    };
+    let answers = |answer: PeerBody| Body::Peer(answer).answers(&Body::Peer(asked));
+    assert!(
+        answers(PeerBody {
+            map: other_external,
+            ..asked
+        }),
+        "PCPC-035"
+    );
+    assert!(!answers(PeerBody {
+        map: other_nonce,
+        ..asked
+    }));
+    assert!(!answers(PeerBody {
+        remote_port: 80,
+        ..asked
+    }));
+    assert!(!answers(PeerBody {
+        remote_addr: [198, 51, 100, 8].into(),
+        ..asked
+    }));
+    assert!(!Body::Map(fields).answers(&Body::Peer(asked)));
+}
+
+#[test]
+fn an_identifier_of_a_third_party_needs_the_third_party() {
+    let with = |options: &[u8]| Request::decode(&[&binary_one("PCP-27")[..], options].concat());
+    let id = [13, 0, 0, 3, 1, 2, 3, 0];
+    let mut party = vec![1, 0, 0, 16];
+    party.extend(Ipv4Addr::new(192, 168, 1, 20).to_ipv6_mapped().octets());
+    let alone = with(&id).expect_err("of whom?");
+    assert_eq!(alone.result(), Some(ResultCode::ThirdPartyMissingOption));
+    let both = with(&[&party[..], &id].concat()).expect("well formed");
+    assert!(
+        both.options
+            .contains(&PcpOption::ThirdPartyId(vec![1, 2, 3]))
+    );
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use iwf_userspace::types::{Epoch, ExternalPort, InternalPort, Lifetime, MappingNonce, Protocol};
 use iwf_userspace::wire::description::{DeviceUuid, Route};
 use iwf_userspace::wire::pcp::{
-    self, Body, Filter, MapBody, PcpOption, PeerBody, PortSet, ServerMessage,
+    self, Body, Filter, MapBody, PcpOption, PeerBody, PortSet, Prefix64, ServerMessage,
 };
 use iwf_userspace::wire::soap::{Call, encode_response};
 use iwf_userspace::wire::ssdp::{Arrival, Search};
@@ -82,7 +82,7 @@ fn filter() -> impl Strategy<Value = PcpOption> {
 /// Options that may stand in one request together; each at most once but FILTER and unknown ones.
 fn options() -> impl Strategy<Value = Vec<PcpOption>> {
     let unknown = (
-        select(vec![13_u8, 77, 127, 131, 255]),
+        select(vec![12_u8, 77, 127, 131, 255]),
         vec(any::<u8>(), 0..20),
     )
         .prop_map(|(code, data)| PcpOption::Unknown { code, data });
@@ -95,16 +95,34 @@ fn options() -> impl Strategy<Value = Vec<PcpOption>> {
             })
         });
     let text = "\\PC{0,40}".prop_map(PcpOption::Description);
-    let prefix = vec(any::<u8>(), 0..30).prop_map(PcpOption::Prefix64);
+    let destination = (any::<u32>(), 0..=32_u8).prop_map(|(bits, len)| {
+        let mask = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+        (Ipv4Addr::from(bits & mask), len)
+    });
+    let prefix = (
+        any::<[u8; 12]>(),
+        select(vec![4_u8, 5, 6, 7, 8, 12]),
+        vec(destination, 0..5),
+    )
+        .prop_map(|(octets, len, list)| {
+            PcpOption::Prefix64(Prefix64::new(octets, len, &list).expect("a length"))
+        });
+    let third_party =
+        (addr(), proptest::option::of(vec(any::<u8>(), 0..20))).prop_map(|(addr, id)| {
+            let id = id.map(PcpOption::ThirdPartyId);
+            std::iter::once(PcpOption::ThirdParty(addr))
+                .chain(id)
+                .collect::<Vec<_>>()
+        });
     let one_each = (
         proptest::option::of(port_set),
         proptest::option::of(text),
         proptest::option::of(prefix),
-        proptest::option::of(addr().prop_map(PcpOption::ThirdParty)),
+        proptest::option::of(third_party),
     );
     (one_each, vec(prop_oneof![filter(), unknown], 0..6)).prop_map(|((a, b, c, d), rest)| {
-        let once = [a, b, c, d];
-        once.into_iter().flatten().chain(rest).collect()
+        let once = [a, b, c].into_iter().flatten();
+        once.chain(d.unwrap_or_default()).chain(rest).collect()
     })
 }
 

@@ -57,6 +57,7 @@ impl Gateway {
             address: Some(Ipv4Addr::new(192, 0, 2, 10)),
             gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
             pool: Vec::new(),
+            address6: None,
         }));
         gateway
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use iwf_userspace::types::{Epoch, ExternalPort, InternalPort, Lifetime, MappingNonce};
 use iwf_userspace::wire::pcp::{
-    Body, Filter, MapBody, PcpOption, PeerBody, PortSet, Request, Response, ResultCode,
+    Body, Filter, MapBody, PcpOption, PeerBody, PortSet, Prefix64, Request, Response, ResultCode,
     ServerMessage,
 };
 use vector_file::{binary, binary_one};
@@ -49,7 +49,7 @@ fn requests() -> Vec<(&'static str, Request)> {
     let cpe = v4(192, 0, 2, 10);
     let b4: IpAddr = "2001:db8:b4::2".parse().unwrap();
     let prefer = PcpOption::PreferFailure;
-    let prefix64 = [&[0, 12][..], &[0; 12]].concat();
+    let prefix64 = Prefix64::ASK;
     let mut probe = map(TCP, 49321, 8080, any());
     probe.nonce = MappingNonce([
         0x40, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b,
@@ -312,7 +312,14 @@ fn responses() -> Vec<(&'static str, Response)> {
                 0,
                 500,
                 Body::Announce,
-                vec![PcpOption::Prefix64(binary_one("PCP-20")[28..50].to_vec())],
+                vec![PcpOption::Prefix64(
+                    Prefix64::new(
+                        [0x20, 0x01, 0x0d, 0xb8, 0x01, 0x22, 0x03, 0, 0, 0, 0, 0],
+                        7,
+                        &[([192, 0, 2, 0].into(), 24)],
+                    )
+                    .expect("a length"),
+                )],
             ),
         ),
         (

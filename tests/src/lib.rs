@@ -7,6 +7,7 @@ pub mod carrier;
 pub mod cascade;
 pub mod daemon;
 pub mod empty;
+pub mod fault;
 pub mod igd;
 pub mod netns;
 pub mod packages;

@@ -5,7 +5,7 @@
     reason = "the harness talks to real programs over sockets, in real time"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::fault::Fault;
 use crate::pcp::{self, Map, Opcode, Request, Response, result};
 use crate::topology::{CARRIER, EXTERNAL, Lab};
 use crate::wait;
@@ -55,6 +56,11 @@ struct State {
     epoch: (u32, Instant),
     leases: BTreeMap<(u8, u16), Map>,
     arrivals: Vec<Arrival>,
+    /// What is done to the answers of the next MAP requests, one after another; each may be answered several times.
+    faults: VecDeque<Vec<Fault>>,
+    /// What is done to every answer when that is over.
+    always: Vec<Fault>,
+    late: Vec<(Instant, Vec<u8>, SocketAddr)>,
 }
 
 /// The running server; ends on drop.
@@ -81,19 +87,27 @@ impl ScriptedServer {
         let socket = lab
             .cgn
             .within(|| UdpSocket::bind((CARRIER, pcp::SERVER_PORT)))??;
-        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let start = Instant::now();
         let state = Arc::new(Mutex::new(State {
             manner,
             epoch: (AGE, start),
             leases: BTreeMap::new(),
             arrivals: Vec::new(),
+            faults: VecDeque::new(),
+            always: Vec::new(),
+            late: Vec::new(),
         }));
+        let other_port = lab.cgn.within(|| UdpSocket::bind((CARRIER, 0)))??;
+        let other_address = lab
+            .cgn
+            .within(|| UdpSocket::bind((EXTERNAL, pcp::SERVER_PORT)))??;
+        let others = [other_port, other_address];
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (state, stop, socket) =
                 (Arc::clone(&state), Arc::clone(&stop), socket.try_clone()?);
-            move || serve(&socket, &state, &stop, start)
+            move || serve(&socket, &others, &state, &stop, start)
         });
         Ok(Self {
             state,
@@ -106,6 +120,18 @@ impl ScriptedServer {
     /// Changes the manner from now on.
     pub fn set(&self, manner: Manner) {
         lock(&self.state).manner = manner;
+    }
+
+    /// Spoils the answers to the next MAP requests, one of these each. Several spoiled ones are sent one after another;
+    /// none in a list means the right one.
+    pub fn spoil_next(&self, faults: &[&[Fault]]) {
+        let faults = faults.iter().map(|all| all.to_vec());
+        lock(&self.state).faults.extend(faults);
+    }
+
+    /// Spoils every answer to a MAP request from now on, until it is said otherwise.
+    pub fn spoil_all(&self, faults: &[Fault]) {
+        lock(&self.state).always = faults.to_vec();
     }
 
     /// Everything that has arrived so far.
@@ -121,6 +147,11 @@ impl ScriptedServer {
             .filter_map(with_time)
             .filter(|(_, request)| request.opcode == Opcode::Map)
             .collect()
+    }
+
+    /// Age of its state in seconds.
+    pub fn epoch(&self) -> u32 {
+        lock(&self.state).epoch()
     }
 
     /// Leases that are held now.
@@ -188,10 +219,26 @@ impl Drop for ScriptedServer {
     }
 }
 
-fn serve(socket: &UdpSocket, state: &Mutex<State>, stop: &AtomicBool, start: Instant) {
+fn serve(
+    socket: &UdpSocket,
+    others: &[UdpSocket; 2],
+    state: &Mutex<State>,
+    stop: &AtomicBool,
+    start: Instant,
+) {
     let mut buf = [0; pcp::MAX_LEN];
     while !stop.load(Ordering::SeqCst) {
-        let Ok((len, from)) = socket.recv_from(&mut buf) else {
+        let received = socket.recv_from(&mut buf);
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut lock(state).late)
+            .into_iter()
+            .partition(|(at, ..)| *at <= now);
+        lock(state).late = later;
+        let due: Vec<(Instant, Vec<u8>, SocketAddr)> = due;
+        for (_, octets, to) in due {
+            socket.send_to(&octets, to).ok();
+        }
+        let Ok((len, from)) = received else {
             continue;
         };
         let request = Request::decode(&buf[..len]).ok();
@@ -201,9 +248,44 @@ fn serve(socket: &UdpSocket, state: &Mutex<State>, stop: &AtomicBool, start: Ins
             from,
             request: request.clone(),
         });
-        let answer = request.and_then(|request| state.answer(&request));
-        if let Some(octets) = answer {
-            socket.send_to(&octets, from).ok();
+        let is_map = request.as_ref().is_some_and(|r| r.map.is_some());
+        let mut faults = Vec::new();
+        if is_map {
+            let next = state.faults.pop_front();
+            faults = next.unwrap_or_else(|| state.always.clone());
+        }
+        // Who refuses holds nothing.
+        let refuses = faults.iter().any(|fault| fault.refuses());
+        let answer = request.and_then(|request| match refuses {
+            true => Some(state.echo(&request).encode()),
+            false => state.answer(&request),
+        });
+        let Some(right) = answer else {
+            continue;
+        };
+        if faults.is_empty() {
+            socket.send_to(&right, from).ok();
+        }
+        for fault in faults {
+            let Some(octets) = fault.spoil(&right) else {
+                continue;
+            };
+            let times = if fault == Fault::Twice { 2 } else { 1 };
+            if let Fault::Late(after) = fault {
+                state.late.push((now + after, octets, from));
+                continue;
+            }
+            let [other_port, other_address] = others;
+            let by = if fault == Fault::OtherPort {
+                other_port
+            } else if fault == Fault::OtherAddress {
+                other_address
+            } else {
+                socket
+            };
+            for _ in 0..times {
+                by.send_to(&octets, from).ok();
+            }
         }
     }
 }
@@ -214,14 +296,18 @@ impl State {
         base.saturating_add(u32::try_from(since.elapsed().as_secs()).unwrap_or(u32::MAX))
     }
 
-    fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
-        let mut response = Response {
+    fn echo(&self, request: &Request) -> Response {
+        Response {
             opcode: request.opcode,
             result: result::SUCCESS,
             lifetime: request.lifetime,
             epoch: self.epoch(),
             map: request.map,
-        };
+        }
+    }
+
+    fn answer(&mut self, request: &Request) -> Option<Vec<u8>> {
+        let mut response = self.echo(request);
         match self.manner {
             Manner::Silent => return None,
             Manner::Garbage => return Some(vec![0xff; 24]),

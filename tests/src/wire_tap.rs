@@ -57,6 +57,15 @@ impl Tap {
         Ok(frames(&bytes))
     }
 
+    /// The frames so far, with the time since 1970 at which the kernel saw them.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn timed_frames(&self) -> Result<Vec<(Duration, Vec<u8>)>> {
+        let bytes = std::fs::read(&self.file).context("read a capture")?;
+        Ok(timed_frames(&bytes))
+    }
+
     /// Ends the capture and returns all frames.
     ///
     /// # Errors
@@ -72,6 +81,11 @@ impl Tap {
 /// microseconds, length, length on the wire; the machine's byte order) and the frame. A frame that is still
 /// being written is left out.
 fn frames(file: &[u8]) -> Vec<Vec<u8>> {
+    let timed = timed_frames(file).into_iter();
+    timed.map(|(_, frame)| frame).collect()
+}
+
+fn timed_frames(file: &[u8]) -> Vec<(Duration, Vec<u8>)> {
     let mut found = Vec::new();
     let mut rest = file.get(24..).unwrap_or_default();
     while let Some(length) = rest.get(8..12).and_then(|octets| octets.try_into().ok()) {
@@ -79,7 +93,12 @@ fn frames(file: &[u8]) -> Vec<Vec<u8>> {
         let Some(frame) = rest.get(16..end) else {
             break;
         };
-        found.push(frame.to_vec());
+        let number = |at: usize| {
+            let octets = rest.get(at..at + 4).and_then(|o| o.try_into().ok());
+            u64::from(octets.map_or(0, u32::from_ne_bytes))
+        };
+        let at = Duration::from_secs(number(0)) + Duration::from_micros(number(4));
+        found.push((at, frame.to_vec()));
         rest = rest.get(end..).unwrap_or_default();
     }
     found
@@ -104,9 +123,19 @@ impl PcpTap {
     /// # Errors
     /// If the capture cannot be read.
     pub fn map_requests(&self) -> Result<Vec<Request>> {
-        let requests = self.0.frames()?.into_iter().filter_map(|frame| {
+        let timed = self.timed_map_requests()?;
+        Ok(timed.into_iter().map(|(_, request)| request).collect())
+    }
+
+    /// The same, with the time since 1970 at which the kernel saw each.
+    ///
+    /// # Errors
+    /// If the capture cannot be read.
+    pub fn timed_map_requests(&self) -> Result<Vec<(Duration, Request)>> {
+        let frames = self.0.timed_frames()?.into_iter();
+        let requests = frames.filter_map(|(at, frame)| {
             let request = Request::decode(frame.get(HEADERS..)?).ok()?;
-            (request.opcode == Opcode::Map).then_some(request)
+            (request.opcode == Opcode::Map).then_some((at, request))
         });
         Ok(requests.collect())
     }

@@ -188,7 +188,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     fn follow_upstream(&mut self, network: &NetState) {
         // In local mode nobody upstream is asked or listened to.
         if self.config.mode != Mode::Local {
-            self.upstream.follow(network.wan.address);
+            self.upstream
+                .follow(network.wan.local(), network.wan_ifindex);
         }
     }
 

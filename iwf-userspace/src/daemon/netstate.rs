@@ -41,7 +41,8 @@ impl NetState {
     #[must_use]
     pub fn with_pool(mut self, configured: &[Ipv4Addr]) -> Self {
         let mut own = self.wan_addresses.iter().map(|(addr, _)| *addr);
-        let first = own.find(|addr| !configured.contains(addr));
+        let chosen = self.external_addr.filter(|addr| !configured.contains(addr));
+        let first = chosen.or_else(|| own.find(|addr| !configured.contains(addr)));
         if let (Some(first), Some(_)) = (first, self.external_addr) {
             self.external_addr = Some(first);
             self.wan.address = self.wan.address.and(Some(first));
@@ -179,6 +180,15 @@ mod tests {
             wan_addresses,
             ..NetState::default()
         }
+    }
+
+    #[test]
+    fn the_address_chosen_stays_the_first_one() {
+        let mut both = wan(&[([100, 64, 0, 2], 32), ([100, 64, 0, 9], 24)]);
+        let chosen = Some([100, 64, 0, 9].into());
+        (both.external_addr, both.wan.address) = (chosen, chosen);
+        let same = both.with_pool(&[]);
+        assert_eq!((same.external_addr, same.wan.address), (chosen, chosen));
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub fn core(config: &Config, description: &Description) -> Settings {
             BehindPrivateAddress::Refuse => PrivateWan::Refuse,
             BehindPrivateAddress::MapLocally => PrivateWan::MapLocally,
         },
+        send_descriptions: config.send_descriptions,
         policy,
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),

@@ -1,7 +1,7 @@
 //! Sockets with the options that their protocols need.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
@@ -11,9 +11,10 @@ use crate::wire::ssdp;
 /// Connections the kernel holds before they are accepted.
 const BACKLOG: i32 = 64;
 
-/// Port on which PCP servers announce their restarts (RFC 6887 section 19.1), to the all-hosts group.
+/// Port on which PCP servers announce their restarts (RFC 6887 section 19.1), to all nodes of the link.
 pub(super) const PCP_CLIENT_PORT: u16 = 5350;
 const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// A listener that accepts only what arrives on the interface: the address alone would also be reachable from
 /// the other side of the router.
@@ -51,28 +52,43 @@ pub(super) fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Resu
 
 /// A client socket for one PCP server, on a port that the kernel picks at random. Connected: the kernel drops
 /// datagrams of others and reports hard ICMP errors. Returned twice: for sending at once, and for waiting.
-pub(super) fn pcp_client(own: Ipv4Addr, server: SocketAddrV4) -> io::Result<(Socket, UdpSocket)> {
-    let socket = udp()?;
-    socket.bind(&SocketAddrV4::new(own, 0).into())?;
+pub(super) fn pcp_client(own: IpAddr, server: SocketAddr) -> io::Result<(Socket, UdpSocket)> {
+    let socket = udp_of(Domain::for_address(server))?;
+    socket.bind(&SocketAddr::new(own, 0).into())?;
     socket.connect(&server.into())?;
     let receiving = socket.try_clone()?;
     Ok((socket, UdpSocket::from_std(receiving.into())?))
 }
 
-/// The announcements of PCP servers that arrive on the interface of this address.
-pub(super) fn pcp_announcements(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = udp()?;
+/// The announcements of PCP servers that arrive on the interface of this address, to the group of its family.
+pub(super) fn pcp_announcements(
+    interface: &str,
+    ifindex: u32,
+    own: IpAddr,
+) -> io::Result<UdpSocket> {
+    let group: SocketAddr = match own {
+        IpAddr::V4(_) => (ALL_HOSTS, PCP_CLIENT_PORT).into(),
+        IpAddr::V6(_) => SocketAddrV6::new(ALL_NODES, PCP_CLIENT_PORT, 0, ifindex).into(),
+    };
+    let socket = udp_of(Domain::for_address(group))?;
     // Every PCP client of a machine shares this port (RFC 6887 section 14.1.1).
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddrV4::new(ALL_HOSTS, PCP_CLIENT_PORT).into())?;
-    socket.join_multicast_v4(&ALL_HOSTS, &addr)?;
+    socket.bind(&group.into())?;
+    match own {
+        IpAddr::V4(addr) => socket.join_multicast_v4(&ALL_HOSTS, &addr)?,
+        IpAddr::V6(_) => socket.join_multicast_v6(&ALL_NODES, ifindex)?,
+    }
     UdpSocket::from_std(socket.into())
 }
 
 fn udp() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    udp_of(Domain::IPV4)
+}
+
+fn udp_of(family: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(family, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -94,10 +110,27 @@ mod tests {
         );
     }
 
+    /// PCPC-003: whoever cannot see our requests has to guess where answers go.
+    #[tokio::test]
+    async fn clients_of_servers_have_ports_that_do_not_follow_each_other() {
+        let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let server = SocketAddr::new(own, 5351);
+        let clients: Vec<_> = (0..20).map(|_| pcp_client(own, server).unwrap()).collect();
+        let ports: Vec<_> = clients
+            .iter()
+            .map(|(_, socket)| socket.local_addr().unwrap().port())
+            .collect();
+        let different: std::collections::BTreeSet<_> = ports.iter().collect();
+        assert_eq!(different.len(), 20);
+        let next = ports.windows(2).filter(|w| w[0].abs_diff(w[1]) <= 2);
+        assert!(next.count() < 5, "{ports:?}");
+    }
+
     #[tokio::test]
     async fn pcp_clients_of_one_machine_share_the_announcements() {
-        let addr = Ipv4Addr::LOCALHOST;
-        let _ours = pcp_announcements("lo", addr).unwrap();
-        pcp_announcements("lo", addr).unwrap();
+        for addr in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+            let _ours = pcp_announcements("lo", 1, addr).unwrap();
+            pcp_announcements("lo", 1, addr).unwrap();
+        }
     }
 }

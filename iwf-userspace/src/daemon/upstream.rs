@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::Socket;
@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::config::MAX_PCP_SERVERS;
 use super::sockets;
+use crate::types::LocalAddrs;
 
 /// Largest datagram read whole; RFC 6887 section 7 allows 1100 octets. What is longer is cut, and refused above.
 const MAX_DATAGRAM: usize = 1500;
@@ -47,9 +48,10 @@ pub enum UpstreamEvent {
 #[derive(Debug)]
 pub struct Upstream {
     interface: String,
-    own: Option<Ipv4Addr>,
-    clients: BTreeMap<SocketAddrV4, Client>,
-    announcements: Option<Task>,
+    own: LocalAddrs,
+    clients: BTreeMap<SocketAddr, Client>,
+    /// One listener for each of our addresses, and whether it was tried: a failure is told once.
+    announcements: BTreeMap<IpAddr, Option<Task>>,
     events: mpsc::Sender<UpstreamEvent>,
 }
 
@@ -75,33 +77,47 @@ impl Upstream {
     pub fn new(interface: String, events: mpsc::Sender<UpstreamEvent>) -> Self {
         Self {
             interface,
-            own: None,
+            own: LocalAddrs::default(),
             clients: BTreeMap::new(),
-            announcements: None,
+            announcements: BTreeMap::new(),
             events,
         }
     }
 
-    /// Follows the WAN address: PCP servers see it as the client's, so sockets of an old one are closed.
-    pub fn follow(&mut self, own: Option<Ipv4Addr>) {
-        if self.own != own {
-            self.clients.clear();
-            self.announcements = None;
-            self.own = own;
+    /// Follows the WAN's addresses: PCP servers see them as the client's, so sockets of old ones are closed.
+    pub fn follow(&mut self, own: LocalAddrs, ifindex: Option<u32>) {
+        let addrs = [own.v4.map(IpAddr::V4), own.v6.map(IpAddr::V6)];
+        self.clients
+            .retain(|server, _| self.own.towards(*server) == own.towards(*server));
+        self.announcements
+            .retain(|addr, _| addrs.contains(&Some(*addr)));
+        self.own = own;
+        for addr in addrs.into_iter().flatten() {
+            self.listen(addr, ifindex.unwrap_or(0));
         }
-        let (Some(addr), None) = (own, &self.announcements) else {
+    }
+
+    /// Listens to what servers announce to the group of that address' family.
+    fn listen(&mut self, addr: IpAddr, ifindex: u32) {
+        if let Some(Some(_)) = self.announcements.get(&addr) {
             return;
-        };
-        match sockets::pcp_announcements(&self.interface, addr) {
+        }
+        let task = match sockets::pcp_announcements(&self.interface, ifindex, addr) {
             Ok(socket) => {
                 let events = self.events.clone();
-                self.announcements = Some(Task(tokio::spawn(receive(socket, None, events))));
+                Some(Task(tokio::spawn(receive(socket, None, events))))
             }
-            Err(error) => warn!(
-                %error, interface = self.interface,
-                "cannot listen for restarts of the PCP server; renewals will notice them later"
-            ),
-        }
+            Err(error) => {
+                if !self.announcements.contains_key(&addr) {
+                    warn!(
+                        %error, interface = self.interface, %addr,
+                        "cannot listen for restarts of the PCP server; renewals will notice them later"
+                    );
+                }
+                None
+            }
+        };
+        self.announcements.insert(addr, task);
     }
 
     /// Sends a datagram. It may be lost, as any may; the machine above repeats it.
@@ -112,10 +128,7 @@ impl Upstream {
     }
 
     fn try_send(&mut self, server: SocketAddr, payload: &[u8]) -> io::Result<()> {
-        let SocketAddr::V4(server) = server else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let own = self.own.ok_or(io::ErrorKind::NetworkDown)?;
+        let own = self.own.towards(server).ok_or(io::ErrorKind::NetworkDown)?;
         if !self.clients.contains_key(&server) {
             if self.clients.len() >= MAX_PCP_SERVERS {
                 // Too many default routes came and went. Whichever is closed is opened again when it is needed.
@@ -144,8 +157,7 @@ impl Upstream {
         }
     }
 
-    fn report_unreachable(&self, server: SocketAddrV4) {
-        let server = SocketAddr::V4(server);
+    fn report_unreachable(&self, server: SocketAddr) {
         if self
             .events
             .try_send(UpstreamEvent::Unreachable { server })
@@ -159,7 +171,7 @@ impl Upstream {
 /// Reads until the daemon ends. `server` is the peer of a connected socket; without one it is the group's.
 async fn receive(
     socket: UdpSocket,
-    server: Option<SocketAddrV4>,
+    server: Option<SocketAddr>,
     events: mpsc::Sender<UpstreamEvent>,
 ) {
     let mut buffer = [0; MAX_DATAGRAM];
@@ -173,9 +185,7 @@ async fn receive(
                 from: from.ip(),
                 payload: buffer.get(..length).unwrap_or_default().to_vec(),
             },
-            (Err(error), Some(server)) if is_hard(&error) => UpstreamEvent::Unreachable {
-                server: server.into(),
-            },
+            (Err(error), Some(server)) if is_hard(&error) => UpstreamEvent::Unreachable { server },
             (Err(error), _) => {
                 debug!(%error, "cannot receive from upstream");
                 sleep(Duration::from_millis(100)).await;
@@ -197,7 +207,14 @@ fn is_hard(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+    /// Both families of this machine.
+    const OWN: LocalAddrs = LocalAddrs {
+        v4: Some(HERE),
+        v6: Some(Ipv6Addr::LOCALHOST),
+    };
 
     async fn next(events: &mut mpsc::Receiver<UpstreamEvent>) -> UpstreamEvent {
         let wait = tokio::time::timeout(Duration::from_secs(5), events.recv());
@@ -208,12 +225,21 @@ mod tests {
 
     #[tokio::test]
     async fn one_socket_per_server_carries_both_ways() {
-        let server = UdpSocket::bind((HERE, 0)).await.unwrap();
+        carries_both_ways(HERE.into()).await;
+    }
+
+    #[tokio::test]
+    async fn a_server_may_have_an_ipv6_address() {
+        carries_both_ways(Ipv6Addr::LOCALHOST.into()).await;
+    }
+
+    async fn carries_both_ways(at: IpAddr) {
+        let server = UdpSocket::bind((at, 0)).await.unwrap();
         let address = server.local_addr().unwrap();
         let (sender, mut events) = mpsc::channel(4);
         let mut upstream = Upstream::new("lo".to_owned(), sender);
         upstream.send(address, b"too early");
-        upstream.follow(Some(HERE));
+        upstream.follow(OWN, Some(1));
         let mut buffer = [0; 16];
         let mut ports = Vec::new();
         for request in [b"first", b"again"] {
@@ -241,7 +267,7 @@ mod tests {
         drop(server);
         let (sender, mut events) = mpsc::channel(4);
         let mut upstream = Upstream::new("lo".to_owned(), sender);
-        upstream.follow(Some(HERE));
+        upstream.follow(OWN, Some(1));
         upstream.send(address, b"x");
         assert_eq!(
             next(&mut events).await,

@@ -270,6 +270,8 @@ impl Iwf {
             external,
             choice: mapping.port_choice,
             remote: mapping.remote,
+            description: self.described(mapping),
+            patient: false,
             lifetime: Lifetime(
                 u32::try_from(left)
                     .unwrap_or(u32::MAX)
@@ -277,6 +279,15 @@ impl Iwf {
             ),
             until: mapping.lease_ends,
         }
+    }
+
+    /// What the server is told of a mapping's purpose (IWF-018), cut where a character ends (AMB-18).
+    fn described(&self, mapping: &Mapping) -> Option<String> {
+        let text = mapping.description.as_str();
+        let end = text.floor_char_boundary(pcp_client::MAX_DESCRIPTION);
+        let told = text.get(..end).filter(|told| !told.is_empty());
+        told.filter(|_| self.settings.send_descriptions)
+            .map(str::to_owned)
     }
 
     /// Overwrites a mapping of the same control point: description, internal port and lease change, the

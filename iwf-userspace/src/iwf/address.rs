@@ -59,8 +59,8 @@ impl Iwf {
         };
         let own = self
             .table
-            .iter()
-            .filter(|m| m.is_visible() && m.internal.addr == call.caller)
+            .at_host(call.caller)
+            .filter(|m| m.is_visible())
             .filter_map(|m| m.claim.addr)
             .last();
         if let Some(addr) = own.or(self.external) {
@@ -97,6 +97,8 @@ impl Iwf {
             external: None,
             choice: PortChoice::Any,
             remote: RemotePeer::Any,
+            description: None,
+            patient: false,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -61,6 +61,11 @@ impl Job {
             lost: false,
         }
     }
+
+    /// When the wait for the server ends.
+    pub(super) fn next_event(&self) -> Option<Instant> {
+        (self.stage == Stage::Upstream).then_some(self.deadline)
+    }
 }
 
 impl Iwf {
@@ -337,13 +342,12 @@ impl Iwf {
 
     /// Ends the waits for servers that are over.
     pub(super) fn end_jobs(&mut self, now: Instant) {
-        let late: Vec<_> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| job.stage == Stage::Upstream && job.deadline <= now)
-            .map(|(generation, _)| *generation)
-            .collect();
-        for generation in late {
+        self.settle();
+        for generation in self.jobs.due(now) {
+            let due = |job: &Job| job.next_event().is_some_and(|at| at <= now);
+            if !self.jobs.get(&generation).is_some_and(due) {
+                continue;
+            }
             let Some(job) = self.jobs.remove(&generation) else {
                 continue;
             };
@@ -371,17 +375,19 @@ impl Iwf {
 
     /// Ends of the control points' leases that are still ahead or due; a mapping with a job waits for it.
     pub(super) fn lease_ends(&self) -> Option<Instant> {
-        let idle = |m: &&Mapping| !self.jobs.contains_key(&m.generation);
-        self.table.iter().filter(idle).map(|m| m.lease_ends).min()
+        let mut ends = self.table.by_end();
+        let idle = ends.find(|(_, generation)| !self.jobs.contains_key(generation));
+        idle.map(|(at, _)| at)
     }
 
     /// Takes out the mappings whose lease has ended, here and upstream together.
     pub(super) fn end_leases(&mut self, now: Instant) {
         let over: Vec<_> = self
             .table
-            .iter()
-            .filter(|m| m.lease_ends <= now && !self.jobs.contains_key(&m.generation))
-            .map(|m| m.generation)
+            .by_end()
+            .take_while(|(at, _)| *at <= now)
+            .map(|(_, generation)| generation)
+            .filter(|generation| !self.jobs.contains_key(generation))
             .collect();
         for generation in over {
             self.remove(generation, Origin::Nobody, now);

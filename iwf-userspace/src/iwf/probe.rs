@@ -94,6 +94,8 @@ impl Iwf {
             external: Some(external),
             choice: PortChoice::Exact,
             remote: RemotePeer::Any,
+            description: None,
+            patient: false,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -2,9 +2,8 @@
 
 use super::{Iwf, Saved, StoreChange};
 use crate::mapping::record::MappingRecord;
-use crate::mapping::{MAX_LEASE, Mapping, PortChoice};
-use crate::proto::pcp_client::{self, Want};
-use crate::types::{Generation, Instant, Lifetime};
+use crate::proto::pcp_client;
+use crate::types::{Generation, Instant};
 
 impl Iwf {
     /// Takes over what the store kept. Called once, before any input.
@@ -30,7 +29,7 @@ impl Iwf {
         let mapping = record.mapping(&self.clock, now);
         let generation = mapping.generation;
         let adopted = mapping.upstream.map(|lease| pcp_client::Input::Adopt {
-            want: want(&mapping, lease.server, now),
+            want: self.want(&mapping, lease.server, mapping.claim.port, now),
             lease,
             external,
         });
@@ -47,26 +46,5 @@ impl Iwf {
     fn discard(&mut self, generation: Generation, now: Instant) {
         self.tell(pcp_client::Input::Abandon(generation), now);
         self.persist(StoreChange::Delete(generation), None);
-    }
-}
-
-fn want(mapping: &Mapping, server: std::net::SocketAddr, now: Instant) -> Want {
-    let left = mapping.lease_ends.saturating_duration_since(now).as_secs();
-    Want {
-        id: mapping.generation,
-        server,
-        protocol: mapping.protocol,
-        port: mapping.nat1.port,
-        external: match mapping.port_choice {
-            PortChoice::Exact | PortChoice::Any => mapping.claim.port,
-        },
-        choice: mapping.port_choice,
-        remote: mapping.remote,
-        lifetime: Lifetime(
-            u32::try_from(left)
-                .unwrap_or(u32::MAX)
-                .clamp(1, MAX_LEASE.0),
-        ),
-        until: mapping.lease_ends,
     }
 }

@@ -22,6 +22,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Bounds of the table.
     pub limits: Limits,
+    /// Whether servers are told the descriptions of mappings (AMB-18: they may be private).
+    pub send_descriptions: bool,
     /// Longest time until an action is answered, at most 30 s.
     pub deadline: Duration,
     /// Value of DefaultConnectionService (Layer3Forwarding:1).
@@ -36,6 +38,7 @@ impl Default for Settings {
             private_wan: PrivateWan::Refuse,
             policy: Policy::default(),
             limits: Limits::default(),
+            send_descriptions: false,
             deadline: SOAP_DEADLINE,
             default_connection_service: String::new(),
         }

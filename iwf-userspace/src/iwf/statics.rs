@@ -11,7 +11,7 @@ use super::{Iwf, Notice, add};
 use crate::mapping::policy::is_lan_host;
 use crate::mapping::{Claim, MAX_LEASE, Mapping, NEVER, Owner, PortChoice, State, StaticMapping};
 use crate::proto::igd::{NewMapping, Refusal};
-use crate::proto::pcp_client;
+use crate::proto::pcp_client::{self, Want};
 use crate::types::{ExternalEndpoint, ExternalPort, Instant, Protocol};
 
 /// First wait after a failure, doubled with each further one.
@@ -24,6 +24,10 @@ const LONGEST: Duration = Duration::from_secs(120);
 pub(super) struct Statics {
     /// `None` until it was told.
     stated: Option<BTreeMap<(Protocol, ExternalPort), Stated>>,
+    /// The table's revision that it was compared with; `None`: something here has changed since.
+    compared: Option<u64>,
+    /// When the next attempt is due, as of that comparison.
+    next: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,7 @@ impl Statics {
             (key, stated)
         });
         self.stated = Some(next.collect());
+        self.compared = None;
     }
 
     /// Whether the configuration states a mapping of that external port, in force or not.
@@ -82,6 +87,7 @@ impl Statics {
 
     /// What was in the way may have gone.
     pub(super) fn retry_now(&mut self, now: Instant) {
+        self.compared = None;
         for stated in self.stated.iter_mut().flat_map(BTreeMap::values_mut) {
             (stated.at, stated.wait) = (now, FIRST);
         }
@@ -92,6 +98,7 @@ impl Statics {
     }
 
     fn get_mut(&mut self, protocol: Protocol, port: ExternalPort) -> Option<&mut Stated> {
+        self.compared = None;
         self.stated.as_mut()?.get_mut(&(protocol, port))
     }
 
@@ -120,7 +127,9 @@ impl Iwf {
 
     /// Brings the table nearer to what the configuration states.
     pub(super) fn follow_statics(&mut self, now: Instant) {
-        if self.statics.stated.is_none() {
+        // Only what concerns the configuration's mappings is a reason to look at them all.
+        let due = self.statics.next.is_some_and(|at| at <= now);
+        if self.statics.stated.is_none() || (self.is_compared() && !due) {
             return;
         }
         self.end_strays(now);
@@ -136,11 +145,28 @@ impl Iwf {
                 self.static_waits(protocol, port, problem, now);
             }
         }
+        self.statics.compared = Some(self.table.revision());
         self.pump(now);
+        self.statics.next = self.due_static();
+    }
+
+    /// Whether nothing has happened to the configuration's mappings since they were looked at.
+    fn is_compared(&self) -> bool {
+        self.statics.compared == Some(self.table.revision())
     }
 
     /// When the next attempt is due.
     pub(super) fn next_static(&self) -> Option<Instant> {
+        self.statics.next
+    }
+
+    /// Whether [`Iwf::next_static`] is what a look at every one of them says.
+    #[cfg(test)]
+    pub(crate) fn statics_are_consistent(&self) -> bool {
+        !self.is_compared() || self.statics.next == self.due_static()
+    }
+
+    fn due_static(&self) -> Option<Instant> {
         self.statics
             .iter()
             .filter(|stated| self.static_holder(&stated.mapping).is_none())
@@ -195,12 +221,10 @@ impl Iwf {
     /// Takes out what is no longer stated; a text that changed is changed in place.
     fn end_strays(&mut self, now: Instant) {
         let idle = |mapping: &&Mapping| {
-            mapping.owner == Owner::Configuration
-                && mapping.state == State::Active
-                && !self.jobs.contains_key(&mapping.generation)
+            mapping.state == State::Active && !self.jobs.contains_key(&mapping.generation)
         };
         let (mut strays, mut renamed) = (Vec::new(), Vec::new());
-        for mapping in self.table.iter().filter(idle) {
+        for mapping in self.table.configured().filter(idle) {
             match self.statics.behind(mapping) {
                 None => strays.push(mapping.generation),
                 Some(stated) if stated.description != mapping.description => {
@@ -278,7 +302,10 @@ impl Iwf {
             port_choice: PortChoice::Exact,
             upstream: None,
         };
-        let want = server.map(|server| self.want(&mapping, server, Some(external), now));
+        let want = server.map(|server| Want {
+            patient: true,
+            ..self.want(&mapping, server, Some(external), now)
+        });
         self.table.put(mapping).map_err(add::refusal_of)?;
         let origin = Origin::Configuration(protocol, external);
         let deadline = now + self.settings.deadline;

@@ -7,7 +7,7 @@ use crate::mapping::Mapping;
 use crate::proto::pcp_client::Ignored;
 use crate::reconcile::desired::desired;
 use crate::reconcile::invariants::{self, Violation};
-use crate::types::{Epoch, Instant, NatEntry};
+use crate::types::{Epoch, Generation, Instant, NatEntry};
 
 pub use crate::proto::pcp_client::Liveness as ServerState;
 
@@ -26,6 +26,11 @@ impl Iwf {
     /// Every mapping, pending and probing ones included, by generation.
     pub fn mappings(&self) -> impl Iterator<Item = &Mapping> {
         self.table.iter()
+    }
+
+    /// One mapping.
+    pub fn mapping(&self, generation: Generation) -> Option<&Mapping> {
+        self.table.get(generation)
     }
 
     /// The mode in force.
@@ -57,6 +62,18 @@ impl Iwf {
     /// Datagrams from servers that had no effect.
     pub fn ignored_upstream(&self) -> Ignored {
         self.client.ignored()
+    }
+
+    /// Whether every deadline is in its place: what nobody finds is never done.
+    #[cfg(test)]
+    pub(crate) fn is_consistent(&self) -> bool {
+        self.client.is_consistent() && self.statics_are_consistent()
+    }
+
+    /// Leases and mappings looked at so far: what an input costs, whatever the machine.
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> u64 {
+        self.client.looks() + self.table.looks()
     }
 
     /// What the kernel should hold at `now`.

@@ -1,5 +1,7 @@
 //! What the PCP client reports.
 
+use std::net::SocketAddr;
+
 use super::job::{Kind, Origin, Stage};
 use super::{Effect, Iwf, Mode, Notice, StoreChange};
 use crate::mapping::record::MappingRecord;
@@ -25,9 +27,25 @@ impl Iwf {
                 } => self.granted(id, lease, external, now),
                 pcp_client::Effect::Refused {
                     id,
+                    server,
                     result,
                     lifetime,
-                } => self.refused(id, result, lifetime, now),
+                    asked,
+                } => {
+                    if asked {
+                        self.tell_refusal(id, server, result, false);
+                    }
+                    self.refused(id, result, lifetime, now);
+                }
+                pcp_client::Effect::Trouble { id, server, result } => {
+                    self.tell_refusal(id, server, result, true);
+                }
+                pcp_client::Effect::GivenBack { id, server } => {
+                    self.notify(Notice::GivenBack {
+                        generation: id,
+                        server,
+                    });
+                }
                 pcp_client::Effect::Lost { id } => self.lost(id, now),
                 pcp_client::Effect::Released { id, result } => self.released(id, result, now),
                 pcp_client::Effect::EpochReset(server) => {
@@ -42,6 +60,10 @@ impl Iwf {
                     self.persist(change, None);
                 }
                 pcp_client::Effect::Liveness(_) => self.choose_mode(now),
+                pcp_client::Effect::Speaks(server) => {
+                    let speaks = self.client.speaks(server);
+                    self.notify(Notice::ServerSpeaks { server, speaks });
+                }
             }
         }
         let connected = self.connection_status() == "Connected";
@@ -50,6 +72,21 @@ impl Iwf {
         } else {
             None
         };
+    }
+
+    fn tell_refusal(
+        &mut self,
+        generation: Generation,
+        server: SocketAddr,
+        result: ResultCode,
+        renewal: bool,
+    ) {
+        self.notify(Notice::UpstreamRefused {
+            generation,
+            server,
+            result,
+            renewal,
+        });
     }
 
     fn granted(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint, now: Instant) {
@@ -78,9 +115,9 @@ impl Iwf {
 
     /// A lease was confirmed, or came back: store and kernel follow it.
     fn renewed(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint, now: Instant) {
-        if self.table.get(id).is_none() {
+        let Some(before) = self.table.get(id).map(|mapping| mapping.claim) else {
             return self.tell(pcp_client::Input::Abandon(id), now);
-        }
+        };
         if !self.update_lease(id, lease, external) {
             return self.remove(id, Origin::Nobody, now);
         }
@@ -93,6 +130,13 @@ impl Iwf {
         }
         self.write_nat(entry, None);
         self.notify(Notice::Renewed(id));
+        if let Some(before) = before.endpoint().filter(|before| *before != external) {
+            self.notify(Notice::Moved {
+                generation: id,
+                before,
+                after: external,
+            });
+        }
     }
 
     /// Whether the table took the lease: another mapping may have that external port.

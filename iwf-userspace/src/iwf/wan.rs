@@ -30,7 +30,7 @@ impl Iwf {
             self.drop_address_query(now);
             self.forget_address();
         }
-        self.tell(pcp_client::Input::Local(self.wan.address), now);
+        self.tell(pcp_client::Input::Local(self.wan.local()), now);
         let servers = self.servers_to_watch();
         self.tell(pcp_client::Input::Servers(servers), now);
         if self.wan.address.is_some() {
@@ -64,7 +64,7 @@ impl Iwf {
         if self.wan.pool.is_empty() || self.needs_first() {
             return Some(first);
         }
-        let mut own = self.table.iter().filter(|m| m.internal.addr == host);
+        let mut own = self.table.at_host(host);
         let held = own.find(|m| self.is_ours(m.nat1.addr));
         Some(held.map_or_else(|| self.paired(host, first), |m| m.nat1.addr))
     }

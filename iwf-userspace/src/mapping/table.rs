@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use super::policy::Limits;
 use super::{Mapping, Owner, State};
-use crate::types::{ExternalPort, Generation, InternalEndpoint, Protocol};
+use crate::types::{ExternalPort, Generation, Instant, InternalEndpoint, Protocol};
 
 /// Every mapping, with an index for each thing that must not be held twice.
 ///
@@ -21,6 +21,14 @@ pub struct Table {
     by_internal: BTreeSet<(Protocol, InternalEndpoint, Generation)>,
     by_nat1: BTreeMap<(Protocol, ExternalPort), Generation>,
     per_host: BTreeMap<Ipv4Addr, usize>,
+    by_host: BTreeSet<(Ipv4Addr, Generation)>,
+    by_end: BTreeSet<(Instant, Generation)>,
+    configured: BTreeSet<Generation>,
+    /// Steps with every change of a mapping that the configuration states.
+    revision: u64,
+    /// Mappings looked at so far, by which a test tells what an input costs.
+    #[cfg(test)]
+    looks: std::cell::Cell<u64>,
 }
 
 /// Why a mapping cannot enter the table.
@@ -50,6 +58,12 @@ impl Table {
             by_internal: BTreeSet::new(),
             by_nat1: BTreeMap::new(),
             per_host: BTreeMap::new(),
+            by_host: BTreeSet::new(),
+            by_end: BTreeSet::new(),
+            configured: BTreeSet::new(),
+            revision: 0,
+            #[cfg(test)]
+            looks: std::cell::Cell::new(0),
         }
     }
 
@@ -66,8 +80,16 @@ impl Table {
             .insert((protocol, mapping.internal, generation));
         self.by_nat1
             .insert((protocol, mapping.nat1.port), generation);
-        if mapping.owner == Owner::ControlPoint {
-            *self.per_host.entry(mapping.internal.addr).or_default() += 1;
+        self.by_host.insert((mapping.internal.addr, generation));
+        self.by_end.insert((mapping.lease_ends, generation));
+        match mapping.owner {
+            Owner::ControlPoint => {
+                *self.per_host.entry(mapping.internal.addr).or_default() += 1;
+            }
+            Owner::Configuration => {
+                self.configured.insert(generation);
+                self.revision += 1;
+            }
         }
         self.entries.insert(generation, mapping);
         Ok(())
@@ -83,6 +105,11 @@ impl Table {
         self.by_internal
             .remove(&(protocol, mapping.internal, generation));
         self.by_nat1.remove(&(protocol, mapping.nat1.port));
+        self.by_host.remove(&(mapping.internal.addr, generation));
+        self.by_end.remove(&(mapping.lease_ends, generation));
+        if self.configured.remove(&generation) {
+            self.revision += 1;
+        }
         if mapping.owner == Owner::ControlPoint
             && let Some(count) = self.per_host.get_mut(&mapping.internal.addr)
         {
@@ -96,6 +123,7 @@ impl Table {
 
     /// The mapping of this generation.
     pub fn get(&self, generation: Generation) -> Option<&Mapping> {
+        self.look();
         self.entries.get(&generation)
     }
 
@@ -103,7 +131,44 @@ impl Table {
     pub fn set_state(&mut self, generation: Generation, state: State) {
         if let Some(mapping) = self.entries.get_mut(&generation) {
             mapping.state = state;
+            if mapping.owner == Owner::Configuration {
+                self.revision += 1;
+            }
         }
+    }
+
+    /// The mappings whose internal address this is, by rising generation.
+    pub fn at_host(&self, addr: Ipv4Addr) -> impl Iterator<Item = &Mapping> {
+        let from = |generation| (addr, Generation(generation));
+        let range = self.by_host.range(from(0)..=from(u32::MAX));
+        range.filter_map(|(_, generation)| self.get(*generation))
+    }
+
+    /// The mappings in the order in which the leases of their control points end.
+    pub fn by_end(&self) -> impl Iterator<Item = (Instant, Generation)> {
+        self.by_end.iter().copied()
+    }
+
+    /// The mappings that the configuration states.
+    pub fn configured(&self) -> impl Iterator<Item = &Mapping> {
+        let all = self.configured.iter();
+        all.filter_map(|generation| self.get(*generation))
+    }
+
+    /// Steps with every change of a mapping that the configuration states.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Mappings looked at so far.
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.get()
+    }
+
+    fn look(&self) {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + 1);
     }
 
     /// Who holds this outermost external port.
@@ -131,7 +196,7 @@ impl Table {
 
     /// Every mapping by rising generation, which is the order of their making.
     pub fn iter(&self) -> impl Iterator<Item = &Mapping> {
-        self.entries.values()
+        self.entries.values().inspect(|_| self.look())
     }
 
     /// How many control points would see if they could see all.

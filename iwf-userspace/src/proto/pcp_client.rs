@@ -10,7 +10,9 @@
 
 mod epoch;
 mod lease;
+mod messages;
 mod negative;
+mod pace;
 mod renewal;
 mod respond;
 mod retransmit;
@@ -21,195 +23,46 @@ mod timeout;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 
 use crate::mapping::{Lease as Granted, PortChoice};
+use crate::types::timed::Timed;
 use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, MappingNonce, Protocol,
-    RemotePeer,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
+    Protocol,
 };
-use crate::wire::pcp::ResultCode;
+pub use messages::{Effect, Ignored, Input, Liveness, Speaks, Want};
+pub use pace::{BURST as PACE_BURST, INTERVAL as PACE_INTERVAL};
+
 use lease::{Ended, Insist, Lease, Phase, Purpose, Tuple};
+use pace::Turn;
 use server::Server;
 
 /// RFC 6887 section 8.3 and AMB-01: longer lifetimes are taken for this one.
 pub const MAX_LIFETIME: Lifetime = Lifetime(86_400);
 
-/// Released leases remembered at once; beyond it the one that would be forgotten first is.
-const MAX_ENDED: usize = 1024;
+/// Released leases remembered at once: more than a table of mappings holds. Beyond it the one that is due first, which
+/// has been told to the server most often, is forgotten.
+const MAX_ENDED: usize = 16_384;
+/// AMB-18: a server keeps at least so many octets of a description, and no more is told.
+pub const MAX_DESCRIPTION: usize = 128;
 /// For how long a late grant for a lease that was given up is recognized and deleted.
 const LATE_GRANT: Duration = Duration::from_secs(120);
-
-/// A lease somebody wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Want {
-    /// Names the lease.
-    pub id: Generation,
-    /// Who is asked.
-    pub server: SocketAddr,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// External port of our NAT, the internal one for the server.
-    pub port: ExternalPort,
-    /// The external port asked for; `None` for no preference.
-    pub external: Option<ExternalPort>,
-    /// Whether another external port will do.
-    pub choice: PortChoice,
-    /// Who may come in.
-    pub remote: RemotePeer,
-    /// For how long it is wanted from now on.
-    pub lifetime: Lifetime,
-    /// When it is no longer wanted; renewals never ask for more.
-    pub until: Instant,
-}
-
-/// What the client is told.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// Get this lease; if there is one of that name, on these terms from now on. Answered by
-    /// [`Effect::Granted`] or [`Effect::Refused`], unless it is released before.
-    Request(Want),
-    /// Keep a lease that was granted in an earlier life; if it has lapsed, get it back.
-    Adopt {
-        /// The terms.
-        want: Want,
-        /// Server, nonce and end.
-        lease: Granted,
-        /// What was assigned.
-        external: ExternalEndpoint,
-    },
-    /// Get a lease back that was granted elsewhere (another address of ours, another server) or not at all yet,
-    /// at the same external endpoint if it can be. Answered by [`Effect::Granted`] or [`Effect::Lost`].
-    Reacquire {
-        /// The terms.
-        want: Want,
-        /// What was assigned before.
-        external: ExternalEndpoint,
-    },
-    /// Nobody waits for it: delete it upstream in the background.
-    Abandon(Generation),
-    /// Delete it upstream; answered by [`Effect::Released`].
-    Release(Generation),
-    /// Stop deleting it and make sure that it is still there.
-    Keep(Generation),
-    /// It is wanted on these terms from the next request on, which is sent when it is due. Nobody waits for an
-    /// answer any more: an end of it is reported by [`Effect::Lost`].
-    Terms(Want),
-    /// Our address on the WAN; `None` while it is down, when nothing is sent. What was granted to another
-    /// address is not touched: see [`Input::Reacquire`].
-    Local(Option<Ipv4Addr>),
-    /// The servers to keep in contact with.
-    Servers(Vec<SocketAddr>),
-    /// What was known of a server's clock in an earlier life, so many seconds ago.
-    History {
-        /// Its address.
-        server: IpAddr,
-        /// Its clock then.
-        epoch: Epoch,
-        /// Seconds since then.
-        ago: u64,
-    },
-    /// A datagram from a server.
-    Datagram {
-        /// Its source.
-        from: SocketAddr,
-        /// The UDP payload.
-        payload: Vec<u8>,
-    },
-    /// A hard error for what was sent to that server.
-    Unreachable(SocketAddr),
-}
-
-/// What the client wants done, or has to say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Send a datagram.
-    Send {
-        /// Where to.
-        server: SocketAddr,
-        /// The UDP payload.
-        payload: Vec<u8>,
-    },
-    /// The lease is good until its new end, at this endpoint.
-    Granted {
-        /// Names the lease.
-        id: Generation,
-        /// Server, nonce and end.
-        lease: Granted,
-        /// What was assigned.
-        external: ExternalEndpoint,
-    },
-    /// What was asked for by [`Input::Request`] was refused. A lease that was there before goes on as it was,
-    /// unless [`Effect::Lost`] follows.
-    Refused {
-        /// Names the lease.
-        id: Generation,
-        /// Why.
-        result: ResultCode,
-        /// For how long the refusal stands.
-        lifetime: Lifetime,
-    },
-    /// The lease has ended without having been released.
-    Lost {
-        /// Names the lease.
-        id: Generation,
-    },
-    /// The outcome of [`Input::Release`]; after an error the lease goes on as it was.
-    Released {
-        /// Names the lease.
-        id: Generation,
-        /// The outcome.
-        result: Result<(), ResultCode>,
-    },
-    /// A server has lost its state; its leases are being asked for again.
-    EpochReset(SocketAddr),
-    /// Worth storing: a server's clock was seen for the first time, or anew after a restart of it.
-    EpochSeen {
-        /// The server.
-        server: SocketAddr,
-        /// Its clock.
-        epoch: Epoch,
-    },
-    /// A server has begun or ceased to answer.
-    Liveness(SocketAddr),
-}
-
-/// Whether a server answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Liveness {
-    /// Asked, no verdict yet.
-    Unknown,
-    /// It answered last time.
-    Answering,
-    /// It did not answer in time, or nobody listens there.
-    Silent,
-}
-
-/// Datagrams from servers that had no effect, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ignored {
-    /// Not from a server that is asked.
-    pub stranger: u64,
-    /// Not a PCP response.
-    pub malformed: u64,
-    /// Answers nothing that was asked.
-    pub unmatched: u64,
-}
 
 /// The machine.
 #[derive(Debug)]
 pub struct PcpClient {
     rng: StdRng,
-    local: Option<Ipv4Addr>,
-    /// The last address there was.
-    last_local: Option<Ipv4Addr>,
+    local: LocalAddrs,
+    /// The last addresses there were.
+    last_local: LocalAddrs,
     servers: BTreeMap<SocketAddr, Server>,
-    leases: BTreeMap<Generation, Lease>,
+    leases: Timed<Generation, Lease>,
     by_tuple: BTreeMap<Tuple, Generation>,
-    ended: BTreeMap<Tuple, Ended>,
+    ended: Timed<Tuple, Ended>,
     history: BTreeMap<IpAddr, epoch::EpochClock>,
     effects: VecDeque<Effect>,
     ignored: Ignored,
@@ -220,12 +73,12 @@ impl PcpClient {
     pub const fn new(rng: StdRng) -> Self {
         Self {
             rng,
-            local: None,
-            last_local: None,
+            local: LocalAddrs { v4: None, v6: None },
+            last_local: LocalAddrs { v4: None, v6: None },
             servers: BTreeMap::new(),
-            leases: BTreeMap::new(),
+            leases: Timed::new(),
             by_tuple: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            ended: Timed::new(),
             history: BTreeMap::new(),
             effects: VecDeque::new(),
             ignored: Ignored {
@@ -267,15 +120,64 @@ impl PcpClient {
             Input::Datagram { from, payload } => self.receive(from, &payload, now),
             Input::Unreachable(server) => self.unreachable(server, now),
         }
+        self.settle();
     }
 
     /// When [`PcpClient::handle_timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let up = self.local.is_some();
-        let leases = self.leases.values().filter_map(|l| l.next_event(up));
-        let ended = self.ended.values().map(|e| e.next_event(up));
-        let servers = self.servers.values().filter_map(|s| s.next_event(up));
-        leases.chain(ended).chain(servers).min()
+        let servers = self.servers.iter();
+        let servers = servers.filter_map(|(at, s)| s.next_event(self.is_up(*at)));
+        let leases = [self.leases.next(), self.ended.next()];
+        leases.into_iter().flatten().chain(servers).min()
+    }
+
+    /// Brings the order of deadlines up to date with what was changed.
+    fn settle(&mut self) {
+        let local = self.local;
+        let up = |server| local.towards(server).is_some();
+        let servers = &mut self.servers;
+        self.leases.settle(
+            |_, lease| lease.next_event(up(lease.want.server)),
+            |id, lease| {
+                // There are no more servers than the configuration can name, and those of before.
+                for server in servers.values_mut() {
+                    server.unanswered.remove(id);
+                }
+                if let Some(lease) = lease.filter(|lease| lease.is_unanswered())
+                    && let Some(server) = servers.get_mut(&lease.want.server)
+                {
+                    server.unanswered.insert(*id);
+                }
+            },
+        );
+        self.ended
+            .settle(|of, ended| Some(ended.next_event(up(of.0))), |_, _| {});
+    }
+
+    /// Whether every deadline is where it belongs.
+    #[cfg(test)]
+    pub(crate) fn is_consistent(&self) -> bool {
+        let leases =
+            |_: &Generation, lease: &Lease| lease.next_event(self.is_up(lease.want.server));
+        let ended = |of: &Tuple, ended: &Ended| Some(ended.next_event(self.is_up(of.0)));
+        let named = |(tuple, id): (&Tuple, &Generation)| {
+            let lease = self.leases.get(id);
+            lease.is_some_and(|lease| lease.tuple() == *tuple)
+        };
+        self.leases.is_settled(leases)
+            && self.ended.is_settled(ended)
+            && self.leases.len() == self.by_tuple.len()
+            && self.by_tuple.iter().all(named)
+    }
+
+    /// Leases looked at so far.
+    #[cfg(test)]
+    pub(crate) fn looks(&self) -> u64 {
+        self.leases.looks.get() + self.ended.looks.get()
+    }
+
+    fn is_up(&self, server: SocketAddr) -> bool {
+        self.local.towards(server).is_some()
     }
 
     /// The next effect, until `None`.
@@ -286,6 +188,12 @@ impl PcpClient {
     /// Whether a server answers; `None` if it is not known here.
     pub fn liveness(&self, server: SocketAddr) -> Option<Liveness> {
         self.servers.get(&server).map(|s| s.liveness)
+    }
+
+    /// What a server was found to speak.
+    pub fn speaks(&self, server: SocketAddr) -> Speaks {
+        let server = self.servers.get(&server);
+        server.map_or(Speaks::Unknown, |server| server.speaks)
     }
 
     /// Whether a server has ever answered, in this life or an earlier one.
@@ -328,7 +236,7 @@ impl PcpClient {
             };
             let mut lease = Lease::new(want, nonce, insist, Purpose::Answer, now);
             (lease.known, lease.grant) = (known, grant);
-            self.leases.insert(id, lease);
+            self.insert(lease);
             self.handle_timeout(now);
             return;
         }
@@ -341,8 +249,10 @@ impl PcpClient {
         if let Some(result) = refused {
             self.effects.push_back(Effect::Refused {
                 id,
+                server: want.server,
                 result,
                 lifetime: Lifetime(0),
+                asked: false,
             });
             return;
         }
@@ -356,6 +266,10 @@ impl PcpClient {
     }
 
     fn adopt(&mut self, want: Want, lease: Granted, external: ExternalEndpoint, now: Instant) {
+        // Two records of one tuple contradict each other. The server has room for one, and the first stands.
+        if self.by_tuple.contains_key(&want.tuple()) {
+            return;
+        }
         let mut held = Lease::new(want, lease.nonce, Insist::Endpoint, Purpose::Restore, now);
         held.known = Some(external);
         if lease.expires > now {
@@ -367,40 +281,39 @@ impl PcpClient {
             );
             self.insert(held);
         } else {
-            held.suspend();
+            let id = held.want.id;
             self.insert(held);
-            self.server(want.server).recover(want.id, now);
+            self.line_up(id);
         }
     }
 
     fn reacquire(&mut self, want: Want, external: ExternalEndpoint, now: Instant) {
-        let old = self.leases.get(&want.id);
+        let id = want.id;
+        let old = self.leases.get(&id);
         let grant = old.and_then(|lease| lease.grant);
         let kept = old.filter(|lease| lease.tuple() == want.tuple());
         let nonce = match kept.map(|lease| lease.nonce) {
             Some(nonce) => nonce,
             None => {
-                self.abandon(want.id, now);
+                self.abandon(id, now);
                 self.nonce_for(want.tuple())
             }
         };
         let mut lease = Lease::new(want, nonce, Insist::Endpoint, Purpose::Restore, now);
         (lease.known, lease.grant) = (Some(external), grant);
-        lease.suspend();
         self.insert(lease);
-        self.server(want.server).recover(want.id, now);
+        self.line_up(id);
         self.handle_timeout(now);
     }
 
     fn abandon(&mut self, id: Generation, now: Instant) {
-        let Some(lease) = self.leases.remove(&id) else {
+        let Some(lease) = self.take_out(id) else {
             return;
         };
         let tuple = lease.tuple();
-        self.by_tuple.remove(&tuple);
         if lease.last_sent.is_some() || lease.grant.is_some() {
             let until = lease.may_last_until(now).max(now + LATE_GRANT);
-            self.end(tuple, Ended::deleting(&lease, until, now), now);
+            self.end(tuple, Ended::deleting(&lease, until, now));
         }
         self.handle_timeout(now);
     }
@@ -416,6 +329,7 @@ impl PcpClient {
             at: now,
             again: false,
         };
+        self.leave_line(id);
         self.handle_timeout(now);
     }
 
@@ -426,35 +340,56 @@ impl PcpClient {
         self.handle_timeout(now);
     }
 
-    fn set_local(&mut self, local: Option<Ipv4Addr>, now: Instant) {
+    fn set_local(&mut self, local: LocalAddrs, now: Instant) {
         if self.local == local {
             return;
         }
-        self.local = local;
-        if let Some(addr) = local {
-            if self
-                .last_local
-                .replace(addr)
-                .is_some_and(|last| last != addr)
-            {
-                self.readdress(now);
+        let before = std::mem::replace(&mut self.local, local);
+        let last = self.last_local;
+        let moved = LocalAddrs {
+            v4: local
+                .v4
+                .filter(|_| last.v4.is_some() && last.v4 != local.v4),
+            v6: local
+                .v6
+                .filter(|_| last.v6.is_some() && last.v6 != local.v6),
+        };
+        self.last_local = LocalAddrs {
+            v4: local.v4.or(last.v4),
+            v6: local.v6.or(last.v6),
+        };
+        self.readdress(moved, now);
+        self.leases.touch_all();
+        self.ended.touch_all();
+        for (address, server) in &mut self.servers {
+            let own = local.towards(*address);
+            if own.is_some() && own != before.towards(*address) {
+                server.probe(now);
             }
-            self.servers.values_mut().for_each(|s| s.probe(now));
         }
         self.handle_timeout(now);
     }
 
-    /// Our address has changed: what was said about the old one is void, and what is under way starts anew.
-    fn readdress(&mut self, now: Instant) {
-        self.ended.clear();
-        for server in self.servers.values_mut() {
-            server.negative.clear();
+    /// Addresses of ours have changed: what was said about the old ones is void, and what is under way starts anew.
+    fn readdress(&mut self, moved: LocalAddrs, now: Instant) {
+        let concerned = |server: SocketAddr| moved.towards(server).is_some();
+        let void: Vec<_> = self.ended.iter().map(|(tuple, _)| *tuple).collect();
+        for tuple in void.into_iter().filter(|tuple| concerned(tuple.0)) {
+            self.forget_ended(tuple);
         }
-        for lease in self.leases.values_mut() {
-            if let Phase::Requesting { backoff, at, .. } = &mut lease.phase
-                && at.is_some()
+        for (address, server) in &mut self.servers {
+            if concerned(*address) {
+                server.negative.clear();
+                server.pace.forget_open();
+            }
+        }
+        let all: Vec<_> = self.leases.iter().map(|(id, _)| *id).collect();
+        for id in all {
+            if let Some(lease) = self.leases.get_mut(&id)
+                && let Phase::Requesting { backoff, at, .. } = &mut lease.phase
+                && concerned(lease.want.server)
             {
-                (*backoff, *at) = (retransmit::Backoff::default(), Some(now));
+                (*backoff, *at) = (retransmit::Backoff::default(), now);
             }
         }
     }
@@ -472,8 +407,8 @@ impl PcpClient {
             });
         }
         let in_use = |address: &SocketAddr| {
-            self.leases.values().any(|l| l.want.server == *address)
-                || self.ended.keys().any(|(server, _, _)| server == address)
+            self.leases.iter().any(|(_, l)| l.want.server == *address)
+                || self.ended.iter().any(|((server, ..), _)| server == address)
         };
         self.servers
             .retain(|address, server| server.listed || in_use(address));
@@ -484,6 +419,10 @@ impl PcpClient {
         let Some(server) = self.servers.get_mut(&address) else {
             return;
         };
+        if server.speaks != Speaks::Nothing {
+            server.speaks = Speaks::Nothing;
+            self.effects.push_back(Effect::Speaks(address));
+        }
         // A restarting server comes back within seconds, so it is asked again soon.
         if server.liveness != Liveness::Silent {
             server.liveness = Liveness::Silent;
@@ -501,28 +440,71 @@ impl PcpClient {
     }
 
     fn insert(&mut self, lease: Lease) {
-        self.server(lease.want.server);
-        self.by_tuple.insert(lease.tuple(), lease.want.id);
-        self.leases.insert(lease.want.id, lease);
+        let (id, tuple) = (lease.want.id, lease.tuple());
+        self.take_out(id);
+        self.server(tuple.0);
+        self.by_tuple.insert(tuple, id);
+        self.leases.insert(id, lease);
+    }
+
+    /// Removes a lease from everywhere.
+    fn take_out(&mut self, id: Generation) -> Option<Lease> {
+        let lease = self.leases.remove(&id)?;
+        if self.by_tuple.get(&lease.tuple()) == Some(&id) {
+            self.by_tuple.remove(&lease.tuple());
+        }
+        if let Some(server) = self.servers.get_mut(&lease.want.server) {
+            server.pace.leave(Turn::Lease(id));
+        }
+        Some(lease)
+    }
+
+    /// Asks for a lease again when its turn comes.
+    fn line_up(&mut self, id: Generation) {
+        if let Some(lease) = self.leases.get_mut(&id)
+            && let Some(server) = self.servers.get_mut(&lease.want.server)
+        {
+            lease.in_line = true;
+            server.pace.join(Turn::Lease(id));
+        }
+    }
+
+    /// It need not wait for its turn any more, and no answer is missing.
+    fn leave_line(&mut self, id: Generation) {
+        if let Some(lease) = self.leases.get_mut(&id)
+            && let Some(server) = self.servers.get_mut(&lease.want.server)
+        {
+            lease.in_line = false;
+            server.pace.leave(Turn::Lease(id));
+        }
     }
 
     /// The nonce of a tuple the server may still know, or a new one (AMB-02, IWF-067).
     fn nonce_for(&mut self, tuple: Tuple) -> MappingNonce {
         use rand::RngExt;
-        match self.ended.remove(&tuple) {
+        match self.forget_ended(tuple) {
             Some(ended) => ended.nonce,
             None => MappingNonce(self.rng.random()),
         }
     }
 
-    fn end(&mut self, tuple: Tuple, ended: Ended, now: Instant) {
-        self.ended.retain(|_, held| held.until > now);
+    fn end(&mut self, tuple: Tuple, ended: Ended) {
         if self.ended.len() >= MAX_ENDED {
-            let first = self.ended.iter().min_by_key(|(_, held)| held.until);
-            if let Some(tuple) = first.map(|(tuple, _)| *tuple) {
-                self.ended.remove(&tuple);
+            self.settle();
+            if let Some(first) = self.ended.first() {
+                self.forget_ended(first);
             }
         }
+        self.forget_ended(tuple);
         self.ended.insert(tuple, ended);
+    }
+
+    fn forget_ended(&mut self, tuple: Tuple) -> Option<Ended> {
+        let ended = self.ended.remove(&tuple)?;
+        let (address, protocol, port) = tuple;
+        if let Some(server) = self.servers.get_mut(&address) {
+            server.pace.leave(Turn::Ended(protocol, port));
+        }
+        Some(ended)
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Kernel {
     calls: u64,
     /// Writes so far, by which a test tells that nothing was made anew.
     pub(super) writes: u64,
+    /// Entries removed so far.
+    pub(super) removals: u64,
 }
 
 impl Kernel {
@@ -47,6 +49,7 @@ impl Kernel {
         let key = (entry.protocol, entry.external);
         let same = |held: &NatEntry| held.internal == entry.internal;
         if self.entries.get(&key).is_some_and(same) {
+            self.removals += 1;
             self.entries.remove(&key);
         }
         Ok(())

@@ -5,7 +5,9 @@
 //! and what was answered with success must be so in all three tables.
 #![forbid(unsafe_code)]
 
+mod answers;
 mod arbitrary;
+mod defects;
 mod kernel;
 mod link;
 mod pool;
@@ -13,6 +15,7 @@ mod random;
 mod recovery;
 mod renewal;
 mod rules;
+mod scale;
 mod server;
 mod soap;
 mod statics;

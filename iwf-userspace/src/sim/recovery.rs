@@ -37,8 +37,8 @@ fn an_announcement_with_a_low_epoch_brings_every_mapping_back() {
         assert!(world.notices.contains(&Notice::EpochReset(address())));
         let mut last = restarted;
         for (at, _, body) in sent {
-            assert!(at.saturating_duration_since(restarted) <= Duration::from_millis(6050));
-            assert!(at == last || at >= last + Duration::from_millis(50) || last == restarted);
+            assert!(at.saturating_duration_since(restarted) <= Duration::from_secs(5));
+            assert!(at >= last);
             last = at;
             assert_eq!(
                 body.external_addr,

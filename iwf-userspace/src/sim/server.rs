@@ -38,6 +38,8 @@ pub(super) struct Server {
     pub(super) quarantine: u32,
     /// Answers the deletion of nothing with NO_RESOURCES, as miniupnpd does.
     pub(super) refuses_to_delete_nothing: bool,
+    /// Answers the deletion of nothing with NOT_AUTHORIZED, as other builds of it do.
+    pub(super) authorizes_no_deletion_of_nothing: bool,
     /// Internal ports below this one are refused, as Debian's miniupnpd is usually set up.
     pub(super) min_internal: u16,
     started: Instant,
@@ -68,6 +70,7 @@ impl Server {
             ignores_prefer_failure: false,
             quarantine: 0,
             refuses_to_delete_nothing: false,
+            authorizes_no_deletion_of_nothing: false,
             min_internal: 0,
             // Its clock does not begin with ours.
             started: now,
@@ -153,6 +156,9 @@ impl Server {
             assert_eq!(request.options, [], "IWF-063");
             if self.refuses_to_delete_nothing && !self.mappings.contains_key(&key) {
                 return error(self, ResultCode::NoResources, 30);
+            }
+            if self.authorizes_no_deletion_of_nothing && !self.mappings.contains_key(&key) {
+                return error(self, ResultCode::NotAuthorized, 1800);
             }
             let quarantine = self.quarantine;
             if let Some(held) = self.mappings.get_mut(&key)

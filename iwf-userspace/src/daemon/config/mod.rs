@@ -31,6 +31,8 @@ pub struct Config {
     pub behind_private_address: BehindPrivateAddress,
     /// PCP servers to ask, in order of preference. At most [`MAX_PCP_SERVERS`]; empty means none is used.
     pub pcp_servers: Vec<PcpServer>,
+    /// Whether PCP servers are told the descriptions of mappings (RFC 7220).
+    pub send_descriptions: bool,
     /// Where run-time files live.
     pub paths: Paths,
     /// Description and control server on the LAN.
@@ -427,6 +429,10 @@ impl Config {
                 self.behind_private_address != new.behind_private_address,
             ),
             ("upstream.pcp_servers", self.pcp_servers != new.pcp_servers),
+            (
+                "upstream.send_descriptions",
+                self.send_descriptions != new.send_descriptions,
+            ),
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),
             ("ssdp", self.ssdp != new.ssdp),

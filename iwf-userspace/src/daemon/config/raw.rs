@@ -106,6 +106,7 @@ macro_rules! section {
 
 section!(Upstream {
     pcp_servers: Vec<Spanned<String>> = vec![unplaced("default-router".to_owned())],
+    send_descriptions: bool = false,
 });
 section!(Paths {
     state_dir: String = "/var/lib/iwf",

@@ -59,6 +59,7 @@ impl TryFrom<raw::File> for Config {
                 ],
             )?,
             pcp_servers,
+            send_descriptions: *file.upstream.send_descriptions.get_ref(),
             paths: paths(&file.paths)?,
             http: http(&file.http)?,
             ssdp: SsdpConfig {

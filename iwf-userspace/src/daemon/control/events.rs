@@ -48,6 +48,8 @@ kinds! {
     MappingCreated = "mapping-created",
     /// Its upstream lease was confirmed again.
     MappingRenewed = "mapping-renewed",
+    /// Remote hosts reach it at another external endpoint than before.
+    MappingMoved = "mapping-moved",
     /// It is gone.
     MappingRemoved = "mapping-removed",
     /// A control point's wish was refused.
@@ -58,6 +60,12 @@ kinds! {
     ExternalAddress = "external-address",
     /// Address or gateway of the WAN has changed.
     WanChanged = "wan-changed",
+    /// A PCP server refused a mapping, or its renewal.
+    UpstreamRefused = "upstream-refused",
+    /// A PCP server granted another port than the one that was insisted on; it was given back.
+    GrantReturned = "grant-returned",
+    /// It became known what a PCP server speaks.
+    ServerSpeaks = "server-speaks",
     /// A PCP server answers.
     ServerAnswering = "server-answering",
     /// A PCP server does not answer any more.

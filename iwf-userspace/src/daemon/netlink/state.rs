@@ -42,6 +42,8 @@ pub(super) struct State {
     neighbours: BTreeMap<(u32, IpAddr), Mac>,
     stations: BTreeMap<(u32, Mac), Station>,
     next_hops: u32,
+    /// The WAN's address that was chosen, as long as it is there.
+    chosen: Option<Ipv4Addr>,
 }
 
 /// Behind which port a station was last seen. `aged` ones were forgotten by the bridge, which learns nothing
@@ -63,11 +65,23 @@ impl State {
             neighbours: BTreeMap::new(),
             stations: BTreeMap::new(),
             next_hops: 0,
+            chosen: None,
         }
     }
 
     /// Folds one message in. Messages that do not concern us change nothing.
     pub(super) fn fold(&mut self, message: &RouteNetlinkMessage) {
+        self.fold_in(message);
+        self.choose();
+    }
+
+    /// Chooses an address of the WAN if the one chosen before has gone.
+    fn choose(&mut self) {
+        let wan = self.find(&self.interfaces.wan);
+        self.chosen = wan.and_then(|(ifindex, _)| self.primary_address(ifindex));
+    }
+
+    fn fold_in(&mut self, message: &RouteNetlinkMessage) {
         #[expect(
             clippy::wildcard_enum_match_arm,
             reason = "the enum is open and has 50 variants of other subscriptions"
@@ -121,7 +135,7 @@ impl State {
     pub(super) fn resync(&mut self, dump: &[RouteNetlinkMessage]) {
         let mut fresh = Self::new(self.interfaces.clone());
         for message in dump {
-            fresh.fold(message);
+            fresh.fold_in(message);
         }
         // The bridge may have forgotten stations that are still there (see `Station`).
         for (&key, station) in &self.stations {
@@ -136,6 +150,8 @@ impl State {
             }
         }
         fresh.next_hops = self.next_hops;
+        fresh.chosen = self.chosen;
+        fresh.choose();
         let same = self.links == fresh.links
             && self.routes == fresh.routes
             && self.neighbours == fresh.neighbours
@@ -158,6 +174,9 @@ impl State {
                     .filter(|_| wan_works)
                     .and_then(|(ifindex, _)| self.default_gateway(ifindex)),
                 pool: Vec::new(),
+                address6: wan
+                    .filter(|_| wan_works)
+                    .and_then(|(ifindex, _)| self.global_address6(ifindex)),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
@@ -190,9 +209,13 @@ impl State {
             .map(|(&ifindex, link)| (ifindex, link))
     }
 
-    /// The lowest address of an interface that is not an additional one of its subnet: a fixed choice.
+    /// The address chosen before, as long as it is there: another one beside it is no reason to move what stands on it
+    /// (RFC 6887 section 11.5). Else the lowest that is not an additional one of its subnet: a fixed choice.
     fn primary_address(&self, ifindex: u32) -> Option<Ipv4Addr> {
-        self.own_addresses(ifindex).first().map(|(addr, _)| *addr)
+        let own = self.own_addresses(ifindex);
+        let mut addresses = own.iter().map(|(addr, _)| *addr);
+        let lowest = addresses.clone().next();
+        addresses.find(|addr| self.chosen == Some(*addr)).or(lowest)
     }
 
     /// Those addresses, lowest first.
@@ -203,6 +226,16 @@ impl State {
             IpAddr::V6(_) => None,
         })
         .collect()
+    }
+
+    /// The lowest global IPv6 address of an interface. Unique local ones lead nowhere (RFC 6887 section 8.4).
+    fn global_address6(&self, ifindex: u32) -> Option<Ipv6Addr> {
+        let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
+        own.filter_map(|a| match a.addr {
+            IpAddr::V6(addr) if addr.segments()[0] & 0xe000 == 0x2000 => Some(addr),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        })
+        .min()
     }
 
     fn default_gateway(&self, wan: u32) -> Option<Ipv4Addr> {

@@ -574,6 +574,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 let detail = format!("{protocol} {external}: {problem}; trying again");
                 self.tell_text(EventKind::StaticWaits, None, detail);
             }
+            Notice::Moved { .. }
+            | Notice::UpstreamRefused { .. }
+            | Notice::GivenBack { .. }
+            | Notice::ServerSpeaks { .. } => self.tell_upstream(notice),
             Notice::EpochReset(server) => {
                 info!(%server, "PCP server lost its state; asking for the mappings again");
                 let detail = "asking for the mappings again".to_owned();
@@ -583,7 +587,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     fn tell(&self, generation: Generation, kind: EventKind, what: &str) {
-        match self.core.mappings().find(|m| m.generation == generation) {
+        match self.core.mapping(generation) {
             Some(mapping) => {
                 info!(
                     %generation,

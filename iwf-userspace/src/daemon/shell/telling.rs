@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use iwf_common::event::EventKind as Told;
 use iwf_common::reason::DropReason;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::super::clock;
 use super::super::control::events::{EventKind, EventRow, Source};
@@ -14,9 +14,10 @@ use super::super::dataplane::{DataPlane, PlaneEvent};
 use super::super::reconciler::Repair;
 use super::super::store::Store;
 use super::Shell;
-use crate::iwf::ServerState;
+use crate::iwf::{Notice, ServerState, Speaks};
 use crate::mapping::Mapping;
-use crate::types::{NatEntry, UnixTime};
+use crate::types::{Generation, NatEntry, UnixTime};
+use crate::wire::pcp::ResultCode;
 use crate::wire::soap;
 
 /// What a control point wants to change, for the case that it is refused.
@@ -143,6 +144,83 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 ..about(kind, &repair.entry)
             });
         }
+    }
+
+    /// What servers have done with mappings, beyond granting them.
+    pub(super) fn tell_upstream(&self, notice: &Notice) {
+        match notice {
+            Notice::Moved {
+                generation,
+                before,
+                after,
+            } => {
+                info!(%generation, %before, %after, "mapping has another external endpoint");
+                let detail = format!("{before} is {after} now");
+                self.tell_about(EventKind::MappingMoved, *generation, None, detail);
+            }
+            Notice::UpstreamRefused {
+                generation,
+                server,
+                result,
+                renewal,
+            } => {
+                if matches!(
+                    result,
+                    ResultCode::MalformedRequest | ResultCode::MalformedOption
+                ) {
+                    warn!(%generation, %server, %result, "the PCP server cannot read a request; this is a defect");
+                } else {
+                    info!(%generation, %server, %result, renewal, "the PCP server refused a mapping");
+                }
+                let what = if *renewal { "renewal: " } else { "" };
+                let detail = format!("{what}{result}");
+                self.tell_about(
+                    EventKind::UpstreamRefused,
+                    *generation,
+                    Some(*server),
+                    detail,
+                );
+            }
+            Notice::GivenBack { generation, server } => {
+                info!(%generation, %server, "the PCP server granted another port; given back");
+                let detail = "it granted another port than the one asked for".to_owned();
+                self.tell_about(EventKind::GrantReturned, *generation, Some(*server), detail);
+            }
+            Notice::ServerSpeaks { server, speaks } => {
+                let detail = match speaks {
+                    Speaks::Unknown => return,
+                    Speaks::Pcp => "PCP".to_owned(),
+                    Speaks::NatPmp => "NAT-PMP only".to_owned(),
+                    Speaks::OtherVersion(version) => format!("PCP version {version} only"),
+                    Speaks::Nothing => "nothing: its port is closed".to_owned(),
+                };
+                info!(%server, speaks = detail, "PCP server");
+                self.tell_text(EventKind::ServerSpeaks, Some(*server), detail);
+            }
+            Notice::Created(_)
+            | Notice::Renewed(_)
+            | Notice::Removed(_)
+            | Notice::ExternalAddress(_)
+            | Notice::StaticWaits { .. }
+            | Notice::EpochReset(_) => {}
+        }
+    }
+
+    /// Tells of a mapping, if it is there, what `detail` says.
+    fn tell_about(
+        &self,
+        kind: EventKind,
+        generation: Generation,
+        remote: Option<SocketAddr>,
+        detail: String,
+    ) {
+        let mapping = self.core.mapping(generation);
+        let row = mapping.map_or_else(|| control(kind), |m| about(kind, &m.nat_entry()));
+        self.journal.write(EventRow {
+            remote,
+            detail,
+            ..row
+        });
     }
 
     /// Servers that answer now and did not, or the other way round.

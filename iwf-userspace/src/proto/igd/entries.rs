@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::mapping::policy::Policy;
+use crate::mapping::policy::{Policy, ThirdParty};
 use crate::mapping::table::Table;
 use crate::mapping::{Mapping, Owner};
 use crate::types::{Instant, RemotePeer};
@@ -25,7 +25,12 @@ pub fn generic_entry(
             && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
             && policy.may_manage(caller, mapping.internal, port)
     };
-    let mapping = table.iter().filter(visible).nth(index.into())?;
+    let index = usize::from(index);
+    let mapping = match policy.third_party {
+        // Own mappings are all it may see, and they are few.
+        ThirdParty::Refused => table.at_host(caller).filter(visible).nth(index),
+        ThirdParty::Allowed => table.iter().filter(visible).nth(index),
+    }?;
     let mut out = vec![
         ("NewRemoteHost", remote_host(mapping.remote)),
         (

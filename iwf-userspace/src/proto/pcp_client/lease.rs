@@ -8,6 +8,7 @@ use rand::Rng;
 use super::negative::Question;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
+use super::server::Server;
 use super::{MAX_LIFETIME, Want};
 use crate::mapping::{MAX_LEASE, PortChoice};
 use crate::types::{
@@ -33,6 +34,10 @@ pub(super) struct Lease {
     pub(super) phase: Phase,
     /// The server has no room for its filter; our NAT enforces it.
     pub(super) unfiltered: bool,
+    /// The server has lost its state since it granted this.
+    pub(super) lost: bool,
+    /// Waits for its turn: what is due is sent then.
+    pub(super) in_line: bool,
     pub(super) last_sent: Option<Instant>,
 }
 
@@ -43,8 +48,8 @@ pub(super) enum Phase {
         insist: Insist,
         purpose: Purpose,
         backoff: Backoff,
-        /// When it is sent next; `None` while its turn in the recovery has not come.
-        at: Option<Instant>,
+        /// When it is sent next.
+        at: Instant,
         /// A grant for another port has come; if none for the right one comes until then, it was the answer.
         mismatch: Option<Instant>,
     },
@@ -121,10 +126,12 @@ impl Lease {
                 insist,
                 purpose,
                 backoff: Backoff::default(),
-                at: Some(now),
+                at: now,
                 mismatch: None,
             },
             unfiltered: false,
+            lost: false,
+            in_line: false,
             last_sent: None,
         }
     }
@@ -154,10 +161,20 @@ impl Lease {
         }
     }
 
-    /// Waits for its turn in the recovery.
-    pub(super) fn suspend(&mut self) {
-        if let Phase::Requesting { at, .. } = &mut self.phase {
-            *at = None;
+    /// Whether what it has to send is sent at once, as somebody waits for it.
+    pub(super) fn is_awaited(&self) -> bool {
+        match &self.phase {
+            Phase::Requesting { purpose, .. } => *purpose == Purpose::Answer && !self.want.patient,
+            Phase::Releasing { .. } => true,
+            Phase::Bound { .. } => false,
+        }
+    }
+
+    /// Sends what is due at `at` instead.
+    pub(super) fn put_off(&mut self, until: Instant) {
+        match &mut self.phase {
+            Phase::Requesting { at, .. } | Phase::Releasing { at, .. } => *at = until,
+            Phase::Bound { at, .. } => *at = at.map(|at| at.max(until)),
         }
     }
 
@@ -167,7 +184,7 @@ impl Lease {
             insist,
             purpose: Purpose::Restore,
             backoff: Backoff::default(),
-            at: Some(at),
+            at,
             mismatch: None,
         };
     }
@@ -201,16 +218,16 @@ impl Lease {
     /// When something is due, given whether anything can be sent.
     pub(super) fn next_event(&self, up: bool) -> Option<Instant> {
         let (send, wait) = match &self.phase {
-            Phase::Requesting { at, mismatch, .. } => (*at, *mismatch),
+            Phase::Requesting { at, mismatch, .. } => (Some(*at), *mismatch),
             Phase::Bound { at, .. } => (*at, None),
             Phase::Releasing { at, .. } => (Some(*at), None),
         };
-        let send = send.filter(|_| up);
+        let send = send.filter(|_| up && !self.in_line);
         [send, wait, self.grant].into_iter().flatten().min()
     }
 
     /// The MAP request as it has to be at `now`.
-    pub(super) fn request(&self, client: Ipv4Addr, filters: bool, now: Instant) -> Request {
+    pub(super) fn request(&self, client: IpAddr, server: &Server, now: Instant) -> Request {
         let (insist, first) = match &self.phase {
             Phase::Requesting {
                 insist, purpose, ..
@@ -227,7 +244,7 @@ impl Lease {
         if insist != Insist::Nothing && port.is_some() {
             options.push(PcpOption::PreferFailure);
         }
-        if self.want.remote.is_for_upstream() && filters && !self.unfiltered {
+        if self.want.remote.is_for_upstream() && server.filters && !self.unfiltered {
             // Filters add up, so a mapping that may exist gets them cleared first (AMB-34).
             if self.known.is_some() {
                 options.push(PcpOption::Filter(Filter::CLEAR));
@@ -242,13 +259,21 @@ impl Lease {
                 })
             }));
         }
+        if let Some(text) = self
+            .want
+            .description
+            .clone()
+            .filter(|_| server.descriptions)
+        {
+            options.push(PcpOption::Description(text));
+        }
         Request {
             lifetime: if first {
                 self.want.lifetime
             } else {
                 self.remaining(now)
             },
-            client: IpAddr::V4(client),
+            client,
             body: map_body(self.nonce, self.want.protocol, self.want.port, port, addr),
             options,
         }
@@ -275,6 +300,8 @@ pub(super) struct Ended {
     pub(super) delete: Option<(Backoff, Instant)>,
     /// A grant has come since it is being deleted: once confirmed, it is deleted again.
     pub(super) again: bool,
+    /// Waits for its turn.
+    pub(super) in_line: bool,
 }
 
 impl Ended {
@@ -284,26 +311,28 @@ impl Ended {
             until,
             delete: Some((Backoff::default(), now)),
             again: false,
+            in_line: false,
         }
     }
 
     /// When something is due, given whether anything can be sent.
     pub(super) fn next_event(&self, up: bool) -> Instant {
-        let send = self.delete.as_ref().map(|(_, at)| *at).filter(|_| up);
+        let send = self.delete.as_ref().map(|(_, at)| *at);
+        let send = send.filter(|_| up && !self.in_line);
         send.map_or(self.until, |at| at.min(self.until))
     }
 }
 
 /// The request that deletes a lease: nothing suggested, no options (erratum 3621, IWF-063).
 pub(super) fn delete_request(
-    client: Ipv4Addr,
+    client: IpAddr,
     nonce: MappingNonce,
     protocol: Protocol,
     port: ExternalPort,
 ) -> Request {
     Request {
         lifetime: Lifetime(0),
-        client: IpAddr::V4(client),
+        client,
         body: map_body(nonce, protocol, port, None, Ipv4Addr::UNSPECIFIED),
         options: Vec::new(),
     }

@@ -96,9 +96,20 @@ enum Scope {
 
 fn scope(result: ResultCode) -> Scope {
     match result {
-        ResultCode::UnsuppVersion | ResultCode::UnsuppOpcode | ResultCode::AddressMismatch => {
-            Scope::Server
-        }
+        ResultCode::UnsuppVersion
+        | ResultCode::UnsuppOpcode
+        | ResultCode::AddressMismatch
+        // AUTH-011: whoever cannot authenticate gets no other answer.
+        | ResultCode::Initiation
+        | ResultCode::AuthenticationRequired
+        | ResultCode::AuthenticationFailed
+        | ResultCode::AuthenticationSucceeded
+        | ResultCode::AuthorizationFailed
+        | ResultCode::SessionTerminated
+        | ResultCode::UnknownSessionId
+        | ResultCode::DowngradeAttackDetected
+        | ResultCode::AuthenticationRequest
+        | ResultCode::AuthenticationReply => Scope::Server,
         ResultCode::NoResources => Scope::NewMappings,
         ResultCode::Success
         | ResultCode::NotAuthorized
@@ -110,16 +121,6 @@ fn scope(result: ResultCode) -> Scope {
         | ResultCode::UserExQuota
         | ResultCode::CannotProvideExternal
         | ResultCode::ExcessiveRemotePeers
-        | ResultCode::Initiation
-        | ResultCode::AuthenticationRequired
-        | ResultCode::AuthenticationFailed
-        | ResultCode::AuthenticationSucceeded
-        | ResultCode::AuthorizationFailed
-        | ResultCode::SessionTerminated
-        | ResultCode::UnknownSessionId
-        | ResultCode::DowngradeAttackDetected
-        | ResultCode::AuthenticationRequest
-        | ResultCode::AuthenticationReply
         | ResultCode::ThirdPartyIdUnknown
         | ResultCode::ThirdPartyMissingOption
         | ResultCode::UnsuppThirdPartyIdLength

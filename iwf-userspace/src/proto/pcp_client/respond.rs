@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::epoch::Verdict;
 use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, question};
 use super::negative::hold;
+use super::pace::Turn;
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
-use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient};
+use super::server::Server;
+use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks};
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
@@ -30,10 +32,17 @@ impl PcpClient {
         match ServerMessage::decode(payload) {
             Ok(ServerMessage::Response(response)) => self.response(from, &response, now),
             Ok(ServerMessage::UnsupportedVersion {
-                lifetime, epoch, ..
-            }) => self.wrong_version(from, lifetime, epoch, now),
+                version,
+                lifetime,
+                epoch,
+            }) => {
+                let speaks = Speaks::OtherVersion(version);
+                self.wrong_version(from, speaks, lifetime, epoch, now);
+            }
             // Its clock is another protocol's.
-            Ok(ServerMessage::NatPmpOnly { .. }) => self.wrong_version(from, None, None, now),
+            Ok(ServerMessage::NatPmpOnly { .. }) => {
+                self.wrong_version(from, Speaks::NatPmp, None, None, now);
+            }
             Err(_) => self.ignored.malformed += 1,
         }
         self.handle_timeout(now);
@@ -55,13 +64,14 @@ impl PcpClient {
             return;
         }
         let reset = self.observe_epoch(from, response.epoch, now);
+        self.found(from, Speaks::Pcp);
+        self.answered(from, now);
         if reset && !asked {
             let rng = &mut self.rng;
             if let Some(server) = self.servers.get_mut(&from) {
-                server.spread_recovery(now, rng);
+                server.pace.spread(now, rng);
             }
         }
-        self.answered(from);
     }
 
     fn map(&mut self, from: SocketAddr, response: &Response, map: &MapBody, now: Instant) {
@@ -85,7 +95,14 @@ impl PcpClient {
             return;
         }
         self.observe_epoch(from, response.epoch, now);
-        self.answered(from);
+        self.found(from, Speaks::Pcp);
+        self.answered(from, now);
+        if let Some(server) = self.servers.get_mut(&from) {
+            server.pace.answered(match lease {
+                Some(id) => Turn::Lease(id),
+                None => Turn::Ended(tuple.1, tuple.2),
+            });
+        }
         let deleted = response.lifetime.0 == 0 || map.external_port.is_none();
         match (lease, response.result) {
             (Some(id), ResultCode::Success) if deleted => self.deleted(id, response.lifetime, now),
@@ -123,24 +140,72 @@ impl PcpClient {
         if verdict == Verdict::First {
             return false;
         }
-        server.filters = true;
+        (server.filters, server.descriptions) = (true, true);
         server.negative.clear();
-        for (id, lease) in &self.leases {
-            if lease.want.server == from && matches!(lease.phase, Phase::Bound { .. }) {
-                server.recover(*id, now);
-            }
-        }
+        server.pace.forget_open();
+        self.ask_all(from, now);
         self.effects.push_back(Effect::EpochReset(from));
         true
     }
 
-    fn answered(&mut self, from: SocketAddr) {
-        if let Some(server) = self.servers.get_mut(&from) {
-            server.probe = None;
-            if server.liveness != Liveness::Answering {
-                server.liveness = Liveness::Answering;
-                self.effects.push_back(Effect::Liveness(from));
+    /// Asks for every lease of a server again, each when its turn comes.
+    fn ask_all(&mut self, from: SocketAddr, now: Instant) {
+        let of_server = self.leases.iter().filter(|(_, l)| l.want.server == from);
+        let all: Vec<_> = of_server.map(|(id, _)| *id).collect();
+        for id in all {
+            let Some(lease) = self.leases.get_mut(&id) else {
+                continue;
+            };
+            lease.lost = true;
+            if !lease.is_awaited() {
+                self.ask_in_turn(id, now);
             }
+        }
+    }
+
+    /// Asks for a lease that was there again when its turn comes. What is asked for already keeps its terms.
+    fn ask_in_turn(&mut self, id: Generation, now: Instant) {
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        let insist = match lease.phase {
+            Phase::Requesting { insist, .. } => insist,
+            Phase::Bound { .. } | Phase::Releasing { .. } => Insist::Endpoint,
+        };
+        lease.ask_again(insist, now);
+        self.line_up(id);
+    }
+
+    fn answered(&mut self, from: SocketAddr, now: Instant) {
+        let Some(server) = self.servers.get_mut(&from) else {
+            return;
+        };
+        server.probe = None;
+        if server.liveness == Liveness::Answering {
+            return;
+        }
+        let was_silent = server.liveness == Liveness::Silent;
+        server.liveness = Liveness::Answering;
+        self.effects.push_back(Effect::Liveness(from));
+        if was_silent {
+            // Whose next try is minutes away need not wait for it.
+            self.settle();
+            let waiting = self.servers.get(&from).map(|s| s.unanswered.clone());
+            for id in waiting.unwrap_or_default() {
+                if self.leases.get(&id).is_some_and(|l| !l.is_awaited()) {
+                    self.ask_in_turn(id, now);
+                }
+            }
+        }
+    }
+
+    /// What a server speaks is known now.
+    fn found(&mut self, from: SocketAddr, speaks: Speaks) {
+        if let Some(server) = self.servers.get_mut(&from)
+            && server.speaks != speaks
+        {
+            server.speaks = speaks;
+            self.effects.push_back(Effect::Speaks(from));
         }
     }
 
@@ -179,7 +244,7 @@ impl PcpClient {
             });
         let server = lease.want.server;
         if !duplicate {
-            (lease.known, lease.grant) = (Some(external), Some(expires));
+            (lease.known, lease.grant, lease.lost) = (Some(external), Some(expires), false);
             lease.bind(now, lifetime, &mut self.rng);
             let lease = Granted {
                 server,
@@ -192,9 +257,7 @@ impl PcpClient {
                 external,
             });
         }
-        if let Some(server) = self.servers.get_mut(&server) {
-            server.recovered(id);
-        }
+        self.leave_line(id);
     }
 
     fn refused(&mut self, id: Generation, error: ResultCode, lifetime: Lifetime, now: Instant) {
@@ -204,15 +267,20 @@ impl PcpClient {
         let Some(server) = self.servers.get_mut(&lease.want.server) else {
             return;
         };
-        if drops_filter(lease, server.filters, error) {
-            // An unknown option will be unknown again; too many peers concerns this mapping only.
-            if error == ResultCode::UnsuppOption {
-                server.filters = false;
+        if let Some(drop) = to_drop(lease, server, error) {
+            match drop {
+                Dropped::Description => server.descriptions = false,
+                Dropped::Filter => {
+                    // An unknown option will be unknown again; too many peers concerns this mapping only.
+                    if error == ResultCode::UnsuppOption {
+                        server.filters = false;
+                    }
+                    lease.unfiltered = true;
+                }
             }
-            lease.unfiltered = true;
             match &mut lease.phase {
                 Phase::Requesting { backoff, at, .. } => {
-                    (*backoff, *at) = (Backoff::default(), Some(now));
+                    (*backoff, *at) = (Backoff::default(), now);
                 }
                 Phase::Bound { at, .. } => *at = Some(now + MIN_GAP),
                 Phase::Releasing { .. } => {}
@@ -220,6 +288,10 @@ impl PcpClient {
             return;
         }
         match &lease.phase {
+            // There is nothing to delete any more, which some servers call an error.
+            Phase::Releasing { .. } if lease.lost && is_absence(error) => {
+                self.deleted(id, Lifetime(0), now);
+            }
             Phase::Releasing { .. } => {
                 if error == ResultCode::NoResources {
                     server.quiet_until = now + hold(error, lifetime);
@@ -254,6 +326,7 @@ impl PcpClient {
             return;
         };
         let conflict = error == ResultCode::CannotProvideExternal;
+        let address = lease.want.server;
         // AMB-16, AMB-29: the endpoint as it was, then the port on any address, or for AddAny entries whatever
         // there is.
         let weaker = match (insist, lease.want.choice) {
@@ -266,11 +339,17 @@ impl PcpClient {
                 insist: weaker,
                 purpose,
                 backoff: Backoff::default(),
-                at: Some(now),
+                at: now,
                 mismatch: None,
             };
             return;
         }
+        if purpose == Purpose::Restore {
+            self.trouble(id, error);
+        }
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
         match purpose {
             Purpose::Answer => {
                 let held = lease.grant.is_some_and(|end| end > now);
@@ -282,8 +361,10 @@ impl PcpClient {
                 }
                 self.effects.push_back(Effect::Refused {
                     id,
+                    server: address,
                     result: error,
                     lifetime,
+                    asked: true,
                 });
                 if held && !conflict {
                     self.rebind(id, now);
@@ -304,7 +385,7 @@ impl PcpClient {
             Purpose::Restore => {
                 let wait = hold(error, lifetime).max(MIN_GAP);
                 if let Phase::Requesting { backoff, at, .. } = &mut lease.phase {
-                    (*backoff, *at) = (Backoff::default(), Some(now + wait));
+                    (*backoff, *at) = (Backoff::default(), now + wait);
                 }
             }
         }
@@ -333,6 +414,10 @@ impl PcpClient {
             self.ignored.unmatched += 1;
             return;
         }
+        self.trouble(id, error);
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
         let earliest = now + hold(error, lifetime).max(MIN_GAP);
         if let Phase::Bound { schedule, .. } = &lease.phase {
             let mut schedule = *schedule;
@@ -351,6 +436,15 @@ impl PcpClient {
         }
     }
 
+    /// Says that what was there is in danger.
+    fn trouble(&mut self, id: Generation, result: ResultCode) {
+        if let Some(lease) = self.leases.get(&id) {
+            let server = lease.want.server;
+            self.effects
+                .push_back(Effect::Trouble { id, server, result });
+        }
+    }
+
     /// Goes on with what is granted.
     fn rebind(&mut self, id: Generation, now: Instant) {
         if let Some(lease) = self.leases.get_mut(&id)
@@ -365,12 +459,17 @@ impl PcpClient {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
-        let Phase::Releasing { again, .. } = lease.phase else {
-            return;
+        let again = match lease.phase {
+            Phase::Releasing { again, .. } => again,
+            // Nobody has asked for it: the server says that it has gone, or means nothing by it. Asking again tells.
+            Phase::Bound { asked: false, .. } => {
+                self.ask_in_turn(id, now);
+                return;
+            }
+            Phase::Bound { .. } | Phase::Requesting { .. } => return,
         };
         let (tuple, nonce) = (lease.tuple(), lease.nonce);
         self.forget(id, now);
-        self.ended.remove(&tuple);
         self.keep_nonce(tuple, nonce, lifetime, again, now);
         let result = Ok(());
         self.effects.push_back(Effect::Released { id, result });
@@ -398,8 +497,9 @@ impl PcpClient {
             until: now + held,
             delete: again.then_some((Backoff::default(), now)),
             again: false,
+            in_line: false,
         };
-        self.end(tuple, ended, now);
+        self.end(tuple, ended);
     }
 
     /// A grant nobody waits for any more: deleted (IWF-049).
@@ -432,36 +532,29 @@ impl PcpClient {
     fn wrong_version(
         &mut self,
         from: SocketAddr,
+        speaks: Speaks,
         lifetime: Option<Lifetime>,
         epoch: Option<Epoch>,
         now: Instant,
     ) {
         let error = ResultCode::UnsuppVersion;
         let lifetime = lifetime.unwrap_or(error.error_lifetime());
-        let waiting: Vec<_> = self
-            .leases
-            .iter()
-            .filter(|(_, lease)| lease.want.server == from && lease.last_sent.is_some())
-            .map(|(id, lease)| {
-                (
-                    *id,
-                    matches!(lease.phase, Phase::Bound { asked: false, .. }),
-                )
-            })
-            .collect();
-        let probed = self.servers.get(&from).is_some_and(|s| s.is_probed());
-        if !probed && !waiting.iter().any(|(_, idle)| !idle) {
+        self.settle();
+        let Some(server) = self.servers.get(&from) else {
+            return;
+        };
+        let waiting = server.unanswered.clone();
+        if !server.is_probed() && waiting.is_empty() {
             self.ignored.unmatched += 1;
             return;
         }
+        self.found(from, speaks);
         if let Some(epoch) = epoch {
             self.observe_epoch(from, epoch, now);
         }
-        self.answered(from);
-        for (id, idle) in waiting {
-            if !idle {
-                self.refused(id, error, lifetime, now);
-            }
+        self.answered(from, now);
+        for id in waiting {
+            self.refused(id, error, lifetime, now);
         }
         if let Some(server) = self.servers.get_mut(&from) {
             let any = super::negative::Question {
@@ -470,6 +563,10 @@ impl PcpClient {
                 exact: None,
             };
             server.negative.put(any, error, lifetime, now);
+            // PCPC-083: it may have been replaced by then.
+            if server.listed {
+                server.probe = Some((Backoff::default(), now + hold(error, lifetime)));
+            }
         }
     }
 }
@@ -483,19 +580,39 @@ fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
     Some((from, protocol, port))
 }
 
-/// Whether the request carried a filter and the error may be due to it (AMB-14).
-fn drops_filter(lease: &Lease, filters: bool, error: ResultCode) -> bool {
-    let filtered = lease.want.remote.is_for_upstream() && filters && !lease.unfiltered;
+/// How servers answer the deletion of what they do not know, instead of with success (RFC 6887 section 15).
+fn is_absence(error: ResultCode) -> bool {
+    matches!(error, ResultCode::NotAuthorized | ResultCode::NoResources)
+}
+
+/// An option that a request can do without.
+enum Dropped {
+    Description,
+    Filter,
+}
+
+/// What the request carried that the error may be due to (AMB-14). An optional option is no reason to refuse a request
+/// (RFC 6887 section 7.3), but dropping it costs least.
+fn to_drop(lease: &Lease, server: &Server, error: ResultCode) -> Option<Dropped> {
+    let described = lease.want.description.is_some() && server.descriptions;
+    let filtered = lease.want.remote.is_for_upstream() && server.filters && !lease.unfiltered;
     let asked = !matches!(
         lease.phase,
         Phase::Releasing { .. } | Phase::Bound { asked: false, .. }
     );
-    filtered
-        && asked
-        && matches!(
-            error,
-            ResultCode::UnsuppOption | ResultCode::ExcessiveRemotePeers
-        )
+    let option = matches!(
+        error,
+        ResultCode::UnsuppOption | ResultCode::MalformedOption
+    );
+    let filter = matches!(
+        error,
+        ResultCode::UnsuppOption | ResultCode::ExcessiveRemotePeers
+    );
+    match asked {
+        true if described && option => Some(Dropped::Description),
+        true if filtered && filter => Some(Dropped::Filter),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use rand::SeedableRng;
 
 use super::*;
-use crate::types::InternalPort;
-use crate::wire::pcp::{Body, MapBody, Request, Response};
+use crate::types::{InternalPort, RemotePeer};
+use crate::wire::pcp::{Body, MapBody, Request, Response, ResultCode};
 
 const SERVER: ([u8; 4], u16) = ([100, 64, 0, 1], 5351);
 
@@ -18,7 +18,10 @@ fn at(seconds: u64) -> Instant {
 
 fn client() -> PcpClient {
     let mut client = PcpClient::new(StdRng::seed_from_u64(1));
-    let local = Some(Ipv4Addr::new(100, 64, 0, 2));
+    let local = LocalAddrs {
+        v4: Some([100, 64, 0, 2].into()),
+        v6: None,
+    };
     client.handle_input(Input::Local(local), at(0));
     client
 }
@@ -33,6 +36,8 @@ fn want(id: u32, port: u16) -> Want {
         external: Some(port),
         choice: PortChoice::Exact,
         remote: RemotePeer::Any,
+        description: None,
+        patient: false,
         lifetime: Lifetime(3600),
         until: at(3600),
     }
@@ -48,11 +53,14 @@ fn drain(client: &mut PcpClient) -> (Vec<Request>, Vec<Effect>) {
             }
             other @ (Effect::Granted { .. }
             | Effect::Refused { .. }
+            | Effect::Trouble { .. }
+            | Effect::GivenBack { .. }
             | Effect::Lost { .. }
             | Effect::Released { .. }
             | Effect::EpochReset(_)
             | Effect::EpochSeen { .. }
-            | Effect::Liveness(_)) => rest.push(other),
+            | Effect::Liveness(_)
+            | Effect::Speaks(_)) => rest.push(other),
         }
     }
     (requests, rest)
@@ -144,8 +152,10 @@ fn servers_of_another_version_are_left_alone_for_a_while() {
         let (_, effects) = drain(&mut client);
         assert!(effects.contains(&Effect::Refused {
             id: Generation(1),
+            server: server(),
             result: ResultCode::UnsuppVersion,
             lifetime: Lifetime(pause),
+            asked: true,
         }));
         let last = at(2) + Duration::from_secs(u64::from(pause) - 1);
         client.handle_input(Input::Request(want(2, 8081)), last);
@@ -222,14 +232,14 @@ fn absurd_lifetimes_are_cut_to_a_day() {
 #[test]
 fn what_is_given_up_is_deleted_and_remembered_within_bounds() {
     let mut client = client();
-    for id in 1..3000 {
+    for id in 1..30_000 {
         let port = 1024 + id as u16;
         client.handle_input(Input::Request(want(id, port)), at(0));
         client.handle_input(Input::Abandon(Generation(id)), at(0));
         drain(&mut client);
     }
     assert_eq!(client.ended.len(), MAX_ENDED);
-    assert!(client.leases.is_empty() && client.by_tuple.is_empty());
+    assert!(client.leases.len() == 0 && client.by_tuple.is_empty());
 }
 
 #[test]
@@ -271,4 +281,118 @@ fn the_epoch_of_a_version_error_counts() {
     datagram(&mut client, other_version, at(11));
     let (_, effects) = drain(&mut client);
     assert!(effects.contains(&Effect::EpochReset(server())), "PCPC-044");
+}
+
+/// PCPC-032: what one server has said is no reason not to ask another one.
+#[test]
+fn a_new_server_is_asked_at_once_whatever_the_old_one_said() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    let (requests, _) = drain(&mut client);
+    let refusal = answer(&requests[0], ResultCode::UnsuppOpcode, 1800, 5);
+    datagram(&mut client, refusal, at(0));
+    drain(&mut client);
+    client.handle_input(Input::Request(want(2, 8081)), at(1));
+    assert_eq!(drain(&mut client).0, []);
+    let other = ([100, 64, 0, 9], 5351).into();
+    client.handle_input(Input::Servers(vec![other]), at(2));
+    drain(&mut client);
+    let elsewhere = Want {
+        server: other,
+        ..want(3, 8080)
+    };
+    client.handle_input(Input::Request(elsewhere), at(2));
+    let asked = client.poll_effect();
+    assert!(matches!(asked, Some(Effect::Send { server, .. }) if server == other));
+}
+
+/// PCPC-013: a server copies the request into an error and adds options to a success; both fit.
+#[test]
+fn requests_leave_room_for_the_answer() {
+    use crate::types::{RemoteList, RemotePrefix};
+    use crate::wire::pcp::MAX_LEN;
+    let prefixes: Vec<_> = (0..RemoteList::MAX)
+        .filter_map(|n| RemotePrefix::new([11, 22, 33, n as u8].into(), 32, 443))
+        .collect();
+    let mut largest = want(1, 8080);
+    largest.remote = RemotePeer::of(&prefixes).expect("as many as there may be");
+    largest.description = Some("x".repeat(MAX_DESCRIPTION));
+    let mut client = client();
+    client.handle_input(Input::Request(largest), at(0));
+    let (requests, _) = drain(&mut client);
+    let payload = answer(&requests[0], ResultCode::Success, 600, 5);
+    datagram(&mut client, payload, at(0));
+    drain(&mut client);
+    // A renewal also clears the filters first.
+    client.handle_timeout(at(300));
+    client.handle_timeout(at(375));
+    let (renewals, _) = drain(&mut client);
+    let len = renewals[0].encode().expect("fits").len();
+    assert!(len > 24 + 36 + 9 * 24 + 128, "everything is in it: {len}");
+    assert!(len < MAX_LEN / 2, "{len}");
+}
+
+#[test]
+fn what_a_server_speaks_is_said_when_it_becomes_known() {
+    let said = |client: &mut PcpClient| {
+        let told = drain(client).1.contains(&Effect::Speaks(server()));
+        (told, client.speaks(server()))
+    };
+    let mut client = client();
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    assert_eq!(said(&mut client), (false, Speaks::Unknown));
+    // Nobody has asked for that: it may come from anywhere.
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    client.handle_timeout(at(0));
+    drain(&mut client);
+    for opcode in [0, 0x80, 0x81] {
+        client.handle_input(Input::Servers(vec![server()]), at(1));
+        datagram(&mut client, vec![0, opcode, 0, 1, 0, 0, 0, 9], at(1));
+        assert_eq!(client.speaks(server()), Speaks::NatPmp, "PCPC-082");
+    }
+    assert_eq!(said(&mut client), (true, Speaks::NatPmp));
+    // It is asked again in half an hour, and may have been replaced (PCPC-083).
+    let (again, requests) = loop {
+        let again = client.poll_timeout().expect("a probe");
+        client.handle_timeout(again);
+        let (requests, _) = drain(&mut client);
+        if !requests.is_empty() {
+            break (again, requests);
+        }
+    };
+    assert!(again > at(1700) && again <= at(1801), "{again:?}");
+    assert_eq!(requests.len(), 1);
+    datagram(
+        &mut client,
+        answer(&requests[0], ResultCode::Success, 0, 7),
+        again,
+    );
+    assert_eq!(said(&mut client), (true, Speaks::Pcp));
+    client.handle_input(Input::Unreachable(server()), again);
+    assert_eq!(said(&mut client), (true, Speaks::Nothing));
+}
+
+/// A server that has answered and does not any more is silent, also if only its signs of life are missing.
+#[test]
+fn a_server_that_answers_no_sign_of_life_any_more_is_silent() {
+    let mut client = client();
+    client.handle_input(Input::Servers(vec![server()]), at(0));
+    let (requests, _) = drain(&mut client);
+    datagram(
+        &mut client,
+        answer(&requests[0], ResultCode::Success, 0, 7),
+        at(0),
+    );
+    assert_eq!(client.liveness(server()), Some(Liveness::Answering));
+    client.handle_input(Input::Local(LocalAddrs::default()), at(10));
+    let back = LocalAddrs {
+        v4: Some([100, 64, 0, 2].into()),
+        v6: None,
+    };
+    client.handle_input(Input::Local(back), at(20));
+    while client.poll_timeout().is_some_and(|next| next < at(50)) {
+        let next = client.poll_timeout().expect("just seen");
+        client.handle_timeout(next);
+    }
+    assert_eq!(client.liveness(server()), Some(Liveness::Silent));
 }

@@ -1,8 +1,9 @@
 //! What is due: transmissions, ends of leases, verdicts on silence.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::lease::{Ended, Phase, Purpose, Tuple, delete_request};
+use super::pace::Turn;
 use super::server::PATIENCE;
 use super::{Effect, LATE_GRANT, Liveness, PcpClient};
 use crate::types::{Generation, Instant, Lifetime};
@@ -15,30 +16,19 @@ impl PcpClient {
         for server in servers {
             self.server_timeout(server, now);
         }
-        let up = self.local.is_some();
-        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let leases: Vec<_> = self
-            .leases
-            .iter()
-            .filter(|(_, lease)| due(lease.next_event(up)))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in leases {
+        self.settle();
+        for id in self.leases.due(now) {
             self.lease_timeout(id, now);
         }
-        let ended: Vec<_> = self
-            .ended
-            .iter()
-            .filter(|(_, ended)| ended.next_event(up) <= now)
-            .map(|(tuple, _)| *tuple)
-            .collect();
-        for tuple in ended {
+        for tuple in self.ended.due(now) {
             self.ended_timeout(tuple, now);
         }
+        self.settle();
     }
 
     fn server_timeout(&mut self, address: SocketAddr, now: Instant) {
-        let (Some(local), Some(server)) = (self.local, self.servers.get_mut(&address)) else {
+        let local = self.local.towards(address);
+        let (Some(local), Some(server)) = (local, self.servers.get_mut(&address)) else {
             return;
         };
         if now < server.quiet_until {
@@ -48,14 +38,14 @@ impl PcpClient {
         if let Some((backoff, at)) = &mut server.probe
             && *at <= now
         {
-            if backoff.sent() >= PATIENCE && server.liveness == Liveness::Unknown {
+            if backoff.sent() >= PATIENCE && server.liveness != Liveness::Silent {
                 server.liveness = Liveness::Silent;
                 fell_silent = true;
             }
             *at = now + backoff.next(&mut self.rng);
             let announce = Request {
                 lifetime: Lifetime(0),
-                client: IpAddr::V4(local),
+                client: local,
                 body: Body::Announce,
                 options: Vec::new(),
             };
@@ -64,15 +54,17 @@ impl PcpClient {
         if fell_silent {
             self.effects.push_back(Effect::Liveness(address));
         }
-        if let Some(server) = self.servers.get_mut(&address)
-            && let Some(id) = server.next_to_recover(now)
-            && let Some(lease) = self.leases.get_mut(&id)
+        while let Some(server) = self.servers.get_mut(&address)
+            && let Some(turn) = server.pace.pop(now)
         {
-            match &mut lease.phase {
-                Phase::Requesting { at, .. } if at.is_none() => *at = Some(now),
-                Phase::Bound { .. } => lease.ask_again(super::Insist::Endpoint, now),
-                // It is being asked for already, or is on its way out.
-                Phase::Requesting { .. } | Phase::Releasing { .. } => {}
+            match turn {
+                Turn::Lease(id) => {
+                    if let Some(lease) = self.leases.get_mut(&id) {
+                        lease.in_line = false;
+                    }
+                    self.transmit(id, now);
+                }
+                Turn::Ended(protocol, port) => self.send_deletion((address, protocol, port), now),
             }
         }
     }
@@ -81,6 +73,10 @@ impl PcpClient {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
+        let next = lease.next_event(self.is_up(lease.want.server));
+        if next.is_none_or(|at| at > now) {
+            return;
+        }
         if lease.grant.is_some_and(|end| end <= now) {
             let released = matches!(lease.phase, Phase::Releasing { .. });
             // An answer that was lost may have made the lease longer.
@@ -105,7 +101,29 @@ impl PcpClient {
             self.conflict(id, now);
             return;
         }
-        self.transmit(id, now);
+        if lease.is_awaited() {
+            self.transmit(id, now);
+            return;
+        }
+        let quiet = self.quiet_until(lease.want.server, now);
+        let Some(lease) = self.leases.get_mut(&id) else {
+            return;
+        };
+        if let Some(quiet) = quiet {
+            lease.put_off(quiet);
+        } else if let Some(server) = self.servers.get_mut(&lease.want.server) {
+            if server.pace.take(Turn::Lease(id), now) {
+                self.transmit(id, now);
+            } else {
+                lease.in_line = true;
+            }
+        }
+    }
+
+    /// Until when a server is not to be asked anything.
+    fn quiet_until(&self, server: SocketAddr, now: Instant) -> Option<Instant> {
+        let server = self.servers.get(&server)?;
+        (now < server.quiet_until).then_some(server.quiet_until)
     }
 
     /// The server grants another port than the one insisted on: it does not heed PREFER_FAILURE. What it
@@ -122,12 +140,16 @@ impl PcpClient {
             }
         );
         let held = lease.grant.is_some() || lease.known.is_some();
+        let server = lease.want.server;
         self.abandon(id, now);
+        self.effects.push_back(Effect::GivenBack { id, server });
         if answer {
             self.effects.push_back(Effect::Refused {
                 id,
+                server,
                 result: ResultCode::CannotProvideExternal,
                 lifetime: Lifetime(0),
+                asked: true,
             });
         }
         if held || !answer {
@@ -137,55 +159,34 @@ impl PcpClient {
 
     /// Sends what a lease has to send at `now` and sets the next time.
     fn transmit(&mut self, id: Generation, now: Instant) {
-        let (Some(local), Some(lease)) = (self.local, self.leases.get_mut(&id)) else {
+        let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
         let address = lease.want.server;
-        let Some(server) = self.servers.get_mut(&address) else {
+        let Some(local) = self.local.towards(address) else {
             return;
         };
-        let quiet = (now < server.quiet_until).then_some(server.quiet_until);
-        let filters = server.filters;
+        let Some(server) = self.servers.get(&address) else {
+            return;
+        };
+        if now < server.quiet_until {
+            lease.put_off(server.quiet_until);
+            return;
+        }
         let mut unanswered = 0;
         match &mut lease.phase {
-            Phase::Requesting { backoff, at, .. } => {
-                if at.is_none_or(|at| at > now) {
-                    return;
-                }
-                if quiet.is_some() {
-                    *at = quiet;
-                    return;
-                }
-                unanswered = backoff.sent();
-                *at = Some(now + backoff.next(&mut self.rng));
-            }
-            Phase::Bound { at, asked, .. } => {
-                if at.is_none_or(|at| at > now) {
-                    return;
-                }
-                if quiet.is_some() {
-                    *at = quiet;
-                    return;
-                }
-                *asked = true;
-            }
-            Phase::Releasing { backoff, at, .. } => {
-                if *at > now {
-                    return;
-                }
-                if let Some(quiet) = quiet {
-                    *at = quiet;
-                    return;
-                }
+            Phase::Requesting { backoff, at, .. } | Phase::Releasing { backoff, at, .. } => {
                 unanswered = backoff.sent();
                 *at = now + backoff.next(&mut self.rng);
             }
+            Phase::Bound { at: None, .. } => return,
+            Phase::Bound { asked, .. } => *asked = true,
         }
         lease.last_sent = Some(now);
         let request = if matches!(lease.phase, Phase::Releasing { .. }) {
             delete_request(local, lease.nonce, lease.want.protocol, lease.want.port)
         } else {
-            lease.request(local, filters, now)
+            lease.request(local, server, now)
         };
         if let Phase::Bound { schedule, .. } = &lease.phase {
             let mut schedule = *schedule;
@@ -204,21 +205,38 @@ impl PcpClient {
 
     fn ended_timeout(&mut self, tuple: Tuple, now: Instant) {
         let (address, protocol, port) = tuple;
+        let quiet = self.quiet_until(address, now);
         let Some(ended) = self.ended.get_mut(&tuple) else {
             return;
         };
         if ended.until <= now {
-            self.ended.remove(&tuple);
+            self.forget_ended(tuple);
             return;
         }
-        let quiet = self.servers.get(&address).map(|s| s.quiet_until);
-        let (Some(local), Some((backoff, at))) = (self.local, &mut ended.delete) else {
+        let Some((_, at)) = &mut ended.delete else {
             return;
         };
-        if let Some(quiet) = quiet.filter(|quiet| *quiet > now) {
+        if let Some(quiet) = quiet {
             *at = quiet;
-            return;
+        } else if let Some(server) = self.servers.get_mut(&address) {
+            if server.pace.take(Turn::Ended(protocol, port), now) {
+                self.send_deletion(tuple, now);
+            } else {
+                ended.in_line = true;
+            }
         }
+    }
+
+    fn send_deletion(&mut self, tuple: Tuple, now: Instant) {
+        let (address, protocol, port) = tuple;
+        let local = self.local.towards(address);
+        let (Some(local), Some(ended)) = (local, self.ended.get_mut(&tuple)) else {
+            return;
+        };
+        ended.in_line = false;
+        let Some((backoff, at)) = &mut ended.delete else {
+            return;
+        };
         *at = now + backoff.next(&mut self.rng);
         let request = delete_request(local, ended.nonce, protocol, port);
         self.send(address, &request);
@@ -236,24 +254,21 @@ impl PcpClient {
 
     /// Drops a lease that has ended. A request may be on its way still, so its tuple is remembered a while.
     pub(super) fn forget(&mut self, id: Generation, now: Instant) {
-        let Some(lease) = self.leases.remove(&id) else {
+        let Some(lease) = self.take_out(id) else {
             return;
         };
-        self.by_tuple.remove(&lease.tuple());
-        if let Some(server) = self.servers.get_mut(&lease.want.server) {
-            server.recovered(id);
-        }
         let ended = Ended {
             nonce: lease.nonce,
             until: now + LATE_GRANT,
             delete: None,
             again: false,
+            in_line: false,
         };
-        self.end(lease.tuple(), ended, now);
+        self.end(lease.tuple(), ended);
     }
 
     fn send(&mut self, server: SocketAddr, request: &Request) {
-        // Over 1100 octets is impossible: no request has more than two filters.
+        // Over 1100 octets is impossible: see `requests_leave_room_for_the_answer`.
         if let Ok(payload) = request.encode() {
             self.effects.push_back(Effect::Send { server, payload });
         }

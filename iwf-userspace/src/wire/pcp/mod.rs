@@ -17,11 +17,15 @@
 #![forbid(unsafe_code)]
 
 mod option;
+mod prefix64;
 mod request;
 mod response;
 mod result;
 
-pub use option::{Filter, MAX_DESCRIPTION, OptionError, PcpOption, PortSet, code};
+pub use option::{
+    Filter, MAX_DESCRIPTION, MAX_THIRD_PARTY_ID, OptionError, PcpOption, PortSet, code,
+};
+pub use prefix64::Prefix64;
 pub use request::{Request, RequestError, RequestHeader};
 pub use response::{Response, ResponseError, ServerMessage, error_reply, version_reply};
 pub use result::{ResultClass, ResultCode};
@@ -135,6 +139,24 @@ impl Body {
             Self::Map(_) => opcode::MAP,
             Self::Peer(_) => opcode::PEER,
             Self::Opaque { opcode, .. } => *opcode & !R_BIT,
+        }
+    }
+
+    /// Whether a response with this body answers a request with that one: nonce, protocol and internal port, for PEER
+    /// also the remote endpoint (RFC 6887 sections 11.4 and 12.4). The external endpoint is the server's answer. For
+    /// whom it is stands outside of the body: the address that the packet came to, or THIRD_PARTY.
+    pub fn answers(&self, asked: &Self) -> bool {
+        let same = |a: &MapBody, b: &MapBody| {
+            (a.nonce, a.protocol, a.internal_port) == (b.nonce, b.protocol, b.internal_port)
+        };
+        match (self, asked) {
+            (Self::Announce, Self::Announce) => true,
+            (Self::Map(a), Self::Map(b)) => same(a, b),
+            (Self::Peer(a), Self::Peer(b)) => {
+                same(&a.map, &b.map)
+                    && (a.remote_port, a.remote_addr) == (b.remote_port, b.remote_addr)
+            }
+            (Self::Announce | Self::Map(_) | Self::Peer(_) | Self::Opaque { .. }, _) => false,
         }
     }
 

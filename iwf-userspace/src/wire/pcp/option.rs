@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{addr_from_octets, addr_octets};
+use super::{Prefix64, addr_from_octets, addr_octets};
 
 /// Option codes.
 pub mod code {
@@ -17,6 +17,8 @@ pub mod code {
     pub const PREFER_FAILURE: u8 = 2;
     /// RFC 6887 section 13.3.
     pub const FILTER: u8 = 3;
+    /// RFC 7843.
+    pub const THIRD_PARTY_ID: u8 = 13;
     /// RFC 7220.
     pub const DESCRIPTION: u8 = 128;
     /// RFC 7225.
@@ -27,6 +29,8 @@ pub mod code {
 
 /// RFC 7220 section 2: largest DESCRIPTION in octets.
 pub const MAX_DESCRIPTION: usize = 1016;
+/// RFC 7843 section 4: largest THIRD_PARTY_ID in octets.
+pub const MAX_THIRD_PARTY_ID: usize = 1016;
 
 /// One option.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +43,14 @@ pub enum PcpOption {
     Filter(Filter),
     /// Free text (MAP, PEER).
     Description(String),
-    /// NAT64 prefix, not interpreted here (MAP, ANNOUNCE).
-    Prefix64(Vec<u8>),
+    /// Which subscriber a third party is, where its address does not tell (MAP, PEER; only with THIRD_PARTY).
+    ThirdPartyId(Vec<u8>),
+    /// NAT64 prefix (MAP, ANNOUNCE).
+    Prefix64(Prefix64),
     /// Several consecutive ports at once (MAP).
     PortSet(PortSet),
-    /// Any other code, or a DESCRIPTION that is not UTF-8 (to be ignored by RFC 7220 section 3).
+    /// Any other code, or a DESCRIPTION that is not UTF-8 (to be ignored by RFC 7220 section 3). In responses also what
+    /// is optional and cannot be read.
     Unknown {
         /// Its code.
         code: u8,
@@ -140,6 +147,7 @@ impl PcpOption {
             Self::PreferFailure => code::PREFER_FAILURE,
             Self::Filter(_) => code::FILTER,
             Self::Description(_) => code::DESCRIPTION,
+            Self::ThirdPartyId(_) => code::THIRD_PARTY_ID,
             Self::Prefix64(_) => code::PREFIX64,
             Self::PortSet(_) => code::PORT_SET,
             Self::Unknown { code, .. } => *code,
@@ -148,7 +156,7 @@ impl PcpOption {
 
     /// Whether a server that cannot process it has to refuse the request.
     pub const fn is_mandatory(&self) -> bool {
-        self.code() < 128
+        self.code() < OPTIONAL
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -162,7 +170,8 @@ impl PcpOption {
                 put(out, code::FILTER, &data);
             }
             Self::Description(text) => put(out, code::DESCRIPTION, text.as_bytes()),
-            Self::Prefix64(data) => put(out, code::PREFIX64, data),
+            Self::ThirdPartyId(id) => put(out, code::THIRD_PARTY_ID, id),
+            Self::Prefix64(prefix) => put(out, code::PREFIX64, &prefix.encode()),
             Self::PortSet(set) => {
                 let mut data = set.size.to_be_bytes().to_vec();
                 data.extend_from_slice(&set.first_internal.to_be_bytes());
@@ -206,7 +215,9 @@ impl PcpOption {
                     data: data.to_vec(),
                 },
             }),
-            code::PREFIX64 => Ok(Self::Prefix64(data.to_vec())),
+            code::THIRD_PARTY_ID if data.len() > MAX_THIRD_PARTY_ID => Err(invalid),
+            code::THIRD_PARTY_ID => Ok(Self::ThirdPartyId(data.to_vec())),
+            code::PREFIX64 => Prefix64::decode(data).map(Self::Prefix64).ok_or(invalid),
             code::PORT_SET => {
                 let [s0, s1, f0, f1, flags]: [u8; 5] = data.try_into().map_err(|_| invalid)?;
                 let size = u16::from_be_bytes([s0, s1]);
@@ -232,9 +243,22 @@ pub(super) const fn repeatable(code: u8) -> bool {
     matches!(code, code::FILTER)
 }
 
+/// What becomes of an option that a receiver may skip and that cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// The message is malformed.
+    Refused,
+    /// It is kept as it is, so that a response is not lost for what nobody has asked for.
+    Kept,
+}
+
+/// RFC 6887 section 7.3: codes from here on are optional to process.
+const OPTIONAL: u8 = 128;
+
 /// Reads the options one by one; ends after the first error, since what follows it has no known start.
 pub(super) fn decode_all(
     mut rest: &[u8],
+    unreadable: Unreadable,
 ) -> impl Iterator<Item = Result<PcpOption, OptionError>> + '_ {
     std::iter::from_fn(move || {
         let (&[code, _, l0, l1], after) = rest.split_first_chunk::<4>()?;
@@ -246,7 +270,13 @@ pub(super) fn decode_all(
         };
         rest = next;
         let data = data.get(..usize::from(len)).unwrap_or(data);
-        Some(PcpOption::decode(code, data))
+        let option = PcpOption::decode(code, data);
+        let keep = unreadable == Unreadable::Kept && code >= OPTIONAL && option.is_err();
+        if keep {
+            let data = data.to_vec();
+            return Some(Ok(PcpOption::Unknown { code, data }));
+        }
+        Some(option)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::option::{self, OptionError, PcpOption};
+use super::option::{self, OptionError, PcpOption, code};
 use super::result::ResultCode;
 use super::{
     ALL_PROTOCOLS, Body, EncodeError, MAX_LEN, MIN_LEN, R_BIT, VERSION, addr_from_octets,
@@ -61,6 +61,9 @@ pub enum RequestError {
     /// A field contradicts another one.
     #[error("request contradicts itself")]
     Contradiction,
+    /// THIRD_PARTY_ID without THIRD_PARTY.
+    #[error("whose identifier it is is not said")]
+    ThirdPartyMissing,
     /// An opcode not known here.
     #[error("opcode {opcode} is not supported")]
     Opcode {
@@ -79,6 +82,7 @@ impl RequestError {
             Self::Truncated { .. } | Self::IsResponse => None,
             Self::Version { .. } => Some(ResultCode::UnsuppVersion),
             Self::Length { .. } | Self::Contradiction => Some(ResultCode::MalformedRequest),
+            Self::ThirdPartyMissing => Some(ResultCode::ThirdPartyMissingOption),
             Self::Opcode { .. } => Some(ResultCode::UnsuppOpcode),
             Self::Options(_) => Some(ResultCode::MalformedOption),
         }
@@ -123,7 +127,7 @@ impl Request {
         let (body, rest) =
             Body::split(header.opcode, octet3, rest).ok_or(RequestError::Length { have })?;
         let mut options: Vec<PcpOption> = Vec::new();
-        for option in option::decode_all(rest) {
+        for option in option::decode_all(rest, option::Unreadable::Refused) {
             let option = option.map_err(RequestError::Options)?;
             let code = option.code();
             let seen = options.iter().any(|o| o.code() == code);
@@ -176,6 +180,7 @@ impl Request {
                 PcpOption::PreferFailure
                 | PcpOption::Filter(_)
                 | PcpOption::Description(_)
+                | PcpOption::ThirdPartyId(_)
                 | PcpOption::Prefix64(_)
                 | PcpOption::PortSet(_)
                 | PcpOption::Unknown { .. } => None,
@@ -190,6 +195,10 @@ impl Request {
 
     /// What fields say together (RFC 6887 sections 11.3, 12.1, 13.1 to 13.3; RFC 7753 section 4.2).
     fn check(&self) -> Result<(), RequestError> {
+        let has = |code| self.options.iter().any(|option| option.code() == code);
+        if has(code::THIRD_PARTY_ID) && !has(code::THIRD_PARTY) {
+            return Err(RequestError::ThirdPartyMissing);
+        }
         match &self.body {
             Body::Announce | Body::Opaque { .. } => Ok(()),
             Body::Map(map) => {
@@ -210,6 +219,7 @@ impl Request {
                         }
                         PcpOption::PortSet(_) => self.prefers_failure(),
                         PcpOption::Description(_)
+                        | PcpOption::ThirdPartyId(_)
                         | PcpOption::Prefix64(_)
                         | PcpOption::Unknown { .. } => false,
                     };

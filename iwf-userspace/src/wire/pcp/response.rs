@@ -115,7 +115,7 @@ impl ServerMessage {
         let (body, rest) =
             Body::split(op & !R_BIT, 0, rest).ok_or(ResponseError::Truncated { have })?;
         let mut options = Vec::new();
-        for option in option::decode_all(rest) {
+        for option in option::decode_all(rest, option::Unreadable::Kept) {
             match option {
                 Ok(option) => options.push(option),
                 // RFC 6887 section 7.3: an error returns the request's options whatever their state.

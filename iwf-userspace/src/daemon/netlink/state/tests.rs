@@ -50,21 +50,28 @@ fn wan_address_and_gateway_follow_link_address_and_route() {
 }
 
 #[test]
+fn servers_with_ipv6_addresses_see_a_global_address_of_the_wan() {
+    let mut state = router();
+    for (ifindex, text) in [
+        (BRIDGE, "2a0b:1:2:3::1"),
+        (WAN, "fe80::1"),
+        (WAN, "fd00:1::1"),
+    ] {
+        let message = address6(ifindex, text, 64);
+        state.fold(&RouteNetlinkMessage::NewAddress(message));
+    }
+    assert_eq!(state.snapshot().wan.address6, None, "PCPC-006");
+    let message = address6(WAN, "2a0c:9::2", 64);
+    state.fold(&RouteNetlinkMessage::NewAddress(message.clone()));
+    let global = "2a0c:9::2".parse().ok();
+    assert_eq!(state.snapshot().wan.address6, global);
+    state.fold(&RouteNetlinkMessage::DelAddress(message));
+    assert_eq!(state.snapshot().wan.address6, None);
+}
+
+#[test]
 fn the_lans_ipv6_prefixes_are_those_of_its_addresses_and_of_routes_to_it() {
     let mut state = router();
-    let address6 = |ifindex, text: &str, len| {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet6;
-        message.header.index = ifindex;
-        message.header.prefix_len = len;
-        let addr: IpAddr = text.parse().expect("an address");
-        message.header.scope = match addr {
-            IpAddr::V6(addr) if addr.is_unicast_link_local() => AddressScope::Link,
-            IpAddr::V4(_) | IpAddr::V6(_) => AddressScope::Universe,
-        };
-        message.attributes = vec![AddressAttribute::Address(addr)];
-        message
-    };
     for (ifindex, text, len) in [
         (BRIDGE, "2a0b:1:2:3::1", 64),
         (BRIDGE, "fd00:1::1", 64),
@@ -135,6 +142,26 @@ fn on_a_point_to_point_wan_the_own_address_counts() {
     ];
     state.fold(&RouteNetlinkMessage::NewAddress(ppp));
     assert_eq!(state.snapshot().wan.address, Some(own));
+}
+
+/// PCPC-007.
+#[test]
+fn another_address_of_the_wan_moves_nothing_while_the_first_is_there() {
+    let mut state = router();
+    let first = state.snapshot().wan.address.expect("the router's");
+    let lower = address(WAN, [10, 0, 0, 7], 24);
+    state.fold(&RouteNetlinkMessage::NewAddress(lower.clone()));
+    assert_eq!(state.snapshot().wan.address, Some(first));
+    let there = [
+        link(WAN, "wan0", true, None),
+        RouteNetlinkMessage::NewAddress(lower),
+        RouteNetlinkMessage::NewAddress(address(WAN, first.octets(), 10)),
+    ];
+    state.resync(&there);
+    assert_eq!(state.snapshot().wan.address, Some(first));
+    let gone = address(WAN, first.octets(), 10);
+    state.fold(&RouteNetlinkMessage::DelAddress(gone));
+    assert_eq!(state.snapshot().wan.address, Some([10, 0, 0, 7].into()));
 }
 
 #[test]
@@ -446,6 +473,20 @@ fn address(ifindex: u32, addr: [u8; 4], prefix_len: u8) -> AddressMessage {
         AddressAttribute::Address(IpAddr::V4(addr.into())),
         AddressAttribute::Local(IpAddr::V4(addr.into())),
     ];
+    message
+}
+
+fn address6(ifindex: u32, text: &str, len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    message.header.index = ifindex;
+    message.header.prefix_len = len;
+    let addr: IpAddr = text.parse().expect("an address");
+    message.header.scope = match addr {
+        IpAddr::V6(addr) if addr.is_unicast_link_local() => AddressScope::Link,
+        IpAddr::V4(_) | IpAddr::V6(_) => AddressScope::Universe,
+    };
+    message.attributes = vec![AddressAttribute::Address(addr)];
     message
 }
 

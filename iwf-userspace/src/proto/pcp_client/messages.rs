@@ -1,0 +1,210 @@
+//! What the client is told, and what it has to say.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::mapping::{Lease as Granted, PortChoice};
+use crate::types::{
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, Protocol,
+    RemotePeer,
+};
+use crate::wire::pcp::ResultCode;
+
+/// A lease somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Names the lease.
+    pub id: Generation,
+    /// Who is asked.
+    pub server: SocketAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// External port of our NAT, the internal one for the server.
+    pub port: ExternalPort,
+    /// The external port asked for; `None` for no preference.
+    pub external: Option<ExternalPort>,
+    /// Whether another external port will do.
+    pub choice: PortChoice,
+    /// Who may come in.
+    pub remote: RemotePeer,
+    /// Told to the server as DESCRIPTION (RFC 7220), if at all; at most [`MAX_DESCRIPTION`](super::MAX_DESCRIPTION)
+    /// octets.
+    pub description: Option<String>,
+    /// For how long it is wanted from now on.
+    pub lifetime: Lifetime,
+    /// Whether whoever waits for the answer can wait for its turn as well: no application does.
+    pub patient: bool,
+    /// When it is no longer wanted; renewals never ask for more.
+    pub until: Instant,
+}
+
+/// What the client is told.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Get this lease; if there is one of that name, on these terms from now on. Answered by
+    /// [`Effect::Granted`] or [`Effect::Refused`], unless it is released before.
+    Request(Want),
+    /// Keep a lease that was granted in an earlier life; if it has lapsed, get it back.
+    Adopt {
+        /// The terms.
+        want: Want,
+        /// Server, nonce and end.
+        lease: Granted,
+        /// What was assigned.
+        external: ExternalEndpoint,
+    },
+    /// Get a lease back that was granted elsewhere (another address of ours, another server) or not at all yet,
+    /// at the same external endpoint if it can be. Answered by [`Effect::Granted`] or [`Effect::Lost`].
+    Reacquire {
+        /// The terms.
+        want: Want,
+        /// What was assigned before.
+        external: ExternalEndpoint,
+    },
+    /// Nobody waits for it: delete it upstream in the background.
+    Abandon(Generation),
+    /// Delete it upstream; answered by [`Effect::Released`].
+    Release(Generation),
+    /// Stop deleting it and make sure that it is still there.
+    Keep(Generation),
+    /// It is wanted on these terms from the next request on, which is sent when it is due. Nobody waits for an
+    /// answer any more: an end of it is reported by [`Effect::Lost`].
+    Terms(Want),
+    /// Our addresses on the WAN. While there is none of a family, nothing is sent to servers of it. What was granted
+    /// to another address is not touched: see [`Input::Reacquire`].
+    Local(LocalAddrs),
+    /// The servers to keep in contact with.
+    Servers(Vec<SocketAddr>),
+    /// What was known of a server's clock in an earlier life, so many seconds ago.
+    History {
+        /// Its address.
+        server: IpAddr,
+        /// Its clock then.
+        epoch: Epoch,
+        /// Seconds since then.
+        ago: u64,
+    },
+    /// A datagram from a server.
+    Datagram {
+        /// Its source.
+        from: SocketAddr,
+        /// The UDP payload.
+        payload: Vec<u8>,
+    },
+    /// A hard error for what was sent to that server.
+    Unreachable(SocketAddr),
+}
+
+/// What the client wants done, or has to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a datagram.
+    Send {
+        /// Where to.
+        server: SocketAddr,
+        /// The UDP payload.
+        payload: Vec<u8>,
+    },
+    /// The lease is good until its new end, at this endpoint.
+    Granted {
+        /// Names the lease.
+        id: Generation,
+        /// Server, nonce and end.
+        lease: Granted,
+        /// What was assigned.
+        external: ExternalEndpoint,
+    },
+    /// What was asked for by [`Input::Request`] was refused. A lease that was there before goes on as it was,
+    /// unless [`Effect::Lost`] follows.
+    Refused {
+        /// Names the lease.
+        id: Generation,
+        /// Who refused it.
+        server: SocketAddr,
+        /// Why.
+        result: ResultCode,
+        /// For how long the refusal stands.
+        lifetime: Lifetime,
+        /// Whether it said so now; otherwise it was not asked, as it would say the same.
+        asked: bool,
+    },
+    /// A renewal, or what was asked for again, was refused. The lease goes on as long as it was granted, and is tried
+    /// again, unless [`Effect::Lost`] follows.
+    Trouble {
+        /// Names the lease.
+        id: Generation,
+        /// Who refused it.
+        server: SocketAddr,
+        /// Why.
+        result: ResultCode,
+    },
+    /// A server granted another port than the only one that will do; it is being given back. [`Effect::Refused`] or
+    /// [`Effect::Lost`] follows.
+    GivenBack {
+        /// Names the lease.
+        id: Generation,
+        /// Who granted it.
+        server: SocketAddr,
+    },
+    /// The lease has ended without having been released.
+    Lost {
+        /// Names the lease.
+        id: Generation,
+    },
+    /// The outcome of [`Input::Release`]; after an error the lease goes on as it was.
+    Released {
+        /// Names the lease.
+        id: Generation,
+        /// The outcome.
+        result: Result<(), ResultCode>,
+    },
+    /// A server has lost its state; its leases are being asked for again.
+    EpochReset(SocketAddr),
+    /// Worth storing: a server's clock was seen for the first time, or anew after a restart of it.
+    EpochSeen {
+        /// The server.
+        server: SocketAddr,
+        /// Its clock.
+        epoch: Epoch,
+    },
+    /// A server has begun or ceased to answer.
+    Liveness(SocketAddr),
+    /// It became known what a server speaks; see [`PcpClient::speaks`](super::PcpClient::speaks).
+    Speaks(SocketAddr),
+}
+
+/// What a server was found to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// Nothing was heard of it since it was asked last.
+    Unknown,
+    /// PCP in our version.
+    Pcp,
+    /// NAT-PMP (RFC 6887 section 9, RFC 6886 section 3.5): a request may be repeated in that protocol.
+    NatPmp,
+    /// PCP in this version only.
+    OtherVersion(u8),
+    /// Nobody listens on its port.
+    Nothing,
+}
+
+/// Whether a server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// Asked, no verdict yet.
+    Unknown,
+    /// It answered last time.
+    Answering,
+    /// It did not answer in time, or nobody listens there.
+    Silent,
+}
+
+/// Datagrams from servers that had no effect, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ignored {
+    /// Not from a server that is asked.
+    pub stranger: u64,
+    /// Not a PCP response.
+    pub malformed: u64,
+    /// Answers nothing that was asked.
+    pub unmatched: u64,
+}
