@@ -27,6 +27,8 @@ mod begin;
 mod compare;
 #[path = "prog_model/drive.rs"]
 mod drive;
+#[path = "prog_model/egress.rs"]
+mod egress;
 #[path = "prog_model/filter.rs"]
 mod filter;
 #[path = "prog_model/mapping.rs"]
@@ -54,8 +56,13 @@ const STEPS: usize = 60;
 const RUNS: u32 = 200;
 
 /// Fates that so many runs must have led to, or they show less than they seem to.
-const MET: [&str; 9] = [
+const MET: [&str; 14] = [
     "drop_address_gone",
+    "drop_icmp_error_private",
+    "drop_private_source",
+    "host_out",
+    "pass_host",
+    "translated_egress",
     "forwarded_out",
     "forwarded_in",
     "hairpinned",

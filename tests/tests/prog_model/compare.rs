@@ -173,7 +173,8 @@ fn facts_of(value: &MappingValue) -> String {
         (value.packets_out, value.octets_out),
         (value.packets_in, value.octets_in),
     ];
-    format!("{:?}", (value_endpoint(value), explicit, counted))
+    let own = value.kind == MappingKind::Host as u8;
+    format!("{:?}", (value_endpoint(value), own, explicit, counted))
 }
 
 fn model_facts(mapping: &Mapping) -> String {
@@ -182,7 +183,10 @@ fn model_facts(mapping: &Mapping) -> String {
         let host = host.map(|host| (host, [255; 4]));
         (filter as u8, host, flags, terms.expires.is_some())
     });
-    format!("{:?}", (mapping.internal, explicit, mapping.counted))
+    format!(
+        "{:?}",
+        (mapping.internal, mapping.own, explicit, mapping.counted)
+    )
 }
 
 /// The same of one direction of a session.
@@ -194,7 +198,8 @@ fn session_facts(value: &SessionValue, generation: u32) -> String {
         (false, false) => Way::Out,
     };
     let becomes = (at(value.src, value.src_port), at(value.dst, value.dst_port));
-    let [ended, invited, explicit] = [
+    let [own, ended, invited, explicit] = [
+        SessionFlags::HOST,
         SessionFlags::ENDED,
         SessionFlags::INVITED,
         SessionFlags::EXPLICIT,
@@ -203,7 +208,7 @@ fn session_facts(value: &SessionValue, generation: u32) -> String {
     let resolved = value.next_hop_generation == generation;
     let counted = (value.packets, value.octets());
     format!(
-        "{way:?} {becomes:?} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
+        "{way:?} {becomes:?} own {own} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
     )
 }
 
@@ -211,6 +216,7 @@ fn model_session(half: &Half) -> String {
     let Half {
         way,
         becomes,
+        own,
         ended,
         invited,
         explicit,
@@ -219,6 +225,6 @@ fn model_session(half: &Half) -> String {
     } = half;
     let counted = (half.packets, half.octets);
     format!(
-        "{way:?} {becomes:?} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
+        "{way:?} {becomes:?} own {own} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
     )
 }

@@ -9,9 +9,10 @@ use iwf_common::limits;
 use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
-use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules};
+use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules, Way};
 use super::quota::Shares;
-use super::step::{Kind, PLAIN, Setting, Step};
+use super::send::Via;
+use super::step::{Kind, PLAIN, Setting, Shape, Step};
 use super::tcp::SYN;
 use super::tend::{filter_of, set_addresses};
 use crate::bed::{Bed, HOST, HOST2, REMOTE, REMOTE2, Through, WAN, mac_of};
@@ -189,7 +190,7 @@ impl<'b> Driver<'b> {
                     addr: host_of(host),
                     port: pick(ports_of(kind.proto), port),
                 };
-                self.packet(false, kind, src, remote_of(remote), shape)
+                self.packet(Via::Lan, kind, src, remote_of(remote), shape)
             }
             Step::In {
                 to,
@@ -198,7 +199,7 @@ impl<'b> Driver<'b> {
                 shape,
             } => {
                 let dst = self.external(kind.proto, to);
-                self.packet(true, kind, remote_of(remote), dst, shape)
+                self.packet(Via::Wan, kind, remote_of(remote), dst, shape)
             }
             Step::Turn {
                 host,
@@ -212,8 +213,16 @@ impl<'b> Driver<'b> {
                     port: pick(ports_of(kind.proto), port),
                 };
                 let dst = self.external(kind.proto, to);
-                self.packet(false, kind, src, dst, shape)
+                self.packet(Via::Lan, kind, src, dst, shape)
             }
+            Step::Leave {
+                host,
+                port,
+                remote,
+                how,
+                kind,
+                shape,
+            } => self.leave((host, port), remote_of(remote), how, kind, shape),
             Step::Along {
                 session,
                 flags,
@@ -286,7 +295,7 @@ impl<'b> Driver<'b> {
                     return Ok(());
                 };
                 let kind = Kind { proto, flags: SYN };
-                self.packet(false, kind, internal, remote_of(again % 3), PLAIN)
+                self.packet(Via::Lan, kind, internal, remote_of(again % 3), PLAIN)
             }
             Step::Pass { time } => {
                 self.sweep()?;
@@ -298,6 +307,48 @@ impl<'b> Driver<'b> {
     }
 
     // What there is.
+
+    /// A packet that the stack sends.
+    fn leave(
+        &mut self,
+        (host, port): (u8, u8),
+        remote: Endpoint,
+        how: u8,
+        kind: Kind,
+        shape: Shape,
+    ) -> Result<()> {
+        let ours = &self.nat.rules.addresses;
+        // The stack has no other way out for these.
+        if remote.addr == HOST2 || ours.contains(&remote.addr) {
+            return Ok(());
+        }
+        let (addr, forwarded) = match how % 8 {
+            0..4 => (host_of(host), how % 8 != 0),
+            4..7 => (pick(ours, port), how % 8 == 6),
+            _ => {
+                // What the program at LAN ingress has translated.
+                let Some((key, half)) = self.session(host ^ port) else {
+                    return Ok(());
+                };
+                if half.way != Way::Out || half.own || key.proto == ICMP {
+                    return Ok(());
+                }
+                let (src, dst) = half.becomes;
+                let kind = Kind {
+                    proto: key.proto,
+                    ..kind
+                };
+                return self.packet(Via::Stack { forwarded: true }, kind, src, dst, shape);
+            }
+        };
+        let port = pick(ports_of(kind.proto), port);
+        let src = Endpoint { addr, port };
+        // An identifier of the router's own is never 0.
+        if port == 0 && ours.contains(&addr) {
+            return Ok(());
+        }
+        self.packet(Via::Stack { forwarded }, kind, src, remote, shape)
+    }
 
     pub(crate) fn session(&self, which: u8) -> Option<(Key, Half)> {
         let live = self.nat.halves.iter().filter(|(_, half)| !half.ended);

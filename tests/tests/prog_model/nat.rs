@@ -7,6 +7,7 @@
 //! model asks for ([`Chosen`]) and judges whether it was among what they may choose.
 //!
 //! Here are the words and what becomes of a packet. The rules are beside it: `begin.rs` for the first packet of a flow,
+//! `egress.rs` for what the stack sends,
 //! `mapping.rs`, `address.rs`, `filter.rs`, `quota.rs`, `session.rs`, `tcp.rs`, and `ageing.rs` for the end of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +86,8 @@ pub(crate) struct Rules {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     pub(crate) internal: Endpoint,
+    /// The router's: what its stack sends and receives with an address of ours.
+    pub(crate) own: bool,
     /// Asked for, with whom it lets in and when it ends; `None`: made by a packet, ends when it is idle.
     pub(crate) explicit: Option<Terms>,
     pub(crate) last_used: Time,
@@ -133,6 +136,8 @@ pub(crate) struct Half {
     pub(crate) way: Way,
     /// Source and destination after translation.
     pub(crate) becomes: (Endpoint, Endpoint),
+    /// The router's own flow.
+    pub(crate) own: bool,
     /// The remote host began it.
     pub(crate) invited: bool,
     /// By a mapping that was asked for.
@@ -223,7 +228,8 @@ impl Nat {
         also: &mut Vec<Name>,
     ) -> Result<(Name, Went), Name> {
         let key = packet.key;
-        if self.live(&key, &[Way::Out, Way::Turned]).is_none() {
+        let known = self.live(&key, &[Way::Out, Way::Turned]);
+        if known.is_none_or(|half| half.own) {
             // Nobody in the LAN has the router's address.
             if self.is_ours(key.src.addr) {
                 return Err("drop_spoofed");
@@ -284,6 +290,9 @@ impl Nat {
         // It counts, as it came in, though it goes nowhere then.
         let (src, dst) = self.touch(packet);
         self.is_at_home(&key)?;
+        if self.half(&key).own {
+            return Ok(("pass_host", Went::StackAs(src, dst)));
+        }
         // What the stack reports then is translated back on its way out.
         if packet.ttl <= 1 {
             return Ok(("pass_ttl_exceeded", Went::StackAs(src, dst)));
@@ -319,7 +328,9 @@ impl Nat {
             return fate(Err(gone), Vec::new());
         }
         let (src, dst) = half.becomes;
-        let name = if ttl <= 1 {
+        let name = if half.own {
+            "pass_host"
+        } else if ttl <= 1 {
             "pass_ttl_exceeded"
         } else if !half.resolved {
             "pass_unresolved"
@@ -340,7 +351,7 @@ impl Nat {
     }
 }
 
-fn fate(went: Result<(Name, Went), Name>, also: Vec<Name>) -> Fate {
+pub(crate) fn fate(went: Result<(Name, Went), Name>, also: Vec<Name>) -> Fate {
     let (name, went) = went.unwrap_or_else(|name| {
         (
             name,

@@ -32,6 +32,15 @@ pub(crate) enum Step {
         kind: Kind,
         shape: Shape,
     },
+    /// The stack sends out of the WAN, for a LAN host or for itself.
+    Leave {
+        host: u8,
+        port: u8,
+        remote: u8,
+        how: u8,
+        kind: Kind,
+        shape: Shape,
+    },
     /// A packet of a session, in either direction.
     Along {
         session: u8,
@@ -148,6 +157,11 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         4 => (few(), any::<u8>(), any::<u8>(), kind(), shape()).prop_map(
             |(host, port, to, kind, shape)| Step::Turn { host, port, to, kind, shape }
+        ),
+        4 => (few(), any::<u8>(), few(), any::<u8>(), kind(), shape()).prop_map(
+            |(host, port, remote, how, kind, shape)| {
+                Step::Leave { host, port, remote, how, kind, shape }
+            }
         ),
         12 => (any::<u8>(), flags(), shape()).prop_map(
             |(session, flags, shape)| Step::Along { session, flags, shape }
