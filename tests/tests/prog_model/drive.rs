@@ -85,6 +85,8 @@ pub(crate) struct Driver<'b> {
     /// The tick at which the run began.
     pub(crate) began: u32,
     pub(crate) generation: u32,
+    /// What stands on addresses that are gone may still be there.
+    unswept: bool,
     /// The tables as they were read last.
     pub(crate) state: State,
     /// What the last packet was counted as.
@@ -155,6 +157,7 @@ impl<'b> Driver<'b> {
             nat: Nat::new(rules),
             began: bed.now()?,
             generation: 1,
+            unswept: false,
             state: bed.plane.state()?,
             counted: BTreeMap::new(),
             fates,
@@ -281,8 +284,15 @@ impl<'b> Driver<'b> {
                 swept,
                 again,
             } => {
+                // Between two changes the daemon ends all that the first has taken the address from.
+                if self.unswept {
+                    self.leave_gone()?;
+                    self.sweep()?;
+                }
                 self.move_to(pick(&ADDRESSES, which))?;
+                self.unswept = !swept;
                 if swept {
+                    self.leave_gone()?;
                     return self.sweep();
                 }
                 self.compare()?;

@@ -124,6 +124,11 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Ends what stands on addresses that are gone.
+    pub(crate) fn leave_gone(&mut self) -> Result<()> {
+        self.end_sessions(SweepMode::KeepOurs, (0, at([0; 4], [0; 2])))
+    }
+
     fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
         let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
         let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
