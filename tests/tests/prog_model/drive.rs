@@ -9,9 +9,10 @@ use iwf_common::limits;
 use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
-use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules, Way};
+use super::nat::{
+    Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules, Via, Way,
+};
 use super::quota::Shares;
-use super::send::Via;
 use super::step::{Kind, PLAIN, Setting, Shape, Step};
 use super::tcp::SYN;
 use super::tend::{filter_of, set_addresses};
@@ -126,6 +127,7 @@ impl<'b> Driver<'b> {
             idle_tcp_open: IDLE.tcp_established.into(),
             idle_tcp_transitory: IDLE.tcp_transitory.into(),
             idle_icmp: IDLE.icmp.into(),
+            reassembly: (limits::REASSEMBLY * HZ).into(),
             knock: (limits::GRACE * HZ).into(),
         };
         if setting.narrow {
@@ -236,6 +238,12 @@ impl<'b> Driver<'b> {
                 };
                 self.along(&key, &half, flags, shape)
             }
+            Step::Fragments {
+                session,
+                order,
+                id,
+                shape,
+            } => self.fragments(session, order, id, shape),
             Step::Open { session } => self.open(session),
             Step::Error {
                 session,
@@ -284,12 +292,7 @@ impl<'b> Driver<'b> {
                 swept,
                 again,
             } => {
-                // Between two changes the daemon ends all that the first has taken the address from.
-                if self.unswept {
-                    self.leave_gone()?;
-                    self.sweep()?;
-                }
-                self.move_to(pick(&ADDRESSES, which))?;
+                self.change_addresses(which)?;
                 self.unswept = !swept;
                 if swept {
                     self.leave_gone()?;
@@ -317,6 +320,17 @@ impl<'b> Driver<'b> {
     }
 
     // What there is.
+
+    /// Other addresses are ours, and nothing is swept yet. Between two changes the daemon ends all that the first has
+    /// taken the address from.
+    pub(crate) fn change_addresses(&mut self, which: u8) -> Result<()> {
+        if self.unswept {
+            self.leave_gone()?;
+            self.sweep()?;
+        }
+        self.unswept = true;
+        self.move_to(pick(&ADDRESSES, which))
+    }
 
     /// A packet that the stack sends.
     fn leave(

@@ -81,7 +81,7 @@ impl Nat {
     }
 
     /// What is not translated leaves, if it shows nothing private.
-    fn untranslated(&self, src: Address, forwarded: bool) -> Name {
+    pub(crate) fn untranslated(&self, src: Address, forwarded: bool) -> Name {
         let private = matches!(
             src,
             [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [169, 254, ..]

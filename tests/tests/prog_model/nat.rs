@@ -7,12 +7,13 @@
 //! model asks for ([`Chosen`]) and judges whether it was among what they may choose.
 //!
 //! Here are the words and what becomes of a packet. The rules are beside it: `begin.rs` for the first packet of a flow,
-//! `egress.rs` for what the stack sends,
+//! `egress.rs` for what the stack sends, `fragment.rs` for what has no ports,
 //! `mapping.rs`, `address.rs`, `filter.rs`, `quota.rs`, `session.rs`, `tcp.rs`, and `ageing.rs` for the end of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use super::fragment::{Datagram, Note};
 use super::quota::Shares;
 use super::tcp::Shown;
 
@@ -53,6 +54,19 @@ pub(crate) struct Packet {
     pub(crate) len: u16,
     /// An ICMP query, not its answer. True for all other protocols.
     pub(crate) asks: bool,
+    /// Of the first fragment of a datagram.
+    pub(crate) id: Option<u16>,
+}
+
+/// What a packet is met by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Lan,
+    Wan,
+    /// WAN egress; `forwarded`: it came in by another interface.
+    Stack {
+        forwarded: bool,
+    },
 }
 
 /// Whom dynamic mappings let in (RFC 4787 section 5).
@@ -81,6 +95,8 @@ pub(crate) struct Rules {
     pub(crate) idle_icmp: Time,
     /// For how long a packet that was not let in is remembered for its peer's sake.
     pub(crate) knock: Time,
+    /// For how long the fragments of a datagram may be under way (RFC 1122 section 3.3.2 has more).
+    pub(crate) reassembly: Time,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +208,10 @@ pub(crate) struct Nat {
     pub(crate) halves: BTreeMap<Key, Half>,
     /// Whom external endpoints have sent to, if it is that that lets somebody in: for which host, and when.
     pub(crate) peers: BTreeMap<(Bound, Address), (Endpoint, Time)>,
+    /// By the datagram as it arrives.
+    pub(crate) fragments: BTreeMap<Datagram, Note>,
+    /// Identifications in use by what leaves: for whose datagram, and since when.
+    pub(crate) claimed: BTreeMap<Datagram, ((Address, u16), Time)>,
     /// Where hosts have mappings that were asked for: they have all others there as well.
     pub(crate) paired: BTreeMap<Address, Address>,
     /// Which of our addresses may be that of a host: one, from its first mapping on.
@@ -207,6 +227,8 @@ impl Nat {
             by_internal: BTreeMap::new(),
             halves: BTreeMap::new(),
             peers: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            claimed: BTreeMap::new(),
             paired: BTreeMap::new(),
             homes: BTreeMap::new(),
         }

@@ -9,7 +9,9 @@ use iwf_tests::packet::{Frame, Transport};
 
 use super::compare::key_of;
 use super::drive::{Driver, pick, remote_of};
-use super::nat::{Bound, Chosen, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Way, Went};
+use super::nat::{
+    Bound, Chosen, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Via, Way, Went,
+};
 use super::step::{Kind, PLAIN, Shape};
 use super::tcp::{ACK, FIN, SYN};
 use crate::bed::{
@@ -28,17 +30,6 @@ const ASIDE: [&str; 4] = [
 /// Octets of a quoted packet's data: the least of RFC 792, TCP's without its checksum and with it, all.
 const QUOTED: [usize; 5] = [8, 9, 16, 18, 1500];
 const ROUTER: [u8; 4] = [11, 99, 0, 1];
-
-/// What a packet is met by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Via {
-    Lan,
-    Wan,
-    /// WAN egress.
-    Stack {
-        forwarded: bool,
-    },
-}
 
 impl Driver<'_> {
     pub(crate) fn packet(
@@ -107,28 +98,7 @@ impl Driver<'_> {
             src,
             dst,
         };
-        let mut frame = match kind.proto {
-            UDP => {
-                let ports = (src.port, dst.port);
-                Frame::new(
-                    src.addr,
-                    dst.addr,
-                    Transport::Udp {
-                        ports,
-                        checksum: shape.checksum,
-                    },
-                )
-            }
-            TCP => Frame::tcp((src.addr, src.port), (dst.addr, dst.port), kind.flags),
-            _ if answers => {
-                key.src.port = 0;
-                Frame::icmp(src.addr, dst.addr, 0, dst.port)
-            }
-            _ => {
-                key.dst.port = 0;
-                Frame::icmp(src.addr, dst.addr, 8, src.port)
-            }
-        };
+        let mut frame = whole(&mut key, kind, answers, shape.checksum);
         frame.ttl = shape.ttl;
         frame.payload.truncate(usize::from(shape.octets));
         let packet = Packet {
@@ -137,9 +107,17 @@ impl Driver<'_> {
             ttl: shape.ttl,
             len: u16::try_from(frame.bytes().len() - 14)?,
             asks: !answers,
+            id: None,
         };
         let frame = arriving(frame, via);
-        let (action, bytes) = self.run_program(&frame, via)?;
+        let (action, bytes) = self.run_program(&frame.bytes(), via)?;
+        let fate = self.fate_of(&packet, via)?;
+        let expected = expected(&frame, &fate, answers);
+        self.judge(&fate, action, &bytes, &expected.bytes())
+    }
+
+    /// What the model says of a packet that the programs have had.
+    pub(crate) fn fate_of(&mut self, packet: &Packet, via: Via) -> Result<Fate> {
         let internal = &self.state.internal;
         let port = |bound: Bound| {
             let entry = internal.get(&key_of(bound))?;
@@ -151,13 +129,11 @@ impl Driver<'_> {
             port: &port,
             address: &address,
         };
-        let fate = match via {
-            Via::Lan => self.nat.lan_packet(&packet, chosen),
-            Via::Wan => self.nat.wan_packet(&packet),
-            Via::Stack { forwarded } => self.nat.leaving_packet(&packet, forwarded, chosen),
-        };
-        let expected = expected(&frame, &fate, answers);
-        self.judge(&fate, action, &bytes, &expected)
+        Ok(match via {
+            Via::Lan => self.nat.lan_packet(packet, chosen),
+            Via::Wan => self.nat.wan_packet(packet),
+            Via::Stack { forwarded } => self.nat.leaving_packet(packet, forwarded, chosen),
+        })
     }
 
     /// An ICMP error about a packet that went where those of a session's direction come from.
@@ -219,7 +195,7 @@ impl Driver<'_> {
         let mut frame = Frame::icmp_error(src, key.dst.addr, (3, 3), quote);
         frame.ttl = shape.ttl;
         let frame = arriving(frame, via);
-        let (action, bytes) = self.run_program(&frame, via)?;
+        let (action, bytes) = self.run_program(&frame.bytes(), via)?;
         let fate = match via {
             Via::Lan | Via::Wan => self.nat.error(&key, src, from_wan, shape.ttl),
             Via::Stack { forwarded } => self.nat.leaving_error(&key, src, forwarded),
@@ -231,10 +207,10 @@ impl Driver<'_> {
                 expected.src = frame.src;
             }
         }
-        self.judge(&fate, action, &bytes, &expected)
+        self.judge(&fate, action, &bytes, &expected.bytes())
     }
 
-    fn run_program(&mut self, frame: &Frame, via: Via) -> Result<(u32, Vec<u8>)> {
+    pub(crate) fn run_program(&mut self, frame: &[u8], via: Via) -> Result<(u32, Vec<u8>)> {
         let bed = &mut *self.bed;
         let (through, name, ingress) = match (bed.through, via) {
             (Through::Xdp, Via::Lan) => (Through::Xdp, names::XDP_LAN, bed.lan),
@@ -249,15 +225,21 @@ impl Driver<'_> {
         bed.plane.ready(name)?;
         let before = std::mem::take(&mut self.state.counters);
         let ran = match through {
-            Through::Xdp => bed.plane.xdp(name, &frame.bytes(), ingress, 1)?,
-            Through::Tc => bed.plane.tc(name, &frame.bytes(), ingress, 0)?,
+            Through::Xdp => bed.plane.xdp(name, frame, ingress, 1)?,
+            Through::Tc => bed.plane.tc(name, frame, ingress, 0)?,
         };
         self.state = bed.plane.state()?;
         self.counted = difference(&self.state.counters, &before);
         Ok((verdict_of(through, ran.action), ran.frame))
     }
 
-    fn judge(&mut self, fate: &Fate, action: u32, bytes: &[u8], expected: &Frame) -> Result<()> {
+    pub(crate) fn judge(
+        &mut self,
+        fate: &Fate,
+        action: u32,
+        bytes: &[u8],
+        expected: &[u8],
+    ) -> Result<()> {
         *self.fates.entry(fate.name).or_default() += 1;
         let mut counted: Vec<_> = self.counted.iter().map(|(name, n)| (*name, *n)).collect();
         counted.retain(|(name, _)| !ASIDE.contains(name));
@@ -278,11 +260,31 @@ impl Driver<'_> {
             Went::Dropped => DROP,
         };
         ensure!(action == wanted, "verdict {action} of {fate:?}");
-        if bytes != expected.bytes() {
-            let seen = Frame::parse(bytes);
-            bail!("{fate:?}\n   out: {seen:?}\nwanted: {expected:?}");
+        if bytes != expected {
+            let (seen, wanted) = (Frame::parse(bytes), Frame::parse(expected));
+            bail!("{fate:?}\n   out: {seen:?}\nwanted: {wanted:?}");
         }
         self.compare()
+    }
+}
+
+/// A packet with these ends; of an ICMP query or answer, one of the ports is an identifier and the other 0.
+pub(crate) fn whole(key: &mut Key, kind: Kind, answers: bool, checksum: bool) -> Frame {
+    let (src, dst) = (key.src, key.dst);
+    match kind.proto {
+        UDP => {
+            let ports = (src.port, dst.port);
+            Frame::new(src.addr, dst.addr, Transport::Udp { ports, checksum })
+        }
+        TCP => Frame::tcp((src.addr, src.port), (dst.addr, dst.port), kind.flags),
+        _ if answers => {
+            key.src.port = 0;
+            Frame::icmp(src.addr, dst.addr, 0, dst.port)
+        }
+        _ => {
+            key.dst.port = 0;
+            Frame::icmp(src.addr, dst.addr, 8, src.port)
+        }
     }
 }
 
@@ -297,7 +299,7 @@ fn difference(
 }
 
 /// What a frame looks like when it comes to the router.
-fn arriving(frame: Frame, via: Via) -> Frame {
+pub(crate) fn arriving(frame: Frame, via: Via) -> Frame {
     match via {
         Via::Wan => wan_frame(frame),
         Via::Lan => Frame {
@@ -309,7 +311,7 @@ fn arriving(frame: Frame, via: Via) -> Frame {
 }
 
 /// And when it leaves.
-fn expected(frame: &Frame, fate: &Fate, answers: bool) -> Frame {
+pub(crate) fn expected(frame: &Frame, fate: &Fate, answers: bool) -> Frame {
     let mut out = frame.clone();
     let (Went::Forwarded(src, dst) | Went::StackAs(src, dst)) = fate.went else {
         return out;

@@ -47,6 +47,13 @@ pub(crate) enum Step {
         flags: u8,
         shape: Shape,
     },
+    /// A datagram of a session, or of a new one, in fragments.
+    Fragments {
+        session: u8,
+        order: u8,
+        id: u8,
+        shape: Shape,
+    },
     /// All packets of a TCP handshake and more, by the numbers of their directions and flags.
     Open {
         session: u8,
@@ -165,6 +172,9 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         12 => (any::<u8>(), flags(), shape()).prop_map(
             |(session, flags, shape)| Step::Along { session, flags, shape }
+        ),
+        4 => (any::<u8>(), any::<u8>(), any::<u8>(), shape()).prop_map(
+            |(session, order, id, shape)| Step::Fragments { session, order, id, shape }
         ),
         2 => any::<u8>().prop_map(|session| Step::Open { session }),
         3 => (any::<u8>(), any::<u8>(), shape()).prop_map(

@@ -217,6 +217,10 @@ impl Driver<'_> {
             value.last_used = value.last_used.wrapping_sub(ticks);
             plane.set_peer(*key, *value)?;
         }
+        for (key, value) in &mut self.state.fragments {
+            value.tick = value.tick.wrapping_sub(ticks);
+            plane.set_fragment(*key, *value)?;
+        }
         for (key, value) in &mut self.state.sessions {
             value.last_seen = value.last_seen.wrapping_sub(ticks);
             value.deadline = earlier(value.deadline);
