@@ -347,7 +347,7 @@ impl<'b> Driver<'b> {
             return Ok(());
         }
         let (addr, forwarded) = match how % 8 {
-            0..4 => (host_of(host), how % 8 != 0),
+            0..4 => (host_of(host), !how.is_multiple_of(8)),
             4..7 => (pick(ours, port), how % 8 == 6),
             _ => {
                 // What the program at LAN ingress has translated.

@@ -165,7 +165,7 @@ impl Nat {
             // The stack reports first fragments only.
             _ if ttl <= 1 && (inbound || becomes.turned) => "drop_ttl_exceeded",
             _ if ttl <= 1 => "pass_ttl_exceeded",
-            _ => return Ok(("fragments_forwarded", to(Went::Forwarded))),
+            Via::Lan | Via::Wan => return Ok(("fragments_forwarded", to(Went::Forwarded))),
         };
         if name.starts_with("pass_") && (inbound || becomes.turned) {
             return Ok((name, to(Went::StackAs)));

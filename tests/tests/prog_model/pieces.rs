@@ -120,7 +120,7 @@ impl Driver<'_> {
         let key = |proto, src, dst| Key { proto, src, dst };
         Some(match which {
             0..16 => {
-                let host = if which % 2 == 0 { HOST } else { HOST2 };
+                let host = if which.is_multiple_of(2) { HOST } else { HOST2 };
                 let proto = pick(&[UDP, TCP], which / 2);
                 let via = if which < 12 {
                     Via::Lan
