@@ -145,15 +145,16 @@ fn try_first<H: Hook>(hook: &H, packet: &Packet, session: &SessionValue, via: u1
     Ok(())
 }
 
-/// A first fragment that was given to the stack as it came: the later ones go there as well.
+/// A first fragment that was given to the stack as it came: the later ones go there as well. `way`:
+/// [`FragmentFlags::INBOUND`] or 0.
 #[inline(never)]
-pub fn first_passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome) -> Outcome {
+pub fn first_passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome, way: u16) -> Outcome {
     if matches!(outcome.verdict(), Verdict::Pass)
         && let Ok(id) = identification(hook)
     {
         let value = FragmentValue {
             tick: now_tick(),
-            flags: FragmentFlags::AS_IS,
+            flags: FragmentFlags::AS_IS | way,
             ..FragmentValue::default()
         };
         remember(&datagram(&packet.key, id), &value);

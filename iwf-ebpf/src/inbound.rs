@@ -134,7 +134,7 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
         Ok(()) => Outcome::NONE,
         // The stack must have all fragments of a datagram, if it has the first.
         Err(outcome) if packet.marks & Marks::FIRST != 0 => {
-            fragment::first_passed(hook, packet, outcome)
+            fragment::first_passed(hook, packet, outcome, FragmentFlags::INBOUND)
         }
         Err(outcome) => outcome,
     }

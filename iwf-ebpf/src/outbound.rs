@@ -119,7 +119,7 @@ pub fn judge_stranger<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
 #[inline(always)]
 fn passed<H: Hook>(hook: &H, packet: &Packet, outcome: Outcome) -> Outcome {
     if packet.marks & Marks::FIRST != 0 {
-        return fragment::first_passed(hook, packet, outcome);
+        return fragment::first_passed(hook, packet, outcome, 0);
     }
     outcome
 }

@@ -252,6 +252,7 @@ impl Plane {
             internal: self.entries(names::MAPPINGS_INT)?,
             external: self.entries(names::MAPPINGS_EXT)?,
             peers: self.entries(names::PEERS)?,
+            fragments: self.entries(names::FRAGMENTS)?,
             sessions6: self.entries(names::SESSIONS6)?,
             endpoints6: self.entries(names::ENDPOINTS6)?,
             fragments6: self.entries(names::FRAGMENTS6)?,

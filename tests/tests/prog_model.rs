@@ -27,12 +27,18 @@ mod begin;
 mod compare;
 #[path = "prog_model/drive.rs"]
 mod drive;
+#[path = "prog_model/egress.rs"]
+mod egress;
 #[path = "prog_model/filter.rs"]
 mod filter;
+#[path = "prog_model/fragment.rs"]
+mod fragment;
 #[path = "prog_model/mapping.rs"]
 mod mapping;
 #[path = "prog_model/nat.rs"]
 mod nat;
+#[path = "prog_model/pieces.rs"]
+mod pieces;
 #[path = "prog_model/quota.rs"]
 mod quota;
 #[path = "prog_model/send.rs"]
@@ -54,8 +60,16 @@ const STEPS: usize = 60;
 const RUNS: u32 = 200;
 
 /// Fates that so many runs must have led to, or they show less than they seem to.
-const MET: [&str; 9] = [
+const MET: [&str; 17] = [
+    "drop_fragment_early",
+    "fragments_forwarded",
+    "pass_fragment",
     "drop_address_gone",
+    "drop_icmp_error_private",
+    "drop_private_source",
+    "host_out",
+    "pass_host",
+    "translated_egress",
     "forwarded_out",
     "forwarded_in",
     "hairpinned",

@@ -7,6 +7,7 @@ use iwf_common::flow6::{
     EndpointKey6, EndpointValue6, FragmentKey6, FragmentValue6, PinholeKey, PinholeValue,
     SessionKey6, SessionValue6,
 };
+use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::nat::{EndpointKey, MappingValue, PeerKey, PeerValue};
 
 /// Everything the programs can change, for comparing before with after.
@@ -20,6 +21,8 @@ pub struct State {
     pub external: BTreeMap<EndpointKey, MappingValue>,
     /// PEERS.
     pub peers: BTreeMap<PeerKey, PeerValue>,
+    /// FRAGMENTS.
+    pub fragments: BTreeMap<FragmentKey, FragmentValue>,
     /// SESSIONS6.
     pub sessions6: BTreeMap<SessionKey6, SessionValue6>,
     /// ENDPOINTS6.

@@ -9,6 +9,7 @@ use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::flow6::{
     EndpointKey6, EndpointValue6, PinholeKey, PinholeValue, SessionKey6, SessionValue6,
 };
+use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
@@ -84,6 +85,14 @@ impl Plane {
     /// If the kernel refuses.
     pub fn set_peer(&mut self, key: PeerKey, value: PeerValue) -> Result<()> {
         self.put(names::PEERS, key, value)
+    }
+
+    /// Writes what a first fragment has left behind.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_fragment(&mut self, key: FragmentKey, value: FragmentValue) -> Result<()> {
+        self.put(names::FRAGMENTS, key, value)
     }
 
     /// Writes an IPv6 session entry.

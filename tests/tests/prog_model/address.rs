@@ -39,6 +39,13 @@ impl Nat {
         for half in self.halves.values_mut() {
             half.resolved = false;
         }
+        for becomes in self
+            .fragments
+            .values_mut()
+            .filter_map(|note| note.becomes.as_mut())
+        {
+            becomes.resolved = false;
+        }
     }
 
     /// No packet of a session uses an address that is not ours any more, nor meets in it a host that is one of ours now.

@@ -71,7 +71,8 @@ impl Nat {
         let live = self.halves.iter().filter(|(_, half)| !half.ended);
         let over: BTreeSet<Key> = live
             .filter(|(key, half)| over(self, key, half))
-            .flat_map(|(key, half)| [*key, half.reverse(key)])
+            .flat_map(|(key, half)| [Some(*key), self.other_of(key, half)])
+            .flatten()
             .collect();
         for key in over {
             if let Some(half) = self.halves.get_mut(&key)
@@ -81,6 +82,13 @@ impl Nat {
                 half.last = self.now;
             }
         }
+    }
+
+    /// The other direction of the same session. What has its place may be another's.
+    fn other_of(&self, key: &Key, half: &Half) -> Option<Key> {
+        let reverse = half.reverse(key);
+        let other = self.halves.get(&reverse)?;
+        (other.reverse(&reverse) == *key).then_some(reverse)
     }
 
     /// Live sessions keep those that they lead to, as they keep their mapping.

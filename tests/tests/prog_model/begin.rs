@@ -19,14 +19,32 @@ impl Nat {
         if !packet.asks {
             return Err("pass_other_protocol");
         }
-        // Only a SYN begins a connection.
-        if key.proto == TCP && !tcp::opens(packet.tcp_flags) {
+        self.open_out(packet, chosen, also)?;
+        // The way has been asked for already.
+        self.half_mut(&key).resolved = true;
+        Ok(())
+    }
+
+    /// Mapping and session of a packet that leaves.
+    pub(crate) fn open_out(
+        &mut self,
+        packet: &Packet,
+        chosen: Chosen,
+        also: &mut Vec<Name>,
+    ) -> Result<(), Name> {
+        let key = packet.key;
+        // Only a SYN begins a connection. The router knows its own.
+        let own = self.is_ours(key.src.addr);
+        if key.proto == TCP && !own && !tcp::opens(packet.tcp_flags) {
             return Err("drop_tcp_stray");
         }
         let internal = (key.proto, key.src);
         let external = self.mapping_of(internal, chosen, also)?;
         let explicit = self.by_external[&(key.proto, external)].explicit.is_some();
-        let half = Half::new(self.now, explicit, false);
+        let half = Half {
+            own,
+            ..Half::new(self.now, explicit, false)
+        };
         let back = Key {
             src: key.dst,
             dst: external,
@@ -34,13 +52,7 @@ impl Nat {
         };
         self.put(back, half.going(Way::In, (key.dst, key.src)))?;
         let out = half.going(Way::Out, (external, key.dst)).begun_by(packet);
-        self.put(
-            key,
-            Half {
-                resolved: true,
-                ..out
-            },
-        )?;
+        self.put(key, out)?;
         self.note_peer(&key, self.now);
         also.push("sessions_created");
         Ok(())
@@ -102,9 +114,9 @@ impl Nat {
             });
         }
         let target = (key.proto, key.dst);
-        let Some(inner) = self
-            .by_external
-            .get(&target)
+        let mapped = self.by_external.get(&target);
+        let Some(inner) = mapped
+            .filter(|mapping| !mapping.own)
             .map(|mapping| mapping.internal)
         else {
             // Perhaps the router's own.

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
+use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue};
 use iwf_common::host::HostValue;
 use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
 use iwf_common::tcp::{Phase, phase};
 
 use super::drive::{Driver, HZ, UNDISTURBED};
+use super::fragment::{Datagram, Note};
 use super::nat::{Bound, Endpoint, Half, Key, Mapping, TCP, Time, Way};
 use super::tcp;
 use super::tend::filter_facts;
@@ -81,6 +83,7 @@ impl Driver<'_> {
             .map(|key| (bound_of(&key.external), key.remote))
             .collect();
         same("PEERS", show(peers.iter()), show(self.nat.peers.keys()))?;
+        self.compare_fragments()?;
         let keys: BTreeSet<Key> = self.state.sessions.keys().map(session_key).collect();
         same("SESSIONS", show(keys.iter()), show(self.nat.halves.keys()))?;
         let generation = self.bed.config.next_hop_generation;
@@ -101,6 +104,31 @@ impl Driver<'_> {
             );
             self.compare_tcp(key, value, model)?;
         }
+        Ok(())
+    }
+
+    fn compare_fragments(&self) -> Result<()> {
+        let claim = |value: &FragmentValue| value.flags & FragmentFlags::CLAIM != 0;
+        let all = self.state.fragments.iter();
+        let mut seen: Vec<_> = all
+            .clone()
+            .filter(|(_, value)| !claim(value))
+            .map(|(key, value)| format!("{:?} {}", datagram(key), note_facts(value)))
+            .collect();
+        let claims = all.filter(|(_, value)| claim(value));
+        seen.extend(claims.map(|(key, _)| format!("{:?} claimed", datagram(key))));
+        let notes = self.nat.fragments.iter();
+        let mut wanted: Vec<_> = notes
+            .map(|(key, note)| format!("{key:?} {}", model_note(note)))
+            .collect();
+        let claims = self.nat.claimed.keys();
+        wanted.extend(claims.map(|key| format!("{key:?} claimed")));
+        seen.sort_unstable();
+        wanted.sort_unstable();
+        ensure!(
+            seen == wanted,
+            "FRAGMENTS\n  seen {seen:#?}\nwanted {wanted:#?}"
+        );
         Ok(())
     }
 
@@ -173,7 +201,8 @@ fn facts_of(value: &MappingValue) -> String {
         (value.packets_out, value.octets_out),
         (value.packets_in, value.octets_in),
     ];
-    format!("{:?}", (value_endpoint(value), explicit, counted))
+    let own = value.kind == MappingKind::Host as u8;
+    format!("{:?}", (value_endpoint(value), own, explicit, counted))
 }
 
 fn model_facts(mapping: &Mapping) -> String {
@@ -182,7 +211,10 @@ fn model_facts(mapping: &Mapping) -> String {
         let host = host.map(|host| (host, [255; 4]));
         (filter as u8, host, flags, terms.expires.is_some())
     });
-    format!("{:?}", (mapping.internal, explicit, mapping.counted))
+    format!(
+        "{:?}",
+        (mapping.internal, mapping.own, explicit, mapping.counted)
+    )
 }
 
 /// The same of one direction of a session.
@@ -194,7 +226,8 @@ fn session_facts(value: &SessionValue, generation: u32) -> String {
         (false, false) => Way::Out,
     };
     let becomes = (at(value.src, value.src_port), at(value.dst, value.dst_port));
-    let [ended, invited, explicit] = [
+    let [own, ended, invited, explicit] = [
+        SessionFlags::HOST,
         SessionFlags::ENDED,
         SessionFlags::INVITED,
         SessionFlags::EXPLICIT,
@@ -203,7 +236,7 @@ fn session_facts(value: &SessionValue, generation: u32) -> String {
     let resolved = value.next_hop_generation == generation;
     let counted = (value.packets, value.octets());
     format!(
-        "{way:?} {becomes:?} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
+        "{way:?} {becomes:?} own {own} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
     )
 }
 
@@ -211,6 +244,7 @@ fn model_session(half: &Half) -> String {
     let Half {
         way,
         becomes,
+        own,
         ended,
         invited,
         explicit,
@@ -219,6 +253,32 @@ fn model_session(half: &Half) -> String {
     } = half;
     let counted = (half.packets, half.octets);
     format!(
-        "{way:?} {becomes:?} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
+        "{way:?} {becomes:?} own {own} ended {ended} invited {invited} explicit {explicit} resolved {resolved} {counted:?}"
     )
+}
+
+fn datagram(key: &FragmentKey) -> Datagram {
+    Datagram {
+        proto: key.proto,
+        src: key.src,
+        dst: key.dst,
+        id: u16::from_be_bytes(key.id),
+    }
+}
+
+fn note_facts(value: &FragmentValue) -> String {
+    let has = |flag: u16| value.flags & flag != 0;
+    let becomes = (!has(FragmentFlags::AS_IS)).then(|| {
+        let stack = has(FragmentFlags::STACK);
+        let id = u16::from_be_bytes(value.id);
+        (value.src, value.dst, id, stack, has(FragmentFlags::HAIRPIN))
+    });
+    format!("{:?}", (has(FragmentFlags::INBOUND), becomes))
+}
+
+fn model_note(note: &Note) -> String {
+    let becomes = note
+        .becomes
+        .map(|b| (b.src, b.dst, b.id, b.stack, b.turned));
+    format!("{:?}", (note.inbound, becomes))
 }

@@ -9,9 +9,11 @@ use iwf_common::limits;
 use iwf_tests::prog::State;
 use iwf_userspace::daemon::dataplane::sweep::Sweeper;
 
-use super::nat::{Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules};
+use super::nat::{
+    Endpoint, Filtering, Half, ICMP, Key, Name, Nat, Remote, Remotes, Rules, Via, Way,
+};
 use super::quota::Shares;
-use super::step::{Kind, PLAIN, Setting, Step};
+use super::step::{Kind, PLAIN, Setting, Shape, Step};
 use super::tcp::SYN;
 use super::tend::{filter_of, set_addresses};
 use crate::bed::{Bed, HOST, HOST2, REMOTE, REMOTE2, Through, WAN, mac_of};
@@ -84,6 +86,8 @@ pub(crate) struct Driver<'b> {
     /// The tick at which the run began.
     pub(crate) began: u32,
     pub(crate) generation: u32,
+    /// What stands on addresses that are gone may still be there.
+    unswept: bool,
     /// The tables as they were read last.
     pub(crate) state: State,
     /// What the last packet was counted as.
@@ -123,6 +127,7 @@ impl<'b> Driver<'b> {
             idle_tcp_open: IDLE.tcp_established.into(),
             idle_tcp_transitory: IDLE.tcp_transitory.into(),
             idle_icmp: IDLE.icmp.into(),
+            reassembly: (limits::REASSEMBLY * HZ).into(),
             knock: (limits::GRACE * HZ).into(),
         };
         if setting.narrow {
@@ -154,6 +159,7 @@ impl<'b> Driver<'b> {
             nat: Nat::new(rules),
             began: bed.now()?,
             generation: 1,
+            unswept: false,
             state: bed.plane.state()?,
             counted: BTreeMap::new(),
             fates,
@@ -189,7 +195,7 @@ impl<'b> Driver<'b> {
                     addr: host_of(host),
                     port: pick(ports_of(kind.proto), port),
                 };
-                self.packet(false, kind, src, remote_of(remote), shape)
+                self.packet(Via::Lan, kind, src, remote_of(remote), shape)
             }
             Step::In {
                 to,
@@ -198,7 +204,7 @@ impl<'b> Driver<'b> {
                 shape,
             } => {
                 let dst = self.external(kind.proto, to);
-                self.packet(true, kind, remote_of(remote), dst, shape)
+                self.packet(Via::Wan, kind, remote_of(remote), dst, shape)
             }
             Step::Turn {
                 host,
@@ -212,8 +218,16 @@ impl<'b> Driver<'b> {
                     port: pick(ports_of(kind.proto), port),
                 };
                 let dst = self.external(kind.proto, to);
-                self.packet(false, kind, src, dst, shape)
+                self.packet(Via::Lan, kind, src, dst, shape)
             }
+            Step::Leave {
+                host,
+                port,
+                remote,
+                how,
+                kind,
+                shape,
+            } => self.leave((host, port), remote_of(remote), how, kind, shape),
             Step::Along {
                 session,
                 flags,
@@ -224,6 +238,12 @@ impl<'b> Driver<'b> {
                 };
                 self.along(&key, &half, flags, shape)
             }
+            Step::Fragments {
+                session,
+                order,
+                id,
+                shape,
+            } => self.fragments(session, order, id, shape),
             Step::Open { session } => self.open(session),
             Step::Error {
                 session,
@@ -272,8 +292,10 @@ impl<'b> Driver<'b> {
                 swept,
                 again,
             } => {
-                self.move_to(pick(&ADDRESSES, which))?;
+                self.change_addresses(which)?;
+                self.unswept = !swept;
                 if swept {
+                    self.leave_gone()?;
                     return self.sweep();
                 }
                 self.compare()?;
@@ -286,7 +308,7 @@ impl<'b> Driver<'b> {
                     return Ok(());
                 };
                 let kind = Kind { proto, flags: SYN };
-                self.packet(false, kind, internal, remote_of(again % 3), PLAIN)
+                self.packet(Via::Lan, kind, internal, remote_of(again % 3), PLAIN)
             }
             Step::Pass { time } => {
                 self.sweep()?;
@@ -298,6 +320,59 @@ impl<'b> Driver<'b> {
     }
 
     // What there is.
+
+    /// Other addresses are ours, and nothing is swept yet. Between two changes the daemon ends all that the first has
+    /// taken the address from.
+    pub(crate) fn change_addresses(&mut self, which: u8) -> Result<()> {
+        if self.unswept {
+            self.leave_gone()?;
+            self.sweep()?;
+        }
+        self.unswept = true;
+        self.move_to(pick(&ADDRESSES, which))
+    }
+
+    /// A packet that the stack sends.
+    fn leave(
+        &mut self,
+        (host, port): (u8, u8),
+        remote: Endpoint,
+        how: u8,
+        kind: Kind,
+        shape: Shape,
+    ) -> Result<()> {
+        let ours = &self.nat.rules.addresses;
+        // The stack has no other way out for these.
+        if remote.addr == HOST2 || ours.contains(&remote.addr) {
+            return Ok(());
+        }
+        let (addr, forwarded) = match how % 8 {
+            0..4 => (host_of(host), !how.is_multiple_of(8)),
+            4..7 => (pick(ours, port), how % 8 == 6),
+            _ => {
+                // What the program at LAN ingress has translated.
+                let Some((key, half)) = self.session(host ^ port) else {
+                    return Ok(());
+                };
+                if half.way != Way::Out || half.own || key.proto == ICMP {
+                    return Ok(());
+                }
+                let (src, dst) = half.becomes;
+                let kind = Kind {
+                    proto: key.proto,
+                    ..kind
+                };
+                return self.packet(Via::Stack { forwarded: true }, kind, src, dst, shape);
+            }
+        };
+        let port = pick(ports_of(kind.proto), port);
+        let src = Endpoint { addr, port };
+        // An identifier of the router's own is never 0.
+        if port == 0 && ours.contains(&addr) {
+            return Ok(());
+        }
+        self.packet(Via::Stack { forwarded }, kind, src, remote, shape)
+    }
 
     pub(crate) fn session(&self, which: u8) -> Option<(Key, Half)> {
         let live = self.nat.halves.iter().filter(|(_, half)| !half.ended);

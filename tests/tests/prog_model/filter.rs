@@ -52,6 +52,8 @@ impl Nat {
     /// What the mapping goes by: its own filter, or the configuration's if a packet has made it.
     fn filtering_of(&self, mapping: &Mapping) -> Filtering {
         match mapping.explicit.map(|terms| terms.remotes) {
+            // What the router listens at is none of its flows.
+            None if mapping.own => Filtering::AddressAndPortDependent,
             None => self.rules.filtering,
             Some(Remotes::SentTo(filtering)) => filtering,
             Some(_) => Filtering::EndpointIndependent,

@@ -12,6 +12,8 @@ impl Nat {
         also: &mut Vec<Name>,
     ) -> Result<Endpoint, Name> {
         let (proto, endpoint) = internal;
+        // What the router holds is no host's.
+        let own = self.is_ours(endpoint.addr);
         if let Some(external) = self.by_internal.get(&internal).copied() {
             let now = self.now;
             let is_ours = self.is_ours(external.addr);
@@ -21,19 +23,29 @@ impl Nat {
                 .expect("both or none");
             if !mapping.expired(now) && is_ours {
                 mapping.last_used = now;
-                return self.may_open(endpoint.addr).map(|()| external);
+                if !own {
+                    self.may_open(endpoint.addr)?;
+                }
+                return Ok(external);
             }
             // Over, whether it was swept or not.
             self.by_internal.remove(&internal);
             self.by_external.remove(&(proto, external));
         }
-        self.may_map(endpoint.addr)?;
-        self.may_open(endpoint.addr)?;
-        let addr = self.address_of(endpoint.addr, chosen);
+        if !own {
+            self.may_map(endpoint.addr)?;
+            self.may_open(endpoint.addr)?;
+        }
+        let addr = if own {
+            endpoint.addr
+        } else {
+            self.address_of(endpoint.addr, chosen)
+        };
         let port = self.port_for(internal, addr, chosen)?;
         let external = Endpoint { addr, port };
         let mapping = Mapping {
             internal: endpoint,
+            own,
             explicit: None,
             last_used: self.now,
             counted: [(0, 0); 2],
@@ -53,7 +65,8 @@ impl Nat {
             !self.by_external.contains_key(&(proto, external))
         };
         let system = 1..=1023;
-        let may_keep = (proto == ICMP && wanted != 0)
+        let may_keep = self.is_ours(internal.1.addr)
+            || (proto == ICMP && wanted != 0)
             || system.contains(&wanted)
             || self.rules.ports.contains(&wanted);
         if may_keep && free(&wanted) {
@@ -96,7 +109,9 @@ impl Nat {
         let held = self.by_external.get(&external).cloned();
         let other = self.by_internal.get(&inner).copied();
         let other = other.filter(|other| *other != external.1);
-        let yields = |mapping: &Mapping| mapping.explicit.is_none() || mapping.expired(self.now);
+        let yields = |mapping: &Mapping| {
+            !mapping.own && (mapping.explicit.is_none() || mapping.expired(self.now))
+        };
         if held
             .as_ref()
             .is_some_and(|held| held.internal != internal && !yields(held))
@@ -108,6 +123,7 @@ impl Nat {
         }
         let mut mapping = Mapping {
             internal,
+            own: false,
             explicit: Some(terms),
             last_used: 0,
             counted: [(0, 0); 2],

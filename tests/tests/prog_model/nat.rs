@@ -7,11 +7,13 @@
 //! model asks for ([`Chosen`]) and judges whether it was among what they may choose.
 //!
 //! Here are the words and what becomes of a packet. The rules are beside it: `begin.rs` for the first packet of a flow,
+//! `egress.rs` for what the stack sends, `fragment.rs` for what has no ports,
 //! `mapping.rs`, `address.rs`, `filter.rs`, `quota.rs`, `session.rs`, `tcp.rs`, and `ageing.rs` for the end of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use super::fragment::{Datagram, Note};
 use super::quota::Shares;
 use super::tcp::Shown;
 
@@ -52,6 +54,19 @@ pub(crate) struct Packet {
     pub(crate) len: u16,
     /// An ICMP query, not its answer. True for all other protocols.
     pub(crate) asks: bool,
+    /// Of the first fragment of a datagram.
+    pub(crate) id: Option<u16>,
+}
+
+/// What a packet is met by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Lan,
+    Wan,
+    /// WAN egress; `forwarded`: it came in by another interface.
+    Stack {
+        forwarded: bool,
+    },
 }
 
 /// Whom dynamic mappings let in (RFC 4787 section 5).
@@ -80,11 +95,15 @@ pub(crate) struct Rules {
     pub(crate) idle_icmp: Time,
     /// For how long a packet that was not let in is remembered for its peer's sake.
     pub(crate) knock: Time,
+    /// For how long the fragments of a datagram may be under way (RFC 1122 section 3.3.2 has more).
+    pub(crate) reassembly: Time,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mapping {
     pub(crate) internal: Endpoint,
+    /// The router's: what its stack sends and receives with an address of ours.
+    pub(crate) own: bool,
     /// Asked for, with whom it lets in and when it ends; `None`: made by a packet, ends when it is idle.
     pub(crate) explicit: Option<Terms>,
     pub(crate) last_used: Time,
@@ -133,6 +152,8 @@ pub(crate) struct Half {
     pub(crate) way: Way,
     /// Source and destination after translation.
     pub(crate) becomes: (Endpoint, Endpoint),
+    /// The router's own flow.
+    pub(crate) own: bool,
     /// The remote host began it.
     pub(crate) invited: bool,
     /// By a mapping that was asked for.
@@ -187,6 +208,10 @@ pub(crate) struct Nat {
     pub(crate) halves: BTreeMap<Key, Half>,
     /// Whom external endpoints have sent to, if it is that that lets somebody in: for which host, and when.
     pub(crate) peers: BTreeMap<(Bound, Address), (Endpoint, Time)>,
+    /// By the datagram as it arrives.
+    pub(crate) fragments: BTreeMap<Datagram, Note>,
+    /// Identifications in use by what leaves: for whose datagram, and since when.
+    pub(crate) claimed: BTreeMap<Datagram, ((Address, u16), Time)>,
     /// Where hosts have mappings that were asked for: they have all others there as well.
     pub(crate) paired: BTreeMap<Address, Address>,
     /// Which of our addresses may be that of a host: one, from its first mapping on.
@@ -202,6 +227,8 @@ impl Nat {
             by_internal: BTreeMap::new(),
             halves: BTreeMap::new(),
             peers: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            claimed: BTreeMap::new(),
             paired: BTreeMap::new(),
             homes: BTreeMap::new(),
         }
@@ -223,7 +250,8 @@ impl Nat {
         also: &mut Vec<Name>,
     ) -> Result<(Name, Went), Name> {
         let key = packet.key;
-        if self.live(&key, &[Way::Out, Way::Turned]).is_none() {
+        let known = self.live(&key, &[Way::Out, Way::Turned]);
+        if known.is_none_or(|half| half.own) {
             // Nobody in the LAN has the router's address.
             if self.is_ours(key.src.addr) {
                 return Err("drop_spoofed");
@@ -284,6 +312,9 @@ impl Nat {
         // It counts, as it came in, though it goes nowhere then.
         let (src, dst) = self.touch(packet);
         self.is_at_home(&key)?;
+        if self.half(&key).own {
+            return Ok(("pass_host", Went::StackAs(src, dst)));
+        }
         // What the stack reports then is translated back on its way out.
         if packet.ttl <= 1 {
             return Ok(("pass_ttl_exceeded", Went::StackAs(src, dst)));
@@ -319,7 +350,9 @@ impl Nat {
             return fate(Err(gone), Vec::new());
         }
         let (src, dst) = half.becomes;
-        let name = if ttl <= 1 {
+        let name = if half.own {
+            "pass_host"
+        } else if ttl <= 1 {
             "pass_ttl_exceeded"
         } else if !half.resolved {
             "pass_unresolved"
@@ -340,7 +373,7 @@ impl Nat {
     }
 }
 
-fn fate(went: Result<(Name, Went), Name>, also: Vec<Name>) -> Fate {
+pub(crate) fn fate(went: Result<(Name, Went), Name>, also: Vec<Name>) -> Fate {
     let (name, went) = went.unwrap_or_else(|name| {
         (
             name,

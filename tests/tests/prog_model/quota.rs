@@ -29,7 +29,7 @@ impl Nat {
             let halves = self.halves.iter();
             halves
                 .filter(|(held, half)| {
-                    half.way != Way::In && key.is_none_or(|addr| held.src.addr == addr)
+                    half.way != Way::In && !half.own && key.is_none_or(|addr| held.src.addr == addr)
                 })
                 .count()
         };
@@ -50,6 +50,7 @@ impl Nat {
             mappings
                 .filter(|mapping| {
                     mapping.explicit.is_none()
+                        && !mapping.own
                         && host.is_none_or(|addr| mapping.internal.addr == addr)
                 })
                 .count()

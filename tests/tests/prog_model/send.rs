@@ -9,11 +9,13 @@ use iwf_tests::packet::{Frame, Transport};
 
 use super::compare::key_of;
 use super::drive::{Driver, pick, remote_of};
-use super::nat::{Bound, Chosen, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Way, Went};
+use super::nat::{
+    Bound, Chosen, Endpoint, Fate, Half, ICMP, Key, Packet, TCP, UDP, Via, Way, Went,
+};
 use super::step::{Kind, PLAIN, Shape};
 use super::tcp::{ACK, FIN, SYN};
 use crate::bed::{
-    BRIDGE_MAC, DROP, GATEWAY_MAC, PASS, REDIRECT, Through, WAN, WAN_MAC, lan_frame, mac_of,
+    BRIDGE_MAC, DROP, GATEWAY_MAC, HOST, PASS, REDIRECT, Through, WAN, WAN_MAC, lan_frame, mac_of,
     verdict_of, wan_frame,
 };
 
@@ -32,16 +34,17 @@ const ROUTER: [u8; 4] = [11, 99, 0, 1];
 impl Driver<'_> {
     pub(crate) fn packet(
         &mut self,
-        from_wan: bool,
+        via: Via,
         kind: Kind,
         src: Endpoint,
         dst: Endpoint,
         shape: Shape,
     ) -> Result<()> {
+        let from_wan = via == Via::Wan;
         let mut answers = kind.proto == ICMP && from_wan != (kind.flags & FIN != 0);
         // Inside, an answer with identifier 0 cannot be told from the query.
         answers &= from_wan || dst.port != 0;
-        self.send(from_wan, kind, answers, src, dst, shape)
+        self.send(via, kind, answers, src, dst, shape)
     }
 
     /// A packet that has come this way before.
@@ -50,11 +53,16 @@ impl Driver<'_> {
             proto: key.proto,
             flags,
         };
-        let from_wan = half.way == Way::In;
+        let via = match half.way {
+            Way::In => Via::Wan,
+            Way::Out if half.own => Via::Stack { forwarded: false },
+            Way::Out if shape.octets.is_multiple_of(4) => Via::Stack { forwarded: true },
+            Way::Out | Way::Turned => Via::Lan,
+        };
         self.send(
-            from_wan,
+            via,
             kind,
-            key.proto == ICMP && from_wan,
+            key.proto == ICMP && via == Via::Wan,
             key.src,
             key.dst,
             shape,
@@ -78,7 +86,7 @@ impl Driver<'_> {
 
     fn send(
         &mut self,
-        from_wan: bool,
+        via: Via,
         kind: Kind,
         answers: bool,
         src: Endpoint,
@@ -90,28 +98,7 @@ impl Driver<'_> {
             src,
             dst,
         };
-        let mut frame = match kind.proto {
-            UDP => {
-                let ports = (src.port, dst.port);
-                Frame::new(
-                    src.addr,
-                    dst.addr,
-                    Transport::Udp {
-                        ports,
-                        checksum: shape.checksum,
-                    },
-                )
-            }
-            TCP => Frame::tcp((src.addr, src.port), (dst.addr, dst.port), kind.flags),
-            _ if answers => {
-                key.src.port = 0;
-                Frame::icmp(src.addr, dst.addr, 0, dst.port)
-            }
-            _ => {
-                key.dst.port = 0;
-                Frame::icmp(src.addr, dst.addr, 8, src.port)
-            }
-        };
+        let mut frame = whole(&mut key, kind, answers, shape.checksum);
         frame.ttl = shape.ttl;
         frame.payload.truncate(usize::from(shape.octets));
         let packet = Packet {
@@ -120,9 +107,17 @@ impl Driver<'_> {
             ttl: shape.ttl,
             len: u16::try_from(frame.bytes().len() - 14)?,
             asks: !answers,
+            id: None,
         };
-        let frame = arriving(frame, from_wan);
-        let (action, bytes) = self.run_program(&frame, from_wan)?;
+        let frame = arriving(frame, via);
+        let (action, bytes) = self.run_program(&frame.bytes(), via)?;
+        let fate = self.fate_of(&packet, via)?;
+        let expected = expected(&frame, &fate, answers);
+        self.judge(&fate, action, &bytes, &expected.bytes())
+    }
+
+    /// What the model says of a packet that the programs have had.
+    pub(crate) fn fate_of(&mut self, packet: &Packet, via: Via) -> Result<Fate> {
         let internal = &self.state.internal;
         let port = |bound: Bound| {
             let entry = internal.get(&key_of(bound))?;
@@ -134,13 +129,11 @@ impl Driver<'_> {
             port: &port,
             address: &address,
         };
-        let fate = if from_wan {
-            self.nat.wan_packet(&packet)
-        } else {
-            self.nat.lan_packet(&packet, chosen)
-        };
-        let expected = expected(&frame, &fate, answers);
-        self.judge(&fate, action, &bytes, &expected)
+        Ok(match via {
+            Via::Lan => self.nat.lan_packet(packet, chosen),
+            Via::Wan => self.nat.wan_packet(packet),
+            Via::Stack { forwarded } => self.nat.leaving_packet(packet, forwarded, chosen),
+        })
     }
 
     /// An ICMP error about a packet that went where those of a session's direction come from.
@@ -149,17 +142,41 @@ impl Driver<'_> {
             addr: WAN,
             port: 7777,
         };
-        let (key, from_wan) = match self.session(session) {
-            Some((key, half)) if !quoted.is_multiple_of(8) => (key, half.way == Way::In),
+        let (key, via) = match self.session(session) {
+            Some((key, half)) if !quoted.is_multiple_of(8) => {
+                let via = match half.way {
+                    Way::In => Via::Wan,
+                    Way::Out if half.own => Via::Stack { forwarded: false },
+                    Way::Out if quoted.is_multiple_of(3) => Via::Stack {
+                        forwarded: quoted.is_multiple_of(9),
+                    },
+                    Way::Out | Way::Turned => Via::Lan,
+                };
+                (key, via)
+            }
+            _ if quoted.is_multiple_of(16) => {
+                let nobody = Endpoint {
+                    addr: HOST,
+                    port: 7777,
+                };
+                let key = Key {
+                    proto: UDP,
+                    src: nobody,
+                    dst: remote_of(0),
+                };
+                let forwarded = quoted.is_multiple_of(32);
+                (key, Via::Stack { forwarded })
+            }
             _ => (
                 Key {
                     proto: UDP,
                     src: remote_of(0),
                     dst: nobodys,
                 },
-                true,
+                Via::Wan,
             ),
         };
+        let from_wan = via == Via::Wan;
         let octets = pick(&QUOTED, quoted);
         let about = |from: Endpoint, to: Endpoint| match key.proto {
             UDP => Frame::udp((from.addr, from.port), (to.addr, to.port)),
@@ -169,16 +186,20 @@ impl Driver<'_> {
             _ => Frame::icmp(from.addr, to.addr, 0, to.port),
         };
         let quote = about(key.dst, key.src).quoted(octets);
-        let src = if from_wan && quoted.is_multiple_of(2) {
-            ROUTER
-        } else {
-            key.src.addr
+        let src = match via {
+            Via::Wan if quoted.is_multiple_of(2) => ROUTER,
+            // What the stack says itself.
+            Via::Stack { forwarded: false } => WAN,
+            Via::Lan | Via::Wan | Via::Stack { .. } => key.src.addr,
         };
         let mut frame = Frame::icmp_error(src, key.dst.addr, (3, 3), quote);
         frame.ttl = shape.ttl;
-        let frame = arriving(frame, from_wan);
-        let (action, bytes) = self.run_program(&frame, from_wan)?;
-        let fate = self.nat.error(&key, src, from_wan, shape.ttl);
+        let frame = arriving(frame, via);
+        let (action, bytes) = self.run_program(&frame.bytes(), via)?;
+        let fate = match via {
+            Via::Lan | Via::Wan => self.nat.error(&key, src, from_wan, shape.ttl),
+            Via::Stack { forwarded } => self.nat.leaving_error(&key, src, forwarded),
+        };
         let mut expected = expected(&frame, &fate, false);
         if let Went::Forwarded(becomes, to) | Went::StackAs(becomes, to) = fate.went {
             expected.payload = about(to, becomes).quoted(octets);
@@ -186,30 +207,39 @@ impl Driver<'_> {
                 expected.src = frame.src;
             }
         }
-        self.judge(&fate, action, &bytes, &expected)
+        self.judge(&fate, action, &bytes, &expected.bytes())
     }
 
-    fn run_program(&mut self, frame: &Frame, from_wan: bool) -> Result<(u32, Vec<u8>)> {
+    pub(crate) fn run_program(&mut self, frame: &[u8], via: Via) -> Result<(u32, Vec<u8>)> {
         let bed = &mut *self.bed;
-        let ingress = if from_wan { bed.wan } else { bed.lan };
-        let name = match (bed.through, from_wan) {
-            (Through::Xdp, false) => names::XDP_LAN,
-            (Through::Xdp, true) => names::XDP_WAN,
-            (Through::Tc, false) => names::TC_LAN,
-            (Through::Tc, true) => names::TC_INGRESS,
+        let (through, name, ingress) = match (bed.through, via) {
+            (Through::Xdp, Via::Lan) => (Through::Xdp, names::XDP_LAN, bed.lan),
+            (Through::Xdp, Via::Wan) => (Through::Xdp, names::XDP_WAN, bed.wan),
+            (Through::Tc, Via::Lan) => (Through::Tc, names::TC_LAN, bed.lan),
+            (Through::Tc, Via::Wan) => (Through::Tc, names::TC_INGRESS, bed.wan),
+            (_, Via::Stack { forwarded }) => {
+                let ingress = if forwarded { bed.bridge } else { 0 };
+                (Through::Tc, names::TC_EGRESS, ingress)
+            }
         };
         bed.plane.ready(name)?;
         let before = std::mem::take(&mut self.state.counters);
-        let ran = match bed.through {
-            Through::Xdp => bed.plane.xdp(name, &frame.bytes(), ingress, 1)?,
-            Through::Tc => bed.plane.tc(name, &frame.bytes(), ingress, 0)?,
+        let ran = match through {
+            Through::Xdp => bed.plane.xdp(name, frame, ingress, 1)?,
+            Through::Tc => bed.plane.tc(name, frame, ingress, 0)?,
         };
         self.state = bed.plane.state()?;
         self.counted = difference(&self.state.counters, &before);
-        Ok((verdict_of(bed.through, ran.action), ran.frame))
+        Ok((verdict_of(through, ran.action), ran.frame))
     }
 
-    fn judge(&mut self, fate: &Fate, action: u32, bytes: &[u8], expected: &Frame) -> Result<()> {
+    pub(crate) fn judge(
+        &mut self,
+        fate: &Fate,
+        action: u32,
+        bytes: &[u8],
+        expected: &[u8],
+    ) -> Result<()> {
         *self.fates.entry(fate.name).or_default() += 1;
         let mut counted: Vec<_> = self.counted.iter().map(|(name, n)| (*name, *n)).collect();
         counted.retain(|(name, _)| !ASIDE.contains(name));
@@ -230,11 +260,31 @@ impl Driver<'_> {
             Went::Dropped => DROP,
         };
         ensure!(action == wanted, "verdict {action} of {fate:?}");
-        if bytes != expected.bytes() {
-            let seen = Frame::parse(bytes);
-            bail!("{fate:?}\n   out: {seen:?}\nwanted: {expected:?}");
+        if bytes != expected {
+            let (seen, wanted) = (Frame::parse(bytes), Frame::parse(expected));
+            bail!("{fate:?}\n   out: {seen:?}\nwanted: {wanted:?}");
         }
         self.compare()
+    }
+}
+
+/// A packet with these ends; of an ICMP query or answer, one of the ports is an identifier and the other 0.
+pub(crate) fn whole(key: &mut Key, kind: Kind, answers: bool, checksum: bool) -> Frame {
+    let (src, dst) = (key.src, key.dst);
+    match kind.proto {
+        UDP => {
+            let ports = (src.port, dst.port);
+            Frame::new(src.addr, dst.addr, Transport::Udp { ports, checksum })
+        }
+        TCP => Frame::tcp((src.addr, src.port), (dst.addr, dst.port), kind.flags),
+        _ if answers => {
+            key.src.port = 0;
+            Frame::icmp(src.addr, dst.addr, 0, dst.port)
+        }
+        _ => {
+            key.dst.port = 0;
+            Frame::icmp(src.addr, dst.addr, 8, src.port)
+        }
     }
 }
 
@@ -249,18 +299,19 @@ fn difference(
 }
 
 /// What a frame looks like when it comes to the router.
-fn arriving(frame: Frame, from_wan: bool) -> Frame {
-    if from_wan {
-        return wan_frame(frame);
-    }
-    Frame {
-        src_mac: mac_of(frame.src),
-        ..lan_frame(frame)
+pub(crate) fn arriving(frame: Frame, via: Via) -> Frame {
+    match via {
+        Via::Wan => wan_frame(frame),
+        Via::Lan => Frame {
+            src_mac: mac_of(frame.src),
+            ..lan_frame(frame)
+        },
+        Via::Stack { .. } => frame,
     }
 }
 
 /// And when it leaves.
-fn expected(frame: &Frame, fate: &Fate, answers: bool) -> Frame {
+pub(crate) fn expected(frame: &Frame, fate: &Fate, answers: bool) -> Frame {
     let mut out = frame.clone();
     let (Went::Forwarded(src, dst) | Went::StackAs(src, dst)) = fate.went else {
         return out;

@@ -98,6 +98,7 @@ impl Half {
         Self {
             way: Way::Out,
             becomes: (nowhere, nowhere),
+            own: false,
             invited,
             explicit,
             ended: false,

@@ -32,10 +32,26 @@ pub(crate) enum Step {
         kind: Kind,
         shape: Shape,
     },
+    /// The stack sends out of the WAN, for a LAN host or for itself.
+    Leave {
+        host: u8,
+        port: u8,
+        remote: u8,
+        how: u8,
+        kind: Kind,
+        shape: Shape,
+    },
     /// A packet of a session, in either direction.
     Along {
         session: u8,
         flags: u8,
+        shape: Shape,
+    },
+    /// A datagram of a session, or of a new one, in fragments.
+    Fragments {
+        session: u8,
+        order: u8,
+        id: u8,
         shape: Shape,
     },
     /// All packets of a TCP handshake and more, by the numbers of their directions and flags.
@@ -149,8 +165,16 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (few(), any::<u8>(), any::<u8>(), kind(), shape()).prop_map(
             |(host, port, to, kind, shape)| Step::Turn { host, port, to, kind, shape }
         ),
+        4 => (few(), any::<u8>(), few(), any::<u8>(), kind(), shape()).prop_map(
+            |(host, port, remote, how, kind, shape)| {
+                Step::Leave { host, port, remote, how, kind, shape }
+            }
+        ),
         12 => (any::<u8>(), flags(), shape()).prop_map(
             |(session, flags, shape)| Step::Along { session, flags, shape }
+        ),
+        4 => (any::<u8>(), any::<u8>(), any::<u8>(), shape()).prop_map(
+            |(session, order, id, shape)| Step::Fragments { session, order, id, shape }
         ),
         2 => any::<u8>().prop_map(|session| Step::Open { session }),
         3 => (any::<u8>(), any::<u8>(), shape()).prop_map(

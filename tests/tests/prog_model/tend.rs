@@ -124,6 +124,11 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Ends what stands on addresses that are gone.
+    pub(crate) fn leave_gone(&mut self) -> Result<()> {
+        self.end_sessions(SweepMode::KeepOurs, (0, at([0; 4], [0; 2])))
+    }
+
     fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
         let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
         let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
@@ -211,6 +216,10 @@ impl Driver<'_> {
         for (key, value) in &mut self.state.peers {
             value.last_used = value.last_used.wrapping_sub(ticks);
             plane.set_peer(*key, *value)?;
+        }
+        for (key, value) in &mut self.state.fragments {
+            value.tick = value.tick.wrapping_sub(ticks);
+            plane.set_fragment(*key, *value)?;
         }
         for (key, value) in &mut self.state.sessions {
             value.last_seen = value.last_seen.wrapping_sub(ticks);

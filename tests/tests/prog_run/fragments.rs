@@ -346,3 +346,21 @@ fn all_fragments_go_to_the_stack_if_the_first_does() -> Result<()> {
         Ok(())
     })
 }
+
+/// A large ping of the router: the stack has the first fragment, and nobody waits for it.
+#[test]
+fn what_follows_a_first_fragment_for_the_router_is_not_held() -> Result<()> {
+    with_bed(|bed| {
+        let mut query = wan_frame(Frame::icmp(REMOTE, WAN, 8, 77));
+        query.fragment = 0;
+        query.payload = vec![7; 2000];
+        for (place, bytes) in split(&query, 1208, 9).iter().enumerate() {
+            let reason = ["pass_echo_request", "pass_fragment"][place];
+            let seen = wan(bed, bytes)?;
+            seen.is(PASS, Delta::counted(&[reason]));
+            assert_eq!(seen.bytes, *bytes);
+        }
+        assert_eq!(bed.held()?, None);
+        Ok(())
+    })
+}
