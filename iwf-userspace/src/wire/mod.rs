@@ -9,8 +9,11 @@
 )]
 
 pub mod description;
+pub mod dhcp4;
+pub mod dhcp6;
 pub mod natpmp;
 pub mod pcp;
+pub mod pcp_servers;
 pub mod scpd;
 pub mod services;
 pub mod soap;
