@@ -10,3 +10,4 @@
 pub mod dhcp;
 pub mod igd;
 pub mod pcp_client;
+pub mod pcp_servers;
