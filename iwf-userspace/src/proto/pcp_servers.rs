@@ -24,6 +24,8 @@ use crate::types::Instant;
 
 /// RFC 7488 section 3, item 5.
 const AGAIN: Duration = Duration::from_secs(15 * 60);
+/// The wait after the fourth question, at its longest: 24 s and a tenth. Three were not answered when it was asked.
+const LAST_WAIT: Duration = Duration::from_millis(26_400);
 /// For how long an answer waits for one of an address before it. About one retransmission.
 const HEAD_START: Duration = Duration::from_secs(3);
 
@@ -49,6 +51,8 @@ pub struct Server {
     pub origin: Origin,
     /// Where it can be asked, best first.
     pub addresses: Vec<SocketAddr>,
+    /// Where it was asked in an earlier life.
+    pub last: Option<SocketAddr>,
 }
 
 /// What the machine is told.
@@ -106,6 +110,8 @@ pub enum Health {
 struct Address {
     at: SocketAddr,
     health: Health,
+    /// When it has failed, unless it answers before.
+    fails: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +135,8 @@ pub struct Selection {
     groups: Vec<Group>,
     /// Whether the anycast addresses may be asked.
     open: bool,
+    /// What was said last of whom to keep in contact with.
+    watched: Option<Effect>,
     effects: VecDeque<Effect>,
 }
 
@@ -150,6 +158,9 @@ impl Selection {
     /// Does everything due at `now`; calling twice changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         for group in &mut self.groups {
+            while let Some(index) = group.failed(now) {
+                group.mark(index, Health::Spent, now, &mut self.effects);
+            }
             if group.again.is_some_and(|at| at <= now) {
                 group.begin(None, now, &mut self.effects);
             }
@@ -161,7 +172,7 @@ impl Selection {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let times = self.groups.iter();
         times
-            .flat_map(|group| [group.again, group.head_start()])
+            .flat_map(|group| [group.again, group.head_start(), group.fails()])
             .flatten()
             .min()
     }
@@ -204,6 +215,7 @@ impl Selection {
                 .map(|at| Address {
                     at,
                     health: Health::Unknown,
+                    fails: None,
                 })
                 .collect();
             if addresses.is_empty() {
@@ -217,6 +229,9 @@ impl Selection {
                 began: now,
                 again: None,
             };
+            let last = server.last.and_then(|at| group.position(at));
+            group.current = last.unwrap_or(0);
+            group.confirmed = last.is_some();
             let same = old.iter().position(|old| group.shares(old));
             if let Some(before) = same.map(|index| old.swap_remove(index)) {
                 group.inherit(&before, &mut self.effects);
@@ -272,7 +287,11 @@ impl Selection {
                 several.extend(addresses);
             }
         }
-        self.effects.push_back(Effect::Watch { all, several });
+        let watch = Some(Effect::Watch { all, several });
+        if self.watched != watch {
+            self.watched.clone_from(&watch);
+            self.effects.extend(watch);
+        }
     }
 }
 
@@ -299,20 +318,23 @@ impl Group {
         for address in &mut self.addresses {
             let known = before.position(address.at);
             if let Some(known) = known.and_then(|index| before.addresses.get(index)) {
-                address.health = known.health;
+                (address.health, address.fails) = (known.health, known.fails);
             }
         }
         (self.began, self.again) = (before.began, before.again);
         let Some(current) = before.current() else {
             return;
         };
-        match self.position(current.at) {
-            Some(index) => (self.current, self.confirmed) = (index, before.confirmed),
+        // Where nobody has answered yet there is nothing to stay with.
+        match self.position(current.at).filter(|_| before.confirmed) {
+            Some(index) => (self.current, self.confirmed) = (index, true),
             None => {
                 let answering = |address: &Address| address.health == Health::Answering;
                 self.current = self.addresses.iter().position(answering).unwrap_or(0);
-                if let Some(to) = self.current().map(|address| address.at) {
-                    let from = current.at;
+                let to = self.current().map(|address| address.at);
+                if let (from, Some(to)) = (current.at, to)
+                    && from != to
+                {
                     effects.push_back(Effect::Move { from, to });
                 }
             }
@@ -324,10 +346,14 @@ impl Group {
         let Some(address) = self.addresses.get_mut(index) else {
             return;
         };
+        if health == Health::Silent && address.health == Health::Spent {
+            return;
+        }
         address.health = match health {
             Health::Spent if !several => Health::Silent,
             Health::Spent | Health::Unknown | Health::Answering | Health::Silent => health,
         };
+        address.fails = (health == Health::Silent && several).then_some(now + LAST_WAIT);
         if health == Health::Spent && several {
             effects.push_back(Effect::Rest(address.at));
         }
@@ -357,7 +383,7 @@ impl Group {
         (self.began, self.again, self.confirmed) = (now, None, false);
         for (index, address) in self.addresses.iter_mut().enumerate() {
             if but != Some(index) {
-                address.health = Health::Unknown;
+                (address.health, address.fails) = (Health::Unknown, None);
                 effects.push_back(Effect::Probe(address.at));
             }
         }
@@ -388,12 +414,31 @@ impl Group {
 
     fn switch(&mut self, to: usize, effects: &mut VecDeque<Effect>) {
         let from = self.current().map(|address| address.at);
+        // What it says from now on comes too late.
+        if let Some(left) = self.addresses.get_mut(self.current)
+            && left.health == Health::Silent
+        {
+            (left.health, left.fails) = (Health::Spent, None);
+            effects.push_back(Effect::Rest(left.at));
+        }
         let next = self.addresses.get(to);
         if let (Some(from), Some(next)) = (from, next) {
             self.confirmed = next.health == Health::Answering;
             effects.push_back(Effect::Move { from, to: next.at });
             self.current = to;
         }
+    }
+
+    /// When the next address has failed.
+    fn fails(&self) -> Option<Instant> {
+        let addresses = self.addresses.iter();
+        addresses.filter_map(|address| address.fails).min()
+    }
+
+    /// An address that has failed by now.
+    fn failed(&self, now: Instant) -> Option<usize> {
+        let due = |address: &Address| address.fails.is_some_and(|at| at <= now);
+        self.addresses.iter().position(due)
     }
 
     /// When an answer of another address than the one in use counts; `None` if there is nothing to wait for.

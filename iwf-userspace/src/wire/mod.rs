@@ -18,4 +18,5 @@ pub mod scpd;
 pub mod services;
 pub mod soap;
 pub mod ssdp;
+pub mod udp;
 mod xml;

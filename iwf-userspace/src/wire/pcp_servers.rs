@@ -121,6 +121,25 @@ impl Servers {
     }
 }
 
+/// Octets from hexadecimal digits, as DHCP clients write them: without anything between (`08c0000201`), or with a colon
+/// or a space, where a leading zero may be missing (`8:c0:0:2:1`).
+pub fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let octet = |digits: &str| {
+        let plain = digits.bytes().all(|b| b.is_ascii_hexdigit());
+        plain.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    };
+    let text = text.trim();
+    if text.contains([':', ' ']) {
+        return text.split([':', ' ']).map(octet).collect();
+    }
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    let pairs = pairs.iter().map(|pair| std::str::from_utf8(pair).ok());
+    pairs.map(|digits| octet(digits?)).collect()
+}
+
 /// Whether somebody can be asked at that address: RFC 7291 excludes groups and this host itself. Addresses of the link
 /// alone are left out too, since they do not say of which.
 pub fn is_host(addr: IpAddr) -> bool {
@@ -150,6 +169,32 @@ mod tests {
 
     fn v4(addr: [u8; 4]) -> IpAddr {
         IpAddr::V4(addr.into())
+    }
+
+    #[test]
+    fn values_are_read_as_clients_write_them() {
+        let octets = Some(vec![8, 0xc0, 0, 2, 1]);
+        for text in [
+            "08c0000201",
+            "08C0000201",
+            "8:c0:0:2:1",
+            "08 c0 00 02 01",
+            " 08c0000201\n",
+        ] {
+            assert_eq!(from_hex(text), octets, "{text:?}");
+        }
+        assert_eq!(from_hex(""), Some(Vec::new()));
+        for bad in [
+            "8c0",
+            "+8c0",
+            "8:",
+            "8::1",
+            "100:1",
+            "192.0.2.1",
+            "8c\u{e9}",
+        ] {
+            assert_eq!(from_hex(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

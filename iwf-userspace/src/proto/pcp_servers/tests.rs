@@ -10,6 +10,7 @@ fn server(origin: Origin, addresses: &[u8]) -> Server {
     Server {
         origin,
         addresses: addresses.iter().map(|n| at(*n)).collect(),
+        last: None,
     }
 }
 
@@ -128,6 +129,14 @@ fn four_questions_without_an_answer_are_enough() {
 }
 
 #[test]
+fn the_last_wait_ends_even_if_nobody_waits_any_more() {
+    let mut lab = Lab::new(&[server(Origin::Dhcp4, &[1, 2])]);
+    lab.input(Input::Silent(at(1)));
+    assert_eq!(lab.run(26), []);
+    assert_eq!(lab.run(1), [Effect::Rest(at(1)), moved(1, 2)]);
+}
+
+#[test]
 fn a_hard_error_moves_on_at_once() {
     let mut lab = Lab::new(&[server(Origin::Dhcp4, &[1, 2])]);
     let rest = Effect::Rest(at(1));
@@ -145,7 +154,8 @@ fn when_the_one_in_use_falls_silent_the_others_are_asked_and_whoever_answers_is_
     let probes = [Effect::Probe(at(2)), Effect::Probe(at(3))];
     assert_eq!(lab.input(Input::Silent(at(1))), probes);
     assert_eq!(lab.used(), at(1));
-    assert_eq!(lab.input(Input::Answering(at(3))), [moved(1, 3)]);
+    let left = [Effect::Rest(at(1)), moved(1, 3)];
+    assert_eq!(lab.input(Input::Answering(at(3))), left);
     assert_eq!(lab.input(Input::Answering(at(2))), []);
     assert_eq!(lab.used(), at(3));
 }
@@ -204,7 +214,7 @@ fn other_addresses_of_the_same_server_take_over_what_was_at_one_that_is_gone() {
     assert_eq!(lab.current(), [(Origin::Dhcp4, at(2), Health::Answering)]);
     // The same list again changes nothing.
     let effects = lab.input(Input::Servers(next.to_vec()));
-    assert_eq!(effects, [watched(&[3, 2], &[3, 2])]);
+    assert_eq!(effects, []);
     // Another server altogether: nothing moves, it has nonces of its own.
     let other = server(Origin::Dhcp4, &[7]);
     assert_eq!(lab.input(Input::Servers(vec![other])), [watched(&[7], &[])]);
@@ -233,4 +243,13 @@ fn anycast_is_asked_only_when_nobody_else_answers() {
     let alone = Lab::new(&[server(Origin::Anycast, &[9])]);
     assert_eq!(alone.effects.last(), Some(&watched(&[9], &[])));
     assert_eq!(alone.current().len(), 1);
+}
+
+#[test]
+fn a_restart_goes_on_where_leases_are() {
+    let lab = Lab::new(&[Server {
+        last: Some(at(2)),
+        ..server(Origin::Dhcp4, &[1, 2])
+    }]);
+    assert_eq!(lab.used(), at(2));
 }
