@@ -53,7 +53,7 @@ use unsaved::Unsaved;
 pub use crate::proto::igd::LinkCounters;
 pub use crate::proto::pcp_client::Speaks;
 pub use crate::proto::pcp_servers::Origin;
-pub use servers::Discovered;
+pub use servers::{Discovered, MAX_ASKED};
 pub use settings::{Discovery, Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};

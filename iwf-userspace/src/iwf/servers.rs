@@ -20,6 +20,9 @@ use crate::wire::pcp::SERVER_PORT;
 /// RFC 7723 section 4.1. That of section 4.2 has no IPv4 mapping to give.
 const ANYCAST: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 9);
 
+/// Most addresses that are kept in contact with; those that come first.
+pub const MAX_ASKED: usize = 8;
+
 /// Stands for the decision who is asked, among what calls can wait for. No mapping has this name.
 pub(super) const UNDECIDED: Generation = Generation(0);
 
@@ -155,11 +158,14 @@ impl Iwf {
         }
         // What maps IPv4 is asked from an IPv4 address: servers map for the address they are asked from.
         let sources: Vec<_> = own.into_iter().collect();
+        let mut room = MAX_ASKED;
         let servers = named.into_iter().map(|(origin, addresses)| {
-            let addresses = match sources.is_empty() {
+            let mut addresses = match sources.is_empty() {
                 true => addresses,
                 false => order::sorted(&addresses, &sources),
             };
+            addresses.truncate(room);
+            room -= addresses.len();
             let holds = |at: &&SocketAddr| {
                 let mut leases = self.table.iter().filter_map(|m| m.upstream);
                 leases.any(|lease| lease.server == **at)

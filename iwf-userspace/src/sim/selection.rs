@@ -390,6 +390,25 @@ fn addresses_of_our_own_and_of_the_lan_are_not_asked() {
 }
 
 #[test]
+fn addresses_are_bounded() {
+    let many: Vec<Vec<SocketAddr>> = (0..8)
+        .map(|n| {
+            (0..4)
+                .map(|m| ([100, 64, 1 + n, 1 + m], 5351).into())
+                .collect()
+        })
+        .collect();
+    let lists: Vec<_> = many.iter().map(Vec::as_slice).collect();
+    let mut world = looking(18, |world| {
+        world.discovered = Some(named(&lists, &[]));
+        world.dead.extend(many.iter().flatten().copied());
+    });
+    world.run(5000);
+    let asked: BTreeSet<_> = world.sent_to.iter().copied().collect();
+    assert_eq!(asked.len(), crate::iwf::MAX_ASKED);
+}
+
+#[test]
 fn anycast_is_greeted_when_the_router_is_silent_and_asked_when_it_answers() {
     let mut world = looking(14, |world| {
         world.discovered = Some(named(&[], &[]));

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use iwf_common::limits::POOL;
 
+use crate::iwf::MAX_ASKED;
 use crate::mapping::StaticMapping;
 
 /// Everything the daemon was told, checked.
@@ -75,7 +76,7 @@ pub struct Config {
 /// Most LAN interfaces one daemon serves; each costs a listener and a multicast membership.
 pub const MAX_LAN_INTERFACES: usize = 16;
 /// Most addresses of PCP servers that can be named.
-pub const MAX_PCP_SERVERS: usize = 8;
+pub const MAX_PCP_SERVERS: usize = MAX_ASKED;
 
 /// Most pinholes a configuration may have.
 pub const MAX_PINHOLES: usize = 1024;
