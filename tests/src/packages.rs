@@ -10,14 +10,15 @@ pub const CARRIER: [&str; 3] = ["miniupnpd-nftables", "libnftnl11", "libmnl0"];
 /// Packages of the STUN client and server that say what kind of NAT they see.
 pub const STUN: [&str; 2] = ["stun-client", "stun-server"];
 
-/// Packages of two DHCP servers, and of a DHCP client: dnsmasq, Kea, and what they link that is not everywhere; udhcpc is
-/// a part of busybox.
-pub const DHCP: [&str; 12] = [
+/// Packages of two DHCP servers and two DHCP clients: dnsmasq, Kea, and what they link that is not everywhere; udhcpc, a
+/// part of busybox, and dhclient.
+pub const DHCP: [&str; 13] = [
     "dnsmasq-base",
     "kea-dhcp4-server",
     "kea-dhcp6-server",
     "kea-common",
     "busybox",
+    "isc-dhcp-client",
     "liblog4cplus-2.0.5",
     "libmariadb3",
     "libpq5",
@@ -85,6 +86,14 @@ pub fn kea(protocol: u8) -> Result<PathBuf> {
 /// As for [`miniupnpd`].
 pub fn busybox() -> Result<PathBuf> {
     unpacked("bin/busybox")
+}
+
+/// A DHCP client.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn dhclient() -> Result<PathBuf> {
+    unpacked("sbin/dhclient")
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

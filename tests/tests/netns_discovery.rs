@@ -14,6 +14,8 @@ use iwf_tests::packages;
 use iwf_tests::script::{Manner, ScriptedServer};
 use iwf_tests::topology::{CARRIER, EXTERNAL, LAN1, Lab, WAN, WAN_IF};
 use iwf_tests::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -126,7 +128,7 @@ fn another_option_at_run_time_is_followed_by_servers_and_mappings() -> Result<()
     drop(dnsmasq);
     let dnsmasq = Dnsmasq::start(&lab, Some(&option158(&[&[FAR]])))?;
     // Whoever tells it to read its configuration again has it ask again as well.
-    iwfd.process().signal(nix::sys::signal::Signal::SIGHUP)?;
+    iwfd.process().signal(Signal::SIGHUP)?;
     wait_for(&iwfd, "dhcp4", FAR)?;
     wait::until("the mapping at the new server", SOON, || {
         (second.leases().len() == 1 && first.leases().is_empty()).then_some(())
@@ -389,6 +391,41 @@ fn hooks_of_dhcp_clients_are_believed() -> Result<()> {
         lab.cpe.must(&argv)
     };
     client(&[]).with_context(|| dnsmasq.log())?;
+    assert_eq!(discovery(&iwfd, "dhcp4")?["state"], "told");
+    wait_for(&iwfd, "dhcp4", SERVER)?;
+    iwfd.ctl().must(&["dhcp-option", "158"])?;
+    wait_for(&iwfd, "router", CARRIER)?;
+
+    // Another one, which writes the value in another way.
+    let place = |name: &str| lab.dir().join(name).display().to_string();
+    let text = "option pcp-servers code 158 = string;\nalso request pcp-servers;\ntimeout 10;\n";
+    std::fs::write(place("dhclient.conf"), text)?;
+    let hook = packages::workspace().join("packaging/dhcp/dhclient-exit-hook");
+    let argv = [
+        "env".to_owned(),
+        packages::dhclient()?.display().to_string(),
+        "-e".to_owned(),
+        format!("IWFCTL={iwfctl}"),
+        "-4".to_owned(),
+        "-1".to_owned(),
+        "-v".to_owned(),
+        "-cf".to_owned(),
+        place("dhclient.conf"),
+        "-lf".to_owned(),
+        place("dhclient.leases"),
+        "-pf".to_owned(),
+        place("dhclient.pid"),
+        "-sf".to_owned(),
+        hook.display().to_string(),
+        WAN_IF.to_owned(),
+    ];
+    let started = lab.cpe.must(&argv).with_context(|| dnsmasq.log());
+    // It stays in the background to renew its lease.
+    let pid = std::fs::read_to_string(place("dhclient.pid"));
+    if let Ok(pid) = pid.unwrap_or_default().trim().parse() {
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    }
+    started?;
     assert_eq!(discovery(&iwfd, "dhcp4")?["state"], "told");
     wait_for(&iwfd, "dhcp4", SERVER)?;
 

@@ -123,11 +123,13 @@ pub(crate) fn lab() -> Result<()> {
         packages::kea(4),
         packages::kea(6),
         packages::busybox(),
+        packages::dhclient(),
     ];
     if dhcp.iter().any(Result::is_err) {
         unpack(&packages::DHCP, "they tell where PCP servers are")?;
         packages::dnsmasq()?;
         packages::busybox()?;
+        packages::dhclient()?;
     }
     Ok(())
 }
