@@ -429,6 +429,23 @@ fn hooks_of_dhcp_clients_are_believed() -> Result<()> {
     assert_eq!(discovery(&iwfd, "dhcp4")?["state"], "told");
     wait_for(&iwfd, "dhcp4", SERVER)?;
 
+    // As dhcpcd 9 calls its hooks.
+    let hook = packages::workspace().join("packaging/dhcp/dhcpcd-hook");
+    let hook = hook.display().to_string();
+    for (reason, value, state) in [
+        ("BOUND", hex(&option158(&[&[FAR]]), ""), "told"),
+        ("EXPIRE", String::new(), "unanswered"),
+    ] {
+        lab.cpe.must(&[
+            "env".to_owned(),
+            format!("IWFCTL={iwfctl}"),
+            format!("reason={reason}"),
+            format!("new_pcp_servers={value}"),
+            hook.clone(),
+        ])?;
+        assert_eq!(discovery(&iwfd, "dhcp4")?["state"], state);
+    }
+
     // By hand, in the words of other clients.
     let value = option158(&[&[FAR], &[SERVER]]);
     let loose = value.iter().map(|octet| format!("{octet:x}"));
