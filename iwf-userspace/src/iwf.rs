@@ -14,6 +14,7 @@ mod job;
 mod pace;
 mod probe;
 mod restore;
+mod servers;
 pub mod settings;
 mod soap_calls;
 mod statics;
@@ -33,6 +34,7 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
+use crate::proto::pcp_servers::{self, Selection};
 use crate::types::timed::Timed;
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol,
@@ -50,7 +52,9 @@ use unsaved::Unsaved;
 
 pub use crate::proto::igd::LinkCounters;
 pub use crate::proto::pcp_client::Speaks;
-pub use settings::{Mode, ModeSetting, PrivateWan, ServerSource, Settings};
+pub use crate::proto::pcp_servers::Origin;
+pub use servers::{Discovered, MAX_ASKED};
+pub use settings::{Discovery, Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};
 
@@ -102,6 +106,8 @@ pub enum Input {
     },
     /// The WAN side changed, or is told for the first time.
     Wan(WanState),
+    /// What the network says of its PCP servers changed, or is told for the first time. Complete, never a change.
+    Discovered(Discovered),
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
     /// Ports of our NAT that this machine uses itself. Complete, never a change.
@@ -316,6 +322,8 @@ pub struct Iwf {
     rng: StdRng,
     table: Table,
     client: PcpClient,
+    selection: Selection,
+    discovered: Discovered,
     wan: WanState,
     /// The last address the WAN had.
     last_wan: Option<Ipv4Addr>,
@@ -349,6 +357,8 @@ impl Iwf {
             clock: WallClock::new(wall, now),
             table: Table::new(settings.limits),
             client: PcpClient::new(StdRng::from_seed(rng.random())),
+            selection: Selection::default(),
+            discovered: Discovered::default(),
             settings,
             rng,
             wan: WanState::default(),
@@ -396,6 +406,7 @@ impl Iwf {
             }
             Input::UpstreamUnreachable { server } => {
                 self.tell(pcp_client::Input::Unreachable(server), now);
+                self.select(pcp_servers::Input::Unreachable(server), now);
             }
             Input::Done { ticket, result } => {
                 self.done(ticket, result, now);
@@ -403,8 +414,12 @@ impl Iwf {
                 self.end_leases(now);
             }
             Input::Wan(state) => self.wan_changed(state, now),
+            Input::Discovered(discovered) => self.discover(discovered, now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;
+                if self.wan.address.is_some() {
+                    self.follow_servers(now);
+                }
                 self.statics.retry_now(now);
             }
             Input::OwnPorts(ports) => self.settings.policy.own = ports,
@@ -428,7 +443,10 @@ impl Iwf {
     /// Does everything due at `now`; calling twice changes nothing.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.client.handle_timeout(now);
+        self.selection.handle_timeout(now);
+        self.heed_selection(now);
         self.pump(now);
+        self.choose_mode(now);
         self.end_jobs(now);
         self.end_deferred(now);
         self.end_leases(now);
@@ -447,6 +465,7 @@ impl Iwf {
             .poll_timeout()
             .into_iter()
             .chain(self.jobs.next())
+            .chain(self.selection.poll_timeout())
             .chain(deferred)
             .chain(self.lease_ends())
             .chain(self.probes.values().map(Probe::next_event))

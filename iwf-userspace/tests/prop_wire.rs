@@ -9,9 +9,10 @@ use iwf_userspace::wire::description::{DeviceUuid, Route};
 use iwf_userspace::wire::pcp::{
     self, Body, Filter, MapBody, PcpOption, PeerBody, PortSet, Prefix64, ServerMessage,
 };
+use iwf_userspace::wire::pcp_servers::{MAX_ADDRESSES, MAX_SERVERS, Servers};
 use iwf_userspace::wire::soap::{Call, encode_response};
 use iwf_userspace::wire::ssdp::{Arrival, Search};
-use iwf_userspace::wire::{natpmp, scpd, services};
+use iwf_userspace::wire::{dhcp4, dhcp6, natpmp, scpd, services};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -142,6 +143,31 @@ fn config() -> Config {
 
 proptest! {
     #![proptest_config(config())]
+
+    #[test]
+    fn dhcp_decoders_take_anything(
+        head in vec(any::<u8>(), 0..40),
+        options in vec(any::<u8>(), 0..700),
+        kind in prop_oneof![Just(2u8), Just(7)],
+    ) {
+        let mut message = head;
+        message.resize(236, 3);
+        message.splice(0..3, [kind, 1, 6]);
+        message.extend([99, 130, 83, 99]);
+        message.extend(&options);
+        for octets in [&message, &options, &[&[kind, 0, 0, 1][..], &options].concat()] {
+            dhcp4::Ack::decode(octets).ok();
+            dhcp6::Reply::decode(octets).ok();
+            let read = Servers::from_option158(octets).unwrap_or_default();
+            let (six, _) = Servers::from_option86(std::slice::from_ref(octets));
+            for servers in [read, six] {
+                prop_assert!(servers.lists.len() <= MAX_SERVERS);
+                for list in servers.lists {
+                    prop_assert!((1..=MAX_ADDRESSES).contains(&list.len()));
+                }
+            }
+        }
+    }
 
     #[test]
     fn pcp_requests_round_trip(

@@ -30,6 +30,14 @@ impl Miniupnpd {
     /// # Errors
     /// If it is not in the cache, or does not answer within 10 s.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_at(lab, "br0", CARRIER)
+    }
+
+    /// The same where `listening` says (an interface, or an address with its prefix length), asked at `address`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(lab: &Lab, listening: &str, address: Ipv4Addr) -> Result<Self> {
         let dir = lab.dir().join("miniupnpd");
         std::fs::create_dir_all(&dir).context("create the server's directory")?;
         let pid_file = dir.join("pid");
@@ -37,7 +45,7 @@ impl Miniupnpd {
         let config = dir.join("miniupnpd.conf");
         let text = format!(
             "ext_ifname=ext0\n\
-             listening_ip=br0\n\
+             listening_ip={listening}\n\
              enable_upnp=no\n\
              enable_natpmp=yes\n\
              min_lifetime=120\n\
@@ -78,7 +86,7 @@ impl Miniupnpd {
         };
         pcp::ask(
             &lab.cpe,
-            CARRIER,
+            address,
             &Request::announce(WAN),
             Duration::from_secs(10),
         )

@@ -6,6 +6,7 @@ pub mod capture;
 pub mod carrier;
 pub mod cascade;
 pub mod daemon;
+pub mod dhcp;
 pub mod empty;
 pub mod fault;
 pub mod igd;

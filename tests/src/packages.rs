@@ -10,6 +10,24 @@ pub const CARRIER: [&str; 3] = ["miniupnpd-nftables", "libnftnl11", "libmnl0"];
 /// Packages of the STUN client and server that say what kind of NAT they see.
 pub const STUN: [&str; 2] = ["stun-client", "stun-server"];
 
+/// Packages of two DHCP servers and two DHCP clients: dnsmasq, Kea, and what they link that is not everywhere; udhcpc, a
+/// part of busybox, and dhclient.
+pub const DHCP: [&str; 13] = [
+    "dnsmasq-base",
+    "kea-dhcp4-server",
+    "kea-dhcp6-server",
+    "kea-common",
+    "busybox",
+    "isc-dhcp-client",
+    "liblog4cplus-2.0.5",
+    "libmariadb3",
+    "libpq5",
+    "libnetfilter-conntrack3",
+    "libnfnetlink0",
+    "libdbus-1-3",
+    "libldap-2.5-0",
+];
+
 /// Top of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -44,6 +62,38 @@ pub fn stun_client() -> Result<PathBuf> {
 /// As for [`miniupnpd`].
 pub fn stun_server() -> Result<PathBuf> {
     unpacked("usr/sbin/stund")
+}
+
+/// A DHCP server of both protocols.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn dnsmasq() -> Result<PathBuf> {
+    unpacked("usr/sbin/dnsmasq")
+}
+
+/// Another DHCP server, one program for each protocol.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn kea(protocol: u8) -> Result<PathBuf> {
+    unpacked(&format!("usr/sbin/kea-dhcp{protocol}"))
+}
+
+/// Many small programs in one, among them a DHCP client.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn busybox() -> Result<PathBuf> {
+    unpacked("bin/busybox")
+}
+
+/// A DHCP client.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn dhclient() -> Result<PathBuf> {
+    unpacked("sbin/dhclient")
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

@@ -6,7 +6,7 @@
 )]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -84,9 +84,17 @@ impl ScriptedServer {
     /// # Errors
     /// If something else listens there.
     pub fn start(lab: &Lab, manner: Manner) -> Result<Self> {
+        Self::start_at(lab, CARRIER, manner)
+    }
+
+    /// Listens at another address of the carrier, which has it already.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_at(lab: &Lab, address: Ipv4Addr, manner: Manner) -> Result<Self> {
         let socket = lab
             .cgn
-            .within(|| UdpSocket::bind((CARRIER, pcp::SERVER_PORT)))??;
+            .within(|| UdpSocket::bind((address, pcp::SERVER_PORT)))??;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let start = Instant::now();
         let state = Arc::new(Mutex::new(State {

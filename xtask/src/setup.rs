@@ -118,6 +118,19 @@ pub(crate) fn lab() -> Result<()> {
         packages::stun_client()?;
         packages::stun_server()?;
     }
+    let dhcp = [
+        packages::dnsmasq(),
+        packages::kea(4),
+        packages::kea(6),
+        packages::busybox(),
+        packages::dhclient(),
+    ];
+    if dhcp.iter().any(Result::is_err) {
+        unpack(&packages::DHCP, "they tell where PCP servers are")?;
+        packages::dnsmasq()?;
+        packages::busybox()?;
+        packages::dhclient()?;
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use iwf_userspace::daemon::config::Config;
 use iwf_userspace::daemon::control::events::{EventFilter, EventKind, Stamp};
 use iwf_userspace::daemon::control::lists::{EVENTS, Lister};
 use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
-use iwf_userspace::daemon::control::{Request, Response, Stats, client, table};
+use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table};
 use iwf_userspace::daemon::dataplane::inspect::{
     DynamicFilter, Prefix, SessionFilter, State, Transport as IpProtocol,
 };
@@ -81,6 +81,14 @@ enum Command {
     Audit,
     /// Counters of the data plane, and how full its tables are.
     Stats(StatsArguments),
+    /// Ask the DHCP servers of the WAN for PCP servers again, now.
+    Discover,
+    /// Tell what the DHCP client of this machine was told of PCP servers (RFC 7291). For its hooks.
+    ///
+    /// VALUE is what the option contains, in hexadecimal digits, with or without colons: the one of option 158, or that of
+    /// each instance of option 86. Without any, the network names no PCP server. What is told counts until something else
+    /// is, or the daemon restarts; the daemon asks by itself as well, for the case that it is told nothing.
+    DhcpOption(DhcpOption),
     /// Remove a mapping.
     Delete {
         /// tcp or udp.
@@ -166,6 +174,19 @@ struct Events {
     /// Only those about this LAN host or prefix.
     #[arg(long, value_name = "ADDR[/LEN]")]
     host: Option<Prefix>,
+}
+
+#[derive(Args)]
+struct DhcpOption {
+    /// 158 of DHCPv4, or 86 of DHCPv6.
+    #[arg(value_parser = ["158", "86"])]
+    code: String,
+    /// What it contains.
+    #[arg(value_name = "VALUE")]
+    values: Vec<String>,
+    /// Nothing is known any more: what the daemon finds out by itself counts.
+    #[arg(long, conflicts_with = "values")]
+    forget: bool,
 }
 
 #[derive(Args)]
@@ -262,6 +283,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Leases => Request::Leases {},
         Command::Audit => Request::Audit {},
         Command::Stats(wanted) => return stats(arguments, wanted),
+        Command::Discover => Request::Discover {},
+        Command::DhcpOption(told) => Request::DhcpOption {
+            family: match told.code.as_str() {
+                "158" => Family::Dhcp4,
+                _ => Family::Dhcp6,
+            },
+            values: told.values.clone(),
+            forget: told.forget,
+        },
         Command::Delete {
             protocol,
             external_port,

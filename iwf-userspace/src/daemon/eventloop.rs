@@ -13,8 +13,10 @@ use tracing::{error, info, warn};
 
 use super::clock;
 use super::config::{Config, Mode};
+use super::control::Request;
 use super::control::server::Call as ControlCall;
 use super::dataplane::DataPlane;
+use super::discovery::Discovery;
 use super::http::SoapCall;
 use super::lan::LanServices;
 use super::link;
@@ -65,6 +67,8 @@ pub struct Daemon<P, S> {
     pub shell: Shell<P, S>,
     /// Sockets towards PCP servers.
     pub upstream: Upstream,
+    /// Asks DHCP servers for PCP servers.
+    pub discovery: Discovery,
     /// Servers for LAN hosts.
     pub lan: LanServices,
     /// What it was told.
@@ -123,10 +127,17 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 Some(event) = inputs.datagrams.recv() => {
                     self.shell.upstream(event, &mut self.upstream, clock::now());
                 }
+                () = self.discovery.changed() => {
+                    let report = self.discovery.report();
+                    self.shell.discovered(report, &mut self.upstream, clock::now());
+                }
                 Some(call) = inputs.calls.recv() => {
                     self.shell.soap(call, &mut self.upstream, clock::now());
                 }
                 Some(request) = inputs.requests.recv() => {
+                    if request.0 == (Request::Discover {}) {
+                        self.discovery.ask_again();
+                    }
                     let facts = self.facts(started);
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
@@ -227,6 +238,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.shell
                     .set_host_ports(ports, &mut self.upstream, clock::now());
                 self.follow_mappings();
+                self.discovery.ask_again();
                 self.shell.nudge(clock::now());
                 info!("configuration read again");
             }

@@ -16,6 +16,8 @@ pub struct NetState {
     pub wan: WanState,
     /// Index of the WAN interface while it exists.
     pub wan_ifindex: Option<u32>,
+    /// Link-local IPv6 address of the WAN interface while it works.
+    pub wan_link_local: Option<Ipv6Addr>,
     /// Octets of the largest packet that it takes.
     pub wan_mtu: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).

@@ -5,10 +5,11 @@ use std::fs;
 use super::config::{self, BehindPrivateAddress, Config, PcpServer};
 use super::dataplane::Pinhole;
 use super::sockets::PCP_CLIENT_PORT;
-use crate::iwf::{ModeSetting, PrivateWan, ServerSource, Settings};
+use crate::iwf::{Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
 use crate::types::Protocol;
 use crate::wire::description::{Description, DeviceInfo, DeviceUuid, Tree};
+use crate::wire::dhcp4;
 
 /// Everything a protocol decision depends on.
 pub fn core(config: &Config, description: &Description) -> Settings {
@@ -33,9 +34,16 @@ pub fn core(config: &Config, description: &Description) -> Settings {
             .iter()
             .map(|server| match server {
                 PcpServer::DefaultRouter => ServerSource::DefaultRouter,
-                PcpServer::Address(address) => ServerSource::Address((*address).into()),
+                PcpServer::Addresses(addresses) => {
+                    ServerSource::Addresses(addresses.iter().map(|at| (*at).into()).collect())
+                }
             })
             .collect(),
+        discovery: Discovery {
+            dhcp: config.discovery.dhcp,
+            router: config.discovery.router,
+            anycast: config.discovery.anycast,
+        },
         private_wan: match config.behind_private_address {
             BehindPrivateAddress::Refuse => PrivateWan::Refuse,
             BehindPrivateAddress::MapLocally => PrivateWan::MapLocally,
@@ -52,7 +60,8 @@ pub fn core(config: &Config, description: &Description) -> Settings {
     }
 }
 
-/// This machine's own services on the WAN: those configured, and the announcements of PCP servers.
+/// This machine's own services on the WAN: those configured, the announcements of PCP servers, and what DHCP servers
+/// answer to questions that went to everybody.
 pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
     let tcp = config
         .open_ports
@@ -67,6 +76,9 @@ pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
     let mut ports: Vec<_> = tcp.chain(udp).collect();
     if config.mode != config::Mode::Local {
         ports.push((Protocol::Udp, PCP_CLIENT_PORT));
+    }
+    if config.asks_dhcp() {
+        ports.push((Protocol::Udp, dhcp4::CLIENT_PORT));
     }
     ports.sort_unstable();
     ports.dedup();

@@ -15,6 +15,7 @@ use super::config::Config;
 use super::control::server::ControlSocket;
 use super::dataplane::DataPlane;
 use super::dataplane::kernel::{self, KernelPlane, Settings as PlaneSettings};
+use super::discovery::Discovery;
 use super::eventloop::{
     Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
 };
@@ -89,10 +90,16 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     // Tasks of their own, because they share nothing with the core but the kernel's tables.
     let fragments = tokio::spawn(fragments::run(fragment_tables));
     let wan = config.wan_interface.to_string();
+    let discovery = if config.asks_dhcp() {
+        Discovery::start(wan.clone(), uuid.octets(), network.clone())?
+    } else {
+        Discovery::off()
+    };
     let refusals = tokio::spawn(refusals::run(refusal_tables, wan));
     let control = tokio::spawn(control.serve(request_sender));
     let daemon = Daemon {
         shell,
+        discovery,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
         lan: LanServices::new(identity, config.http.port),
         config,

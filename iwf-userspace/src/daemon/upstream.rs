@@ -130,8 +130,8 @@ impl Upstream {
     fn try_send(&mut self, server: SocketAddr, payload: &[u8]) -> io::Result<()> {
         let own = self.own.towards(server).ok_or(io::ErrorKind::NetworkDown)?;
         if !self.clients.contains_key(&server) {
-            if self.clients.len() >= MAX_PCP_SERVERS {
-                // Too many default routes came and went. Whichever is closed is opened again when it is needed.
+            if self.clients.len() >= 2 * MAX_PCP_SERVERS {
+                // Too many servers came and went. Whichever is closed is opened again when it is needed.
                 self.clients.pop_first();
             }
             let (socket, receiving) = sockets::pcp_client(own, server)?;

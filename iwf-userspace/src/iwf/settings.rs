@@ -14,8 +14,10 @@ pub const SOAP_DEADLINE: Duration = Duration::from_millis(27_500);
 pub struct Settings {
     /// Whether an upstream server is asked.
     pub mode: ModeSetting,
-    /// Servers in order of preference; the first that answers is used.
+    /// Servers in order of preference; the first that answers is used. Without any they are looked for.
     pub servers: Vec<ServerSource>,
+    /// Where they are looked for.
+    pub discovery: Discovery,
     /// What a private WAN address without a server means (AMB-13).
     pub private_wan: PrivateWan,
     /// Who may map what.
@@ -35,6 +37,7 @@ impl Default for Settings {
         Self {
             mode: ModeSetting::Auto,
             servers: vec![ServerSource::DefaultRouter],
+            discovery: Discovery::default(),
             private_wan: PrivateWan::Refuse,
             policy: Policy::default(),
             limits: Limits::default(),
@@ -57,12 +60,25 @@ pub enum ModeSetting {
 }
 
 /// Where to find a PCP server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerSource {
     /// The next hop of the default route (RFC 6887 section 8.1). Known only after it has answered once.
     DefaultRouter,
     /// This one, known because someone configured it.
     Address(SocketAddr),
+    /// This one, with several addresses.
+    Addresses(Vec<SocketAddr>),
+}
+
+/// Where PCP servers are looked for, in this order. The default is nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// DHCPv4 option 158 and DHCPv6 option 86 (RFC 7291).
+    pub dhcp: bool,
+    /// The next hop of the default route, if DHCP names nobody (RFC 6887 section 8.1).
+    pub router: bool,
+    /// The anycast address, if that does not answer (RFC 7723).
+    pub anycast: bool,
 }
 
 /// AMB-13: what to answer behind a NAT nobody can control.

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::job::Origin;
+use super::servers::UNDECIDED;
 use super::{AdminCommand, Effect, Iwf, Mode, RequestId};
 use crate::mapping::Owner;
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
@@ -31,6 +32,8 @@ impl Iwf {
             Err(error) => return self.reply(call.request, Err(error)),
         };
         match action {
+            // Within seconds it is known who has to agree.
+            Action::Add(_) if self.is_undecided() => self.defer(UNDECIDED, call),
             Action::Add(new) => self.add(call, new, now),
             Action::Delete(key) => self.delete(call, key, now),
             Action::GetSpecific(key) => self.get_specific(call, key, now),

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use super::{Iwf, Mode};
+use super::{Iwf, Mode, Origin};
 use crate::mapping::Mapping;
 use crate::proto::pcp_client::Ignored;
 use crate::reconcile::desired::desired;
@@ -11,13 +11,19 @@ use crate::types::{Epoch, Generation, Instant, NatEntry};
 
 pub use crate::proto::pcp_client::Liveness as ServerState;
 
-/// One upstream server.
+/// One address of an upstream server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerStatus {
+    /// Number of the server in order of preference; its addresses have the same one.
+    pub server: usize,
+    /// Who named it.
+    pub origin: Origin,
     /// Where requests go.
     pub address: SocketAddr,
-    /// Whether it answers.
-    pub state: ServerState,
+    /// Whether it is the one of the server's addresses that is in use.
+    pub in_use: bool,
+    /// Whether it answers; `None` if it is not asked.
+    pub state: Option<ServerState>,
     /// Its last epoch.
     pub epoch: Option<Epoch>,
 }
@@ -43,20 +49,22 @@ impl Iwf {
         self.external
     }
 
-    /// Servers in order of preference.
+    /// Servers in order of preference, each with its addresses in the order in which they are tried.
     pub fn servers(&self) -> Vec<ServerStatus> {
-        let addresses = self.settings.servers.iter();
-        addresses
-            .filter_map(|source| self.resolve(*source))
-            .map(|address| ServerStatus {
-                address,
-                state: self
-                    .client
-                    .liveness(address)
-                    .unwrap_or(ServerState::Unknown),
-                epoch: self.client.epoch(address),
-            })
-            .collect()
+        let servers = self.selection.listing().zip(1..);
+        let rows = servers.flat_map(|((origin, addresses), server)| {
+            addresses
+                .into_iter()
+                .map(move |(address, in_use)| ServerStatus {
+                    server,
+                    origin,
+                    address,
+                    in_use,
+                    state: self.client.liveness(address),
+                    epoch: self.client.epoch(address),
+                })
+        });
+        rows.collect()
     }
 
     /// Datagrams from servers that had no effect.

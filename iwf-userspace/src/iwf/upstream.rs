@@ -8,6 +8,7 @@ use crate::mapping::record::MappingRecord;
 use crate::mapping::{Lease, State};
 use crate::proto::igd::Refusal;
 use crate::proto::pcp_client::{self, MAX_LIFETIME};
+use crate::proto::pcp_servers;
 use crate::types::{ExternalEndpoint, Generation, Instant, Lifetime};
 use crate::wire::pcp::ResultCode;
 
@@ -59,7 +60,11 @@ impl Iwf {
                     };
                     self.persist(change, None);
                 }
-                pcp_client::Effect::Liveness(_) => self.choose_mode(now),
+                pcp_client::Effect::Liveness(server) => self.liveness_changed(server, now),
+                pcp_client::Effect::Spent(server) => {
+                    self.select(pcp_servers::Input::Spent(server), now);
+                    self.choose_mode(now);
+                }
                 pcp_client::Effect::Speaks(server) => {
                     let speaks = self.client.speaks(server);
                     self.notify(Notice::ServerSpeaks { server, speaks });

@@ -7,14 +7,13 @@ use iwf_common::host::{HostKey, paired};
 use iwf_common::limits::POOL;
 
 use super::job::{Kind, Origin, Stage};
-use super::settings::{ModeSetting, PrivateWan, ServerSource};
+use super::settings::{ModeSetting, PrivateWan};
 use super::{Iwf, Mode, Notice, StoreChange, WanState};
 use crate::mapping::policy::is_public;
 use crate::mapping::record::{MappingRecord, WallClock};
 use crate::mapping::{Claim, Mapping, State};
-use crate::proto::pcp_client::{self, Liveness};
+use crate::proto::pcp_client;
 use crate::types::{Generation, Instant, UnixTime};
-use crate::wire::pcp::SERVER_PORT;
 
 /// A wall clock that differs by less from what was expected was not set.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
@@ -31,8 +30,7 @@ impl Iwf {
             self.forget_address();
         }
         self.tell(pcp_client::Input::Local(self.wan.local()), now);
-        let servers = self.servers_to_watch();
-        self.tell(pcp_client::Input::Servers(servers), now);
+        self.follow_servers(now);
         if self.wan.address.is_some() {
             let misplaced = |m: &&Mapping| !self.is_placed(m);
             let moved: Vec<_> = self
@@ -194,7 +192,7 @@ impl Iwf {
             }
             // A lease at a server that is still there goes on there.
             (Mode::Cascaded(_), Some(server)) => {
-                if !self.servers_to_watch().contains(&server) {
+                if !self.selection.contains(server) {
                     self.reacquire(generation, now);
                 }
             }
@@ -247,61 +245,10 @@ impl Iwf {
         }
         match (self.pick_server(), self.settings.private_wan) {
             (Some(server), _) => Mode::Cascaded(server),
+            (None, _) if self.is_undecided() => Mode::NoServer,
             (None, PrivateWan::MapLocally) => Mode::Local,
             (None, PrivateWan::Refuse) => Mode::NoServer,
         }
-    }
-
-    /// The first server that answers, else the first that may yet, else the first that is known.
-    fn pick_server(&self) -> Option<SocketAddr> {
-        let candidates = self.settings.servers.iter().filter_map(|source| {
-            let address = self.resolve(*source)?;
-            let known = self.is_known(*source) || self.client.has_answered(address);
-            let rank = match self.client.liveness(address) {
-                Some(Liveness::Answering) => 0,
-                Some(Liveness::Unknown) => 1,
-                Some(Liveness::Silent) | None if known => 2,
-                Some(Liveness::Silent) | None => return None,
-            };
-            Some((rank, address))
-        });
-        // The first of equals, as they are in order of preference.
-        candidates.min_by_key(|(rank, _)| *rank).map(|(_, a)| a)
-    }
-
-    /// Whether a server counts as known without having answered.
-    fn is_known(&self, source: ServerSource) -> bool {
-        match source {
-            ServerSource::Address(_) => true,
-            ServerSource::DefaultRouter => self.settings.mode == ModeSetting::Cascaded,
-        }
-    }
-
-    /// Whether somebody said that there is a server.
-    pub(super) fn is_server_configured(&self) -> bool {
-        self.settings.mode != ModeSetting::Local
-            && self.settings.servers.iter().any(|s| self.is_known(*s))
-    }
-
-    pub(super) fn resolve(&self, source: ServerSource) -> Option<SocketAddr> {
-        match source {
-            ServerSource::Address(address) => Some(address),
-            ServerSource::DefaultRouter => self.wan.gateway.map(|addr| (addr, SERVER_PORT).into()),
-        }
-    }
-
-    /// Servers to keep in contact with: none if none would be used.
-    fn servers_to_watch(&self) -> Vec<SocketAddr> {
-        let unused = match self.settings.mode {
-            ModeSetting::Local => true,
-            ModeSetting::Auto => self.wan.address.is_some_and(is_public),
-            ModeSetting::Cascaded => false,
-        };
-        if unused {
-            return Vec::new();
-        }
-        let sources = self.settings.servers.iter();
-        sources.filter_map(|source| self.resolve(*source)).collect()
     }
 
     /// Follows the wall clock. Records carry its time, so they are written again when it was set.

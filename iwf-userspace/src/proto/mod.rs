@@ -7,5 +7,7 @@
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+pub mod dhcp;
 pub mod igd;
 pub mod pcp_client;
+pub mod pcp_servers;

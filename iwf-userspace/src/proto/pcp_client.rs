@@ -16,6 +16,7 @@ mod pace;
 mod renewal;
 mod respond;
 mod retransmit;
+mod selection;
 mod server;
 mod timeout;
 
@@ -113,6 +114,10 @@ impl PcpClient {
             }
             Input::Local(local) => self.set_local(local, now),
             Input::Servers(list) => self.set_servers(&list, now),
+            Input::Several(several) => self.set_several(&several),
+            Input::Probe(server) => self.probe(server, now),
+            Input::Rest(server) => self.rest(server),
+            Input::Move { from, to } => self.move_to(from, to, now),
             Input::History { server, epoch, ago } => {
                 let clock = epoch::EpochClock::seen(epoch, ago, now);
                 self.history.insert(server, clock);
@@ -401,7 +406,7 @@ impl PcpClient {
         for address in list {
             self.server(*address).listed = true;
             self.servers.entry(*address).and_modify(|server| {
-                if server.liveness == Liveness::Unknown {
+                if server.liveness == Liveness::Unknown && server.probe.is_none() {
                     server.probe(now);
                 }
             });

@@ -16,6 +16,7 @@ mod recovery;
 mod renewal;
 mod rules;
 mod scale;
+mod selection;
 mod server;
 mod soap;
 mod statics;

@@ -1,7 +1,7 @@
 //! Clock, wires and observers.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -12,7 +12,8 @@ use super::link::Link;
 use super::server::{Server, address};
 use super::store::Store;
 use crate::iwf::{
-    AdminCommand, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings, WanState,
+    AdminCommand, Discovered, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings,
+    WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
@@ -50,6 +51,18 @@ pub(super) struct World {
     pub(super) statics: Vec<StaticMapping>,
     /// Every request sent, whether it arrived or not.
     pub(super) sent: Vec<(Instant, Request)>,
+    /// Where each went.
+    pub(super) sent_to: Vec<SocketAddr>,
+    /// Other addresses of the server.
+    pub(super) aliases: Vec<SocketAddr>,
+    /// Addresses where nobody answers.
+    pub(super) dead: BTreeSet<SocketAddr>,
+    /// Addresses where the network says that nobody is there.
+    pub(super) closed: BTreeSet<SocketAddr>,
+    /// Another server with another clock and other mappings.
+    pub(super) other: Option<(SocketAddr, Server)>,
+    /// What the network says of itself, if it is asked.
+    pub(super) discovered: Option<Discovered>,
     pub(super) notices: Vec<Notice>,
     /// Answers by request, with the time they were given.
     pub(super) replies: BTreeMap<u64, (Instant, ActionResult)>,
@@ -71,8 +84,9 @@ pub(super) struct World {
 }
 
 enum Datagram {
-    ToServer(IpAddr, Vec<u8>),
-    ToClient(Vec<u8>),
+    ToServer(SocketAddr, IpAddr, Vec<u8>),
+    ToClient(SocketAddr, Vec<u8>),
+    Unreachable(SocketAddr),
 }
 
 impl World {
@@ -104,6 +118,12 @@ impl World {
             },
             statics: Vec::new(),
             sent: Vec::new(),
+            sent_to: Vec::new(),
+            aliases: Vec::new(),
+            dead: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            other: None,
+            discovered: None,
             notices: Vec::new(),
             replies: BTreeMap::new(),
             admin_replies: BTreeMap::new(),
@@ -136,6 +156,9 @@ impl World {
     fn boot(&mut self) {
         self.input(Input::Lan(vec![LAN]));
         self.input(Input::Wan(self.wan.clone()));
+        if let Some(discovered) = self.discovered.clone() {
+            self.input(Input::Discovered(discovered));
+        }
         self.input(Input::Statics(self.statics.clone()));
     }
 
@@ -267,24 +290,32 @@ impl World {
 
     fn deliver(&mut self, datagram: Datagram) {
         match datagram {
-            Datagram::ToServer(source, payload) => {
-                if let Some(answer) = self.server.receive(self.now, source, &payload) {
-                    self.answer(answer);
+            Datagram::ToServer(to, source, payload) => {
+                let server = match &mut self.other {
+                    Some((at, other)) if *at == to => other,
+                    _ => &mut self.server,
+                };
+                if let Some(answer) = server.receive(self.now, source, &payload) {
+                    self.answer_from(to, answer);
                 }
             }
-            Datagram::ToClient(payload) => self.input(Input::Upstream {
-                from: address(),
-                payload,
-            }),
+            Datagram::ToClient(from, payload) => self.input(Input::Upstream { from, payload }),
+            Datagram::Unreachable(server) => self.input(Input::UpstreamUnreachable { server }),
         }
     }
 
     /// Puts a datagram of the server on its way.
     pub(super) fn answer(&mut self, payload: Vec<u8>) {
+        self.answer_from(address(), payload);
+    }
+
+    /// The same from one of its addresses.
+    pub(super) fn answer_from(&mut self, from: SocketAddr, payload: Vec<u8>) {
         for delay in self.link.copies(&mut self.rng) {
             self.last_datagram += 1;
             let key = (self.now + delay, self.last_datagram);
-            self.wires.insert(key, Datagram::ToClient(payload.clone()));
+            let datagram = Datagram::ToClient(from, payload.clone());
+            self.wires.insert(key, datagram);
         }
     }
 
@@ -327,14 +358,26 @@ impl World {
                 outcome(ticket, result);
             }
             Effect::SendUpstream { server, payload } => {
-                assert_eq!(server, address());
+                self.sent_to.push(server);
+                let other = self.other.as_ref().map(|(at, _)| *at);
+                let known = server == address() || self.aliases.contains(&server);
+                let lost = self.dead.contains(&server) || self.closed.contains(&server);
+                assert!(known || lost || other == Some(server), "{server} is asked");
                 let request = Request::decode(&payload).expect("well formed");
                 let source = request.client;
                 self.sent.push((self.now, request));
+                if self.closed.contains(&server) {
+                    self.last_datagram += 1;
+                    let key = (self.now + Duration::from_millis(1), self.last_datagram);
+                    self.wires.insert(key, Datagram::Unreachable(server));
+                }
+                if lost {
+                    return;
+                }
                 for delay in self.link.copies(&mut self.rng) {
                     self.last_datagram += 1;
                     let key = (self.now + delay, self.last_datagram);
-                    let datagram = Datagram::ToServer(source, payload.clone());
+                    let datagram = Datagram::ToServer(server, source, payload.clone());
                     self.wires.insert(key, datagram);
                 }
             }

@@ -229,6 +229,11 @@ impl DeviceUuid {
         Self(octets)
     }
 
+    /// The octets.
+    pub const fn octets(self) -> [u8; 16] {
+        self.0
+    }
+
     /// Reads the usual text form, in any case, with or without `uuid:` in front.
     pub fn parse(text: &str) -> Result<Self, UuidError> {
         let text = text.strip_prefix("uuid:").unwrap_or(text);

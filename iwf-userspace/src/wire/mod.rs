@@ -9,10 +9,14 @@
 )]
 
 pub mod description;
+pub mod dhcp4;
+pub mod dhcp6;
 pub mod natpmp;
 pub mod pcp;
+pub mod pcp_servers;
 pub mod scpd;
 pub mod services;
 pub mod soap;
 pub mod ssdp;
+pub mod udp;
 mod xml;

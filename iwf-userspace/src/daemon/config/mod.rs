@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use iwf_common::limits::POOL;
 
+use crate::iwf::MAX_ASKED;
 use crate::mapping::StaticMapping;
 
 /// Everything the daemon was told, checked.
@@ -29,10 +30,13 @@ pub struct Config {
     pub open_ports: OpenPorts,
     /// What to do with a private or shared WAN address and no PCP server (AMB-13).
     pub behind_private_address: BehindPrivateAddress,
-    /// PCP servers to ask, in order of preference. At most [`MAX_PCP_SERVERS`]; empty means none is used.
+    /// PCP servers to ask, in order of preference. At most [`MAX_PCP_SERVERS`], their addresses counted; empty means
+    /// that they are looked for.
     pub pcp_servers: Vec<PcpServer>,
     /// Whether PCP servers are told the descriptions of mappings (RFC 7220).
     pub send_descriptions: bool,
+    /// Where they are looked for.
+    pub discovery: Discovery,
     /// Where run-time files live.
     pub paths: Paths,
     /// Description and control server on the LAN.
@@ -71,8 +75,8 @@ pub struct Config {
 
 /// Most LAN interfaces one daemon serves; each costs a listener and a multicast membership.
 pub const MAX_LAN_INTERFACES: usize = 16;
-/// Most PCP servers kept in contact; each costs a socket.
-pub const MAX_PCP_SERVERS: usize = 8;
+/// Most addresses of PCP servers that can be named.
+pub const MAX_PCP_SERVERS: usize = MAX_ASKED;
 
 /// Most pinholes a configuration may have.
 pub const MAX_PINHOLES: usize = 1024;
@@ -103,12 +107,32 @@ pub enum BehindPrivateAddress {
 }
 
 /// Where to send PCP requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PcpServer {
     /// Whatever the default route of the WAN points to, at [`PCP_PORT`] (RFC 6887 section 8.1).
     DefaultRouter,
-    /// This address and port.
-    Address(SocketAddrV4),
+    /// These addresses and ports, which all lead to the same server. Never empty.
+    Addresses(Vec<SocketAddrV4>),
+}
+
+/// Where PCP servers are looked for that nobody has named here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// DHCPv4 option 158 and DHCPv6 option 86 (RFC 7291).
+    pub dhcp: bool,
+    /// Else the next hop of the default route (RFC 6887 section 8.1).
+    pub router: bool,
+    /// If that does not answer, the anycast address (RFC 7723).
+    pub anycast: bool,
+}
+
+impl Discovery {
+    /// Nobody is looked for.
+    pub const NONE: Self = Self {
+        dhcp: false,
+        router: false,
+        anycast: false,
+    };
 }
 
 /// How the packet programs are attached to an interface.
@@ -433,6 +457,7 @@ impl Config {
                 "upstream.send_descriptions",
                 self.send_descriptions != new.send_descriptions,
             ),
+            ("upstream.discovery", self.discovery != new.discovery),
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),
             ("ssdp", self.ssdp != new.ssdp),
@@ -453,13 +478,10 @@ impl Config {
     }
 }
 
-impl PcpServer {
-    /// The address to send to, given the next hop of the default route.
-    pub fn resolve(self, gateway: Option<Ipv4Addr>) -> Option<SocketAddrV4> {
-        match self {
-            Self::DefaultRouter => gateway.map(|addr| SocketAddrV4::new(addr, PCP_PORT)),
-            Self::Address(address) => Some(address),
-        }
+impl Config {
+    /// Whether the DHCP servers of the WAN are asked.
+    pub fn asks_dhcp(&self) -> bool {
+        self.mode != Mode::Local && self.pcp_servers.is_empty() && self.discovery.dhcp
     }
 }
 

@@ -105,7 +105,8 @@ macro_rules! section {
 }
 
 section!(Upstream {
-    pcp_servers: Vec<Spanned<String>> = vec![unplaced("default-router".to_owned())],
+    pcp_servers: Vec<Spanned<toml::Value>> = Vec::new(),
+    discovery: Vec<Spanned<String>> = ["dhcp", "router", "anycast"].map(|name| unplaced(name.to_owned())),
     send_descriptions: bool = false,
 });
 section!(Paths {

@@ -123,26 +123,59 @@ fn interfaces_must_differ_and_exist_on_paper() {
 #[test]
 fn cascaded_needs_a_server() {
     let text = format!("mode = \"cascaded\"\n{MINIMAL}[upstream]\npcp_servers = []\n");
+    parse(&text).unwrap();
+    let text = format!("{text}discovery = []\n");
     assert!(parse(&text).unwrap_err().problem.contains("no PCP server"));
 }
 
 #[test]
 fn servers_resolve() {
     let text = format!(
-        "{MINIMAL}[upstream]\npcp_servers = [\"100.64.0.1\", \"10.0.0.1:15351\", \"default-router\"]\n"
+        "{MINIMAL}[upstream]\n\
+         pcp_servers = [\"100.64.0.1\", [\"10.0.0.1:15351\", \"10.0.0.2\"], \"default-router\"]\n"
     );
     let servers = parse(&text).unwrap().pcp_servers;
-    let gateway = Some(Ipv4Addr::new(192, 0, 2, 1));
-    let resolved: Vec<_> = servers
-        .iter()
-        .filter_map(|s| s.resolve(gateway))
-        .map(|a| a.to_string())
-        .collect();
-    assert_eq!(
-        resolved,
-        ["100.64.0.1:5351", "10.0.0.1:15351", "192.0.2.1:5351"]
-    );
-    assert_eq!(PcpServer::DefaultRouter.resolve(None), None);
+    let addresses = |list: &[&str]| {
+        PcpServer::Addresses(list.iter().map(|text| text.parse().unwrap()).collect())
+    };
+    let expected = [
+        addresses(&["100.64.0.1:5351"]),
+        addresses(&["10.0.0.1:15351", "10.0.0.2:5351"]),
+        PcpServer::DefaultRouter,
+    ];
+    assert_eq!(servers, expected);
+}
+
+#[test]
+fn servers_are_looked_for_where_the_configuration_says() {
+    let config = parse(MINIMAL).unwrap();
+    assert!(config.pcp_servers.is_empty());
+    let all = Discovery {
+        dhcp: true,
+        router: true,
+        anycast: true,
+    };
+    assert_eq!(config.discovery, all);
+    assert!(config.asks_dhcp());
+    let with = |more: &str| parse(&format!("{MINIMAL}[upstream]\n{more}\n"));
+    let config = with("discovery = [\"router\"]").unwrap();
+    let router = Discovery {
+        router: true,
+        ..Discovery::NONE
+    };
+    assert_eq!(config.discovery, router);
+    assert!(!config.asks_dhcp());
+    assert!(!with("pcp_servers = [\"100.64.0.1\"]").unwrap().asks_dhcp());
+    for bad in [
+        "discovery = [\"mdns\"]",
+        "pcp_servers = [[]]",
+        "pcp_servers = [7]",
+        "pcp_servers = [[\"100.64.0.1\", \"default-router\"]]",
+        "pcp_servers = [[\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\", \"10.0.0.4\", \"10.0.0.5\"], \
+         [\"10.0.1.1\", \"10.0.1.2\", \"10.0.1.3\", \"10.0.1.4\"]]",
+    ] {
+        with(bad).unwrap_err();
+    }
 }
 
 #[test]

@@ -10,10 +10,10 @@ use toml::Spanned;
 
 use super::raw;
 use super::{
-    AttachMode, BehindPrivateAddress, Config, EphemeralPorts, Filtering, FlowRules, HttpConfig,
-    InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode,
-    MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer, PolicyConfig, Refusals, SsdpConfig,
-    StaticPinhole, ThirdParty, Timeouts,
+    AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering, FlowRules,
+    HttpConfig, InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS,
+    MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer, PolicyConfig,
+    Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
 
 impl TryFrom<raw::File> for Config {
@@ -32,11 +32,13 @@ impl TryFrom<raw::File> for Config {
         let wan_interface = interface("wan.interface", &file.wan.interface)?;
         let lan_interfaces = lan_interfaces(&file.lan.interfaces, &wan_interface)?;
         let pcp_servers = pcp_servers(&file.upstream.pcp_servers)?;
-        if mode == Mode::Cascaded && pcp_servers.is_empty() {
+        let discovery = discovery(file.upstream.discovery.get_ref())?;
+        if mode == Mode::Cascaded && pcp_servers.is_empty() && discovery == Discovery::NONE {
             return Err(invalid(
                 &file.upstream.pcp_servers,
                 "mode \"cascaded\" has no PCP server to ask".to_owned(),
-                "list an address or \"default-router\" in upstream.pcp_servers, or write mode = \"auto\"",
+                "list an address or \"default-router\" in upstream.pcp_servers, or something in upstream.discovery, or \
+                 write mode = \"auto\"",
             ));
         }
         let open_ports = OpenPorts {
@@ -60,6 +62,7 @@ impl TryFrom<raw::File> for Config {
             )?,
             pcp_servers,
             send_descriptions: *file.upstream.send_descriptions.get_ref(),
+            discovery,
             paths: paths(&file.paths)?,
             http: http(&file.http)?,
             ssdp: SsdpConfig {
@@ -177,42 +180,85 @@ fn interface(key: &str, written: &Spanned<String>) -> Result<InterfaceName, Inva
     })
 }
 
-fn pcp_servers(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<PcpServer>, Invalid> {
-    let count = written.get_ref().len();
+fn pcp_servers(written: &Spanned<Vec<Spanned<toml::Value>>>) -> Result<Vec<PcpServer>, Invalid> {
+    let servers = written.get_ref().iter().map(pcp_server);
+    let servers: Vec<_> = servers.collect::<Result<_, _>>()?;
+    let addresses = servers.iter().map(|server| match server {
+        PcpServer::DefaultRouter => 1,
+        PcpServer::Addresses(addresses) => addresses.len(),
+    });
+    let count: usize = addresses.sum();
     if count > MAX_PCP_SERVERS {
         return Err(invalid(
             written,
-            format!("upstream.pcp_servers names {count} servers"),
+            format!("upstream.pcp_servers names {count} addresses"),
             &format!("name at most {MAX_PCP_SERVERS}"),
         ));
     }
-    written.get_ref().iter().map(pcp_server).collect()
+    Ok(servers)
 }
 
-fn pcp_server(written: &Spanned<String>) -> Result<PcpServer, Invalid> {
-    let text = written.get_ref().as_str();
-    if text == "default-router" {
-        return Ok(PcpServer::DefaultRouter);
-    }
-    let address = text
-        .parse::<SocketAddrV4>()
-        .or_else(|_| {
-            text.parse::<Ipv4Addr>()
-                .map(|addr| SocketAddrV4::new(addr, PCP_PORT))
-        })
-        .ok()
-        .filter(|a| {
-            let ip = a.ip();
-            a.port() != 0 && !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
-        });
-    address.map(PcpServer::Address).ok_or_else(|| {
+/// An address, `"default-router"`, or a list of addresses that lead to the same server.
+fn pcp_server(written: &Spanned<toml::Value>) -> Result<PcpServer, Invalid> {
+    let refuse = |value: &toml::Value| {
         invalid(
             written,
-            format!("upstream.pcp_servers: {text:?} is not a server"),
-            "write an IPv4 address such as \"100.64.0.1\" (port 5351 unless given as \"100.64.0.1:5351\"), \
-             or \"default-router\"",
+            format!("upstream.pcp_servers: {value} is not a server"),
+            "write an IPv4 address such as \"100.64.0.1\" (port 5351 unless given as \"100.64.0.1:5351\"), a list of \
+             such addresses of one server, or \"default-router\"",
         )
+    };
+    let value = written.get_ref();
+    if value.as_str() == Some("default-router") {
+        return Ok(PcpServer::DefaultRouter);
+    }
+    let addresses = match value.as_array() {
+        Some(list) => list.iter().collect(),
+        None => vec![value],
+    };
+    let addresses = addresses.into_iter();
+    let addresses: Vec<_> = addresses
+        .map(|value| {
+            value
+                .as_str()
+                .and_then(pcp_address)
+                .ok_or_else(|| refuse(value))
+        })
+        .collect::<Result<_, _>>()?;
+    if addresses.is_empty() {
+        return Err(refuse(value));
+    }
+    Ok(PcpServer::Addresses(addresses))
+}
+
+fn pcp_address(text: &str) -> Option<SocketAddrV4> {
+    let address = text.parse::<SocketAddrV4>().or_else(|_| {
+        text.parse::<Ipv4Addr>()
+            .map(|addr| SocketAddrV4::new(addr, PCP_PORT))
+    });
+    address.ok().filter(|a| {
+        let ip = a.ip();
+        a.port() != 0 && !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
     })
+}
+
+fn discovery(written: &[Spanned<String>]) -> Result<Discovery, Invalid> {
+    let mut found = Discovery::NONE;
+    for name in written {
+        match name.get_ref().as_str() {
+            "dhcp" => found.dhcp = true,
+            "router" => found.router = true,
+            "anycast" => found.anycast = true,
+            other => {
+                return Err(invalid(
+                    name,
+                    format!("upstream.discovery: {other:?} is unknown"),
+                    "write some of \"dhcp\", \"router\", \"anycast\", or none",
+                ));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn external_addresses(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Ipv4Addr>, Invalid> {

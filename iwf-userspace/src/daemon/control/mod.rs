@@ -12,7 +12,7 @@ pub mod server;
 pub mod stats_text;
 pub mod table;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +80,20 @@ pub enum Request {
         #[serde(default)]
         new: bool,
     },
+    /// Ask the DHCP servers of the WAN again.
+    Discover {},
+    /// What the DHCP client of the system was told of PCP servers.
+    DhcpOption {
+        /// Of DHCPv4 or of DHCPv6.
+        family: Family,
+        /// The value of option 158, or those of each instance of option 86, in hexadecimal digits. None: it was not
+        /// told.
+        #[serde(default)]
+        values: Vec<String>,
+        /// It does not know any more: what the daemon finds out by itself counts.
+        #[serde(default)]
+        forget: bool,
+    },
     /// Remove a mapping.
     Delete {
         /// Transport protocol.
@@ -103,9 +117,21 @@ impl Request {
             | Self::Audit {}
             | Self::Stats {}
             | Self::MappingUsage {}
+            | Self::Discover {}
+            | Self::DhcpOption { .. }
             | Self::Delete { .. } => false,
         }
     }
+}
+
+/// One of the two DHCP protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// DHCPv4, whose option 158 names PCP servers.
+    Dhcp4,
+    /// DHCPv6, whose option 86 does.
+    Dhcp6,
 }
 
 /// What the daemon answers.
@@ -199,6 +225,12 @@ pub struct Status {
     pub listeners: Vec<Listener>,
     /// PCP servers.
     pub servers: Vec<Server>,
+    /// What DHCP has said of them, if it is asked.
+    #[serde(default)]
+    pub discovery: Vec<Discovered>,
+    /// Where the network says a DS-Lite tunnel ends.
+    #[serde(default)]
+    pub aftr: Option<String>,
     /// Mappings in the table.
     pub mappings: u64,
     /// Sessions in the kernel at the last sweep.
@@ -225,15 +257,41 @@ pub struct Listener {
     pub address: SocketAddrV4,
 }
 
-/// One PCP server.
+/// One address of a PCP server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
+    /// Number of the server in order of preference, from 1; its addresses have the same one.
+    #[serde(default)]
+    pub server: usize,
+    /// Who named it: `config`, `dhcp4`, `dhcp6`, `router` or `anycast`.
+    #[serde(default)]
+    pub origin: String,
     /// Where requests go.
-    pub address: SocketAddrV4,
-    /// `unknown`, `answering` or `silent`.
+    pub address: SocketAddr,
+    /// Whether it is the one of the server's addresses that is in use.
+    #[serde(default)]
+    pub in_use: bool,
+    /// `unknown`, `answering`, `silent`, or `not-asked`.
     pub state: String,
     /// Last epoch seen, in seconds.
     pub epoch: Option<u32>,
+}
+
+/// What one of the DHCP protocols has said of PCP servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discovered {
+    /// Which.
+    pub family: Family,
+    /// `asking`, `answered`, `unanswered`, or `told` by the DHCP client of the system.
+    pub state: String,
+    /// The servers, each with its addresses as they were named.
+    pub servers: Vec<Vec<IpAddr>>,
+    /// Answers so far.
+    pub answers: u64,
+    /// Datagrams that were none.
+    pub ignored: u64,
+    /// Answers of which something was left out.
+    pub discarded: u64,
 }
 
 /// What the last run of the reconciler did.

@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::lists::Lister;
 use super::stats_text::{self, View};
-use super::{Audit, LeaseRow, MappingRow, Response, Status};
+use super::{Audit, Family, LeaseRow, MappingRow, Response, Status};
 
 /// The answer as text that ends with a line end.
 pub fn render(response: &Response) -> String {
@@ -67,10 +67,36 @@ fn render_status(status: &Status) -> String {
         let epoch = server
             .epoch
             .map_or_else(String::new, |e| format!(", epoch {e}"));
+        let used = if server.in_use {
+            ""
+        } else {
+            " (other address)"
+        };
         row(
-            "PCP server",
-            format!("{} {}{epoch}", server.address, server.state),
+            &format!("PCP server {}", server.server),
+            format!(
+                "{} {} by {}{epoch}{used}",
+                server.address, server.state, server.origin
+            ),
         );
+    }
+    for discovered in &status.discovery {
+        let lists = discovered.servers.iter().map(|list| {
+            let addresses: Vec<_> = list.iter().map(ToString::to_string).collect();
+            addresses.join(" ")
+        });
+        let mut lists = lists.collect::<Vec<_>>().join(", ");
+        if lists.is_empty() {
+            lists.push_str("no PCP server");
+        }
+        let name = match discovered.family {
+            Family::Dhcp4 => "DHCPv4",
+            Family::Dhcp6 => "DHCPv6",
+        };
+        row(name, format!("{}, {lists}", discovered.state));
+    }
+    if let Some(aftr) = &status.aftr {
+        row("AFTR", aftr.clone());
     }
     row("mappings", status.mappings.to_string());
     row("sessions", status.sessions.to_string());

@@ -91,6 +91,7 @@ impl Lab {
         let daemon = Daemon {
             shell: Shell::new(core, plane, store, settings::host_ports(&config)),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
+            discovery: Discovery::off(),
             lan: LanServices::new(identity, 0),
             config,
             config_path: "/nonexistent".into(),

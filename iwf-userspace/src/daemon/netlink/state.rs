@@ -179,6 +179,9 @@ impl State {
                     .and_then(|(ifindex, _)| self.global_address6(ifindex)),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
+            wan_link_local: wan
+                .filter(|_| wan_works)
+                .and_then(|(ifindex, _)| self.link_local(ifindex)),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
             lan: self.lan_addresses(),
             lan6: self.lan6_prefixes(),
@@ -233,6 +236,16 @@ impl State {
         let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
         own.filter_map(|a| match a.addr {
             IpAddr::V6(addr) if addr.segments()[0] & 0xe000 == 0x2000 => Some(addr),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        })
+        .min()
+    }
+
+    /// The lowest link-local IPv6 address of an interface.
+    fn link_local(&self, ifindex: u32) -> Option<Ipv6Addr> {
+        let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
+        own.filter_map(|a| match a.addr {
+            IpAddr::V6(addr) if addr.is_unicast_link_local() => Some(addr),
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         })
         .min()

@@ -5,6 +5,7 @@
 //! some milliseconds. All of it is synchronous but one thing: the sessions that a change ends are looked for slice by
 //! slice, the loop does other work in between, and the core hears that the change is done when the last has ended.
 
+mod found;
 mod listing;
 mod pressure;
 mod telling;
@@ -37,6 +38,7 @@ use crate::mapping::policy::LanPrefix;
 use crate::types::{Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
 
+use found::FoundServers;
 use listing::Question;
 use pressure::Pressure;
 use telling::Wish;
@@ -76,6 +78,8 @@ pub struct Shell<P, S> {
     /// What the last whole pass of the sweep found, and when.
     found: Option<(Found, Instant)>,
     journal: Journal,
+    /// What is known of PCP servers that nobody has configured.
+    servers_found: FoundServers,
     /// What was told of each server last.
     servers_told: BTreeMap<SocketAddr, ServerState>,
     /// Changes whose sessions have not all ended, oldest first.
@@ -122,6 +126,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             admin: BTreeMap::new(),
             found: None,
             journal: Journal::default(),
+            servers_found: FoundServers::default(),
             servers_told: BTreeMap::new(),
             settling: VecDeque::new(),
             removed: None,
@@ -170,6 +175,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 };
                 self.input(Input::Admin { request, command }, out, now);
             }
+            Request::DhcpOption {
+                family,
+                values,
+                forget,
+            } => {
+                let told = self.dhcp_option(family, &values, forget, out, now);
+                reply.answer(told.map_or_else(Response::Error, |()| Response::Done));
+            }
+            // The event loop has seen to it.
+            Request::Discover {} => reply.answer(Response::Done),
             Request::Status {} | Request::Mappings {} | Request::Leases {} | Request::Audit {} => {
                 reply.answer(self.look(&request, facts, now));
             }

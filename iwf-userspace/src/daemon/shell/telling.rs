@@ -229,7 +229,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             .core
             .servers()
             .iter()
-            .map(|server| (server.address, server.state))
+            .filter_map(|server| Some((server.address, server.state?)))
             .collect();
         for (address, state) in &now {
             if self.servers_told.get(address) == Some(state) {

@@ -11,7 +11,7 @@ use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
-use crate::iwf::{Mode, ServerState};
+use crate::iwf::{Mode, Origin, ServerState};
 use crate::mapping::{Mapping, Owner};
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
 
@@ -44,7 +44,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Request::Sessions { .. }
             | Request::Dynamic { .. }
             | Request::Hosts { .. }
-            | Request::Events { .. } => {
+            | Request::Events { .. }
+            | Request::Discover {}
+            | Request::DhcpOption { .. } => {
                 return Response::Error("not answered from here".to_owned());
             }
         };
@@ -73,6 +75,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             },
             listeners: facts.listeners.clone(),
             servers: self.servers(),
+            discovery: self.servers_found.rows(),
+            aftr: self.servers_found.aftr(),
             mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
             sessions: self.sessions(),
             reconciler: Reconciler {
@@ -104,11 +108,22 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     fn servers(&self) -> Vec<Server> {
         let servers = self.core.servers();
         let known = servers.iter().map(|server| Server {
-            address: v4(server.address),
+            server: server.server,
+            origin: match server.origin {
+                Origin::Config => "config",
+                Origin::Dhcp4 => "dhcp4",
+                Origin::Dhcp6 => "dhcp6",
+                Origin::Router => "router",
+                Origin::Anycast => "anycast",
+            }
+            .to_owned(),
+            address: server.address,
+            in_use: server.in_use,
             state: match server.state {
-                ServerState::Unknown => "unknown",
-                ServerState::Answering => "answering",
-                ServerState::Silent => "silent",
+                Some(ServerState::Unknown) => "unknown",
+                Some(ServerState::Answering) => "answering",
+                Some(ServerState::Silent) => "silent",
+                None => "not-asked",
             }
             .to_owned(),
             epoch: server.epoch.map(|epoch| epoch.0),

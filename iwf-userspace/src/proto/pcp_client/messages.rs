@@ -1,5 +1,6 @@
 //! What the client is told, and what it has to say.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::mapping::{Lease as Granted, PortChoice};
@@ -74,6 +75,20 @@ pub enum Input {
     Local(LocalAddrs),
     /// The servers to keep in contact with.
     Servers(Vec<SocketAddr>),
+    /// Addresses of servers that have others: four questions without an answer are enough, see [`Effect::Spent`]. Told
+    /// before [`Input::Servers`], complete.
+    Several(BTreeSet<SocketAddr>),
+    /// Ask there for a sign of life.
+    Probe(SocketAddr),
+    /// Ask there no more, and take no late answer for a sign of life.
+    Rest(SocketAddr),
+    /// What is asked at the one address of a server is asked at the other from now on, with the same nonces.
+    Move {
+        /// The address it was.
+        from: SocketAddr,
+        /// The address it is.
+        to: SocketAddr,
+    },
     /// What was known of a server's clock in an earlier life, so many seconds ago.
     History {
         /// Its address.
@@ -168,6 +183,8 @@ pub enum Effect {
     },
     /// A server has begun or ceased to answer.
     Liveness(SocketAddr),
+    /// Four questions to an address of [`Input::Several`] were not answered.
+    Spent(SocketAddr),
     /// It became known what a server speaks; see [`PcpClient::speaks`](super::PcpClient::speaks).
     Speaks(SocketAddr),
 }

@@ -64,6 +64,14 @@ impl PcpClient {
             return;
         }
         let reset = self.observe_epoch(from, response.epoch, now);
+        if let Some(server) = self.servers.get_mut(&from).filter(|s| s.resting) {
+            // RFC 7488 section 3, item 4: what comes late does not count. One that has restarted says so.
+            if !reset {
+                self.ignored.unmatched += 1;
+                return;
+            }
+            server.resting = false;
+        }
         self.found(from, Speaks::Pcp);
         self.answered(from, now);
         if reset && !asked {
@@ -164,7 +172,7 @@ impl PcpClient {
     }
 
     /// Asks for a lease that was there again when its turn comes. What is asked for already keeps its terms.
-    fn ask_in_turn(&mut self, id: Generation, now: Instant) {
+    pub(super) fn ask_in_turn(&mut self, id: Generation, now: Instant) {
         let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };

@@ -21,6 +21,10 @@ pub(super) struct Server {
     pub(super) speaks: Speaks,
     /// Whether it is one of those to use, not only one that still has leases.
     pub(super) listed: bool,
+    /// Whether this is one of several addresses of a server.
+    pub(super) several: bool,
+    /// Given up for another address.
+    pub(super) resting: bool,
     /// Whether it takes FILTER (AMB-14).
     pub(super) filters: bool,
     /// Whether it takes DESCRIPTION.
@@ -43,6 +47,8 @@ impl Server {
             liveness: Liveness::Unknown,
             speaks: Speaks::Unknown,
             listed: false,
+            several: false,
+            resting: false,
             filters: true,
             descriptions: true,
             negative: NegativeCache::default(),
@@ -60,9 +66,9 @@ impl Server {
         }
     }
 
-    /// Asks for a sign of life after the first wait.
+    /// Asks for a sign of life after the first wait, unless there is another address to ask.
     pub(super) fn probe_later(&mut self, now: Instant, rng: &mut impl Rng) {
-        if self.listed {
+        if self.listed && !self.several {
             let mut backoff = Backoff::default();
             let wait = backoff.next(rng);
             self.probe = Some((backoff, now + wait));

@@ -60,6 +60,7 @@ fn drain(client: &mut PcpClient) -> (Vec<Request>, Vec<Effect>) {
             | Effect::EpochReset(_)
             | Effect::EpochSeen { .. }
             | Effect::Liveness(_)
+            | Effect::Spent(_)
             | Effect::Speaks(_)) => rest.push(other),
         }
     }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use super::lease::{Ended, Phase, Purpose, Tuple, delete_request};
 use super::pace::Turn;
+use super::retransmit::Backoff;
+use super::selection::{AGAIN, MRC};
 use super::server::PATIENCE;
 use super::{Effect, LATE_GRANT, Liveness, PcpClient};
 use crate::types::{Generation, Instant, Lifetime};
@@ -27,33 +29,10 @@ impl PcpClient {
     }
 
     fn server_timeout(&mut self, address: SocketAddr, now: Instant) {
-        let local = self.local.towards(address);
-        let (Some(local), Some(server)) = (local, self.servers.get_mut(&address)) else {
-            return;
-        };
-        if now < server.quiet_until {
+        if !self.is_up(address) || self.quiet_until(address, now).is_some() {
             return;
         }
-        let mut fell_silent = false;
-        if let Some((backoff, at)) = &mut server.probe
-            && *at <= now
-        {
-            if backoff.sent() >= PATIENCE && server.liveness != Liveness::Silent {
-                server.liveness = Liveness::Silent;
-                fell_silent = true;
-            }
-            *at = now + backoff.next(&mut self.rng);
-            let announce = Request {
-                lifetime: Lifetime(0),
-                client: local,
-                body: Body::Announce,
-                options: Vec::new(),
-            };
-            self.send(address, &announce);
-        }
-        if fell_silent {
-            self.effects.push_back(Effect::Liveness(address));
-        }
+        self.probe_timeout(address, now);
         while let Some(server) = self.servers.get_mut(&address)
             && let Some(turn) = server.pace.pop(now)
         {
@@ -66,6 +45,38 @@ impl PcpClient {
                 }
                 Turn::Ended(protocol, port) => self.send_deletion((address, protocol, port), now),
             }
+        }
+    }
+
+    fn probe_timeout(&mut self, address: SocketAddr, now: Instant) {
+        let local = self.local.towards(address);
+        let (Some(local), Some(server)) = (local, self.servers.get_mut(&address)) else {
+            return;
+        };
+        let mut fell_silent = false;
+        if let Some((backoff, at)) = &mut server.probe
+            && *at <= now
+        {
+            if backoff.sent() >= PATIENCE && server.liveness != Liveness::Silent {
+                server.liveness = Liveness::Silent;
+                fell_silent = true;
+            }
+            if server.several && backoff.sent() >= MRC {
+                server.probe = None;
+                self.effects.push_back(Effect::Spent(address));
+                return;
+            }
+            *at = now + backoff.next(&mut self.rng);
+            let announce = Request {
+                lifetime: Lifetime(0),
+                client: local,
+                body: Body::Announce,
+                options: Vec::new(),
+            };
+            self.send(address, &announce);
+        }
+        if fell_silent {
+            self.effects.push_back(Effect::Liveness(address));
         }
     }
 
@@ -173,14 +184,24 @@ impl PcpClient {
             lease.put_off(server.quiet_until);
             return;
         }
-        let mut unanswered = 0;
+        let (mut unanswered, mut probes) = (0, false);
+        let (several, idle) = (server.several, server.probe.is_none() && !server.resting);
         match &mut lease.phase {
             Phase::Requesting { backoff, at, .. } | Phase::Releasing { backoff, at, .. } => {
+                if several && backoff.sent() >= MRC {
+                    (*backoff, *at) = (Backoff::default(), now + AGAIN);
+                    self.effects.push_back(Effect::Spent(address));
+                    return;
+                }
                 unanswered = backoff.sent();
                 *at = now + backoff.next(&mut self.rng);
             }
             Phase::Bound { at: None, .. } => return,
-            Phase::Bound { asked, .. } => *asked = true,
+            Phase::Bound { asked, .. } => {
+                // Renewals are far apart: whether it is still there is found out between them.
+                probes = *asked && several && idle;
+                *asked = true;
+            }
         }
         lease.last_sent = Some(now);
         let request = if matches!(lease.phase, Phase::Releasing { .. }) {
@@ -201,6 +222,12 @@ impl PcpClient {
             self.fell_silent(address, now);
         }
         self.send(address, &request);
+        if probes {
+            if let Some(server) = self.servers.get_mut(&address) {
+                server.probe(now);
+            }
+            self.probe_timeout(address, now);
+        }
     }
 
     fn ended_timeout(&mut self, tuple: Tuple, now: Instant) {
@@ -237,6 +264,12 @@ impl PcpClient {
         let Some((backoff, at)) = &mut ended.delete else {
             return;
         };
+        let several = self.servers.get(&address).is_some_and(|s| s.several);
+        if several && backoff.sent() >= MRC {
+            (*backoff, *at) = (Backoff::default(), now + AGAIN);
+            self.effects.push_back(Effect::Spent(address));
+            return;
+        }
         *at = now + backoff.next(&mut self.rng);
         let request = delete_request(local, ended.nonce, protocol, port);
         self.send(address, &request);

@@ -89,7 +89,7 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
     // In IPv6 the same flag says that the address is a temporary one, whose prefix counts all the same.
     let v6 = header.family == AddressFamily::Inet6;
     let usable = (v6 || header.family == AddressFamily::Inet)
-        && header.scope == AddressScope::Universe
+        && (header.scope == AddressScope::Universe || (v6 && header.scope == AddressScope::Link))
         && (v6 || !header.flags.contains(AddressHeaderFlags::Secondary));
     let mut address = None;
     let mut local = None;

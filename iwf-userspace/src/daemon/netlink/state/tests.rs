@@ -61,6 +61,7 @@ fn servers_with_ipv6_addresses_see_a_global_address_of_the_wan() {
         state.fold(&RouteNetlinkMessage::NewAddress(message));
     }
     assert_eq!(state.snapshot().wan.address6, None, "PCPC-006");
+    assert_eq!(state.snapshot().wan_link_local, "fe80::1".parse().ok());
     let message = address6(WAN, "2a0c:9::2", 64);
     state.fold(&RouteNetlinkMessage::NewAddress(message.clone()));
     let global = "2a0c:9::2".parse().ok();

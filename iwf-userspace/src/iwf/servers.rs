@@ -1,0 +1,262 @@
+//! Which PCP servers there are, who named them, and which of them is asked.
+//!
+//! Read before editing: RFC 6887 section 8.1, RFC 7291 section 6, RFC 7723 section 2.1.
+//!
+//! What the configuration names is all there is. Without it what DHCP names is, and without that the default router and
+//! the anycast address. There is one WAN, so every mapping is at one server; the others are kept in contact with, and
+//! are asked for mappings when those before them do not answer.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::settings::{ModeSetting, ServerSource};
+use super::{Iwf, Mode};
+use crate::mapping::State;
+use crate::mapping::policy::is_public;
+use crate::proto::pcp_client::{self, Liveness};
+use crate::proto::pcp_servers::{self, Health, Origin, Server, order};
+use crate::types::{Generation, Instant};
+use crate::wire::pcp::SERVER_PORT;
+
+/// RFC 7723 section 4.1. That of section 4.2 has no IPv4 mapping to give.
+const ANYCAST: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 9);
+
+/// Most addresses that are kept in contact with; those that come first.
+pub const MAX_ASKED: usize = 8;
+
+/// Stands for the decision who is asked, among what calls can wait for. No mapping has this name.
+pub(super) const UNDECIDED: Generation = Generation(0);
+
+/// What the network says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// Whether it had its chance to say something. Until then nobody is asked whom it does not name.
+    pub settled: bool,
+    /// PCP servers that DHCPv4 names, each with its addresses.
+    pub dhcp4: Vec<Vec<IpAddr>>,
+    /// PCP servers that DHCPv6 names.
+    pub dhcp6: Vec<Vec<IpAddr>>,
+}
+
+impl Iwf {
+    /// DHCP has said something, or has not in time.
+    pub(super) fn discover(&mut self, discovered: Discovered, now: Instant) {
+        if self.discovered == discovered {
+            return;
+        }
+        self.discovered = discovered;
+        self.follow_servers(now);
+    }
+
+    /// Makes known who is to be asked, and lets mappings follow.
+    pub(super) fn follow_servers(&mut self, now: Instant) {
+        let list = self.server_list();
+        self.select(pcp_servers::Input::Servers(list), now);
+        self.choose_mode(now);
+        self.leave_servers(now);
+        if !self.is_undecided() {
+            self.resume(UNDECIDED, now);
+        }
+    }
+
+    /// Tells the selection something, and the client what follows from it.
+    pub(super) fn select(&mut self, input: pcp_servers::Input, now: Instant) {
+        self.selection.handle_input(input, now);
+        self.heed_selection(now);
+    }
+
+    pub(super) fn heed_selection(&mut self, now: Instant) {
+        while let Some(effect) = self.selection.poll_effect() {
+            match effect {
+                pcp_servers::Effect::Watch { all, several } => {
+                    self.tell(pcp_client::Input::Several(several), now);
+                    self.tell(pcp_client::Input::Servers(all), now);
+                }
+                pcp_servers::Effect::Probe(at) => self.tell(pcp_client::Input::Probe(at), now),
+                pcp_servers::Effect::Rest(at) => self.tell(pcp_client::Input::Rest(at), now),
+                pcp_servers::Effect::Move { from, to } => {
+                    // What is under way goes on there, so no mode has changed.
+                    if self.mode == Mode::Cascaded(from) {
+                        self.mode = Mode::Cascaded(to);
+                    }
+                    self.tell(pcp_client::Input::Move { from, to }, now);
+                }
+            }
+        }
+    }
+
+    /// The client reports on an address.
+    pub(super) fn liveness_changed(&mut self, at: SocketAddr, now: Instant) {
+        let input = match self.client.liveness(at) {
+            Some(Liveness::Answering) => pcp_servers::Input::Answering(at),
+            Some(Liveness::Silent) => pcp_servers::Input::Silent(at),
+            Some(Liveness::Unknown) | None => return self.choose_mode(now),
+        };
+        self.select(input, now);
+        self.choose_mode(now);
+    }
+
+    /// Leases at servers that are gone are asked for where they are to be now.
+    fn leave_servers(&mut self, now: Instant) {
+        if !matches!(self.mode, Mode::Cascaded(_)) {
+            return;
+        }
+        let left: Vec<_> = self
+            .table
+            .iter()
+            .filter(|m| m.state == State::Active && !self.jobs.contains_key(&m.generation))
+            .filter(|m| {
+                m.upstream
+                    .is_some_and(|lease| !self.selection.contains(lease.server))
+            })
+            .map(|m| m.generation)
+            .collect();
+        for generation in left {
+            self.reacquire(generation, now);
+        }
+    }
+
+    /// The servers in order of preference; none if none would be used.
+    fn server_list(&self) -> Vec<Server> {
+        if self.is_unused() {
+            return Vec::new();
+        }
+        let own = self.wan.address.map(IpAddr::V4);
+        let (origins, discovery) = (&self.settings.servers, self.settings.discovery);
+        let mut named: Vec<(Origin, Vec<SocketAddr>)> = Vec::new();
+        if !origins.is_empty() {
+            named.extend(origins.iter().map(|source| match source {
+                ServerSource::DefaultRouter => (Origin::Router, self.router()),
+                ServerSource::Address(address) => (Origin::Config, vec![*address]),
+                ServerSource::Addresses(addresses) => (Origin::Config, addresses.clone()),
+            }));
+        } else {
+            let dhcp4 = self
+                .discovered
+                .dhcp4
+                .iter()
+                .map(|list| (Origin::Dhcp4, list));
+            let dhcp6 = self
+                .discovered
+                .dhcp6
+                .iter()
+                .map(|list| (Origin::Dhcp6, list));
+            named.extend(
+                dhcp4
+                    .chain(dhcp6)
+                    .filter(|_| discovery.dhcp)
+                    .map(|(origin, list)| (origin, self.usable(list))),
+            );
+            named.retain(|(_, addresses)| !addresses.is_empty());
+            if named.is_empty() && self.is_settled() {
+                if discovery.router {
+                    named.push((Origin::Router, self.router()));
+                }
+                if discovery.anycast {
+                    named.push((Origin::Anycast, vec![(ANYCAST, SERVER_PORT).into()]));
+                }
+            }
+        }
+        // What maps IPv4 is asked from an IPv4 address: servers map for the address they are asked from.
+        let sources: Vec<_> = own.into_iter().collect();
+        let mut room = MAX_ASKED;
+        let servers = named.into_iter().map(|(origin, addresses)| {
+            let mut addresses = match sources.is_empty() {
+                true => addresses,
+                false => order::sorted(&addresses, &sources),
+            };
+            addresses.truncate(room);
+            room -= addresses.len();
+            let holds = |at: &&SocketAddr| {
+                let mut leases = self.table.iter().filter_map(|m| m.upstream);
+                leases.any(|lease| lease.server == **at)
+            };
+            let last = addresses.iter().find(holds).copied();
+            Server {
+                origin,
+                addresses,
+                last,
+            }
+        });
+        servers.collect()
+    }
+
+    fn router(&self) -> Vec<SocketAddr> {
+        let router = self.wan.gateway.map(|addr| (addr, SERVER_PORT).into());
+        router.into_iter().collect()
+    }
+
+    /// Without our own addresses and those of our LAN: whoever names these knows nothing of them.
+    fn usable(&self, list: &[IpAddr]) -> Vec<SocketAddr> {
+        let in_lan = |addr: Ipv4Addr| {
+            let mut lans = self.lan.iter();
+            lans.any(|lan| lan.own == addr || lan.has_host(addr))
+        };
+        let good = |addr: &&IpAddr| match addr {
+            IpAddr::V4(addr) => {
+                self.wan.address != Some(*addr) && !self.wan.pool.contains(addr) && !in_lan(*addr)
+            }
+            IpAddr::V6(addr) => self.wan.address6 != Some(*addr),
+        };
+        let addresses = list.iter().filter(good);
+        addresses.map(|addr| (*addr, SERVER_PORT).into()).collect()
+    }
+
+    /// Whether there is nothing to ask a server for.
+    fn is_unused(&self) -> bool {
+        match self.settings.mode {
+            ModeSetting::Local => true,
+            ModeSetting::Auto => self.wan.address.is_some_and(is_public),
+            ModeSetting::Cascaded => false,
+        }
+    }
+
+    /// Whether DHCP has had its chance.
+    fn is_settled(&self) -> bool {
+        self.discovered.settled || !self.settings.discovery.dhcp
+    }
+
+    /// Whether nobody can say yet who is asked.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.settings.servers.is_empty()
+            && !self.is_settled()
+            && self.discovered.dhcp4.is_empty()
+            && self.discovered.dhcp6.is_empty()
+            && self.wan.address.is_some()
+            && !self.is_unused()
+    }
+
+    /// The first server that answers, else the first that may yet, else the first that is known.
+    pub(super) fn pick_server(&self) -> Option<SocketAddr> {
+        let candidates = self.selection.servers().filter_map(|(origin, at, health)| {
+            let known = self.is_known(origin) || self.client.has_answered(at);
+            let rank = match health {
+                Health::Answering => 0,
+                // Nothing that tells of a LAN host goes to whoever may be there (RFC 7723 section 5.1).
+                Health::Unknown | Health::Silent | Health::Spent if origin == Origin::Anycast => {
+                    return None;
+                }
+                Health::Unknown => 1,
+                Health::Silent | Health::Spent if known => 2,
+                Health::Silent | Health::Spent => return None,
+            };
+            Some((rank, at))
+        });
+        // The first of equals, as they are in order of preference.
+        candidates.min_by_key(|(rank, _)| *rank).map(|(_, at)| at)
+    }
+
+    /// Whether a server counts as known without having answered.
+    fn is_known(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Config | Origin::Dhcp4 | Origin::Dhcp6 => true,
+            Origin::Router => self.settings.mode == ModeSetting::Cascaded,
+            Origin::Anycast => false,
+        }
+    }
+
+    /// Whether somebody said that there is a server.
+    pub(super) fn is_server_configured(&self) -> bool {
+        let mut named = self.selection.servers();
+        self.settings.mode != ModeSetting::Local && named.any(|(origin, ..)| self.is_known(origin))
+    }
+}
