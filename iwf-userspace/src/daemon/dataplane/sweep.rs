@@ -7,26 +7,30 @@
 //! [`SLICE`] entries: some tenths of a millisecond, in which the kernel may do something else at any moment.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet, hash_map};
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
 use aya::maps::MapData;
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
-use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{
-    EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue,
-};
-use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
-use iwf_common::tcp::{self, Shown};
+use iwf_common::nat::{EndpointKey, MappingKind, MappingValue, PeerKey, PeerValue};
+use iwf_common::sweep::{self, SweepItem, SweepMode, SweepTask};
 use iwf_common::{limits, tick};
 
 use super::Turn;
 use super::batch::{BatchMap, Cursor, Slice};
 use super::settle::Settling;
+use judge::Runs;
+pub use judge::{Judge, run_items};
+use pass::{Pass, Phase, bits, endpoint};
+use removal::Marked;
+
+mod judge;
+mod pass;
+mod recount;
+mod removal;
 
 /// Entries read in one slice.
 const SLICE: usize = limits::SWEEP_ITEMS as usize;
@@ -38,11 +42,6 @@ pub const PERIOD: Duration = Duration::from_secs(5);
 const CLOSEST: Duration = Duration::from_millis(5);
 /// Between two slices of small tables.
 const FURTHEST: Duration = Duration::from_millis(50);
-/// Sessions that are remembered from their mark to their removal. The others are found by the next pass.
-const REMEMBERED: usize = 16 * SLICE;
-
-const TCP: u8 = 6;
-
 /// The maps a sweep works on.
 #[derive(Debug)]
 pub struct SweepMaps<'a> {
@@ -148,6 +147,7 @@ pub struct Progress {
 pub struct Sweeper {
     maps: Handles,
     slices: Slices,
+    runs: Runs,
     pass: Option<Pass>,
     marked: Marked,
     settling: Settling,
@@ -164,8 +164,6 @@ struct Handles {
     endpoints6: BatchMap<EndpointKey6, EndpointValue6>,
     peers: BatchMap<PeerKey, PeerValue>,
     hosts: BatchMap<HostKey, HostValue>,
-    request: BatchMap<u32, SweepRequest>,
-    items: BatchMap<u32, SweepItem>,
 }
 
 /// Buffers, made once.
@@ -177,106 +175,7 @@ struct Slices {
     endpoints6: Slice<EndpointKey6, EndpointValue6>,
     peers: Slice<PeerKey, PeerValue>,
     hosts: Slice<HostKey, HostValue>,
-    request: Slice<u32, SweepRequest>,
-    numbers: Vec<u32>,
     items: Vec<SweepItem>,
-}
-
-/// Sessions that were marked and are to be removed.
-#[derive(Debug, Default)]
-struct Marked {
-    keys: Vec<SessionKey>,
-    /// Tick of the last mark.
-    at: u32,
-}
-
-/// One walk through the tables.
-#[derive(Debug)]
-struct Pass {
-    mode: SweepMode,
-    external: EndpointKey,
-    as_of: u32,
-    slices: u32,
-    phase: Phase,
-    mappings: HashMap<EndpointBits, Held>,
-    /// Sessions and dynamic mappings met of each host.
-    hosts: HashMap<[u8; 16], (u32, u32)>,
-    totals: Totals,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Hosts(Cursor),
-    Mappings(Cursor),
-    Sessions(Cursor),
-    Internals(Cursor),
-    Judging(hash_map::IntoIter<EndpointBits, Held>),
-    Sessions6(Cursor),
-    Endpoints6(Cursor),
-    Peers(Cursor),
-    Recounting(hash_map::IntoIter<[u8; 16], (u32, u32)>),
-    /// What was marked last waits for its removal.
-    Resting,
-    Over,
-}
-
-/// An endpoint as one word.
-type EndpointBits = u64;
-
-/// What a pass remembers of an entry of MAPPINGS_EXT.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    internal: EndpointBits,
-    last_used: u32,
-    /// The newest use that sessions told of.
-    used: u32,
-    expires: u32,
-    kind: u8,
-    /// Its filter asks which addresses it has sent to.
-    by_address: bool,
-    is_static: bool,
-}
-
-/// The program that judges, and the clock and configuration it goes by.
-pub struct Judge<'a> {
-    /// Looks at so many items.
-    pub run: &'a dyn Fn(u32) -> io::Result<()>,
-    /// CONFIG.
-    pub config: &'a Config,
-    /// The tick now.
-    pub now: u32,
-}
-
-impl Judge<'_> {
-    /// Whether nothing is known against an external endpoint's address. While there is none of ours, nothing is.
-    fn is_ours(&self, external: &EndpointKey) -> bool {
-        self.config.external_addr == [0; 4] || self.config.is_external(external.addr)
-    }
-
-    /// The same of what a session stands on.
-    fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
-        self.config.external_addr == [0; 4] || self.config.owns(key, value)
-    }
-}
-
-/// Lets the sweep program look at `count` items: one per repetition of a run on an empty frame.
-///
-/// # Errors
-/// The kernel refuses, or was interrupted.
-pub fn run_items(program: &SchedClassifier, count: u32) -> io::Result<()> {
-    const FRAME: [u8; 64] = [0; 64];
-    let options = TestRunOptions {
-        data_in: Some(&FRAME),
-        repeat: count,
-        ..TestRunOptions::new()
-    };
-    let result = program.test_run(options).map_err(io::Error::other)?;
-    match result.return_value {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(
-            code.cast_signed().saturating_neg(),
-        )),
-    }
 }
 
 impl Sweeper {
@@ -294,8 +193,6 @@ impl Sweeper {
                 endpoints6: BatchMap::new(maps.endpoints6)?,
                 peers: BatchMap::new(maps.peers)?,
                 hosts: BatchMap::new(maps.hosts)?,
-                request: BatchMap::new(maps.request)?,
-                items: BatchMap::new(maps.items)?,
             },
             slices: Slices {
                 sessions: Slice::new(SLICE),
@@ -304,10 +201,9 @@ impl Sweeper {
                 endpoints6: Slice::new(SLICE),
                 peers: Slice::new(SLICE),
                 hosts: Slice::new(SLICE),
-                request: Slice::new(1),
-                numbers: (0..limits::SWEEP_ITEMS).collect(),
                 items: Vec::new(),
             },
+            runs: Runs::new(maps.request, maps.items)?,
             pass: None,
             marked: Marked::default(),
             settling: Settling::default(),
@@ -407,7 +303,7 @@ impl Sweeper {
             .map(|(key, _)| SweepItem::session(SweepTask::JudgeSession, *key))
             .collect();
         let pass = Pass::new(SweepMode::Recheck, EndpointKey::default(), judge.now);
-        let judged = self.judge(&items, &pass, judge)?;
+        let judged = self.runs.judge(&items, &pass, judge)?;
         if judged.sessions_ended > 0 {
             self.marked.remember(&items, judge.now);
         }
@@ -439,13 +335,8 @@ impl Sweeper {
             Phase::Hosts(cursor) => {
                 self.maps.hosts.read(cursor, &mut self.slices.hosts)?;
                 pass.totals.met.hosts += self.slices.hosts.len() as u64;
-                for (host, _) in self.slices.hosts.iter() {
-                    pass.hosts.insert(host.addr, (0, 0));
-                    let task = SweepTask::BeginRecount;
-                    self.slices
-                        .items
-                        .push(SweepItem::of_host(task, *host, 0, 0));
-                }
+                let hosts = self.slices.hosts.iter().map(|(host, _)| host);
+                pass.recount.begin(hosts, &mut self.slices.items);
                 (*cursor == Cursor::End).then_some(Phase::Mappings(Cursor::Start))
             }
             Phase::Mappings(cursor) => {
@@ -492,12 +383,7 @@ impl Sweeper {
                 pass.totals.met.sessions6 += slice.len() as u64;
                 for (key, value) in slice.iter() {
                     self.slices.items.push(SweepItem::session6(*key));
-                    let station = HostKey::station(value.station).addr;
-                    if value.flags & SessionFlags6::INBOUND == 0
-                        && let Some((sessions, _)) = pass.hosts.get_mut(&station)
-                    {
-                        *sessions += 1;
-                    }
+                    pass.recount.meet_session6(value);
                 }
                 (*cursor == Cursor::End).then_some(Phase::Endpoints6(Cursor::Start))
             }
@@ -522,24 +408,18 @@ impl Sweeper {
                 // All of them: the program looks whether their mapping is still there.
                 let items = slice.iter().map(|(peer, _)| SweepItem::of_peer(peer));
                 self.slices.items.extend(items);
-                let hosts = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.hosts));
-                hosts.map(|hosts| Phase::Recounting(hosts.into_iter()))
+                let recount = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.recount));
+                recount.map(|recount| Phase::Recounting(recount.end()))
             }
-            Phase::Recounting(hosts) => {
-                for (addr, (sessions, mappings)) in hosts.take(SLICE) {
-                    let task = SweepTask::EndRecount;
-                    let host = HostKey { addr };
-                    self.slices
-                        .items
-                        .push(SweepItem::of_host(task, host, sessions, mappings));
-                }
-                (hosts.len() == 0).then_some(Phase::Resting)
+            Phase::Recounting(ending) => {
+                let more = ending.tell(SLICE, &mut self.slices.items);
+                (!more).then_some(Phase::Resting)
             }
             Phase::Resting => self.marked.keys.is_empty().then_some(Phase::Over),
             Phase::Over => None,
         };
         let items = std::mem::take(&mut self.slices.items);
-        let judged = self.judge(&items, pass, judge);
+        let judged = self.runs.judge(&items, pass, judge);
         self.slices.items = items;
         let ended_before = pass.totals.sessions_ended;
         pass.add(&judged?);
@@ -560,269 +440,8 @@ impl Sweeper {
         let keys = std::mem::take(&mut self.marked.keys);
         let item = |key| SweepItem::session(SweepTask::RemoveSession, key);
         let items: Vec<_> = keys.into_iter().map(item).collect();
-        let judged = self.judge(&items, pass, judge)?;
+        let judged = self.runs.judge(&items, pass, judge)?;
         pass.add(&judged);
         Ok(())
     }
-
-    /// Hands items to the program.
-    fn judge(
-        &mut self,
-        items: &[SweepItem],
-        pass: &Pass,
-        judge: &Judge<'_>,
-    ) -> io::Result<SweepRequest> {
-        let mut sum = SweepRequest::default();
-        for chunk in items.chunks(SLICE) {
-            let numbers = self.slices.numbers.get(..chunk.len()).unwrap_or_default();
-            self.maps.items.write(numbers, chunk)?;
-            let request = SweepRequest {
-                mode: pass.mode as u32,
-                as_of: pass.as_of,
-                external: pass.external,
-                ..SweepRequest::default()
-            };
-            self.maps.request.write(&[0], &[request])?;
-            let count = u32::try_from(chunk.len()).map_err(io::Error::other)?;
-            let mut before = 0;
-            let done = loop {
-                let outcome = (judge.run)(count - before);
-                let done = self.answer()?;
-                if done.next >= count {
-                    break done;
-                }
-                // A signal ends a run between two items.
-                if done.next == before {
-                    outcome?;
-                    return Err(io::Error::other("the sweep program does not go on"));
-                }
-                before = done.next;
-            };
-            sum.sessions_ended += done.sessions_ended;
-            sum.sessions_removed += done.sessions_removed;
-            sum.mappings_removed += done.mappings_removed;
-        }
-        Ok(sum)
-    }
-
-    fn answer(&mut self) -> io::Result<SweepRequest> {
-        self.maps
-            .request
-            .read(&mut Cursor::Start, &mut self.slices.request)?;
-        let first = self.slices.request.iter().next();
-        first
-            .map(|(_, request)| *request)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
-impl Marked {
-    /// Remembers the sessions among the items, as far as there is room.
-    fn remember(&mut self, items: &[SweepItem], now: u32) {
-        self.at = now;
-        let room = REMEMBERED.saturating_sub(self.keys.len());
-        let keys = items
-            .iter()
-            .filter(|item| item.task == SweepTask::JudgeSession as u32)
-            .map(|item| item.key);
-        self.keys.extend(keys.take(room));
-    }
-}
-
-impl Pass {
-    fn new(mode: SweepMode, external: EndpointKey, now: u32) -> Self {
-        Self {
-            mode,
-            external,
-            as_of: now,
-            slices: 0,
-            phase: match mode {
-                SweepMode::Recheck => Phase::Sessions(Cursor::Start),
-                SweepMode::Age => Phase::Hosts(Cursor::Start),
-                SweepMode::KeepOurs => Phase::Mappings(Cursor::Start),
-            },
-            mappings: HashMap::new(),
-            hosts: HashMap::new(),
-            totals: Totals::default(),
-        }
-    }
-
-    fn add(&mut self, judged: &SweepRequest) {
-        let totals = &mut self.totals;
-        totals.sessions_ended += u64::from(judged.sessions_ended);
-        totals.sessions_left = totals
-            .sessions_left
-            .saturating_sub(u64::from(judged.sessions_ended));
-        totals.sessions_removed += u64::from(judged.sessions_removed);
-        totals.mappings_removed += u64::from(judged.mappings_removed);
-        totals.mappings_left = totals
-            .mappings_left
-            .saturating_sub(u64::from(judged.mappings_removed.div_ceil(2)));
-    }
-
-    fn take_mappings(
-        &mut self,
-        slice: &Slice<EndpointKey, MappingValue>,
-        judge: &Judge<'_>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        for (external, value) in slice.iter() {
-            self.totals.mappings_left += 1;
-            self.totals.met.count_mapping(value.kind);
-            let held = Held {
-                internal: bits(&value.endpoint(external.proto)),
-                last_used: value.last_used,
-                used: value.last_used,
-                expires: value.expires,
-                kind: value.kind,
-                by_address: value.filter_in_force(judge.config.filter)
-                    == Filter::AddressDependent as u8,
-                is_static: value.flags & MappingFlags::STATIC != 0,
-            };
-            if self.mode == SweepMode::KeepOurs {
-                if !judge.is_ours(external) && !held.is_static {
-                    let task = SweepTask::JudgeMapping;
-                    items.push(SweepItem::endpoint(task, *external, held.used));
-                }
-                continue;
-            }
-            self.mappings.insert(bits(external), held);
-        }
-    }
-
-    fn take_sessions(
-        &mut self,
-        slice: &Slice<SessionKey, SessionValue>,
-        judge: &Judge<'_>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        self.totals.met.sessions += slice.len() as u64;
-        for (key, value) in slice.iter() {
-            let (internal, external) = value.endpoints(key);
-            let ended = value.flags & SessionFlags::ENDED != 0;
-            // An ended one counts for its host until it is removed.
-            if value.flags & (SessionFlags::INBOUND | SessionFlags::HOST) == 0
-                && let Some((sessions, _)) = self.hosts.get_mut(&HostKey::v4(key.src).addr)
-            {
-                *sessions += 1;
-            }
-            let over = match self.mode {
-                SweepMode::Recheck => !ended,
-                SweepMode::KeepOurs => !ended && !judge.owns(key, value),
-                SweepMode::Age => {
-                    if ended {
-                        // Its other half was ended by this pass, and both were taken off.
-                        if tick::age(self.as_of, value.last_seen) == 0 {
-                            self.totals.sessions_left += 1;
-                        }
-                        // Nobody remembered it: the daemon was restarted, or there were too many.
-                        items.push(SweepItem::session(SweepTask::RemoveSession, *key));
-                        continue;
-                    }
-                    let config = judge.config;
-                    let over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value)
-                        || !judge.owns(key, value);
-                    match self.mappings.get_mut(&bits(&external)) {
-                        Some(held) if held.internal == bits(&internal) => {
-                            if !over {
-                                held.note_use(key, value, judge.now);
-                            }
-                            let out = SessionFlags::INBOUND | SessionFlags::HOST;
-                            if held.by_address && value.flags & out == 0 {
-                                items.push(SweepItem::session(SweepTask::NotePeer, *key));
-                            }
-                            // A hairpin session has the earlier deadline of two mappings.
-                            let changed = value.deadline != held.expires
-                                && value.flags & SessionFlags::HAIRPIN == 0;
-                            let explicit = held.kind == MappingKind::Explicit as u8;
-                            let other = !explicit && value.flags & SessionFlags::EXPLICIT != 0;
-                            over || changed || other
-                        }
-                        Some(_) | None => true,
-                    }
-                }
-            };
-            if !ended {
-                self.totals.sessions_left += 1;
-            }
-            if over {
-                items.push(SweepItem::session(SweepTask::JudgeSession, *key));
-            }
-        }
-    }
-
-    fn take_internals(
-        &mut self,
-        slice: &Slice<EndpointKey, MappingValue>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        for (internal, value) in slice.iter() {
-            if value.kind == MappingKind::Dynamic as u8
-                && let Some((_, mappings)) = self.hosts.get_mut(&HostKey::v4(internal.addr).addr)
-            {
-                *mappings += 1;
-            }
-            let external = bits(&value.endpoint(internal.proto));
-            let confirmed = self
-                .mappings
-                .get(&external)
-                .is_some_and(|held| held.internal == bits(internal));
-            if !confirmed {
-                let task = SweepTask::JudgeInternal;
-                items.push(SweepItem::endpoint(task, *internal, 0));
-            }
-        }
-    }
-}
-
-impl Held {
-    /// A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection that its host takes part in, else
-    /// only what goes out. The entry of the direction out tells.
-    fn note_use(&mut self, key: &SessionKey, value: &SessionValue, now: u32) {
-        if value.flags & SessionFlags::INBOUND != 0 {
-            return;
-        }
-        let invited = value.flags & SessionFlags::INVITED != 0;
-        let used = if key.proto != TCP {
-            value.last_seen
-        } else if tcp::uses_mapping(value.tcp, invited) {
-            now
-        } else {
-            return;
-        };
-        if tick::age(used, self.used) > 0 {
-            self.used = used;
-        }
-    }
-
-    fn may_be_over(&self, external: &EndpointKey, as_of: u32, judge: &Judge<'_>) -> bool {
-        if self.is_static {
-            return false;
-        }
-        if !judge.is_ours(external) {
-            return true;
-        }
-        if self.kind == MappingKind::Explicit as u8 {
-            return tick::deadline_passed(judge.now, self.expires);
-        }
-        let none = Shown::default();
-        let idle = sweep::idle_time(&judge.config.idle, external.proto, none, none);
-        tick::age(as_of, self.used) > idle
-    }
-
-    /// Whether the table should hear of the last use: it is a second or more behind.
-    fn is_used(&self, judge: &Judge<'_>) -> bool {
-        tick::age(self.used, self.last_used) >= judge.config.hz.max(1)
-    }
-}
-
-fn bits(endpoint: &EndpointKey) -> EndpointBits {
-    let [a, b, c, d] = endpoint.addr;
-    let [high, low] = endpoint.port;
-    u64::from_ne_bytes([a, b, c, d, high, low, endpoint.proto, 0])
-}
-
-fn endpoint(bits: EndpointBits) -> EndpointKey {
-    let [a, b, c, d, high, low, proto, _] = bits.to_ne_bytes();
-    EndpointKey::new([a, b, c, d], [high, low], proto)
 }
