@@ -6,7 +6,6 @@ use anyhow::Result;
 use iwf_common::config::Config;
 use iwf_common::flow::SessionFlags;
 use iwf_common::nat::{Filter, FilterEntry, FilterList, MappingFlags, MappingValue, mask};
-use iwf_common::sweep::SweepMode;
 use iwf_common::{limits, names, tick};
 use iwf_userspace::daemon::dataplane::sweep::{self, Judge};
 
@@ -67,17 +66,17 @@ impl Driver<'_> {
             self.bed
                 .plane
                 .remove_mapping(names::MAPPINGS_EXT, key_of(other))?;
-            self.end_sessions(SweepMode::Recheck, other)?;
+            self.end_sessions(other)?;
         }
         if let Some(held) = held {
             if held.internal == internal {
-                return self.end_sessions(SweepMode::Recheck, external);
+                return self.end_sessions(external);
             }
             let loser = (external.0, held.internal);
             self.bed
                 .plane
                 .remove_mapping(names::MAPPINGS_INT, key_of(loser))?;
-            self.end_sessions(SweepMode::Recheck, external)?;
+            self.end_sessions(external)?;
         }
         Ok(())
     }
@@ -87,7 +86,7 @@ impl Driver<'_> {
         let plane = &mut self.bed.plane;
         plane.remove_mapping(names::MAPPINGS_INT, key_of(internal))?;
         plane.remove_mapping(names::MAPPINGS_EXT, key_of(external))?;
-        self.end_sessions(SweepMode::Recheck, external)?;
+        self.end_sessions(external)?;
         self.nat.unmap(external);
         Ok(())
     }
@@ -124,7 +123,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
+    fn end_sessions(&mut self, external: Bound) -> Result<()> {
         let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
         let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
         let program = plane.tc_program(names::RUN_SWEEP)?;
@@ -134,7 +133,10 @@ impl Driver<'_> {
             config: &config,
             now,
         };
-        sweeper.run(mode, key_of(external), &judge)?;
+        sweeper.recheck(key_of(external), None);
+        while sweeper.is_settling() {
+            sweeper.settle(&judge)?;
+        }
         Ok(())
     }
 

@@ -3,11 +3,11 @@
 //! Read before editing: RFC 4787 REQ-5 and REQ-6, RFC 5382 REQ-5; `iwf_common::sweep` for who judges what.
 //!
 //! A pass reads HOSTS, MAPPINGS_EXT, SESSIONS and MAPPINGS_INT, in that order and each entry once, then judges the mappings by
-//! what the sessions told. It keeps 40 octets per mapping while it lasts and nothing per session. One slice is
-//! [`SLICE`] entries: some tenths of a millisecond, in which the kernel may do something else at any moment.
+//! what the sessions told. It keeps 40 octets per mapping while it lasts and nothing per session. One slice reads,
+//! judges and removes [`SLICE`] entries at most, and the kernel may do something else in it at any moment. So the
+//! daemon's other work waits for a slice, and packets wait for an entry.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -15,33 +15,35 @@ use aya::maps::MapData;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{EndpointKey, MappingKind, MappingValue, PeerKey, PeerValue};
-use iwf_common::sweep::{self, SweepItem, SweepMode, SweepTask};
+use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue};
+use iwf_common::sweep::{SweepItem, SweepMode, SweepTask};
 use iwf_common::{limits, tick};
 
 use super::Turn;
-use super::batch::{BatchMap, Cursor, Slice};
+use super::batch::{Cursor, Walked};
 use super::settle::Settling;
 use judge::Runs;
 pub use judge::{Judge, run_items};
-use pass::{Pass, Phase, bits, endpoint};
+use pass::{Pass, Phase, endpoint};
 use removal::Marked;
 
 mod judge;
-mod pass;
+pub(super) mod pass;
 mod recount;
 mod removal;
 
-/// Entries read in one slice.
-const SLICE: usize = limits::SWEEP_ITEMS as usize;
+/// Entries read in one slice, judged in it, and removed in it, at most.
+const SLICE: usize = 256;
+const _: () = assert!(SLICE <= limits::SWEEP_ITEMS as usize);
 
 /// From the beginning of one pass to that of the next, unless the pass takes longer.
 pub const PERIOD: Duration = Duration::from_secs(5);
-/// Between two slices. A pass over more than a million entries takes longer than [`PERIOD`], because slices are not
-/// closer together than this.
-const CLOSEST: Duration = Duration::from_millis(5);
+/// Between two slices. A pass over more than some hundred thousand entries takes longer than [`PERIOD`], because slices
+/// are not closer together than this.
+const CLOSEST: Duration = Duration::from_millis(3);
 /// Between two slices of small tables.
 const FURTHEST: Duration = Duration::from_millis(50);
+
 /// The maps a sweep works on.
 #[derive(Debug)]
 pub struct SweepMaps<'a> {
@@ -68,7 +70,7 @@ pub struct SweepMaps<'a> {
 /// What a pass found and did, in entries: two per session, two per mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Session entries that go on.
+    /// Session entries that were met and go on.
     pub sessions_left: u64,
     /// Session entries marked as ended.
     pub sessions_ended: u64,
@@ -145,37 +147,26 @@ pub struct Progress {
 /// Sweeps one set of tables.
 #[derive(Debug)]
 pub struct Sweeper {
-    maps: Handles,
-    slices: Slices,
+    tables: Tables,
     runs: Runs,
+    /// What the slice under way hands over.
+    items: Vec<SweepItem>,
     pass: Option<Pass>,
     marked: Marked,
     settling: Settling,
-    /// Slices of the last whole pass.
+    /// Slices of the last whole pass, or before there was one, of a pass over full tables.
     last_slices: u32,
 }
 
 #[derive(Debug)]
-struct Handles {
-    sessions: BatchMap<SessionKey, SessionValue>,
-    external: BatchMap<EndpointKey, MappingValue>,
-    internal: BatchMap<EndpointKey, MappingValue>,
-    sessions6: BatchMap<SessionKey6, SessionValue6>,
-    endpoints6: BatchMap<EndpointKey6, EndpointValue6>,
-    peers: BatchMap<PeerKey, PeerValue>,
-    hosts: BatchMap<HostKey, HostValue>,
-}
-
-/// Buffers, made once.
-#[derive(Debug)]
-struct Slices {
-    sessions: Slice<SessionKey, SessionValue>,
-    mappings: Slice<EndpointKey, MappingValue>,
-    sessions6: Slice<SessionKey6, SessionValue6>,
-    endpoints6: Slice<EndpointKey6, EndpointValue6>,
-    peers: Slice<PeerKey, PeerValue>,
-    hosts: Slice<HostKey, HostValue>,
-    items: Vec<SweepItem>,
+struct Tables {
+    sessions: Walked<SessionKey, SessionValue>,
+    external: Walked<EndpointKey, MappingValue>,
+    internal: Walked<EndpointKey, MappingValue>,
+    sessions6: Walked<SessionKey6, SessionValue6>,
+    endpoints6: Walked<EndpointKey6, EndpointValue6>,
+    peers: Walked<PeerKey, PeerValue>,
+    hosts: Walked<HostKey, HostValue>,
 }
 
 impl Sweeper {
@@ -184,42 +175,36 @@ impl Sweeper {
     /// # Errors
     /// A map is none of ours.
     pub fn new(maps: &SweepMaps<'_>) -> io::Result<Self> {
+        let tables = Tables {
+            sessions: Walked::new(maps.sessions, SLICE)?,
+            external: Walked::new(maps.external, SLICE)?,
+            internal: Walked::new(maps.internal, SLICE)?,
+            sessions6: Walked::new(maps.sessions6, SLICE)?,
+            endpoints6: Walked::new(maps.endpoints6, SLICE)?,
+            peers: Walked::new(maps.peers, SLICE)?,
+            hosts: Walked::new(maps.hosts, SLICE)?,
+        };
+        let slices = tables.sessions.capacity() as usize / SLICE;
         Ok(Self {
-            maps: Handles {
-                sessions: BatchMap::new(maps.sessions)?,
-                external: BatchMap::new(maps.external)?,
-                internal: BatchMap::new(maps.internal)?,
-                sessions6: BatchMap::new(maps.sessions6)?,
-                endpoints6: BatchMap::new(maps.endpoints6)?,
-                peers: BatchMap::new(maps.peers)?,
-                hosts: BatchMap::new(maps.hosts)?,
-            },
-            slices: Slices {
-                sessions: Slice::new(SLICE),
-                mappings: Slice::new(SLICE),
-                sessions6: Slice::new(SLICE),
-                endpoints6: Slice::new(SLICE),
-                peers: Slice::new(SLICE),
-                hosts: Slice::new(SLICE),
-                items: Vec::new(),
-            },
+            tables,
             runs: Runs::new(maps.request, maps.items)?,
+            items: Vec::new(),
             pass: None,
             marked: Marked::default(),
             settling: Settling::default(),
-            last_slices: 0,
+            last_slices: u32::try_from(slices).unwrap_or(u32::MAX),
         })
     }
 
     /// How much the tables have room for.
     pub fn capacities(&self) -> Capacities {
         Capacities {
-            sessions: self.maps.sessions.capacity(),
-            sessions6: self.maps.sessions6.capacity(),
-            endpoints6: self.maps.endpoints6.capacity(),
-            peers: self.maps.peers.capacity(),
-            hosts: self.maps.hosts.capacity(),
-            mappings: self.maps.external.capacity(),
+            sessions: self.tables.sessions.capacity(),
+            sessions6: self.tables.sessions6.capacity(),
+            endpoints6: self.tables.endpoints6.capacity(),
+            peers: self.tables.peers.capacity(),
+            hosts: self.tables.hosts.capacity(),
+            mappings: self.tables.external.capacity(),
         }
     }
 
@@ -228,10 +213,7 @@ impl Sweeper {
     /// # Errors
     /// Only what the kernel refuses. The pass is given up; the next one begins anew.
     pub fn step(&mut self, judge: &Judge<'_>) -> io::Result<Progress> {
-        let mut pass = self
-            .pass
-            .take()
-            .unwrap_or_else(|| Pass::new(SweepMode::Age, EndpointKey::default(), judge.now));
+        let mut pass = self.pass.take().unwrap_or_else(|| Pass::new(judge.now));
         pass.slices += 1;
         self.remove_marked(&mut pass, judge)?;
         self.advance(&mut pass, judge)?;
@@ -290,106 +272,130 @@ impl Sweeper {
             return Ok(());
         }
         let mut cursor = self.settling.cursor();
-        self.maps
-            .sessions
-            .read(&mut cursor, &mut self.slices.sessions)?;
-        let wanted: HashSet<_> = self.settling.externals().map(bits).collect();
-        let sessions = self.slices.sessions.iter();
-        let of_them = sessions.filter(|(key, value)| {
-            value.flags & SessionFlags::ENDED == 0
-                && wanted.contains(&bits(&value.endpoints(key).1))
-        });
-        let items: Vec<_> = of_them
-            .map(|(key, _)| SweepItem::session(SweepTask::JudgeSession, *key))
-            .collect();
-        let pass = Pass::new(SweepMode::Recheck, EndpointKey::default(), judge.now);
-        let judged = self.runs.judge(&items, &pass, judge)?;
+        self.items.clear();
+        for (key, value) in self.tables.sessions.read(&mut cursor)?.iter() {
+            let ended = value.flags & SessionFlags::ENDED != 0;
+            if !ended && self.settling.concerns(key, value, judge) {
+                let item = SweepItem::session(SweepTask::JudgeSession, *key);
+                self.items.push(item);
+            }
+        }
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Recheck, judge.now, judge)?;
         if judged.sessions_ended > 0 {
-            self.marked.remember(&items, judge.now);
+            self.marked.remember(&self.items, judge.now);
         }
         self.settling.advance(cursor);
         Ok(())
     }
 
-    /// Ends or removes what [`SweepMode`] says, all of it before it returns. Ended sessions are found by no packet any
-    /// more; their room comes free a little later.
+    /// External addresses are others: removes the mappings of those that are gone, all of them before it returns, and
+    /// lets their sessions end, which are looked for by [`Self::settle`]. Neither is used by packets any more.
     ///
     /// # Errors
-    /// Only what the kernel refuses.
-    pub fn run(
-        &mut self,
-        mode: SweepMode,
-        external: EndpointKey,
-        judge: &Judge<'_>,
-    ) -> io::Result<Totals> {
-        let mut pass = Pass::new(mode, external, judge.now);
-        while !matches!(pass.phase, Phase::Over | Phase::Resting) {
-            self.advance(&mut pass, judge)?;
+    /// Only what the kernel refuses. A pass of ageing finds what is left.
+    pub fn keep_ours(&mut self, judge: &Judge<'_>) -> io::Result<()> {
+        self.settling.begin_ours();
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            for (external, value) in self.tables.external.read(&mut cursor)?.iter() {
+                if !judge.is_ours(external) && value.flags & MappingFlags::STATIC == 0 {
+                    let task = SweepTask::JudgeMapping;
+                    let item = SweepItem::endpoint(task, *external, value.last_used);
+                    self.items.push(item);
+                }
+            }
+            self.runs
+                .judge(&self.items, SweepMode::KeepOurs, judge.now, judge)?;
         }
-        Ok(pass.totals)
+        // What a packet has left between the two tables.
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            for (internal, value) in self.tables.internal.read(&mut cursor)?.iter() {
+                if !judge.is_ours(&value.endpoint(internal.proto)) {
+                    let task = SweepTask::JudgeInternal;
+                    self.items.push(SweepItem::endpoint(task, *internal, 0));
+                }
+            }
+            self.runs
+                .judge(&self.items, SweepMode::KeepOurs, judge.now, judge)?;
+        }
+        Ok(())
+    }
+
+    /// Pinholes are others: ends the IPv6 sessions of those that are gone, all of them before it returns. Only sessions
+    /// that came by a pinhole are looked at.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses. A pass of ageing finds what is left.
+    pub fn follow_pinholes(&mut self, judge: &Judge<'_>) -> io::Result<()> {
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            let sessions = self.tables.sessions6.read(&mut cursor)?.iter();
+            let by_pinhole = sessions.filter(|(_, value)| value.pinhole != 0);
+            self.items
+                .extend(by_pinhole.map(|(key, _)| SweepItem::session6(*key)));
+            self.runs
+                .judge(&self.items, SweepMode::Age, judge.now, judge)?;
+        }
+        Ok(())
     }
 
     fn advance(&mut self, pass: &mut Pass, judge: &Judge<'_>) -> io::Result<()> {
-        self.slices.items.clear();
+        let Self { tables, items, .. } = self;
+        items.clear();
         let next = match &mut pass.phase {
             Phase::Hosts(cursor) => {
-                self.maps.hosts.read(cursor, &mut self.slices.hosts)?;
-                pass.totals.met.hosts += self.slices.hosts.len() as u64;
-                let hosts = self.slices.hosts.iter().map(|(host, _)| host);
-                pass.recount.begin(hosts, &mut self.slices.items);
+                let slice = tables.hosts.read(cursor)?;
+                pass.totals.met.hosts += slice.len() as u64;
+                pass.recount
+                    .begin(slice.iter().map(|(host, _)| host), items);
                 (*cursor == Cursor::End).then_some(Phase::Mappings(Cursor::Start))
             }
             Phase::Mappings(cursor) => {
-                self.maps.external.read(cursor, &mut self.slices.mappings)?;
+                let slice = tables.external.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_mappings(&self.slices.mappings, judge, &mut self.slices.items);
+                pass.take_mappings(slice, judge);
                 at_end.then_some(Phase::Sessions(Cursor::Start))
             }
             Phase::Sessions(cursor) => {
-                self.maps.sessions.read(cursor, &mut self.slices.sessions)?;
+                let slice = tables.sessions.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_sessions(&self.slices.sessions, judge, &mut self.slices.items);
-                at_end.then_some(match pass.mode {
-                    SweepMode::Recheck => Phase::Resting,
-                    SweepMode::Age | SweepMode::KeepOurs => Phase::Internals(Cursor::Start),
-                })
+                pass.take_sessions(slice, judge, items);
+                at_end.then_some(Phase::Internals(Cursor::Start))
             }
             Phase::Internals(cursor) => {
-                self.maps.internal.read(cursor, &mut self.slices.mappings)?;
+                let slice = tables.internal.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_internals(&self.slices.mappings, &mut self.slices.items);
+                pass.take_internals(slice, items);
                 at_end.then(|| Phase::Judging(std::mem::take(&mut pass.mappings).into_iter()))
             }
             Phase::Judging(mappings) => {
                 for (external, held) in mappings.take(SLICE) {
                     let external = endpoint(external);
                     if held.may_be_over(&external, pass.as_of, judge) || held.is_used(judge) {
-                        self.slices.items.push(SweepItem::endpoint(
-                            SweepTask::JudgeMapping,
-                            external,
-                            held.used,
-                        ));
+                        let task = SweepTask::JudgeMapping;
+                        items.push(SweepItem::endpoint(task, external, held.used));
                     }
                 }
-                (mappings.len() == 0).then_some(match pass.mode {
-                    SweepMode::Age => Phase::Sessions6(Cursor::Start),
-                    SweepMode::KeepOurs | SweepMode::Recheck => Phase::Resting,
-                })
+                (mappings.len() == 0).then_some(Phase::Sessions6(Cursor::Start))
             }
             Phase::Sessions6(cursor) => {
                 // All of them: the program notes for their endpoints that they are used.
-                let slice = &mut self.slices.sessions6;
-                self.maps.sessions6.read(cursor, slice)?;
+                let slice = tables.sessions6.read(cursor)?;
                 pass.totals.met.sessions6 += slice.len() as u64;
                 for (key, value) in slice.iter() {
-                    self.slices.items.push(SweepItem::session6(*key));
+                    items.push(SweepItem::session6(*key));
                     pass.recount.meet_session6(value);
                 }
                 (*cursor == Cursor::End).then_some(Phase::Endpoints6(Cursor::Start))
             }
             Phase::Endpoints6(cursor) => {
-                let slice = &mut self.slices.endpoints6;
-                self.maps.endpoints6.read(cursor, slice)?;
+                let slice = tables.endpoints6.read(cursor)?;
                 pass.totals.met.endpoints6 += slice.len() as u64;
                 // The shortest of all protocols'; the program knows which one counts.
                 let idle = &judge.config.idle;
@@ -397,34 +403,30 @@ impl Sweeper {
                 let shortest = shortest.min(idle.udp).min(idle.tcp_transitory);
                 let idle = |last_used| tick::age(pass.as_of, last_used) > shortest;
                 let over = slice.iter().filter(|(_, value)| idle(value.last_used));
-                let items = over.map(|(key, _)| SweepItem::of_endpoint6(key));
-                self.slices.items.extend(items);
+                items.extend(over.map(|(key, _)| SweepItem::of_endpoint6(key)));
                 (*cursor == Cursor::End).then_some(Phase::Peers(Cursor::Start))
             }
             Phase::Peers(cursor) => {
-                let slice = &mut self.slices.peers;
-                self.maps.peers.read(cursor, slice)?;
+                let slice = tables.peers.read(cursor)?;
                 pass.totals.met.peers += slice.len() as u64;
                 // All of them: the program looks whether their mapping is still there.
-                let items = slice.iter().map(|(peer, _)| SweepItem::of_peer(peer));
-                self.slices.items.extend(items);
+                items.extend(slice.iter().map(|(peer, _)| SweepItem::of_peer(peer)));
                 let recount = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.recount));
                 recount.map(|recount| Phase::Recounting(recount.end()))
             }
             Phase::Recounting(ending) => {
-                let more = ending.tell(SLICE, &mut self.slices.items);
+                let more = ending.tell(SLICE, items);
                 (!more).then_some(Phase::Resting)
             }
-            Phase::Resting => self.marked.keys.is_empty().then_some(Phase::Over),
+            Phase::Resting => self.marked.is_empty().then_some(Phase::Over),
             Phase::Over => None,
         };
-        let items = std::mem::take(&mut self.slices.items);
-        let judged = self.runs.judge(&items, pass, judge);
-        self.slices.items = items;
-        let ended_before = pass.totals.sessions_ended;
-        pass.add(&judged?);
-        if pass.totals.sessions_ended > ended_before {
-            self.marked.remember(&self.slices.items, judge.now);
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Age, pass.as_of, judge)?;
+        pass.add(&judged);
+        if judged.sessions_ended > 0 {
+            self.marked.remember(&self.items, judge.now);
         }
         if let Some(next) = next {
             pass.phase = next;
@@ -432,15 +434,13 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Removes what earlier slices have marked, when it is at rest.
+    /// Removes what earlier slices have marked, as far as it is at rest.
     fn remove_marked(&mut self, pass: &mut Pass, judge: &Judge<'_>) -> io::Result<()> {
-        if self.marked.keys.is_empty() || !sweep::is_at_rest(judge.now, self.marked.at) {
-            return Ok(());
-        }
-        let keys = std::mem::take(&mut self.marked.keys);
-        let item = |key| SweepItem::session(SweepTask::RemoveSession, key);
-        let items: Vec<_> = keys.into_iter().map(item).collect();
-        let judged = self.runs.judge(&items, pass, judge)?;
+        self.items.clear();
+        self.marked.take(SLICE, judge.now, &mut self.items);
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Age, pass.as_of, judge)?;
         pass.add(&judged);
         Ok(())
     }

@@ -9,11 +9,10 @@ use iwf_common::config::Config;
 use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::limits;
 use iwf_common::nat::EndpointKey;
-use iwf_common::sweep::{SweepItem, SweepRequest};
+use iwf_common::sweep::{SweepItem, SweepMode, SweepRequest};
 
 use super::super::batch::{BatchMap, Cursor, Slice};
 use super::SLICE;
-use super::pass::Pass;
 
 /// The program that judges, and the clock and configuration it goes by.
 pub struct Judge<'a> {
@@ -32,7 +31,7 @@ impl Judge<'_> {
     }
 
     /// The same of what a session stands on.
-    pub(super) fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
+    pub(in super::super) fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
         self.config.external_addr == [0; 4] || self.config.owns(key, value)
     }
 }
@@ -81,7 +80,8 @@ impl Runs {
     pub(super) fn judge(
         &mut self,
         items: &[SweepItem],
-        pass: &Pass,
+        mode: SweepMode,
+        as_of: u32,
         judge: &Judge<'_>,
     ) -> io::Result<SweepRequest> {
         let mut sum = SweepRequest::default();
@@ -89,9 +89,8 @@ impl Runs {
             let numbers = self.numbers.get(..chunk.len()).unwrap_or_default();
             self.items.write(numbers, chunk)?;
             let request = SweepRequest {
-                mode: pass.mode as u32,
-                as_of: pass.as_of,
-                external: pass.external,
+                mode: mode as u32,
+                as_of,
                 ..SweepRequest::default()
             };
             self.request.write(&[0], &[request])?;
@@ -110,6 +109,7 @@ impl Runs {
                 }
                 before = done.next;
             };
+            sum.sessions_over += done.sessions_over;
             sum.sessions_ended += done.sessions_ended;
             sum.sessions_removed += done.sessions_removed;
             sum.mappings_removed += done.mappings_removed;

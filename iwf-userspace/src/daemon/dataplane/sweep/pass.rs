@@ -5,7 +5,7 @@ use std::collections::{HashMap, hash_map};
 
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue};
-use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
+use iwf_common::sweep::{self, SweepItem, SweepRequest, SweepTask};
 use iwf_common::tcp::{self, Shown};
 use iwf_common::tick;
 
@@ -19,8 +19,6 @@ const TCP: u8 = 6;
 /// One walk through the tables.
 #[derive(Debug)]
 pub(super) struct Pass {
-    pub(super) mode: SweepMode,
-    pub(super) external: EndpointKey,
     pub(super) as_of: u32,
     pub(super) slices: u32,
     pub(super) phase: Phase,
@@ -63,17 +61,11 @@ pub(super) struct Held {
 }
 
 impl Pass {
-    pub(super) fn new(mode: SweepMode, external: EndpointKey, now: u32) -> Self {
+    pub(super) fn new(now: u32) -> Self {
         Self {
-            mode,
-            external,
             as_of: now,
             slices: 0,
-            phase: match mode {
-                SweepMode::Recheck => Phase::Sessions(Cursor::Start),
-                SweepMode::Age => Phase::Hosts(Cursor::Start),
-                SweepMode::KeepOurs => Phase::Mappings(Cursor::Start),
-            },
+            phase: Phase::Hosts(Cursor::Start),
             mappings: HashMap::new(),
             recount: Recount::default(),
             totals: Totals::default(),
@@ -85,7 +77,7 @@ impl Pass {
         totals.sessions_ended += u64::from(judged.sessions_ended);
         totals.sessions_left = totals
             .sessions_left
-            .saturating_sub(u64::from(judged.sessions_ended));
+            .saturating_sub(u64::from(judged.sessions_over));
         totals.sessions_removed += u64::from(judged.sessions_removed);
         totals.mappings_removed += u64::from(judged.mappings_removed);
         totals.mappings_left = totals
@@ -97,7 +89,6 @@ impl Pass {
         &mut self,
         slice: &Slice<EndpointKey, MappingValue>,
         judge: &Judge<'_>,
-        items: &mut Vec<SweepItem>,
     ) {
         for (external, value) in slice.iter() {
             self.totals.mappings_left += 1;
@@ -112,13 +103,6 @@ impl Pass {
                     == Filter::AddressDependent as u8,
                 is_static: value.flags & MappingFlags::STATIC != 0,
             };
-            if self.mode == SweepMode::KeepOurs {
-                if !judge.is_ours(external) && !held.is_static {
-                    let task = SweepTask::JudgeMapping;
-                    items.push(SweepItem::endpoint(task, *external, held.used));
-                }
-                continue;
-            }
             self.mappings.insert(bits(external), held);
         }
     }
@@ -134,44 +118,31 @@ impl Pass {
             let (internal, external) = value.endpoints(key);
             let ended = value.flags & SessionFlags::ENDED != 0;
             self.recount.meet_session(key, value);
-            let over = match self.mode {
-                SweepMode::Recheck => !ended,
-                SweepMode::KeepOurs => !ended && !judge.owns(key, value),
-                SweepMode::Age => {
-                    if ended {
-                        // Its other half was ended by this pass, and both were taken off.
-                        if tick::age(self.as_of, value.last_seen) == 0 {
-                            self.totals.sessions_left += 1;
-                        }
-                        // Nobody remembered it: the daemon was restarted, or there were too many.
-                        items.push(SweepItem::session(SweepTask::RemoveSession, *key));
-                        continue;
+            if ended {
+                // Nobody remembered it: the daemon was restarted, or there were too many.
+                items.push(SweepItem::session(SweepTask::RemoveSession, *key));
+                continue;
+            }
+            self.totals.sessions_left += 1;
+            let config = judge.config;
+            let mut over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value)
+                || !judge.owns(key, value);
+            match self.mappings.get_mut(&bits(&external)) {
+                Some(held) if held.internal == bits(&internal) => {
+                    if !over {
+                        held.note_use(key, value, judge.now);
                     }
-                    let config = judge.config;
-                    let over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value)
-                        || !judge.owns(key, value);
-                    match self.mappings.get_mut(&bits(&external)) {
-                        Some(held) if held.internal == bits(&internal) => {
-                            if !over {
-                                held.note_use(key, value, judge.now);
-                            }
-                            let out = SessionFlags::INBOUND | SessionFlags::HOST;
-                            if held.by_address && value.flags & out == 0 {
-                                items.push(SweepItem::session(SweepTask::NotePeer, *key));
-                            }
-                            // A hairpin session has the earlier deadline of two mappings.
-                            let changed = value.deadline != held.expires
-                                && value.flags & SessionFlags::HAIRPIN == 0;
-                            let explicit = held.kind == MappingKind::Explicit as u8;
-                            let other = !explicit && value.flags & SessionFlags::EXPLICIT != 0;
-                            over || changed || other
-                        }
-                        Some(_) | None => true,
+                    let out = SessionFlags::INBOUND | SessionFlags::HOST;
+                    if held.by_address && value.flags & out == 0 {
+                        items.push(SweepItem::session(SweepTask::NotePeer, *key));
                     }
+                    // A hairpin session has the earlier deadline of two mappings.
+                    over |=
+                        value.deadline != held.expires && value.flags & SessionFlags::HAIRPIN == 0;
+                    let explicit = held.kind == MappingKind::Explicit as u8;
+                    over |= !explicit && value.flags & SessionFlags::EXPLICIT != 0;
                 }
-            };
-            if !ended {
-                self.totals.sessions_left += 1;
+                Some(_) | None => over = true,
             }
             if over {
                 items.push(SweepItem::session(SweepTask::JudgeSession, *key));
@@ -245,7 +216,7 @@ impl Held {
     }
 }
 
-pub(super) fn bits(endpoint: &EndpointKey) -> EndpointBits {
+pub(in super::super) fn bits(endpoint: &EndpointKey) -> EndpointBits {
     let [a, b, c, d] = endpoint.addr;
     let [high, low] = endpoint.port;
     u64::from_ne_bytes([a, b, c, d, high, low, endpoint.proto, 0])
