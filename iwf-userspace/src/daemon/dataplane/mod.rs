@@ -30,7 +30,9 @@ pub mod object;
 mod pair;
 mod pins;
 mod programs;
+mod raw_socket;
 pub(crate) mod refusals;
+pub(crate) mod ring;
 mod settle;
 pub mod sweep;
 
