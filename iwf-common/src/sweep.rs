@@ -23,16 +23,18 @@ pub struct SweepRequest {
     /// Tick at which the daemon began to read the tables. A mapping is judged as of then: sessions used since
     /// have not all been seen.
     pub as_of: u32,
-    /// Zero.
-    pub external: EndpointKey,
     /// Index of the item that the next repetition looks at.
     pub next: u32,
+    /// Result: sessions of [`SweepTask::JudgeSession`] that are over, one for each item, whoever has marked them.
+    pub sessions_over: u32,
     /// Result: session entries marked as ended.
     pub sessions_ended: u32,
     /// Result: session entries removed.
     pub sessions_removed: u32,
     /// Result: entries removed from both mapping tables.
     pub mappings_removed: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// What to do.
@@ -42,11 +44,11 @@ pub enum SweepMode {
     /// End what is idle, expired or orphaned, or stands on an address that is not ours, as long as we have one; refresh
     /// mappings that sessions use.
     Age = 1,
-    /// End sessions and remove mappings of every external address that is not one of ours by CONFIG; static entries
-    /// stay.
+    /// Remove mappings of every external address that is not one of ours by CONFIG; static entries stay.
     KeepOurs = 3,
-    /// Mappings have changed or gone: their sessions get the expiry of what is there, and those end that have no
-    /// mapping any more, or that somebody began whom it no longer admits.
+    /// Mappings or addresses have changed or gone: sessions get the expiry of the mapping that is there, and those end
+    /// that have none any more, that stand on an address that is not ours, or that somebody began whom their mapping no
+    /// longer admits.
     Recheck = 4,
 }
 

@@ -72,11 +72,18 @@ pub fn step() -> i32 {
 #[inline(never)]
 fn judge_session(request: &mut SweepRequest, now: u32, item: &SweepItem) {
     let Some(session) = entry(&item.key) else {
+        request.sessions_over += 1;
         return;
     };
-    if session.flags & SessionFlags::ENDED != 0 || keeps_session(request, now, &item.key, session) {
+    // Its other half may have been judged before.
+    if session.flags & SessionFlags::ENDED != 0 {
+        request.sessions_over += 1;
         return;
     }
+    if keeps_session(request, now, &item.key, session) {
+        return;
+    }
+    request.sessions_over += 1;
     let reverse = session.reverse_key(item.key.proto);
     mark(session, now);
     request.sessions_ended += 1;
@@ -279,9 +286,6 @@ fn keeps_session(
     let (internal, external) = session.endpoints(key);
     if !is_ours(key, session) {
         return false;
-    }
-    if request.mode == SweepMode::KeepOurs as u32 {
-        return true;
     }
     let Some(mapping) = mapping::behind(&external, &internal) else {
         return false;

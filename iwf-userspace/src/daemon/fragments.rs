@@ -43,23 +43,21 @@ pub(super) async fn serve(opened: FragmentTables) -> Result<()> {
             )
             .ok(),
     };
-    let mut tables = opened.watch().context("wait for the ring")?;
+    let (mut ring, mut firsts) = opened.watch().context("wait for the ring")?;
     let mut waiting = Waiting::default();
     loop {
         let due = waiting.poll_timeout();
         tokio::select! {
-            ready = tables.readable_mut() => {
-                let mut guard = ready.context("wait for the ring")?;
+            taken = ring.take() => {
                 let now = Instant::now();
-                while let Some(taken) = guard.get_inner_mut().take() {
+                for taken in taken.context("wait for the ring")? {
+                    firsts.note(&taken);
                     waiting.add(taken, now);
                 }
-                guard.clear_ready();
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
-        let tables = tables.get_ref();
-        for packet in waiting.look(Instant::now(), |key| tables.first_of(key)) {
+        for packet in waiting.look(Instant::now(), |key| firsts.first_of(key)) {
             sockets.send(&packet);
         }
     }
@@ -291,6 +289,7 @@ mod tests {
                     key: Key::V6(key),
                     flags: HeldFlags::IPV6,
                     offset6: 1448,
+                    tick: 0,
                     packet,
                 };
             }
@@ -303,6 +302,7 @@ mod tests {
             key: Key::V4(key),
             flags: 0,
             offset6: 0,
+            tick: 0,
             packet,
         }
     }

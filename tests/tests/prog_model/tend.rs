@@ -1,14 +1,14 @@
 //! What the daemon does with the tables: it writes mappings, removes them, and sweeps. And how time passes for them.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use anyhow::Result;
 use iwf_common::config::Config;
 use iwf_common::flow::SessionFlags;
 use iwf_common::nat::{Filter, FilterEntry, FilterList, MappingFlags, MappingValue, mask};
-use iwf_common::sweep::SweepMode;
 use iwf_common::{limits, names, tick};
-use iwf_userspace::daemon::dataplane::sweep::{self, Judge};
+use iwf_userspace::daemon::dataplane::sweep::{self, Judge, Sweeper};
 
 use super::compare::{at, bound_of, key_of};
 use super::drive::{Driver, HZ};
@@ -67,17 +67,17 @@ impl Driver<'_> {
             self.bed
                 .plane
                 .remove_mapping(names::MAPPINGS_EXT, key_of(other))?;
-            self.end_sessions(SweepMode::Recheck, other)?;
+            self.end_sessions(other)?;
         }
         if let Some(held) = held {
             if held.internal == internal {
-                return self.end_sessions(SweepMode::Recheck, external);
+                return self.end_sessions(external);
             }
             let loser = (external.0, held.internal);
             self.bed
                 .plane
                 .remove_mapping(names::MAPPINGS_INT, key_of(loser))?;
-            self.end_sessions(SweepMode::Recheck, external)?;
+            self.end_sessions(external)?;
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Driver<'_> {
         let plane = &mut self.bed.plane;
         plane.remove_mapping(names::MAPPINGS_INT, key_of(internal))?;
         plane.remove_mapping(names::MAPPINGS_EXT, key_of(external))?;
-        self.end_sessions(SweepMode::Recheck, external)?;
+        self.end_sessions(external)?;
         self.nat.unmap(external);
         Ok(())
     }
@@ -126,10 +126,21 @@ impl Driver<'_> {
 
     /// Ends what stands on addresses that are gone.
     pub(crate) fn leave_gone(&mut self) -> Result<()> {
-        self.end_sessions(SweepMode::KeepOurs, (0, at([0; 4], [0; 2])))
+        self.settle(|sweeper, judge| sweeper.keep_ours(judge))
     }
 
-    fn end_sessions(&mut self, mode: SweepMode, external: Bound) -> Result<()> {
+    fn end_sessions(&mut self, external: Bound) -> Result<()> {
+        self.settle(|sweeper, _| {
+            sweeper.recheck(key_of(external), None);
+            Ok(())
+        })
+    }
+
+    /// Begins to end sessions, and does not stop before it is done.
+    fn settle(
+        &mut self,
+        begin: impl FnOnce(&mut Sweeper, &Judge<'_>) -> io::Result<()>,
+    ) -> Result<()> {
         let (plane, sweeper) = (&mut self.bed.plane, &mut self.sweeper);
         let (config, now) = (plane.config()?, plane.clock()?.jiffies as u32);
         let program = plane.tc_program(names::RUN_SWEEP)?;
@@ -139,7 +150,10 @@ impl Driver<'_> {
             config: &config,
             now,
         };
-        sweeper.run(mode, key_of(external), &judge)?;
+        begin(sweeper, &judge)?;
+        while sweeper.is_settling() {
+            sweeper.settle(&judge)?;
+        }
         Ok(())
     }
 

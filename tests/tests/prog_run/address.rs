@@ -5,8 +5,6 @@
 use anyhow::Result;
 use iwf_common::flow::SessionFlags;
 use iwf_common::host::{HostKey, paired};
-use iwf_common::nat::EndpointKey;
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -84,8 +82,8 @@ fn no_packet_uses_an_address_that_is_gone() -> Result<()> {
             // And again: nothing was remembered of it.
             bed.lan_in(&out)?.is_untouched(DROP, gone(), &out);
 
-            let swept = bed.sweep(SweepMode::KeepOurs, EndpointKey::default())?;
-            assert_eq!((swept.sessions_left, swept.mappings_left), (0, 0));
+            let left = bed.keep_ours()?;
+            assert_eq!(left, (0, 0));
             let seen = bed.lan_in(&out)?;
             assert_eq!(seen.action, REDIRECT);
             let mut moved = translated_out(&out, 5000);
@@ -182,7 +180,7 @@ fn sessions_wait_for_the_same_address() -> Result<()> {
             move_to(bed, [0; 4])?;
             bed.lan_in(&out)?.is_untouched(DROP, gone(), &out);
             bed.wan_in(&back)?.is_untouched(DROP, gone(), &back);
-            let swept = bed.sweep(SweepMode::Age, EndpointKey::default())?;
+            let swept = bed.sweep()?;
             assert_eq!((swept.sessions_left, swept.mappings_left), (2, 1));
 
             move_to(bed, WAN)?;
@@ -209,7 +207,7 @@ fn ageing_ends_what_stands_on_an_address_that_is_gone() -> Result<()> {
         }
         move_to(bed, OTHER)?;
         bed.lan_in(&lan_frame(Frame::udp((HOST2, 5000), (REMOTE, 53))))?;
-        let swept = bed.sweep(SweepMode::Age, EndpointKey::default())?;
+        let swept = bed.sweep()?;
         assert_eq!((swept.sessions_left, swept.mappings_left), (2, 1));
         let state = bed.plane.state()?;
         let (key, _) = state.external.first_key_value().expect("the new mapping");
@@ -228,7 +226,7 @@ fn a_remote_address_may_become_ours() -> Result<()> {
         pool_of(bed, &[REMOTE])?;
         bed.lan_in(out)?.is_untouched(DROP, gone(), out);
         bed.wan_in(back)?.is_untouched(DROP, gone(), back);
-        bed.sweep(SweepMode::KeepOurs, EndpointKey::default())?;
+        bed.keep_ours()?;
         let ended = bed.plane.state()?.sessions;
         assert!(ended.values().all(|s| s.flags & SessionFlags::ENDED != 0));
         bed.lan_in(out)?.is(PASS, Delta::counted(&["pass_hairpin"]));

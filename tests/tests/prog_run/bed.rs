@@ -4,10 +4,10 @@ use std::sync::Mutex;
 
 use anyhow::Result;
 use iwf_common::config::{Config, FdbKey, IfaceValue, Prefix, Role};
+use iwf_common::flow::{SessionFlags, SessionValue};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
 use iwf_common::refusal::Side;
-use iwf_common::sweep::SweepMode;
 use iwf_tests::capture::Capture;
 use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet::Frame;
@@ -303,8 +303,26 @@ impl Bed {
     }
 
     /// See [`sweep`].
-    pub(crate) fn sweep(&mut self, mode: SweepMode, external: EndpointKey) -> Result<Totals> {
-        sweep(&mut self.plane, mode, external)
+    pub(crate) fn sweep(&mut self) -> Result<Totals> {
+        sweep(&mut self.plane)
+    }
+
+    /// Ends, with the daemon's own code, what stands on external addresses that are not ours; returns how many session
+    /// entries and mappings are left.
+    pub(crate) fn keep_ours(&mut self) -> Result<(usize, usize)> {
+        let mut sweeper = sweeper(&mut self.plane)?;
+        with_judge(&mut self.plane, |judge| Ok(sweeper.keep_ours(judge)?))?;
+        while sweeper.is_settling() {
+            with_judge(&mut self.plane, |judge| Ok(sweeper.settle(judge)?))?;
+        }
+        let state = self.plane.state()?;
+        let ended = |value: &&SessionValue| value.flags & SessionFlags::ENDED != 0;
+        let left = state
+            .sessions
+            .values()
+            .filter(|value| !ended(value))
+            .count();
+        Ok((left, state.external.len()))
     }
 
     /// Lets the sessions of these external endpoints follow their mappings, slice by slice with the daemon's own
@@ -482,12 +500,9 @@ pub(crate) fn translated_in(frame: &Frame, internal: ([u8; 4], u16)) -> Frame {
     out
 }
 
-/// Runs a whole sweep with the daemon's own code. What it ends by age is removed as well.
-pub(crate) fn sweep(plane: &mut Plane, mode: SweepMode, external: EndpointKey) -> Result<Totals> {
+/// Runs a whole pass of ageing with the daemon's own code. What it ends is removed as well.
+pub(crate) fn sweep(plane: &mut Plane) -> Result<Totals> {
     let mut sweeper = sweeper(plane)?;
-    if mode != SweepMode::Age {
-        return with_judge(plane, |judge| Ok(sweeper.run(mode, external, judge)?));
-    }
     loop {
         if let Some(totals) = sweep_slice(plane, &mut sweeper)? {
             return Ok(totals);

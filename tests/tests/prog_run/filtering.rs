@@ -3,8 +3,7 @@
 use anyhow::Result;
 use iwf_common::flow::SessionFlags;
 use iwf_common::names;
-use iwf_common::nat::{EndpointKey, Filter, MappingValue};
-use iwf_common::sweep::SweepMode;
+use iwf_common::nat::{Filter, MappingValue};
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -39,7 +38,7 @@ fn stays_out(bed: &mut Bed, frame: &Frame) -> Result<()> {
 }
 
 fn age(bed: &mut Bed) -> Result<()> {
-    bed.sweep(SweepMode::Age, EndpointKey::default())?;
+    bed.sweep()?;
     Ok(())
 }
 
@@ -223,7 +222,7 @@ fn a_narrower_filter_of_a_mapping_ends_what_it_would_not_let_in() -> Result<()> 
                 comes_in(bed, &from(remote, 40000), (HOST, 5000))?;
             }
             bed.map_with(UDP, 40000, narrow(filter))?;
-            bed.sweep(SweepMode::Recheck, endpoint((WAN, 40000), UDP))?;
+            bed.settle(&[endpoint((WAN, 40000), UDP)])?;
             let sessions = bed.plane.state()?.sessions;
             let goes_on = sessions.iter().filter(|(_, value)| {
                 value.flags & (SessionFlags::INBOUND | SessionFlags::ENDED) == 0

@@ -4,7 +4,6 @@ use anyhow::Result;
 use iwf_common::config::FdbKey;
 use iwf_common::flow::SessionFlags;
 use iwf_common::nat::{Filter, MappingFlags, MappingKind, MappingValue, mask};
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -370,11 +369,11 @@ fn a_pair_ends_with_either_mapping() -> Result<()> {
             let reply = from_host2(Frame::udp((HOST2, 5000), (WAN, 6000)));
             assert_eq!(bed.lan_in(&request)?.action, REDIRECT);
             assert_eq!(bed.lan_in(&reply)?.action, REDIRECT);
-            bed.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+            bed.sweep()?;
             assert_eq!(bed.plane.state()?.sessions.len(), 2);
             bed.plane
                 .remove_mapping(iwf_common::names::MAPPINGS_EXT, endpoint((WAN, ends), UDP))?;
-            bed.sweep(SweepMode::Age, endpoint(([0; 4], 0), 0))?;
+            bed.sweep()?;
             let live = bed.plane.state()?.sessions;
             let live = live
                 .values()

@@ -3,8 +3,7 @@
 use anyhow::Result;
 use iwf_common::host::{HostKey, HostValue};
 use iwf_common::names;
-use iwf_common::nat::{EndpointKey, MappingKind, MappingValue};
-use iwf_common::sweep::SweepMode;
+use iwf_common::nat::{MappingKind, MappingValue};
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -25,7 +24,7 @@ fn counted(bed: &Bed, host: [u8; 4]) -> Result<Option<(u64, u64)>> {
 }
 
 fn age(bed: &mut Bed) -> Result<()> {
-    bed.sweep(SweepMode::Age, EndpointKey::default())?;
+    bed.sweep()?;
     Ok(())
 }
 

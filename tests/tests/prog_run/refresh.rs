@@ -1,8 +1,7 @@
 //! What keeps a mapping, and what does not (RFC 4787 REQ-6, RFC 7857 sections 7 and 7.1).
 
 use anyhow::Result;
-use iwf_common::nat::{EndpointKey, Filter};
-use iwf_common::sweep::SweepMode;
+use iwf_common::nat::Filter;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -15,7 +14,7 @@ use crate::bed::{
 /// slow machine.
 fn stands_after(bed: &mut Bed, seconds: u32, proto: u8) -> Result<bool> {
     bed.let_pass(seconds * HZ)?;
-    bed.sweep(SweepMode::Age, EndpointKey::default())?;
+    bed.sweep()?;
     let state = bed.plane.state()?;
     Ok(state.external.contains_key(&endpoint((WAN, 5000), proto)))
 }
@@ -106,7 +105,7 @@ fn a_connection_that_the_host_refuses_keeps_nothing() -> Result<()> {
             }
             assert!(!stands);
             // Nor does the session, which had a packet a moment ago, outlive it.
-            let left = bed.sweep(SweepMode::Age, EndpointKey::default())?;
+            let left = bed.sweep()?;
             assert_eq!((left.sessions_left, left.mappings_left), (0, 0));
             Ok(())
         })?;

@@ -1,8 +1,6 @@
 //! Connections through the NAT: every order of segments that RFC 5382 and RFC 7857 name.
 
 use anyhow::Result;
-use iwf_common::nat::EndpointKey;
-use iwf_common::sweep::SweepMode;
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::Delta;
 
@@ -30,7 +28,7 @@ fn open(bed: &mut Bed) -> Result<()> {
 /// Whether the connection outlives so many seconds of silence.
 fn outlives(bed: &mut Bed, seconds: u32) -> Result<bool> {
     bed.let_pass(seconds * HZ)?;
-    bed.sweep(SweepMode::Age, EndpointKey::default())?;
+    bed.sweep()?;
     let gone = bed.lan_in(&out(ACK))?.action == DROP;
     Ok(!gone)
 }

@@ -66,6 +66,8 @@ pub struct Sent {
     pub written_off: u64,
     /// Runs without a frame, since the last frame, because the last burst has not arrived.
     pub waits: u64,
+    /// When the newest burst was complete, in nanoseconds of the monotonic clock.
+    pub complete: u64,
 }
 
 /// What arrived at the far end since it was loaded. Each frame with our magic counts in `frames` and in
@@ -85,8 +87,12 @@ pub struct Received {
     pub bad_checksum: u64,
     /// TTL not lowered by exactly one, or other damage to the headers.
     pub bad_header: u64,
-    /// Longest time between two frames of the same burst, in nanoseconds.
-    pub longest_gap: u64,
-    /// When the last frame came.
-    pub last: u64,
+    /// Longest time from the completion of a burst to the arrival of its last frame, in nanoseconds. The generator's
+    /// pauses are not in it: a burst waits for nobody but the router.
+    pub longest: u64,
+    /// Bursts that took longer than [`LATE`].
+    pub late: u64,
 }
+
+/// Nanoseconds after which a burst is late: many times what one takes.
+pub const LATE: u64 = 1_000_000;

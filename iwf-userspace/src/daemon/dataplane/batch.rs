@@ -1,6 +1,10 @@
 //! Reads and writes many entries of a map with one system call. aya has nothing for that.
 //!
 //! Read before editing: bpf(2), BPF_MAP_LOOKUP_BATCH and BPF_MAP_UPDATE_BATCH (Linux 5.6 and later).
+//!
+//! A read ends when it has as many entries as it may have, and on the way to them the kernel looks at one bucket after
+//! the other without a pause: in a large table that is nearly empty, at millions. Therefore [`Walked`] asks for the
+//! fewer entries the further apart they are. A bound on buckets is not to be had from the kernel.
 
 use std::io;
 use std::marker::PhantomData;
@@ -73,11 +77,77 @@ impl<K: Pod + Default, V: Pod + Default> Slice<K, V> {
         self.keys.iter().zip(&self.values).take(self.len)
     }
 
-    fn grow(&mut self) {
-        let doubled = self.keys.len().max(1) * 2;
-        self.keys.resize(doubled, K::default());
-        self.values.resize(doubled, V::default());
+    fn grow(&mut self, to: usize) {
+        if self.keys.len() < to {
+            self.keys.resize(to, K::default());
+            self.values.resize(to, V::default());
+        }
     }
+}
+
+/// Buckets that one read of a [`Walked`] looks at, about: some tens of microseconds.
+const PLACES: usize = 1 << 16;
+/// Entries that a read asks for at least: as many as hardly any bucket has.
+const FEWEST: usize = 4;
+
+/// A hash map that is walked through in reads of bounded work.
+#[derive(Debug)]
+pub(crate) struct Walked<K, V> {
+    map: BatchMap<K, V>,
+    slice: Slice<K, V>,
+    most: usize,
+    /// Entries that the next read asks for.
+    next: usize,
+}
+
+impl<K: Pod + Default, V: Pod + Default> Walked<K, V> {
+    /// Walks through `map`, `most` entries at a time.
+    ///
+    /// # Errors
+    /// As [`BatchMap::new`].
+    pub(crate) fn new(map: &aya::maps::MapData, most: usize) -> io::Result<Self> {
+        Ok(Self {
+            map: BatchMap::new(map)?,
+            slice: Slice::new(most),
+            most,
+            next: FEWEST.min(most),
+        })
+    }
+
+    /// How many entries the map has room for.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.map.capacity()
+    }
+
+    /// Reads on from `cursor`; see [`BatchMap::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn read(&mut self, cursor: &mut Cursor) -> io::Result<&Slice<K, V>> {
+        let from = *cursor;
+        self.map.read_some(cursor, &mut self.slice, self.next)?;
+        if from != Cursor::End {
+            let places = self.place(*cursor).saturating_sub(self.place(from));
+            self.next = ask_for(self.slice.len, places, self.most);
+        }
+        Ok(&self.slice)
+    }
+
+    fn place(&self, cursor: Cursor) -> usize {
+        let place = match cursor {
+            Cursor::Start => 0,
+            Cursor::At(bucket) => bucket,
+            // The kernel has the next power of two of buckets.
+            Cursor::End => self.map.capacity.next_power_of_two(),
+        };
+        usize::try_from(place).unwrap_or(usize::MAX)
+    }
+}
+
+/// How many entries the next read asks for, when the last one has found `found` in `places` buckets.
+fn ask_for(found: usize, places: usize, most: usize) -> usize {
+    let within = found.saturating_mul(PLACES) / places.max(1);
+    within.clamp(FEWEST.min(most), most)
 }
 
 impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
@@ -111,6 +181,16 @@ impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
     /// # Errors
     /// The kernel is older than 5.6, or refuses.
     pub(crate) fn read(&self, cursor: &mut Cursor, slice: &mut Slice<K, V>) -> io::Result<()> {
+        self.read_some(cursor, slice, slice.keys.len())
+    }
+
+    /// The same, `most` entries unless the first bucket has more.
+    fn read_some(
+        &self,
+        cursor: &mut Cursor,
+        slice: &mut Slice<K, V>,
+        mut most: usize,
+    ) -> io::Result<()> {
         slice.len = 0;
         let from = match *cursor {
             Cursor::Start => None,
@@ -118,13 +198,14 @@ impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
             Cursor::End => return Ok(()),
         };
         loop {
+            slice.grow(most);
             let mut to = 0u32;
             let mut batch = Batch {
                 in_batch: from.as_ref().map_or(0, address),
                 out_batch: address_mut(&mut to),
                 keys: slice.keys.as_mut_ptr().expose_provenance() as u64,
                 values: slice.values.as_mut_ptr().expose_provenance() as u64,
-                count: u32::try_from(slice.keys.len()).unwrap_or(u32::MAX),
+                count: u32::try_from(most).map_err(io::Error::other)?,
                 map_fd: self.fd.as_raw_fd().cast_unsigned(),
                 elem_flags: 0,
                 flags: 0,
@@ -136,7 +217,7 @@ impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ENOENT) => *cursor = Cursor::End,
                     Some(libc::ENOSPC) => {
-                        slice.grow();
+                        most = most.max(1) * 2;
                         continue;
                     }
                     // A signal came before the first entry.
@@ -197,4 +278,20 @@ fn bpf(command: libc::c_long, batch: &mut Batch) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_tables_are_read_in_fewer_entries() {
+        const MOST: usize = 256;
+        assert_eq!(ask_for(MOST, 500, MOST), MOST);
+        assert_eq!(ask_for(MOST, PLACES, MOST), MOST);
+        assert_eq!(ask_for(MOST, 4 * PLACES, MOST), MOST / 4);
+        assert_eq!(ask_for(1, 1 << 22, MOST), FEWEST);
+        assert_eq!(ask_for(0, 0, MOST), FEWEST);
+        assert_eq!(ask_for(0, 0, 1), 1);
+    }
 }

@@ -1,16 +1,16 @@
 //! The maps that the packet programs share with whoever holds fragments.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use iwf_common::config::Config;
 use iwf_common::flow6::{FragmentKey6, FragmentValue6};
 use iwf_common::fragment::{FragmentFlags, FragmentKey, FragmentValue, HeldFlags, HeldFragment};
 use iwf_common::{limits, tick};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use socket2::{Domain, Protocol, Socket};
+
+use super::raw_socket;
+use super::ring::{Record, Ring};
 
 /// What all fragments of one datagram have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +39,8 @@ pub(crate) struct Taken {
     pub(crate) flags: u16,
     /// Its offset in octets, if it is IPv6's.
     pub(crate) offset6: u16,
+    /// When it came.
+    pub(crate) tick: u32,
     /// The IP packet.
     pub(crate) packet: Vec<u8>,
 }
@@ -46,6 +48,11 @@ pub(crate) struct Taken {
 /// The ring of held fragments, and what is known of first ones.
 pub(crate) struct FragmentTables {
     pub(super) ring: RingBuf<MapData>,
+    pub(super) firsts: Firsts,
+}
+
+/// What is known of first fragments.
+pub(crate) struct Firsts {
     pub(super) first: HashMap<MapData, FragmentKey, FragmentValue>,
     pub(super) first6: HashMap<MapData, FragmentKey6, FragmentValue6>,
     pub(super) config: Array<MapData, Config>,
@@ -54,32 +61,20 @@ pub(crate) struct FragmentTables {
     pub(super) now: u32,
 }
 
-impl AsRawFd for FragmentTables {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
-    }
-}
-
 impl FragmentTables {
-    /// Registers the ring with the runtime.
+    /// Registers the ring with the runtime; the tables are for themselves.
     ///
     /// # Errors
     /// If the runtime refuses.
-    pub(crate) fn watch(self) -> io::Result<AsyncFd<Self>> {
-        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it only when it is dropped.
-        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
-            .map_err(io::Error::from)
+    pub(crate) fn watch(self) -> io::Result<(Ring<Taken>, Firsts)> {
+        Ok((Ring::watch(self.ring)?, self.firsts))
     }
+}
 
-    /// The next fragment of the ring.
-    pub(crate) fn take(&mut self) -> Option<Taken> {
-        loop {
-            let item = self.ring.next()?;
-            if let Some((taken, tick)) = parse(&item) {
-                self.now = tick;
-                return Some(taken);
-            }
-        }
+impl Firsts {
+    /// A fragment was taken: it is that late.
+    pub(crate) fn note(&mut self, taken: &Taken) {
+        self.now = taken.tick;
     }
 
     /// The first fragment of a datagram, if it was let through within the reassembly time and its external address is
@@ -107,77 +102,55 @@ impl FragmentTables {
 /// What sends IPv4 packets as they are, fragments among them: the kernel adds nothing, and does not wait for the rest
 /// of a datagram where a ruleset has it put datagrams together (ip(7), IP_NODEFRAG).
 pub(crate) fn sender() -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::IPV4,
-        Type::RAW,
-        Some(Protocol::from(libc::IPPROTO_RAW)),
-    )?;
-    socket.set_nonblocking(true)?;
     // Nobody reads from it: a socket of this protocol receives nothing.
+    let socket = raw_socket::open(Domain::IPV4, Protocol::from(libc::IPPROTO_RAW))?;
     let on: libc::c_int = 1;
-    // SAFETY: the descriptor is the socket's, and the value is an int of the length given.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            IP_NODEFRAG,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    raw_socket::set(&socket, libc::IPPROTO_IP, IP_NODEFRAG, &on)?;
     Ok(socket)
 }
 
 /// The same for IPv6. A ruleset that tracks connections has the kernel put these together as well; it then looks for the
 /// first one among what this machine sends, and not among what it has forwarded.
 pub(crate) fn sender6() -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::IPV6,
-        Type::RAW,
-        Some(Protocol::from(libc::IPPROTO_RAW)),
-    )?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    raw_socket::open(Domain::IPV6, Protocol::from(libc::IPPROTO_RAW))
 }
 
 /// linux/in.h.
 const IP_NODEFRAG: libc::c_int = 22;
 
-/// The struct as its fields lie in the record, and its tick; `None` if the record is shorter than it says.
-fn parse(record: &[u8]) -> Option<(Taken, u32)> {
-    let octets = |at: usize| record.get(at..)?.first_chunk::<4>().copied();
-    let half = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
-    let (len, flags) = (usize::from(half(16)?), half(18)?);
-    let packet = record.get(std::mem::offset_of!(HeldFragment, packet)..)?;
-    let packet = packet.get(..len)?.to_vec();
-    let key = if flags & HeldFlags::IPV6 == 0 {
-        let [high, low, proto, _] = octets(8)?;
-        Key::V4(FragmentKey {
-            src: octets(0)?,
-            dst: octets(4)?,
-            id: [high, low],
-            proto,
-            pad: 0,
+impl Record for Taken {
+    fn read(record: &[u8]) -> Option<Self> {
+        let octets = |at: usize| record.get(at..)?.first_chunk::<4>().copied();
+        let half = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let (len, flags) = (usize::from(half(16)?), half(18)?);
+        let packet = record.get(std::mem::offset_of!(HeldFragment, packet)..)?;
+        let packet = packet.get(..len)?.to_vec();
+        let key = if flags & HeldFlags::IPV6 == 0 {
+            let [high, low, proto, _] = octets(8)?;
+            Key::V4(FragmentKey {
+                src: octets(0)?,
+                dst: octets(4)?,
+                id: [high, low],
+                proto,
+                pad: 0,
+            })
+        } else {
+            // RFC 8200 section 3: the addresses are the second and third row of 16 octets, from the eighth octet on.
+            Key::V6(FragmentKey6 {
+                src: *packet.get(8..)?.first_chunk()?,
+                dst: *packet.get(24..)?.first_chunk()?,
+                id: octets(20)?,
+                pad: 0,
+            })
+        };
+        Some(Self {
+            tick: u32::from_ne_bytes(octets(12)?),
+            key,
+            flags,
+            offset6: half(24)?,
+            packet,
         })
-    } else {
-        // RFC 8200 section 3: the addresses are the second and third row of 16 octets, from the eighth octet on.
-        Key::V6(FragmentKey6 {
-            src: *packet.get(8..)?.first_chunk()?,
-            dst: *packet.get(24..)?.first_chunk()?,
-            id: octets(20)?,
-            pad: 0,
-        })
-    };
-    let taken = Taken {
-        key,
-        flags,
-        offset6: half(24)?,
-        packet,
-    };
-    Some((taken, u32::from_ne_bytes(octets(12)?)))
+    }
 }
 
 #[cfg(test)]
@@ -193,8 +166,8 @@ mod tests {
         record.extend(1u16.to_ne_bytes());
         record.extend([0; 12]);
         record.extend(*b"packet and more");
-        let (taken, tick) = parse(&record).expect("whole");
-        assert_eq!(tick, 77);
+        let taken = Taken::read(&record).expect("whole");
+        assert_eq!(taken.tick, 77);
         assert_eq!((taken.flags, taken.packet.as_slice()), (1, &b"packe"[..]));
         let key = FragmentKey {
             src: [192, 168, 1, 10],
@@ -204,7 +177,7 @@ mod tests {
             pad: 0,
         };
         assert_eq!(taken.key, Key::V4(key));
-        assert!(parse(&record[..34]).is_none());
+        assert!(Taken::read(&record[..34]).is_none());
     }
 
     #[test]
@@ -220,8 +193,11 @@ mod tests {
         record.extend([1; 16]);
         record.extend([2; 16]);
         record.extend([17, 0, 5, 0xa9, 1, 2, 3, 4]);
-        let (taken, tick) = parse(&record).expect("whole");
-        assert_eq!((tick, taken.offset6, taken.packet.len()), (77, 1448, 48));
+        let taken = Taken::read(&record).expect("whole");
+        assert_eq!(
+            (taken.tick, taken.offset6, taken.packet.len()),
+            (77, 1448, 48)
+        );
         let key = FragmentKey6 {
             src: [1; 16],
             dst: [2; 16],

@@ -15,7 +15,6 @@ use iwf_common::config::{Config, FdbKey};
 use iwf_common::event::{Event, EventKind};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue};
 use iwf_common::reason;
-use iwf_common::sweep::SweepMode;
 use iwf_common::tick::ClockSample;
 
 use tracing::warn;
@@ -414,11 +413,16 @@ impl KernelTables {
         }
     }
 
-    /// All of a sweep at once.
-    fn run_sweep(&mut self, mode: SweepMode, external: EndpointKey) -> io::Result<()> {
+    /// The external addresses are others.
+    fn keep_ours(&mut self) -> io::Result<()> {
         let now = low(read_clock(&mut self.maps, &self.tools)?.jiffies);
-        self.with_judge(now, |sweeper, judge| sweeper.run(mode, external, judge))?;
-        Ok(())
+        self.with_judge(now, Sweeper::keep_ours)
+    }
+
+    /// Pinholes have gone.
+    fn follow_pinholes(&mut self) -> io::Result<()> {
+        let now = low(read_clock(&mut self.maps, &self.tools)?.jiffies);
+        self.with_judge(now, Sweeper::follow_pinholes)
     }
 
     fn sweep_slice(&mut self, now: u32) -> io::Result<Progress> {

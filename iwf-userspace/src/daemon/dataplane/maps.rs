@@ -30,9 +30,9 @@ use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
 
 use super::clock::Clock;
-use super::fragments::FragmentTables;
+use super::fragments::{Firsts, FragmentTables};
 use super::pins::PinSet;
-use super::refusals::RefusalTables;
+use super::refusals::{RefusalTables, Refusals};
 use super::sweep::{SweepMaps, Sweeper};
 use super::{DataPlaneError, HALF_WRITTEN};
 use crate::daemon::config::Timeouts;
@@ -232,11 +232,13 @@ impl Maps {
 pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTables> {
     Ok(FragmentTables {
         ring: typed(set, names::FRAGMENTS_HELD)?,
-        first: typed(set, names::FRAGMENTS)?,
-        first6: typed(set, names::FRAGMENTS6)?,
-        config: typed(set, names::CONFIG)?,
-        hz,
-        now,
+        firsts: Firsts {
+            first: typed(set, names::FRAGMENTS)?,
+            first6: typed(set, names::FRAGMENTS6)?,
+            config: typed(set, names::CONFIG)?,
+            hz,
+            now,
+        },
     })
 }
 
@@ -244,10 +246,12 @@ pub(super) fn fragments(set: &PinSet, hz: u32, now: u32) -> Result<FragmentTable
 pub(super) fn refusals(set: &PinSet) -> Result<RefusalTables> {
     Ok(RefusalTables {
         ring: typed(set, names::REFUSED)?,
-        sessions: typed(set, names::SESSIONS)?,
-        sessions6: typed(set, names::SESSIONS6)?,
-        config: typed(set, names::CONFIG)?,
-        counters: typed(set, names::COUNTERS)?,
+        tables: Refusals {
+            sessions: typed(set, names::SESSIONS)?,
+            sessions6: typed(set, names::SESSIONS6)?,
+            config: typed(set, names::CONFIG)?,
+            counters: typed(set, names::COUNTERS)?,
+        },
     })
 }
 

@@ -30,7 +30,9 @@ pub mod object;
 mod pair;
 mod pins;
 mod programs;
+mod raw_socket;
 pub(crate) mod refusals;
+pub(crate) mod ring;
 mod settle;
 pub mod sweep;
 
@@ -207,8 +209,8 @@ pub const HALF_WRITTEN: Generation = Generation(0);
 /// Explicit mappings in the kernel.
 pub trait DataPlane {
     /// Makes the programs follow the network: addresses, devices, stations, next hops. From a change of the external
-    /// addresses on, no packet uses one that is gone; every session and mapping of it has ended when this returns, unless
-    /// there is no external address left at all.
+    /// addresses on, no packet uses one that is gone. Unless there is no external address left at all, every mapping of it
+    /// has gone when this returns, and its sessions end in slices ([`DataPlane::settle_slice`]).
     ///
     /// # Errors
     /// The first failure; the rest is still applied.
@@ -229,7 +231,7 @@ pub trait DataPlane {
     /// Only what the kernel refuses.
     fn remove(&mut self, entry: &NatEntry) -> Result<Change, DataPlaneError>;
 
-    /// Whether a change waits for sessions to end.
+    /// Whether a change, of mappings or of the external addresses, waits for sessions to end.
     fn is_settling(&self) -> bool;
 
     /// One slice of looking for sessions that changes have ended, as short as one of [`Self::sweep_slice`]; returns

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, RawFd};
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use iwf_common::config::Config;
@@ -10,9 +9,10 @@ use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::flow6::{SessionKey6, SessionValue6};
 use iwf_common::reason::Done;
 use iwf_common::refusal::{RefusedPacket, Side};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use socket2::{Domain, Protocol, Socket};
+
+use super::raw_socket;
+use super::ring::{Record, Ring};
 
 /// IANA protocol number.
 const TCP: u8 = 6;
@@ -29,39 +29,28 @@ pub(crate) struct Taken {
 /// The ring of refused packets, and what is asked before they are answered.
 pub(crate) struct RefusalTables {
     pub(super) ring: RingBuf<MapData>,
+    pub(super) tables: Refusals,
+}
+
+/// What is asked before a refused packet is answered.
+pub(crate) struct Refusals {
     pub(super) sessions: HashMap<MapData, SessionKey, SessionValue>,
     pub(super) sessions6: HashMap<MapData, SessionKey6, SessionValue6>,
     pub(super) config: Array<MapData, Config>,
     pub(super) counters: PerCpuArray<MapData, u64>,
 }
 
-impl AsRawFd for RefusalTables {
-    fn as_raw_fd(&self) -> RawFd {
-        self.ring.as_raw_fd()
-    }
-}
-
 impl RefusalTables {
-    /// Registers the ring with the runtime.
+    /// Registers the ring with the runtime; the tables are for themselves.
     ///
     /// # Errors
     /// If the runtime refuses.
-    pub(crate) fn watch(self) -> io::Result<AsyncFd<Self>> {
-        // SAFETY: the ring owns its descriptor, always gives the same one, and closes it only when it is dropped.
-        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
-            .map_err(io::Error::from)
+    pub(crate) fn watch(self) -> io::Result<(Ring<Taken>, Refusals)> {
+        Ok((Ring::watch(self.ring)?, self.tables))
     }
+}
 
-    /// The next packet of the ring.
-    pub(crate) fn take(&mut self) -> Option<Taken> {
-        loop {
-            let item = self.ring.next()?;
-            if let Some(taken) = parse(&item) {
-                return Some(taken);
-            }
-        }
-    }
-
+impl Refusals {
     /// Whether there is a session for TCP segments from `from` to `to`, or was a moment ago.
     pub(crate) fn has_session(&self, from: SocketAddr, to: SocketAddr) -> bool {
         let ports = (from.port().to_be_bytes(), to.port().to_be_bytes());
@@ -115,36 +104,24 @@ impl RefusalTables {
 
 /// What sends ICMPv6 messages, and takes none in.
 pub(crate) fn sender6() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
-    socket.set_nonblocking(true)?;
     // linux/icmpv6.h: one bit per type that is kept out.
     const ICMPV6_FILTER: libc::c_int = 1;
     let all: [u32; 8] = [u32::MAX; 8];
-    // SAFETY: the descriptor is the socket's, and the value is a struct icmp6_filter of the length given.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_ICMPV6,
-            ICMPV6_FILTER,
-            (&raw const all).cast(),
-            size_of_val(&all) as libc::socklen_t,
-        )
-    };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let socket = raw_socket::open(Domain::IPV6, Protocol::ICMPV6)?;
+    raw_socket::set(&socket, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &all)?;
     Ok(socket)
 }
 
-/// The struct as its fields lie in the record; `None` if the record is shorter than it says.
-fn parse(record: &[u8]) -> Option<Taken> {
-    let word = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
-    let len = usize::try_from(word(std::mem::offset_of!(RefusedPacket, len))?).ok()?;
-    let packet = record.get(std::mem::offset_of!(RefusedPacket, packet)..)?;
-    Some(Taken {
-        side: Side::from_number(word(std::mem::offset_of!(RefusedPacket, side))?)?,
-        head: packet.get(..len)?.to_vec(),
-    })
+impl Record for Taken {
+    fn read(record: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let len = usize::try_from(word(std::mem::offset_of!(RefusedPacket, len))?).ok()?;
+        let packet = record.get(std::mem::offset_of!(RefusedPacket, packet)..)?;
+        Some(Self {
+            side: Side::from_number(word(std::mem::offset_of!(RefusedPacket, side))?)?,
+            head: packet.get(..len)?.to_vec(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -158,11 +135,11 @@ mod tests {
             record.extend(word.to_ne_bytes());
         }
         record.extend(*b"packet and more");
-        let taken = parse(&record).expect("whole");
+        let taken = Taken::read(&record).expect("whole");
         assert_eq!(taken.side, Side::Forwarded);
         assert_eq!(taken.head, b"packe");
-        assert!(parse(&record[..20]).is_none());
+        assert!(Taken::read(&record[..20]).is_none());
         record[4] = 9;
-        assert!(parse(&record).is_none(), "of another version");
+        assert!(Taken::read(&record).is_none(), "of another version");
     }
 }

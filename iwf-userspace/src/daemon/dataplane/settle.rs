@@ -1,4 +1,5 @@
-//! Which sessions still have to end because their mapping has changed or gone, and how far the search for them is.
+//! Which sessions still have to end because their mapping or their external address has changed or gone, and how far the
+//! search for them is.
 //!
 //! There is no index from mappings to sessions: packets would have to keep it. So SESSIONS is read in slices, all the
 //! way round, for as long as anybody waits; whoever comes while a walk is under way joins it where it is, and has seen
@@ -8,12 +9,16 @@
 //! search begins to count takes longer than a packet: what is read from then on has all of those.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 
+use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::nat::EndpointKey;
 
 use super::Turn;
 use super::batch::Cursor;
+use super::sweep::Judge;
+use super::sweep::pass::bits;
 
 /// Everything that is searched for.
 #[derive(Debug, Default)]
@@ -26,17 +31,27 @@ pub(super) struct Settling {
     laps: u64,
     /// The newest there ever was.
     newest: Turn,
+    /// How many searches there are for each external endpoint, and for [`What::Strangers`].
+    externals: HashMap<u64, u32>,
+    strangers: u32,
 }
 
 /// One search.
 #[derive(Debug)]
 struct Search {
     turn: Turn,
-    external: EndpointKey,
-    /// Who was behind it, if the mapping went.
-    internal: Option<EndpointKey>,
+    what: What,
     /// Where it has seen everything.
     due: Option<Place>,
+}
+
+/// Whose sessions end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// Those of an external endpoint, and who was behind it, if the mapping went.
+    Mapping(EndpointKey, Option<EndpointKey>),
+    /// Those of every external address that is not ours.
+    Strangers,
 }
 
 /// Laps, and in the last of them the bucket.
@@ -45,11 +60,21 @@ type Place = (u64, u32);
 impl Settling {
     /// Begins one: for the sessions of `external`, whose mapping to `internal` went, or has changed.
     pub(super) fn begin(&mut self, external: EndpointKey, internal: Option<EndpointKey>) {
+        *self.externals.entry(bits(&external)).or_default() += 1;
+        self.push(What::Mapping(external, internal));
+    }
+
+    /// Begins one for the sessions of external addresses that are not ours.
+    pub(super) fn begin_ours(&mut self) {
+        self.strangers += 1;
+        self.push(What::Strangers);
+    }
+
+    fn push(&mut self, what: What) {
         self.newest = Turn(self.newest.0 + 1);
         self.searches.push_back(Search {
             turn: self.newest,
-            external,
-            internal,
+            what,
             due: None,
         });
     }
@@ -70,15 +95,21 @@ impl Settling {
         oldest.map_or(self.newest, |search| Turn(search.turn.0.saturating_sub(1)))
     }
 
-    /// The external endpoints that are searched for.
-    pub(super) fn externals(&self) -> impl Iterator<Item = &EndpointKey> {
-        self.searches.iter().map(|search| &search.external)
+    /// Whether a session may be one of those that are searched for.
+    pub(super) fn concerns(
+        &self,
+        key: &SessionKey,
+        value: &SessionValue,
+        judge: &Judge<'_>,
+    ) -> bool {
+        self.externals.contains_key(&bits(&value.endpoints(key).1))
+            || (self.strangers > 0 && !judge.owns(key, value))
     }
 
     /// Whether sessions of this very mapping are still to be ended. Made again before that, it would keep them.
     pub(super) fn ends(&self, external: &EndpointKey, internal: &EndpointKey) -> bool {
-        let mut searches = self.searches.iter();
-        searches.any(|s| s.external == *external && s.internal == Some(*internal))
+        let what = What::Mapping(*external, Some(*internal));
+        self.searches.iter().any(|search| search.what == what)
     }
 
     /// Where the next slice begins.
@@ -98,12 +129,9 @@ impl Settling {
         };
         self.cursor = if bucket == 0 { Cursor::Start } else { cursor };
         let here = (self.laps, bucket);
-        while self
-            .searches
-            .front()
-            .is_some_and(|search| search.due.is_some_and(|due| due <= here))
-        {
-            self.searches.pop_front();
+        let is_over = |search: &mut Search| search.due.is_some_and(|due| due <= here);
+        while let Some(search) = self.searches.pop_front_if(is_over) {
+            self.forget(search.what);
         }
         for search in self.searches.iter_mut().rev() {
             if search.due.is_some() {
@@ -116,6 +144,22 @@ impl Settling {
     /// Gives all searches up: the next pass of the sweep finds what they would have.
     pub(super) fn give_up(&mut self) {
         self.searches.clear();
+        self.externals.clear();
+        self.strangers = 0;
+    }
+
+    fn forget(&mut self, what: What) {
+        match what {
+            What::Mapping(external, _) => {
+                if let Entry::Occupied(mut held) = self.externals.entry(bits(&external)) {
+                    *held.get_mut() -= 1;
+                    if *held.get() == 0 {
+                        held.remove();
+                    }
+                }
+            }
+            What::Strangers => self.strangers -= 1,
+        }
     }
 }
 
@@ -171,7 +215,8 @@ mod tests {
         settling.advance(Cursor::End);
         settling.advance(Cursor::At(10));
         assert_eq!(settling.settled(), Turn(1));
-        assert_eq!(settling.externals().collect::<Vec<_>>(), [&key(2)]);
+        assert!(!settling.externals.contains_key(&bits(&key(1))));
+        assert!(settling.externals.contains_key(&bits(&key(2))));
         settling.advance(Cursor::At(49));
         assert_eq!(settling.settled(), Turn(1));
         settling.advance(Cursor::At(50));
@@ -183,9 +228,26 @@ mod tests {
     fn given_up_is_settled() {
         let mut settling = Settling::default();
         settling.begin(key(1), None);
-        settling.begin(key(2), None);
+        settling.begin_ours();
         settling.give_up();
         assert!(settling.is_idle());
         assert_eq!(settling.settled(), Turn(2));
+        assert!(settling.externals.is_empty() && settling.strangers == 0);
+    }
+
+    #[test]
+    fn one_endpoint_may_be_searched_for_twice() {
+        let mut settling = Settling::default();
+        settling.begin(key(1), None);
+        settling.advance(Cursor::At(10));
+        settling.begin(key(1), None);
+        settling.begin_ours();
+        settling.advance(Cursor::End);
+        settling.advance(Cursor::At(10));
+        assert_eq!(settling.settled(), Turn(1));
+        assert!(settling.externals.contains_key(&bits(&key(1))));
+        settling.advance(Cursor::End);
+        assert!(settling.is_idle());
+        assert!(settling.externals.is_empty() && settling.strangers == 0);
     }
 }

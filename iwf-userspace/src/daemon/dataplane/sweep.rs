@@ -3,45 +3,46 @@
 //! Read before editing: RFC 4787 REQ-5 and REQ-6, RFC 5382 REQ-5; `iwf_common::sweep` for who judges what.
 //!
 //! A pass reads HOSTS, MAPPINGS_EXT, SESSIONS and MAPPINGS_INT, in that order and each entry once, then judges the mappings by
-//! what the sessions told. It keeps 40 octets per mapping while it lasts and nothing per session. One slice is
-//! [`SLICE`] entries: some tenths of a millisecond, in which the kernel may do something else at any moment.
+//! what the sessions told. It keeps 40 octets per mapping while it lasts and nothing per session. One slice reads,
+//! judges and removes [`SLICE`] entries at most, and the kernel may do something else in it at any moment. So the
+//! daemon's other work waits for a slice, and packets wait for an entry.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet, hash_map};
 use std::io;
 use std::time::Duration;
 
 use aya::maps::MapData;
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
-use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionFlags6, SessionKey6, SessionValue6};
+use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
 use iwf_common::host::{HostKey, HostValue};
-use iwf_common::nat::{
-    EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue,
-};
-use iwf_common::sweep::{self, SweepItem, SweepMode, SweepRequest, SweepTask};
-use iwf_common::tcp::{self, Shown};
+use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue};
+use iwf_common::sweep::{SweepItem, SweepMode, SweepTask};
 use iwf_common::{limits, tick};
 
 use super::Turn;
-use super::batch::{BatchMap, Cursor, Slice};
+use super::batch::{Cursor, Walked};
 use super::settle::Settling;
+use judge::Runs;
+pub use judge::{Judge, run_items};
+use pass::{Pass, Phase, endpoint};
+use removal::Marked;
 
-/// Entries read in one slice.
-const SLICE: usize = limits::SWEEP_ITEMS as usize;
+mod judge;
+pub(super) mod pass;
+mod recount;
+mod removal;
+
+/// Entries read in one slice, judged in it, and removed in it, at most.
+const SLICE: usize = 256;
+const _: () = assert!(SLICE <= limits::SWEEP_ITEMS as usize);
 
 /// From the beginning of one pass to that of the next, unless the pass takes longer.
 pub const PERIOD: Duration = Duration::from_secs(5);
-/// Between two slices. A pass over more than a million entries takes longer than [`PERIOD`], because slices are not
-/// closer together than this.
-const CLOSEST: Duration = Duration::from_millis(5);
+/// Between two slices. A pass over more than some hundred thousand entries takes longer than [`PERIOD`], because slices
+/// are not closer together than this.
+const CLOSEST: Duration = Duration::from_millis(3);
 /// Between two slices of small tables.
 const FURTHEST: Duration = Duration::from_millis(50);
-/// Sessions that are remembered from their mark to their removal. The others are found by the next pass.
-const REMEMBERED: usize = 16 * SLICE;
-
-const TCP: u8 = 6;
 
 /// The maps a sweep works on.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ pub struct SweepMaps<'a> {
 /// What a pass found and did, in entries: two per session, two per mapping.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Session entries that go on.
+    /// Session entries that were met and go on.
     pub sessions_left: u64,
     /// Session entries marked as ended.
     pub sessions_ended: u64,
@@ -146,137 +147,26 @@ pub struct Progress {
 /// Sweeps one set of tables.
 #[derive(Debug)]
 pub struct Sweeper {
-    maps: Handles,
-    slices: Slices,
+    tables: Tables,
+    runs: Runs,
+    /// What the slice under way hands over.
+    items: Vec<SweepItem>,
     pass: Option<Pass>,
     marked: Marked,
     settling: Settling,
-    /// Slices of the last whole pass.
+    /// Slices of the last whole pass, or before there was one, of a pass over full tables.
     last_slices: u32,
 }
 
 #[derive(Debug)]
-struct Handles {
-    sessions: BatchMap<SessionKey, SessionValue>,
-    external: BatchMap<EndpointKey, MappingValue>,
-    internal: BatchMap<EndpointKey, MappingValue>,
-    sessions6: BatchMap<SessionKey6, SessionValue6>,
-    endpoints6: BatchMap<EndpointKey6, EndpointValue6>,
-    peers: BatchMap<PeerKey, PeerValue>,
-    hosts: BatchMap<HostKey, HostValue>,
-    request: BatchMap<u32, SweepRequest>,
-    items: BatchMap<u32, SweepItem>,
-}
-
-/// Buffers, made once.
-#[derive(Debug)]
-struct Slices {
-    sessions: Slice<SessionKey, SessionValue>,
-    mappings: Slice<EndpointKey, MappingValue>,
-    sessions6: Slice<SessionKey6, SessionValue6>,
-    endpoints6: Slice<EndpointKey6, EndpointValue6>,
-    peers: Slice<PeerKey, PeerValue>,
-    hosts: Slice<HostKey, HostValue>,
-    request: Slice<u32, SweepRequest>,
-    numbers: Vec<u32>,
-    items: Vec<SweepItem>,
-}
-
-/// Sessions that were marked and are to be removed.
-#[derive(Debug, Default)]
-struct Marked {
-    keys: Vec<SessionKey>,
-    /// Tick of the last mark.
-    at: u32,
-}
-
-/// One walk through the tables.
-#[derive(Debug)]
-struct Pass {
-    mode: SweepMode,
-    external: EndpointKey,
-    as_of: u32,
-    slices: u32,
-    phase: Phase,
-    mappings: HashMap<EndpointBits, Held>,
-    /// Sessions and dynamic mappings met of each host.
-    hosts: HashMap<[u8; 16], (u32, u32)>,
-    totals: Totals,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Hosts(Cursor),
-    Mappings(Cursor),
-    Sessions(Cursor),
-    Internals(Cursor),
-    Judging(hash_map::IntoIter<EndpointBits, Held>),
-    Sessions6(Cursor),
-    Endpoints6(Cursor),
-    Peers(Cursor),
-    Recounting(hash_map::IntoIter<[u8; 16], (u32, u32)>),
-    /// What was marked last waits for its removal.
-    Resting,
-    Over,
-}
-
-/// An endpoint as one word.
-type EndpointBits = u64;
-
-/// What a pass remembers of an entry of MAPPINGS_EXT.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    internal: EndpointBits,
-    last_used: u32,
-    /// The newest use that sessions told of.
-    used: u32,
-    expires: u32,
-    kind: u8,
-    /// Its filter asks which addresses it has sent to.
-    by_address: bool,
-    is_static: bool,
-}
-
-/// The program that judges, and the clock and configuration it goes by.
-pub struct Judge<'a> {
-    /// Looks at so many items.
-    pub run: &'a dyn Fn(u32) -> io::Result<()>,
-    /// CONFIG.
-    pub config: &'a Config,
-    /// The tick now.
-    pub now: u32,
-}
-
-impl Judge<'_> {
-    /// Whether nothing is known against an external endpoint's address. While there is none of ours, nothing is.
-    fn is_ours(&self, external: &EndpointKey) -> bool {
-        self.config.external_addr == [0; 4] || self.config.is_external(external.addr)
-    }
-
-    /// The same of what a session stands on.
-    fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
-        self.config.external_addr == [0; 4] || self.config.owns(key, value)
-    }
-}
-
-/// Lets the sweep program look at `count` items: one per repetition of a run on an empty frame.
-///
-/// # Errors
-/// The kernel refuses, or was interrupted.
-pub fn run_items(program: &SchedClassifier, count: u32) -> io::Result<()> {
-    const FRAME: [u8; 64] = [0; 64];
-    let options = TestRunOptions {
-        data_in: Some(&FRAME),
-        repeat: count,
-        ..TestRunOptions::new()
-    };
-    let result = program.test_run(options).map_err(io::Error::other)?;
-    match result.return_value {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(
-            code.cast_signed().saturating_neg(),
-        )),
-    }
+struct Tables {
+    sessions: Walked<SessionKey, SessionValue>,
+    external: Walked<EndpointKey, MappingValue>,
+    internal: Walked<EndpointKey, MappingValue>,
+    sessions6: Walked<SessionKey6, SessionValue6>,
+    endpoints6: Walked<EndpointKey6, EndpointValue6>,
+    peers: Walked<PeerKey, PeerValue>,
+    hosts: Walked<HostKey, HostValue>,
 }
 
 impl Sweeper {
@@ -285,45 +175,36 @@ impl Sweeper {
     /// # Errors
     /// A map is none of ours.
     pub fn new(maps: &SweepMaps<'_>) -> io::Result<Self> {
+        let tables = Tables {
+            sessions: Walked::new(maps.sessions, SLICE)?,
+            external: Walked::new(maps.external, SLICE)?,
+            internal: Walked::new(maps.internal, SLICE)?,
+            sessions6: Walked::new(maps.sessions6, SLICE)?,
+            endpoints6: Walked::new(maps.endpoints6, SLICE)?,
+            peers: Walked::new(maps.peers, SLICE)?,
+            hosts: Walked::new(maps.hosts, SLICE)?,
+        };
+        let slices = tables.sessions.capacity() as usize / SLICE;
         Ok(Self {
-            maps: Handles {
-                sessions: BatchMap::new(maps.sessions)?,
-                external: BatchMap::new(maps.external)?,
-                internal: BatchMap::new(maps.internal)?,
-                sessions6: BatchMap::new(maps.sessions6)?,
-                endpoints6: BatchMap::new(maps.endpoints6)?,
-                peers: BatchMap::new(maps.peers)?,
-                hosts: BatchMap::new(maps.hosts)?,
-                request: BatchMap::new(maps.request)?,
-                items: BatchMap::new(maps.items)?,
-            },
-            slices: Slices {
-                sessions: Slice::new(SLICE),
-                mappings: Slice::new(SLICE),
-                sessions6: Slice::new(SLICE),
-                endpoints6: Slice::new(SLICE),
-                peers: Slice::new(SLICE),
-                hosts: Slice::new(SLICE),
-                request: Slice::new(1),
-                numbers: (0..limits::SWEEP_ITEMS).collect(),
-                items: Vec::new(),
-            },
+            tables,
+            runs: Runs::new(maps.request, maps.items)?,
+            items: Vec::new(),
             pass: None,
             marked: Marked::default(),
             settling: Settling::default(),
-            last_slices: 0,
+            last_slices: u32::try_from(slices).unwrap_or(u32::MAX),
         })
     }
 
     /// How much the tables have room for.
     pub fn capacities(&self) -> Capacities {
         Capacities {
-            sessions: self.maps.sessions.capacity(),
-            sessions6: self.maps.sessions6.capacity(),
-            endpoints6: self.maps.endpoints6.capacity(),
-            peers: self.maps.peers.capacity(),
-            hosts: self.maps.hosts.capacity(),
-            mappings: self.maps.external.capacity(),
+            sessions: self.tables.sessions.capacity(),
+            sessions6: self.tables.sessions6.capacity(),
+            endpoints6: self.tables.endpoints6.capacity(),
+            peers: self.tables.peers.capacity(),
+            hosts: self.tables.hosts.capacity(),
+            mappings: self.tables.external.capacity(),
         }
     }
 
@@ -332,10 +213,7 @@ impl Sweeper {
     /// # Errors
     /// Only what the kernel refuses. The pass is given up; the next one begins anew.
     pub fn step(&mut self, judge: &Judge<'_>) -> io::Result<Progress> {
-        let mut pass = self
-            .pass
-            .take()
-            .unwrap_or_else(|| Pass::new(SweepMode::Age, EndpointKey::default(), judge.now));
+        let mut pass = self.pass.take().unwrap_or_else(|| Pass::new(judge.now));
         pass.slices += 1;
         self.remove_marked(&mut pass, judge)?;
         self.advance(&mut pass, judge)?;
@@ -394,116 +272,130 @@ impl Sweeper {
             return Ok(());
         }
         let mut cursor = self.settling.cursor();
-        self.maps
-            .sessions
-            .read(&mut cursor, &mut self.slices.sessions)?;
-        let wanted: HashSet<_> = self.settling.externals().map(bits).collect();
-        let sessions = self.slices.sessions.iter();
-        let of_them = sessions.filter(|(key, value)| {
-            value.flags & SessionFlags::ENDED == 0
-                && wanted.contains(&bits(&value.endpoints(key).1))
-        });
-        let items: Vec<_> = of_them
-            .map(|(key, _)| SweepItem::session(SweepTask::JudgeSession, *key))
-            .collect();
-        let pass = Pass::new(SweepMode::Recheck, EndpointKey::default(), judge.now);
-        let judged = self.judge(&items, &pass, judge)?;
+        self.items.clear();
+        for (key, value) in self.tables.sessions.read(&mut cursor)?.iter() {
+            let ended = value.flags & SessionFlags::ENDED != 0;
+            if !ended && self.settling.concerns(key, value, judge) {
+                let item = SweepItem::session(SweepTask::JudgeSession, *key);
+                self.items.push(item);
+            }
+        }
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Recheck, judge.now, judge)?;
         if judged.sessions_ended > 0 {
-            self.marked.remember(&items, judge.now);
+            self.marked.remember(&self.items, judge.now);
         }
         self.settling.advance(cursor);
         Ok(())
     }
 
-    /// Ends or removes what [`SweepMode`] says, all of it before it returns. Ended sessions are found by no packet any
-    /// more; their room comes free a little later.
+    /// External addresses are others: removes the mappings of those that are gone, all of them before it returns, and
+    /// lets their sessions end, which are looked for by [`Self::settle`]. Neither is used by packets any more.
     ///
     /// # Errors
-    /// Only what the kernel refuses.
-    pub fn run(
-        &mut self,
-        mode: SweepMode,
-        external: EndpointKey,
-        judge: &Judge<'_>,
-    ) -> io::Result<Totals> {
-        let mut pass = Pass::new(mode, external, judge.now);
-        while !matches!(pass.phase, Phase::Over | Phase::Resting) {
-            self.advance(&mut pass, judge)?;
+    /// Only what the kernel refuses. A pass of ageing finds what is left.
+    pub fn keep_ours(&mut self, judge: &Judge<'_>) -> io::Result<()> {
+        self.settling.begin_ours();
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            for (external, value) in self.tables.external.read(&mut cursor)?.iter() {
+                if !judge.is_ours(external) && value.flags & MappingFlags::STATIC == 0 {
+                    let task = SweepTask::JudgeMapping;
+                    let item = SweepItem::endpoint(task, *external, value.last_used);
+                    self.items.push(item);
+                }
+            }
+            self.runs
+                .judge(&self.items, SweepMode::KeepOurs, judge.now, judge)?;
         }
-        Ok(pass.totals)
+        // What a packet has left between the two tables.
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            for (internal, value) in self.tables.internal.read(&mut cursor)?.iter() {
+                if !judge.is_ours(&value.endpoint(internal.proto)) {
+                    let task = SweepTask::JudgeInternal;
+                    self.items.push(SweepItem::endpoint(task, *internal, 0));
+                }
+            }
+            self.runs
+                .judge(&self.items, SweepMode::KeepOurs, judge.now, judge)?;
+        }
+        Ok(())
+    }
+
+    /// Pinholes are others: ends the IPv6 sessions of those that are gone, all of them before it returns. Only sessions
+    /// that came by a pinhole are looked at.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses. A pass of ageing finds what is left.
+    pub fn follow_pinholes(&mut self, judge: &Judge<'_>) -> io::Result<()> {
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            self.items.clear();
+            let sessions = self.tables.sessions6.read(&mut cursor)?.iter();
+            let by_pinhole = sessions.filter(|(_, value)| value.pinhole != 0);
+            self.items
+                .extend(by_pinhole.map(|(key, _)| SweepItem::session6(*key)));
+            self.runs
+                .judge(&self.items, SweepMode::Age, judge.now, judge)?;
+        }
+        Ok(())
     }
 
     fn advance(&mut self, pass: &mut Pass, judge: &Judge<'_>) -> io::Result<()> {
-        self.slices.items.clear();
+        let Self { tables, items, .. } = self;
+        items.clear();
         let next = match &mut pass.phase {
             Phase::Hosts(cursor) => {
-                self.maps.hosts.read(cursor, &mut self.slices.hosts)?;
-                pass.totals.met.hosts += self.slices.hosts.len() as u64;
-                for (host, _) in self.slices.hosts.iter() {
-                    pass.hosts.insert(host.addr, (0, 0));
-                    let task = SweepTask::BeginRecount;
-                    self.slices
-                        .items
-                        .push(SweepItem::of_host(task, *host, 0, 0));
-                }
+                let slice = tables.hosts.read(cursor)?;
+                pass.totals.met.hosts += slice.len() as u64;
+                pass.recount
+                    .begin(slice.iter().map(|(host, _)| host), items);
                 (*cursor == Cursor::End).then_some(Phase::Mappings(Cursor::Start))
             }
             Phase::Mappings(cursor) => {
-                self.maps.external.read(cursor, &mut self.slices.mappings)?;
+                let slice = tables.external.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_mappings(&self.slices.mappings, judge, &mut self.slices.items);
+                pass.take_mappings(slice, judge);
                 at_end.then_some(Phase::Sessions(Cursor::Start))
             }
             Phase::Sessions(cursor) => {
-                self.maps.sessions.read(cursor, &mut self.slices.sessions)?;
+                let slice = tables.sessions.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_sessions(&self.slices.sessions, judge, &mut self.slices.items);
-                at_end.then_some(match pass.mode {
-                    SweepMode::Recheck => Phase::Resting,
-                    SweepMode::Age | SweepMode::KeepOurs => Phase::Internals(Cursor::Start),
-                })
+                pass.take_sessions(slice, judge, items);
+                at_end.then_some(Phase::Internals(Cursor::Start))
             }
             Phase::Internals(cursor) => {
-                self.maps.internal.read(cursor, &mut self.slices.mappings)?;
+                let slice = tables.internal.read(cursor)?;
                 let at_end = *cursor == Cursor::End;
-                pass.take_internals(&self.slices.mappings, &mut self.slices.items);
+                pass.take_internals(slice, items);
                 at_end.then(|| Phase::Judging(std::mem::take(&mut pass.mappings).into_iter()))
             }
             Phase::Judging(mappings) => {
                 for (external, held) in mappings.take(SLICE) {
                     let external = endpoint(external);
                     if held.may_be_over(&external, pass.as_of, judge) || held.is_used(judge) {
-                        self.slices.items.push(SweepItem::endpoint(
-                            SweepTask::JudgeMapping,
-                            external,
-                            held.used,
-                        ));
+                        let task = SweepTask::JudgeMapping;
+                        items.push(SweepItem::endpoint(task, external, held.used));
                     }
                 }
-                (mappings.len() == 0).then_some(match pass.mode {
-                    SweepMode::Age => Phase::Sessions6(Cursor::Start),
-                    SweepMode::KeepOurs | SweepMode::Recheck => Phase::Resting,
-                })
+                (mappings.len() == 0).then_some(Phase::Sessions6(Cursor::Start))
             }
             Phase::Sessions6(cursor) => {
                 // All of them: the program notes for their endpoints that they are used.
-                let slice = &mut self.slices.sessions6;
-                self.maps.sessions6.read(cursor, slice)?;
+                let slice = tables.sessions6.read(cursor)?;
                 pass.totals.met.sessions6 += slice.len() as u64;
                 for (key, value) in slice.iter() {
-                    self.slices.items.push(SweepItem::session6(*key));
-                    let station = HostKey::station(value.station).addr;
-                    if value.flags & SessionFlags6::INBOUND == 0
-                        && let Some((sessions, _)) = pass.hosts.get_mut(&station)
-                    {
-                        *sessions += 1;
-                    }
+                    items.push(SweepItem::session6(*key));
+                    pass.recount.meet_session6(value);
                 }
                 (*cursor == Cursor::End).then_some(Phase::Endpoints6(Cursor::Start))
             }
             Phase::Endpoints6(cursor) => {
-                let slice = &mut self.slices.endpoints6;
-                self.maps.endpoints6.read(cursor, slice)?;
+                let slice = tables.endpoints6.read(cursor)?;
                 pass.totals.met.endpoints6 += slice.len() as u64;
                 // The shortest of all protocols'; the program knows which one counts.
                 let idle = &judge.config.idle;
@@ -511,40 +403,30 @@ impl Sweeper {
                 let shortest = shortest.min(idle.udp).min(idle.tcp_transitory);
                 let idle = |last_used| tick::age(pass.as_of, last_used) > shortest;
                 let over = slice.iter().filter(|(_, value)| idle(value.last_used));
-                let items = over.map(|(key, _)| SweepItem::of_endpoint6(key));
-                self.slices.items.extend(items);
+                items.extend(over.map(|(key, _)| SweepItem::of_endpoint6(key)));
                 (*cursor == Cursor::End).then_some(Phase::Peers(Cursor::Start))
             }
             Phase::Peers(cursor) => {
-                let slice = &mut self.slices.peers;
-                self.maps.peers.read(cursor, slice)?;
+                let slice = tables.peers.read(cursor)?;
                 pass.totals.met.peers += slice.len() as u64;
                 // All of them: the program looks whether their mapping is still there.
-                let items = slice.iter().map(|(peer, _)| SweepItem::of_peer(peer));
-                self.slices.items.extend(items);
-                let hosts = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.hosts));
-                hosts.map(|hosts| Phase::Recounting(hosts.into_iter()))
+                items.extend(slice.iter().map(|(peer, _)| SweepItem::of_peer(peer)));
+                let recount = (*cursor == Cursor::End).then(|| std::mem::take(&mut pass.recount));
+                recount.map(|recount| Phase::Recounting(recount.end()))
             }
-            Phase::Recounting(hosts) => {
-                for (addr, (sessions, mappings)) in hosts.take(SLICE) {
-                    let task = SweepTask::EndRecount;
-                    let host = HostKey { addr };
-                    self.slices
-                        .items
-                        .push(SweepItem::of_host(task, host, sessions, mappings));
-                }
-                (hosts.len() == 0).then_some(Phase::Resting)
+            Phase::Recounting(ending) => {
+                let more = ending.tell(SLICE, items);
+                (!more).then_some(Phase::Resting)
             }
-            Phase::Resting => self.marked.keys.is_empty().then_some(Phase::Over),
+            Phase::Resting => self.marked.is_empty().then_some(Phase::Over),
             Phase::Over => None,
         };
-        let items = std::mem::take(&mut self.slices.items);
-        let judged = self.judge(&items, pass, judge);
-        self.slices.items = items;
-        let ended_before = pass.totals.sessions_ended;
-        pass.add(&judged?);
-        if pass.totals.sessions_ended > ended_before {
-            self.marked.remember(&self.slices.items, judge.now);
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Age, pass.as_of, judge)?;
+        pass.add(&judged);
+        if judged.sessions_ended > 0 {
+            self.marked.remember(&self.items, judge.now);
         }
         if let Some(next) = next {
             pass.phase = next;
@@ -552,277 +434,14 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Removes what earlier slices have marked, when it is at rest.
+    /// Removes what earlier slices have marked, as far as it is at rest.
     fn remove_marked(&mut self, pass: &mut Pass, judge: &Judge<'_>) -> io::Result<()> {
-        if self.marked.keys.is_empty() || !sweep::is_at_rest(judge.now, self.marked.at) {
-            return Ok(());
-        }
-        let keys = std::mem::take(&mut self.marked.keys);
-        let item = |key| SweepItem::session(SweepTask::RemoveSession, key);
-        let items: Vec<_> = keys.into_iter().map(item).collect();
-        let judged = self.judge(&items, pass, judge)?;
+        self.items.clear();
+        self.marked.take(SLICE, judge.now, &mut self.items);
+        let judged = self
+            .runs
+            .judge(&self.items, SweepMode::Age, pass.as_of, judge)?;
         pass.add(&judged);
         Ok(())
     }
-
-    /// Hands items to the program.
-    fn judge(
-        &mut self,
-        items: &[SweepItem],
-        pass: &Pass,
-        judge: &Judge<'_>,
-    ) -> io::Result<SweepRequest> {
-        let mut sum = SweepRequest::default();
-        for chunk in items.chunks(SLICE) {
-            let numbers = self.slices.numbers.get(..chunk.len()).unwrap_or_default();
-            self.maps.items.write(numbers, chunk)?;
-            let request = SweepRequest {
-                mode: pass.mode as u32,
-                as_of: pass.as_of,
-                external: pass.external,
-                ..SweepRequest::default()
-            };
-            self.maps.request.write(&[0], &[request])?;
-            let count = u32::try_from(chunk.len()).map_err(io::Error::other)?;
-            let mut before = 0;
-            let done = loop {
-                let outcome = (judge.run)(count - before);
-                let done = self.answer()?;
-                if done.next >= count {
-                    break done;
-                }
-                // A signal ends a run between two items.
-                if done.next == before {
-                    outcome?;
-                    return Err(io::Error::other("the sweep program does not go on"));
-                }
-                before = done.next;
-            };
-            sum.sessions_ended += done.sessions_ended;
-            sum.sessions_removed += done.sessions_removed;
-            sum.mappings_removed += done.mappings_removed;
-        }
-        Ok(sum)
-    }
-
-    fn answer(&mut self) -> io::Result<SweepRequest> {
-        self.maps
-            .request
-            .read(&mut Cursor::Start, &mut self.slices.request)?;
-        let first = self.slices.request.iter().next();
-        first
-            .map(|(_, request)| *request)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-}
-
-impl Marked {
-    /// Remembers the sessions among the items, as far as there is room.
-    fn remember(&mut self, items: &[SweepItem], now: u32) {
-        self.at = now;
-        let room = REMEMBERED.saturating_sub(self.keys.len());
-        let keys = items
-            .iter()
-            .filter(|item| item.task == SweepTask::JudgeSession as u32)
-            .map(|item| item.key);
-        self.keys.extend(keys.take(room));
-    }
-}
-
-impl Pass {
-    fn new(mode: SweepMode, external: EndpointKey, now: u32) -> Self {
-        Self {
-            mode,
-            external,
-            as_of: now,
-            slices: 0,
-            phase: match mode {
-                SweepMode::Recheck => Phase::Sessions(Cursor::Start),
-                SweepMode::Age => Phase::Hosts(Cursor::Start),
-                SweepMode::KeepOurs => Phase::Mappings(Cursor::Start),
-            },
-            mappings: HashMap::new(),
-            hosts: HashMap::new(),
-            totals: Totals::default(),
-        }
-    }
-
-    fn add(&mut self, judged: &SweepRequest) {
-        let totals = &mut self.totals;
-        totals.sessions_ended += u64::from(judged.sessions_ended);
-        totals.sessions_left = totals
-            .sessions_left
-            .saturating_sub(u64::from(judged.sessions_ended));
-        totals.sessions_removed += u64::from(judged.sessions_removed);
-        totals.mappings_removed += u64::from(judged.mappings_removed);
-        totals.mappings_left = totals
-            .mappings_left
-            .saturating_sub(u64::from(judged.mappings_removed.div_ceil(2)));
-    }
-
-    fn take_mappings(
-        &mut self,
-        slice: &Slice<EndpointKey, MappingValue>,
-        judge: &Judge<'_>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        for (external, value) in slice.iter() {
-            self.totals.mappings_left += 1;
-            self.totals.met.count_mapping(value.kind);
-            let held = Held {
-                internal: bits(&value.endpoint(external.proto)),
-                last_used: value.last_used,
-                used: value.last_used,
-                expires: value.expires,
-                kind: value.kind,
-                by_address: value.filter_in_force(judge.config.filter)
-                    == Filter::AddressDependent as u8,
-                is_static: value.flags & MappingFlags::STATIC != 0,
-            };
-            if self.mode == SweepMode::KeepOurs {
-                if !judge.is_ours(external) && !held.is_static {
-                    let task = SweepTask::JudgeMapping;
-                    items.push(SweepItem::endpoint(task, *external, held.used));
-                }
-                continue;
-            }
-            self.mappings.insert(bits(external), held);
-        }
-    }
-
-    fn take_sessions(
-        &mut self,
-        slice: &Slice<SessionKey, SessionValue>,
-        judge: &Judge<'_>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        self.totals.met.sessions += slice.len() as u64;
-        for (key, value) in slice.iter() {
-            let (internal, external) = value.endpoints(key);
-            let ended = value.flags & SessionFlags::ENDED != 0;
-            // An ended one counts for its host until it is removed.
-            if value.flags & (SessionFlags::INBOUND | SessionFlags::HOST) == 0
-                && let Some((sessions, _)) = self.hosts.get_mut(&HostKey::v4(key.src).addr)
-            {
-                *sessions += 1;
-            }
-            let over = match self.mode {
-                SweepMode::Recheck => !ended,
-                SweepMode::KeepOurs => !ended && !judge.owns(key, value),
-                SweepMode::Age => {
-                    if ended {
-                        // Its other half was ended by this pass, and both were taken off.
-                        if tick::age(self.as_of, value.last_seen) == 0 {
-                            self.totals.sessions_left += 1;
-                        }
-                        // Nobody remembered it: the daemon was restarted, or there were too many.
-                        items.push(SweepItem::session(SweepTask::RemoveSession, *key));
-                        continue;
-                    }
-                    let config = judge.config;
-                    let over = sweep::may_be_over(judge.now, config.hz, &config.idle, key, value)
-                        || !judge.owns(key, value);
-                    match self.mappings.get_mut(&bits(&external)) {
-                        Some(held) if held.internal == bits(&internal) => {
-                            if !over {
-                                held.note_use(key, value, judge.now);
-                            }
-                            let out = SessionFlags::INBOUND | SessionFlags::HOST;
-                            if held.by_address && value.flags & out == 0 {
-                                items.push(SweepItem::session(SweepTask::NotePeer, *key));
-                            }
-                            // A hairpin session has the earlier deadline of two mappings.
-                            let changed = value.deadline != held.expires
-                                && value.flags & SessionFlags::HAIRPIN == 0;
-                            let explicit = held.kind == MappingKind::Explicit as u8;
-                            let other = !explicit && value.flags & SessionFlags::EXPLICIT != 0;
-                            over || changed || other
-                        }
-                        Some(_) | None => true,
-                    }
-                }
-            };
-            if !ended {
-                self.totals.sessions_left += 1;
-            }
-            if over {
-                items.push(SweepItem::session(SweepTask::JudgeSession, *key));
-            }
-        }
-    }
-
-    fn take_internals(
-        &mut self,
-        slice: &Slice<EndpointKey, MappingValue>,
-        items: &mut Vec<SweepItem>,
-    ) {
-        for (internal, value) in slice.iter() {
-            if value.kind == MappingKind::Dynamic as u8
-                && let Some((_, mappings)) = self.hosts.get_mut(&HostKey::v4(internal.addr).addr)
-            {
-                *mappings += 1;
-            }
-            let external = bits(&value.endpoint(internal.proto));
-            let confirmed = self
-                .mappings
-                .get(&external)
-                .is_some_and(|held| held.internal == bits(internal));
-            if !confirmed {
-                let task = SweepTask::JudgeInternal;
-                items.push(SweepItem::endpoint(task, *internal, 0));
-            }
-        }
-    }
-}
-
-impl Held {
-    /// A live session keeps its mapping (RFC 4787 REQ-6): any packet of a connection that its host takes part in, else
-    /// only what goes out. The entry of the direction out tells.
-    fn note_use(&mut self, key: &SessionKey, value: &SessionValue, now: u32) {
-        if value.flags & SessionFlags::INBOUND != 0 {
-            return;
-        }
-        let invited = value.flags & SessionFlags::INVITED != 0;
-        let used = if key.proto != TCP {
-            value.last_seen
-        } else if tcp::uses_mapping(value.tcp, invited) {
-            now
-        } else {
-            return;
-        };
-        if tick::age(used, self.used) > 0 {
-            self.used = used;
-        }
-    }
-
-    fn may_be_over(&self, external: &EndpointKey, as_of: u32, judge: &Judge<'_>) -> bool {
-        if self.is_static {
-            return false;
-        }
-        if !judge.is_ours(external) {
-            return true;
-        }
-        if self.kind == MappingKind::Explicit as u8 {
-            return tick::deadline_passed(judge.now, self.expires);
-        }
-        let none = Shown::default();
-        let idle = sweep::idle_time(&judge.config.idle, external.proto, none, none);
-        tick::age(as_of, self.used) > idle
-    }
-
-    /// Whether the table should hear of the last use: it is a second or more behind.
-    fn is_used(&self, judge: &Judge<'_>) -> bool {
-        tick::age(self.used, self.last_used) >= judge.config.hz.max(1)
-    }
-}
-
-fn bits(endpoint: &EndpointKey) -> EndpointBits {
-    let [a, b, c, d] = endpoint.addr;
-    let [high, low] = endpoint.port;
-    u64::from_ne_bytes([a, b, c, d, high, low, endpoint.proto, 0])
-}
-
-fn endpoint(bits: EndpointBits) -> EndpointKey {
-    let [a, b, c, d, high, low, proto, _] = bits.to_ne_bytes();
-    EndpointKey::new([a, b, c, d], [high, low], proto)
 }

@@ -29,24 +29,21 @@ mod queue;
 /// The ring cannot be waited for, or there are no raw sockets.
 pub(super) async fn serve(opened: RefusalTables, wan: &str) -> Result<()> {
     let sockets = Sockets::open(wan).context("open raw sockets")?;
-    let mut tables = opened.watch().context("wait for the ring")?;
+    let (mut ring, mut tables) = opened.watch().context("wait for the ring")?;
     let mut answers = Answers::default();
     loop {
         let due = answers.poll_timeout();
         tokio::select! {
-            ready = tables.readable_mut() => {
-                let mut guard = ready.context("wait for the ring")?;
+            taken = ring.take() => {
                 let now = Instant::now();
-                while let Some(taken) = guard.get_inner_mut().take() {
+                for taken in taken.context("wait for the ring")? {
                     if let Some(refused) = Refused::read(taken.side, taken.head) {
                         answers.handle_input(refused, now);
                     }
                 }
-                guard.clear_ready();
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
-        let tables = tables.get_mut();
         answers.handle_timeout(Instant::now(), |connection| {
             tables.has_session(connection.from.into(), connection.to.into())
         });

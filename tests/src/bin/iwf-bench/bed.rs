@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
 use crate::abi::{MAX_FLOWS, Setup};
 use crate::cpu::{self, Placement};
 use crate::nat::Nat;
-use crate::traffic::{Counts, FarCounter, Load, Seen, Traffic};
+use crate::traffic::{Counters, Counts, Load, Seen, Traffic};
 
 /// Frames of a burst: one full poll of the router, and a quarter of what a veth ring holds.
 const BURST: u64 = 64;
@@ -105,17 +106,42 @@ pub(crate) struct Sample {
 
 /// What can be looked at while frames are sent.
 pub(crate) struct Gauge {
-    far: FarCounter,
+    counters: Counters,
     router_thread: i32,
+    /// How often the generator has begun or ended a call: odd while one is under way.
+    turns: AtomicU64,
+}
+
+/// What a look at it shows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    /// Frames that have left the generator.
+    pub(crate) sent: u64,
+    /// Frames that have arrived.
+    pub(crate) arrived: u64,
+    /// CPU time of the router's packet thread.
+    pub(crate) router: Duration,
+    /// CPU time of the generator.
+    pub(crate) generator: Duration,
+    /// Which call of the generator was under way; `None` between two.
+    pub(crate) call: Option<u64>,
 }
 
 impl Gauge {
-    /// Frames that have arrived, and the CPU time of the router's packet thread.
+    /// Everything now.
     ///
     /// # Errors
-    /// If one of them cannot be read.
-    pub(crate) fn read(&self) -> Result<(u64, Duration)> {
-        Ok((self.far.frames()?, cpu::time_of(self.router_thread)?))
+    /// If something cannot be read.
+    pub(crate) fn read(&self) -> Result<Reading> {
+        let counts = self.counters.read()?;
+        let turns = self.turns.load(Ordering::Relaxed);
+        Ok(Reading {
+            sent: counts.sent.frames,
+            arrived: counts.received.frames,
+            router: cpu::time_of(self.router_thread)?,
+            generator: cpu::others_time()?,
+            call: (turns % 2 == 1).then_some(turns),
+        })
     }
 }
 
@@ -309,8 +335,9 @@ impl Bed {
         self.traffic.set_load(load)?;
         self.traffic.forget_flows()?;
         let gauge = Gauge {
-            far: self.traffic.far_counter()?,
+            counters: self.traffic.counters()?,
             router_thread: self.router_thread,
+            turns: AtomicU64::new(0),
         };
         let before = self.traffic.counts()?;
         let nat = self.nat.as_mut().context("no data plane of ours here")?;
@@ -323,7 +350,9 @@ impl Bed {
             });
             let mut sent = Ok(());
             while sent.is_ok() && !side.is_finished() {
+                gauge.turns.fetch_add(1, Ordering::Relaxed);
                 sent = traffic.run_long(lan, cpu);
+                gauge.turns.fetch_add(1, Ordering::Relaxed);
             }
             let result = side
                 .join()

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use iwf_tests::netns::Namespace;
 use iwf_tests::wait;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// Where the two sides of a run live.
@@ -96,4 +97,22 @@ pub(crate) fn time_of(thread: i32) -> Result<Duration> {
         .and_then(|field| field.parse().ok())
         .with_context(|| format!("{path} reads {text:?}"))?;
     Ok(Duration::from_nanos(nanos))
+}
+
+/// CPU time that the calling thread has had, to the nanosecond.
+///
+/// # Errors
+/// If the kernel has no such clock.
+pub(crate) fn own_time() -> Result<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the CPU clock")?;
+    Ok(time.into())
+}
+
+/// CPU time that all other threads of this process have had, those that have ended as well.
+///
+/// # Errors
+/// As [`own_time`].
+pub(crate) fn others_time() -> Result<Duration> {
+    let all = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("read the CPU clock")?;
+    Ok(Duration::from(all).saturating_sub(own_time()?))
 }

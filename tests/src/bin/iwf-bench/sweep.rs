@@ -2,9 +2,9 @@
 //! and go a thousand times a second.
 //!
 //! The generator sends as in the other scenarios. Beside it a thread does the daemon's work at the daemon's pace, and
-//! looks at the far end's counter every ten milliseconds. Shown are the packets per second of the router's CPU time in
-//! the median of these windows, and the packets per second of real time in the worst. The thread runs on the
-//! generator's CPU, so that what it needs is missing in real time.
+//! looks at both ends' counters every ten milliseconds. Shown are the packets per second of the router's CPU time in the
+//! median of these windows; the packets per second of the generator's CPU time in the worst, since the thread runs on
+//! the generator's CPU and takes real time from it; and how long the slowest burst was under way.
 #![expect(
     clippy::disallowed_methods,
     reason = "measures on the machine's own clock, and goes at the daemon's pace"
@@ -31,8 +31,8 @@ use iwf_userspace::types::{
 };
 
 use crate::abi::SMALL;
-use crate::bed::{Bed, EXTERNAL, Gauge, Mode, Room};
-use crate::cpu::Placement;
+use crate::bed::{Bed, EXTERNAL, Gauge, Mode, Reading, Room};
+use crate::cpu::{self, Placement};
 use crate::traffic::{Counts, Load};
 
 /// Sessions held besides those of the traffic.
@@ -50,7 +50,8 @@ const CHURN: Load = Load {
 /// Mappings that are made and removed in a second.
 const CHANGES: u32 = 1000;
 
-/// The packet rate is that of windows as long as this.
+/// The packet rate is that of windows as long as this: of real time for what the router's CPU does, of the generator's
+/// CPU time for what it sends.
 const WINDOW: Duration = Duration::from_millis(10);
 
 const UDP: u8 = 17;
@@ -63,8 +64,8 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 251);
 /// Packet rates of windows.
 #[derive(Default)]
 struct Rates {
-    /// By real time.
-    wall: Vec<f64>,
+    /// By the time that the generator had the CPU: it waits for the router there, and only there.
+    sending: Vec<f64>,
     /// By the router's CPU time.
     core: Vec<f64>,
 }
@@ -75,7 +76,7 @@ impl Rates {
     }
 
     fn worst(&self) -> f64 {
-        self.wall.iter().copied().fold(f64::INFINITY, f64::min)
+        self.sending.iter().copied().fold(f64::INFINITY, f64::min)
     }
 }
 
@@ -84,6 +85,10 @@ struct Worked {
     rates: Rates,
     /// The longest that it held up whoever waits for the daemon.
     longest: Duration,
+    /// The most CPU time that it took without a pause.
+    busiest: Duration,
+    /// From its beginning to its end.
+    whole: Duration,
     /// As it should be.
     right: bool,
 }
@@ -122,10 +127,19 @@ pub(crate) fn measure(placement: Placement, object: &Path, quiet: Duration) -> R
     ] {
         let mut tables = Tables::open(&dir)?;
         tables.fill(age)?;
-        let before = bed.under_load(TRAFFIC, |_, far| idle(far, quiet))?;
-        let during = bed.under_load(TRAFFIC, |plane, far| sweep(plane, far, left))?;
+        let before = bed.under_load(TRAFFIC, |_, gauge| idle(gauge, quiet))?;
+        let during = bed.under_load(TRAFFIC, |plane, gauge| sweep(plane, gauge, left))?;
         rows.extend(compare("sweep", mode, HELD, &before, &during));
-        rows.push(longest("sweep-slice", mode, HELD, &during));
+        let (micros, seconds) = ("us at most", "s");
+        let worked = &during.1;
+        let figures = [
+            ("sweep-slice", worked.longest.as_micros() as f64, micros),
+            ("sweep-slice-cpu", worked.busiest.as_micros() as f64, micros),
+            ("sweep-pass", worked.whole.as_secs_f64(), seconds),
+        ];
+        for (scenario, value, unit) in figures {
+            rows.push(figure(scenario, mode, HELD, value, unit, &during));
+        }
     }
     Ok(rows)
 }
@@ -138,35 +152,50 @@ pub(crate) fn churn(placement: Placement, object: &Path, quiet: Duration) -> Res
     let mut bed =
         Bed::new(Mode::Iwf, Room::Ordinary, placement, object).context("set up the churn")?;
     bed.warm_up(CHURN)?;
-    let before = bed.under_load(CHURN, |_, far| idle(far, quiet))?;
-    let during = bed.under_load(CHURN, |plane, far| come_and_go(plane, far, quiet))?;
+    let before = bed.under_load(CHURN, |_, gauge| idle(gauge, quiet))?;
+    let during = bed.under_load(CHURN, |plane, gauge| come_and_go(plane, gauge, quiet))?;
     let mode = "iwf";
     let mut rows = compare("churn", mode, CHURN.flows, &before, &during);
-    rows.push(longest("churn-removal", mode, CHURN.flows, &during));
+    let longest = during.1.longest.as_micros() as f64;
+    rows.push(figure(
+        "churn-removal",
+        mode,
+        CHURN.flows,
+        longest,
+        "us at most",
+        &during,
+    ));
     Ok(rows)
 }
 
 /// Nothing but the traffic.
-fn idle(far: &Gauge, quiet: Duration) -> Result<Rates> {
+fn idle(gauge: &Gauge, quiet: Duration) -> Result<Rates> {
     let end = Instant::now() + quiet;
-    watch(far, |now| Ok((now < end).then_some(end)))
+    watch(gauge, |now| Ok((now < end).then_some(end)))
 }
 
 /// One pass, at the pace it wants.
-fn sweep(plane: &mut KernelPlane, far: &Gauge, left: u32) -> Result<Worked> {
-    let mut longest = Duration::ZERO;
+fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
+    let begun = Instant::now();
+    let (mut longest, mut busiest) = (Duration::ZERO, Duration::ZERO);
     let mut sessions = None;
-    let mut due = Instant::now();
-    let rates = watch(far, |now| {
+    let mut due = begun;
+    let mut ended = begun;
+    let rates = watch(gauge, |now| {
+        if sessions.is_some() {
+            return Ok(None);
+        }
         if now < due {
             return Ok(Some(due));
         }
+        let cpu = cpu::own_time()?;
         let step = plane.sweep_slice().context("sweep")?;
-        let done = Instant::now();
-        longest = longest.max(done - now);
+        busiest = busiest.max(cpu::own_time()? - cpu);
+        ended = Instant::now();
+        longest = longest.max(ended - now);
         sessions = step.found.map(|found| found.sessions);
-        due = done + step.again;
-        Ok(sessions.is_none().then_some(due))
+        due = ended + step.again;
+        Ok(Some(due))
     })?;
     // A pass sees the sessions that come and go meanwhile as well, but the traffic makes none.
     let right = sessions == Some(left.into());
@@ -176,19 +205,21 @@ fn sweep(plane: &mut KernelPlane, far: &Gauge, left: u32) -> Result<Worked> {
     Ok(Worked {
         rates,
         longest,
+        busiest,
+        whole: ended - begun,
         right,
     })
 }
 
 /// Makes and removes mappings, as the daemon's loop would: a slice of ending sessions whenever there is nothing else.
-fn come_and_go(plane: &mut KernelPlane, far: &Gauge, quiet: Duration) -> Result<Worked> {
+fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Result<Worked> {
     let begun = Instant::now();
     let mut made = 0u32;
     let mut longest = Duration::ZERO;
     let mut waiting: std::collections::VecDeque<(Turn, Instant)> =
         std::collections::VecDeque::new();
     let mut settled = 0u32;
-    let rates = watch(far, |now| {
+    let rates = watch(gauge, |now| {
         let due = begun + Duration::from_secs(1) * made / CHANGES;
         let over = now >= begun + quiet;
         if !over && now >= due {
@@ -217,28 +248,23 @@ fn come_and_go(plane: &mut KernelPlane, far: &Gauge, quiet: Duration) -> Result<
     Ok(Worked {
         rates,
         longest,
+        busiest: Duration::ZERO,
+        whole: begun.elapsed(),
         right: settled == made && f64::from(made) > 0.9 * wanted,
     })
 }
 
-/// Lets `work` go on until it says `None`, whenever the instant it says has come, and looks at the far end in between.
-fn watch(far: &Gauge, mut work: impl FnMut(Instant) -> Result<Option<Instant>>) -> Result<Rates> {
+/// Lets `work` go on until it says `None`, whenever the instant it says has come, and looks at both ends in between.
+fn watch(gauge: &Gauge, mut work: impl FnMut(Instant) -> Result<Option<Instant>>) -> Result<Rates> {
     let mut rates = Rates::default();
-    let mut last = (Instant::now(), far.read()?);
+    let mut windows = Windows::default();
+    let mut looked = Instant::now();
     while let Some(due) = work(Instant::now())? {
         let now = Instant::now();
-        let age = now - last.0;
+        let age = now - looked;
         if age >= WINDOW {
-            let read = far.read()?;
-            let now = Instant::now();
-            let (frames, cpu) = (read.0 - last.1.0, read.1.saturating_sub(last.1.1));
-            rates
-                .wall
-                .push(frames as f64 / (now - last.0).as_secs_f64());
-            if !cpu.is_zero() {
-                rates.core.push(frames as f64 / cpu.as_secs_f64());
-            }
-            last = (now, read);
+            looked = now;
+            windows.add(&mut rates, gauge.read()?);
             continue;
         }
         let pause = due.saturating_duration_since(now).min(WINDOW - age);
@@ -248,13 +274,49 @@ fn watch(far: &Gauge, mut work: impl FnMut(Instant) -> Result<Option<Instant>>) 
         }
     }
     ensure!(
-        !rates.core.is_empty(),
+        !rates.core.is_empty() && !rates.sending.is_empty(),
         "it was over too soon to see a packet rate"
     );
     Ok(rates)
 }
 
-/// Without and with work: the median and the worst window.
+/// Makes windows of readings.
+#[derive(Default)]
+struct Windows {
+    last: Option<Reading>,
+    /// Where the window of sending began: within a call of the generator, after its first frames.
+    from: Option<Reading>,
+}
+
+impl Windows {
+    fn add(&mut self, rates: &mut Rates, now: Reading) {
+        let Some(last) = self.last.replace(now) else {
+            return;
+        };
+        let frames = (now.arrived - last.arrived) as f64;
+        let cpu = now.router.saturating_sub(last.router);
+        if !cpu.is_zero() {
+            rates.core.push(frames / cpu.as_secs_f64());
+        }
+        // Making a call ready takes milliseconds, in which nothing is sent.
+        if now.call.is_none() || now.call != last.call {
+            self.from = None;
+            return;
+        }
+        let Some(from) = self.from else {
+            self.from = (now.sent > last.sent).then_some(now);
+            return;
+        };
+        let sending = now.generator.saturating_sub(from.generator);
+        if sending >= WINDOW {
+            let frames = (now.arrived - from.arrived) as f64;
+            rates.sending.push(frames / sending.as_secs_f64());
+            self.from = Some(now);
+        }
+    }
+}
+
+/// Without and with work: the median and the worst window, and the slowest burst.
 fn compare(
     scenario: &str,
     mode: &str,
@@ -263,15 +325,20 @@ fn compare(
     (counts, worked): &(Counts, Worked),
 ) -> Vec<Row> {
     let during = &worked.rates;
-    eprintln!(
-        "{scenario:<12} {mode}: {:.0} packets/s/core in the median of {} windows, {:.0} packets/s in the worst; without work {:.0}, {:.0}; right: {}",
-        during.median(),
-        during.wall.len(),
-        during.worst(),
-        before.median(),
-        before.worst(),
-        worked.right,
-    );
+    let slowest = |counts: &Counts| counts.received.longest as f64 / 1e3;
+    let told = |counts: &Counts, rates: &Rates| {
+        format!(
+            "{:.0} packets/s/core in the median of {} windows, {:.0} packets/s in the worst of {}; slowest burst {:.0} us, {} over 1 ms",
+            rates.median(),
+            rates.core.len(),
+            rates.worst(),
+            rates.sending.len(),
+            slowest(counts),
+            counts.received.late,
+        )
+    };
+    eprintln!("{scenario:<12} {mode}: {}", told(counts, during));
+    eprintln!("{:<12} without work: {}", "", told(idle_counts, before));
     let idle = format!("{mode}, no work");
     let row = |what: &str, unit: &str, name: &str, value: f64, ratio: f64| Row {
         scenario: format!("{scenario}{what}"),
@@ -286,30 +353,36 @@ fn compare(
         translated: translated(counts),
         valid: worked.right && right(counts) && right(idle_counts),
     };
-    let (rate, wall) = ("packets/s/core", "packets/s");
-    let lowest = during.worst();
+    let (rate, sending, micros) = ("packets/s/core", "packets/s", "us at most");
+    let (lowest, usual) = (during.worst(), before.worst());
+    let (slow, usually) = (slowest(counts), slowest(idle_counts));
+    let median = during.median() / before.median();
     vec![
         row("", rate, &idle, before.median(), 1.0),
-        row(
-            "",
-            rate,
-            mode,
-            during.median(),
-            during.median() / before.median(),
-        ),
-        row("-worst-window", wall, &idle, before.worst(), 1.0),
-        row("-worst-window", wall, mode, lowest, lowest / before.worst()),
+        row("", rate, mode, during.median(), median),
+        row("-worst-window", sending, &idle, usual, 1.0),
+        row("-worst-window", sending, mode, lowest, lowest / usual),
+        row("-burst", micros, &idle, usually, 1.0),
+        row("-burst", micros, mode, slow, usually / slow),
     ]
 }
 
-fn longest(scenario: &str, mode: &str, sessions: u32, (counts, worked): &(Counts, Worked)) -> Row {
+/// One figure of the work itself.
+fn figure(
+    scenario: &str,
+    mode: &str,
+    sessions: u32,
+    value: f64,
+    unit: &str,
+    (counts, worked): &(Counts, Worked),
+) -> Row {
     Row {
         scenario: scenario.into(),
         mode: mode.into(),
         sessions,
         packet_bytes: SMALL as u32,
-        value: worked.longest.as_micros() as f64,
-        unit: "us at most".into(),
+        value,
+        unit: unit.into(),
         against: None,
         ratio: None,
         delivered: delivered(counts),
@@ -454,12 +527,39 @@ mod tests {
         assert_ne!(held(1)[0].0, held(2)[0].0);
     }
 
+    fn reading(arrived: u64, router: u64, generator: u64, call: Option<u64>) -> Reading {
+        Reading {
+            sent: arrived,
+            arrived,
+            router: Duration::from_millis(router),
+            generator: Duration::from_millis(generator),
+            call,
+        }
+    }
+
+    /// A window of sending is of one call, begins after its first frames, and is as long as the generator had the CPU.
     #[test]
-    fn rates() {
-        let rates = Rates {
-            wall: vec![3.0, 1.0, 2.0],
-            core: vec![30.0, 10.0, 20.0],
-        };
-        assert_eq!((rates.median(), rates.worst()), (20.0, 1.0));
+    fn windows_leave_the_generators_pauses_out() {
+        let mut windows = Windows::default();
+        let mut rates = Rates::default();
+        for seen in [
+            reading(0, 0, 0, Some(1)),
+            reading(0, 0, 10, Some(1)),
+            reading(100, 10, 20, Some(1)),
+            // Nobody sent for most of this one.
+            reading(150, 15, 22, Some(1)),
+            reading(300, 25, 32, Some(1)),
+            reading(300, 25, 42, None),
+            reading(300, 25, 52, Some(3)),
+            reading(400, 35, 62, Some(3)),
+            // The router stood still.
+            reading(400, 35, 72, Some(3)),
+        ] {
+            windows.add(&mut rates, seen);
+        }
+        let per_second: Vec<_> = rates.sending.iter().map(|rate| rate.round()).collect();
+        assert_eq!(per_second, [16_667.0, 0.0]);
+        assert_eq!(rates.core.len(), 4);
+        assert_eq!((rates.median(), rates.worst()), (10_000.0, 0.0));
     }
 }

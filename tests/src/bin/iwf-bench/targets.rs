@@ -17,6 +17,8 @@ const NEW: f64 = 2.0;
 const TCP: f64 = 1.0;
 /// Packets per second while a million sessions are swept, against the same without a sweep.
 const SWEEP: f64 = 0.9;
+/// Microseconds for which no packet may stand still.
+const STALL: f64 = 10_000.0;
 
 /// What came of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +115,17 @@ fn lines(rows: &[Row]) -> Vec<Line> {
     for row in ours(rows, "sweep-worst-window") {
         lines.push(Line {
             what: format!("a million sessions swept ({}), stall", row.mode),
-            target: "no 10 ms without packets".into(),
+            target: "no 10 ms of sending without packets".into(),
             measured: format!("{:.0} packets/s at least", row.value),
             verdict: verdict(row, row.value > 0.0),
+        });
+    }
+    for row in ours(rows, "sweep-burst") {
+        lines.push(Line {
+            what: format!("a million sessions swept ({}), stall", row.mode),
+            target: "no burst under way for 10 ms".into(),
+            measured: format!("{:.1} ms at most", row.value / 1e3),
+            verdict: verdict(row, row.value < STALL),
         });
     }
     lines

@@ -43,7 +43,7 @@ pod!(SetupPod, Setup);
 pod!(SentPod, Sent);
 pod!(ReceivedPod, Received);
 const _: () = assert!(size_of::<Setup>() == 5 * 4 + 4 * 6 + 4 + 2 * 8);
-const _: () = assert!(size_of::<Sent>() == 24);
+const _: () = assert!(size_of::<Sent>() == 32);
 const _: () = assert!(size_of::<Received>() == 64);
 
 /// Counters of both ends since they were loaded.
@@ -64,6 +64,7 @@ impl Counts {
                 frames: self.sent.frames - earlier.sent.frames,
                 written_off: self.sent.written_off - earlier.sent.written_off,
                 waits: self.sent.waits,
+                complete: self.sent.complete,
             },
             received: Received {
                 frames: a.frames - b.frames,
@@ -72,8 +73,8 @@ impl Counts {
                 bad_port: a.bad_port - b.bad_port,
                 bad_checksum: a.bad_checksum - b.bad_checksum,
                 bad_header: a.bad_header - b.bad_header,
-                longest_gap: a.longest_gap,
-                last: a.last,
+                longest: a.longest,
+                late: a.late - b.late,
             },
         }
     }
@@ -97,16 +98,22 @@ pub(crate) struct Seen {
     pub(crate) outside: usize,
 }
 
-/// The far end's counter of frames, for whoever looks at it while frames are sent.
-pub(crate) struct FarCounter(Array<MapData, ReceivedPod>);
+/// The counters of both ends, for whoever looks at them while frames are sent.
+pub(crate) struct Counters {
+    sent: Array<MapData, SentPod>,
+    received: Array<MapData, ReceivedPod>,
+}
 
-impl FarCounter {
-    /// Frames that have arrived so far.
+impl Counters {
+    /// The counters now.
     ///
     /// # Errors
-    /// If the map cannot be read.
-    pub(crate) fn frames(&self) -> Result<u64> {
-        Ok(self.0.get(&0, 0)?.0.frames)
+    /// If a map cannot be read.
+    pub(crate) fn read(&self) -> Result<Counts> {
+        Ok(Counts {
+            sent: self.sent.get(&0, 0)?.0,
+            received: self.received.get(&0, 0)?.0,
+        })
     }
 }
 
@@ -231,16 +238,22 @@ impl Traffic {
         Ok(())
     }
 
-    /// The far end's counter by itself.
+    /// The counters by themselves.
     ///
     /// # Errors
-    /// If the map cannot be opened once more.
-    pub(crate) fn far_counter(&self) -> Result<FarCounter> {
-        let Map::Array(data) = map(&self.ebpf, "RECEIVED")? else {
-            anyhow::bail!("RECEIVED is no array");
+    /// If a map cannot be opened once more.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        let again = |name| -> Result<Map> {
+            let Map::Array(data) = map(&self.ebpf, name)? else {
+                anyhow::bail!("{name} is no array");
+            };
+            let again = data.fd().as_fd().try_clone_to_owned()?;
+            Ok(Map::Array(MapData::from_fd(again)?))
         };
-        let again = MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?;
-        Ok(FarCounter(Array::try_from(Map::Array(again))?))
+        Ok(Counters {
+            sent: Array::try_from(again("SENT")?)?,
+            received: Array::try_from(again("RECEIVED")?)?,
+        })
     }
 
     /// The counters now.
@@ -256,7 +269,7 @@ impl Traffic {
         })
     }
 
-    /// Makes the far end take the next port of each flow as the right one, and the next gap as the longest.
+    /// Makes the far end take the next port of each flow as the right one, and the next burst as the slowest.
     ///
     /// # Errors
     /// If the map cannot be written.
@@ -270,7 +283,7 @@ impl Traffic {
         let map = self.ebpf.map_mut("RECEIVED").context("map RECEIVED")?;
         let mut received: Array<_, ReceivedPod> = Array::try_from(map)?;
         let mut counts = received.get(&0, 0)?;
-        counts.0.longest_gap = 0;
+        counts.0.longest = 0;
         received.set(0, counts, 0)?;
         Ok(())
     }

@@ -7,7 +7,6 @@ use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
 use iwf_common::flow6::{PinholeKey, PinholeValue};
 use iwf_common::host::HostKey;
 use iwf_common::names;
-use iwf_common::sweep::SweepMode;
 use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet::ETHERNET;
 use iwf_tests::packet6::Frame6;
@@ -250,13 +249,13 @@ impl Bed6 {
 
     /// Ends what is over, and removes it.
     pub(crate) fn age(&mut self) -> Result<()> {
-        crate::bed::sweep(&mut self.plane, SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut self.plane)?;
         let marked = self.now()?;
         // What was ended rests for some ticks before it is removed.
         while !iwf_common::sweep::is_at_rest(self.now()?, marked) {
             std::thread::yield_now();
         }
-        crate::bed::sweep(&mut self.plane, SweepMode::Age, Default::default())?;
+        crate::bed::sweep(&mut self.plane)?;
         Ok(())
     }
 

@@ -165,11 +165,7 @@ fn a_flow_that_comes_again_counts_once() -> Result<()> {
     with_share(3, |bed| {
         bed.lan_in(&flow(HOST, 1))?;
         bed.let_pass(301 * HZ)?;
-        crate::bed::sweep(
-            &mut bed.plane,
-            iwf_common::sweep::SweepMode::Age,
-            Default::default(),
-        )?;
+        crate::bed::sweep(&mut bed.plane)?;
         let ended = bed.plane.state()?.sessions6;
         assert_eq!(ended.len(), 2, "marked and not removed");
         bed.wan_in(&Frame6::udp((REMOTE, 53), (HOST, 1)))?

@@ -10,7 +10,6 @@ use iwf_common::config::{
 };
 use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, mask};
-use iwf_common::sweep::SweepMode;
 use iwf_common::{limits, tick};
 use tracing::{debug, info, warn};
 
@@ -190,7 +189,7 @@ impl KernelPlane {
             "external addresses changed"
         );
         self.tables
-            .run_sweep(SweepMode::KeepOurs, EndpointKey::default())
+            .keep_ours()
             .map_err(refused("end what used the old address"))
     }
 

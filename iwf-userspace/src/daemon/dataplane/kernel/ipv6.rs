@@ -8,8 +8,6 @@ use std::net::Ipv6Addr;
 use iwf_common::config::{ConfigFlags, NO_PREFIX6, Prefix6};
 use iwf_common::flow6::{PinholeKey, PinholeValue, SessionFlags6, Shape};
 use iwf_common::limits;
-use iwf_common::nat::EndpointKey;
-use iwf_common::sweep::SweepMode;
 use tracing::warn;
 
 use super::KernelPlane;
@@ -40,10 +38,7 @@ impl KernelPlane {
         let failed = refused("open the pinholes");
         let gone = write(&mut self.tables.maps, &wanted).map_err(&failed)?;
         if gone {
-            // The sweep ends every session whose pinhole it does not find.
-            self.tables
-                .run_sweep(SweepMode::Age, EndpointKey::default())
-                .map_err(&failed)?;
+            self.tables.follow_pinholes().map_err(&failed)?;
         }
         self.applied.pinholes = Some(wanted);
         Ok(())
