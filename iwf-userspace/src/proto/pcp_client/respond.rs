@@ -300,6 +300,12 @@ impl PcpClient {
             Phase::Releasing { .. } if lease.lost && is_absence(error) => {
                 self.deleted(id, Lifetime(0), now);
             }
+            // Nothing was granted that could go on. It is deleted in the background, in case it was all the same.
+            Phase::Releasing { .. } if lease.grant.is_none() => {
+                self.abandon(id, now);
+                let result = Ok(());
+                self.effects.push_back(Effect::Released { id, result });
+            }
             Phase::Releasing { .. } => {
                 if error == ResultCode::NoResources {
                     server.quiet_until = now + hold(error, lifetime);

@@ -397,3 +397,24 @@ fn a_server_that_answers_no_sign_of_life_any_more_is_silent() {
     }
     assert_eq!(client.liveness(server()), Some(Liveness::Silent));
 }
+
+/// It was told twice how the deletion went, once for each answer.
+#[test]
+fn the_refused_deletion_of_what_was_never_granted_is_over() {
+    let mut client = client();
+    client.handle_input(Input::Request(want(1, 8080)), at(0));
+    client.handle_input(Input::Release(Generation(1)), at(1));
+    let (requests, _) = drain(&mut client);
+    let released = Effect::Released {
+        id: Generation(1),
+        result: Ok(()),
+    };
+    let refusal = answer(&requests[1], ResultCode::UnsuppProtocol, 100, 5);
+    datagram(&mut client, refusal, at(2));
+    let (_, told) = drain(&mut client);
+    assert_eq!(told.iter().filter(|effect| **effect == released).count(), 1);
+    let success = answer(&requests[1], ResultCode::Success, 0, 5);
+    datagram(&mut client, success, at(3));
+    assert!(!drain(&mut client).1.contains(&released));
+    assert_eq!(client.leases.len(), 0);
+}
