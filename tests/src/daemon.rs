@@ -21,7 +21,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 pub struct Options {
     /// `auto`, `cascaded` or `local`.
     pub mode: &'static str,
-    /// Upstream PCP servers; `default-router` finds the carrier.
+    /// Upstream PCP servers; `default-router` finds the carrier. Addresses with spaces between are those of one server.
     pub pcp_servers: Vec<String>,
     /// `auto`, `native` or `generic`.
     pub attach: &'static str,
@@ -75,7 +75,14 @@ impl Files {
     }
 
     fn write(&self, options: &Options) -> Result<()> {
-        let servers = serde_json::to_string(&options.pcp_servers)?;
+        let servers = options.pcp_servers.iter().map(|server| {
+            match server.split(' ').collect::<Vec<_>>().as_slice() {
+                [one] => Value::from(*one),
+                several => Value::from(several),
+            }
+        });
+        // Lists of strings are written alike in both languages.
+        let servers = serde_json::to_string(&servers.collect::<Vec<_>>())?;
         let show = |path: &Path| path.display().to_string();
         let text = format!(
             "mode = \"{}\"\n\

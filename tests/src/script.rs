@@ -107,9 +107,11 @@ impl ScriptedServer {
             late: Vec::new(),
         }));
         let other_port = lab.cgn.within(|| UdpSocket::bind((CARRIER, 0)))??;
-        let other_address = lab
-            .cgn
-            .within(|| UdpSocket::bind((EXTERNAL, pcp::SERVER_PORT)))??;
+        // Of several servers the first one has it; the others have another port there.
+        let other_address = lab.cgn.within(|| {
+            UdpSocket::bind((EXTERNAL, pcp::SERVER_PORT))
+                .or_else(|_in_use| UdpSocket::bind((EXTERNAL, 0)))
+        })??;
         let others = [other_port, other_address];
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({

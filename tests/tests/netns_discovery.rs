@@ -254,6 +254,51 @@ fn without_a_word_the_router_is_asked_and_a_bad_option_is_no_word() -> Result<()
     wait_for(&iwfd, "router", CARRIER)
 }
 
+#[test]
+fn an_address_is_asked_by_the_wan_whatever_the_routes_say() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let server = ScriptedServer::start_at(&lab, FAR, Manner::Grant)?;
+    // A host of the LAN has that address as well, and a route leads there.
+    lab.lan1.ip(&format!("address add {FAR}/32 dev lo"))?;
+    lab.cpe.ip(&format!("route add {FAR}/32 via {LAN1}"))?;
+    let _dnsmasq = Dnsmasq::start(&lab, Some(&option158(&[&[FAR]])))?;
+    let iwfd = looking(&lab)?;
+    wait_for(&iwfd, "dhcp4", FAR)?;
+    map(&iwfd, &lab, 30_450)?;
+    assert_eq!(server.leases().len(), 1, "DISC-005");
+    Ok(())
+}
+
+#[test]
+fn what_is_configured_is_not_looked_for() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab()?;
+    let first = ScriptedServer::start_at(&lab, SERVER, Manner::Grant)?;
+    let second = ScriptedServer::start_at(&lab, FAR, Manner::Grant)?;
+    let router = ScriptedServer::start(&lab, Manner::Grant)?;
+    let dnsmasq = Dnsmasq::start(&lab, Some(&option158(&[&[CARRIER]])))?;
+    // One server with two addresses, in a list of its own.
+    let options = Options {
+        pcp_servers: vec![format!("{FAR} {SERVER}")],
+        ..Options::default()
+    };
+    let iwfd = Iwfd::start(&lab, &options)?;
+    wait_for(&iwfd, "config", SERVER)?;
+    map(&iwfd, &lab, 30_460)?;
+    assert_eq!((first.leases().len(), second.leases().len()), (1, 0));
+    let done = iwfd.ctl().run(&["discover"])?;
+    assert_eq!(done.code, Some(1));
+    ensure!(done.text().contains("not asked"), "{}", done.text());
+    ensure!(!dnsmasq.log().contains("DHCPINFORM"), "{}", dnsmasq.log());
+    assert_eq!(router.arrivals().len(), 0, "PCPC-001");
+    Ok(())
+}
+
 /// The lab with IPv6 on the WAN.
 fn lab6() -> Result<Lab> {
     let lab = lab()?;

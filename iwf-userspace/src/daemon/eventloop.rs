@@ -13,8 +13,8 @@ use tracing::{error, info, warn};
 
 use super::clock;
 use super::config::{Config, Mode};
-use super::control::Request;
 use super::control::server::Call as ControlCall;
+use super::control::{Request, Response};
 use super::dataplane::DataPlane;
 use super::discovery::Discovery;
 use super::http::SoapCall;
@@ -42,6 +42,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Between two looks at what the packet programs tell, while somebody follows the events. Else each slice of the sweep
 /// looks.
 const HEAR: Duration = Duration::from_millis(250);
+/// Why DHCP servers are not asked.
+const NOT_LOOKING: &str = "DHCP servers are not asked: mode is local, upstream.pcp_servers names whom to ask, or \"dhcp\" \
+     is not in upstream.discovery";
 /// A timer far enough away that it stands for none.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -136,6 +139,10 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 }
                 Some(request) = inputs.requests.recv() => {
                     if request.0 == (Request::Discover {}) {
+                        if self.discovery.is_off() {
+                            request.1.answer(Response::Error(NOT_LOOKING.to_owned()));
+                            continue;
+                        }
                         self.discovery.ask_again();
                     }
                     let facts = self.facts(started);

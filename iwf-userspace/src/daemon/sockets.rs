@@ -51,9 +51,15 @@ pub(super) fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Resu
 }
 
 /// A client socket for one PCP server, on a port that the kernel picks at random. Connected: the kernel drops
-/// datagrams of others and reports hard ICMP errors. Returned twice: for sending at once, and for waiting.
-pub(super) fn pcp_client(own: IpAddr, server: SocketAddr) -> io::Result<(Socket, UdpSocket)> {
+/// datagrams of others and reports hard ICMP errors. By that interface whatever the routes say: a server knows of what
+/// is behind it (RFC 7291 section 7). Returned twice: for sending at once, and for waiting.
+pub(super) fn pcp_client(
+    interface: &str,
+    own: IpAddr,
+    server: SocketAddr,
+) -> io::Result<(Socket, UdpSocket)> {
     let socket = udp_of(Domain::for_address(server))?;
+    socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&SocketAddr::new(own, 0).into())?;
     socket.connect(&server.into())?;
     let receiving = socket.try_clone()?;
@@ -115,7 +121,9 @@ mod tests {
     async fn clients_of_servers_have_ports_that_do_not_follow_each_other() {
         let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let server = SocketAddr::new(own, 5351);
-        let clients: Vec<_> = (0..20).map(|_| pcp_client(own, server).unwrap()).collect();
+        let clients: Vec<_> = (0..20)
+            .map(|_| pcp_client("lo", own, server).unwrap())
+            .collect();
         let ports: Vec<_> = clients
             .iter()
             .map(|(_, socket)| socket.local_addr().unwrap().port())

@@ -134,7 +134,7 @@ impl Upstream {
                 // Too many servers came and went. Whichever is closed is opened again when it is needed.
                 self.clients.pop_first();
             }
-            let (socket, receiving) = sockets::pcp_client(own, server)?;
+            let (socket, receiving) = sockets::pcp_client(&self.interface, own, server)?;
             let port = receiving.local_addr()?.port();
             info!(%server, port, "asking a PCP server");
             let task = tokio::spawn(receive(receiving, Some(server), self.events.clone()));

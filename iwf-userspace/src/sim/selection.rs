@@ -484,3 +484,64 @@ fn a_configured_server_is_the_only_one_whatever_the_network_says() {
     let asked: BTreeSet<_> = world.sent_to.iter().copied().collect();
     assert_eq!(asked, BTreeSet::from([address()]), "PCPC-001, RFC 7723");
 }
+
+/// Addresses die and come back, the network names others, the WAN flaps and the daemon crashes, at random. The world
+/// checks every step; in the end everything that is promised has to be at the server.
+#[test]
+fn seeded_runs() {
+    use rand::RngExt;
+
+    for seed in 0..60 {
+        let mut world = looking(seed, |world| {
+            world.aliases.push(second());
+            world.dead.insert(ANYCAST);
+            world.discovered = Some(named(&[&[second(), address()]], &[]));
+        });
+        // A crash between two servers is mended by the next renewal.
+        world.server.lifetimes = (120, 600);
+        world.run(5);
+        let places = [address(), second(), router()];
+        for _ in 0..60 {
+            let at = places[world.rng.random_range(0..3)];
+            let host = world.rng.random_range(20..24);
+            let port = world.rng.random_range(8000..8012);
+            match world.rng.random_range(0..10) {
+                0 => drop(world.dead.insert(at)),
+                1 => drop(world.closed.insert(at)),
+                2 => (world.dead, world.closed) = (BTreeSet::from([ANYCAST]), BTreeSet::new()),
+                3 => {
+                    let lists: [&[&[SocketAddr]]; 4] = [
+                        &[&[second(), address()]],
+                        &[&[address()], &[second()]],
+                        &[&[second()]],
+                        &[],
+                    ];
+                    let list = lists[world.rng.random_range(0..4)];
+                    world.discovered = Some(named(list, &[]));
+                    world.input(Input::Discovered(named(list, &[])));
+                }
+                4 => {
+                    world.set_wan(None);
+                    world.run(3);
+                    world.set_wan(Some(WAN));
+                }
+                5 => world.crash(),
+                6 => drop(world.call(host, delete(port))),
+                _ => drop(world.call(host, add(host, port, 7200))),
+            }
+            let wait = [0, 1, 10, 50, 1000][world.rng.random_range(0..5)];
+            world.run(wait);
+        }
+        // One box behind all addresses, so what has been at one of them is at it.
+        (world.dead, world.closed) = (BTreeSet::from([ANYCAST]), BTreeSet::new());
+        world.discovered = Some(named(&[&[address(), second()]], &[]));
+        world.input(Input::Discovered(named(&[&[address(), second()]], &[])));
+        world.run(3000);
+        let asked = world.now;
+        let id = world.call(29, add(29, 8999, 7200));
+        assert_eq!(world.wait_for(id), Ok(vec![]), "seed {seed}");
+        assert_eq!(world.took(id, asked), 0, "seed {seed}");
+        let held = world.server.alive(world.now).count();
+        assert_eq!(held, world.active().len(), "seed {seed}");
+    }
+}

@@ -98,6 +98,11 @@ impl Discovery {
         })
     }
 
+    /// Whether nobody is asked.
+    pub const fn is_off(&self) -> bool {
+        self.task.is_none()
+    }
+
     /// Waits until something is said. For ever, if nobody is asked.
     pub async fn changed(&mut self) {
         if self.reports.changed().await.is_err() {
