@@ -1,6 +1,7 @@
 //! PCP servers that the network names: real DHCP servers on the carrier, and what the daemon makes of it.
+#![expect(clippy::disallowed_types, reason = "plays a DHCP client's socket")]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -528,6 +529,33 @@ fn hooks_of_dhcp_clients_are_believed() -> Result<()> {
     iwfd.ctl().must(&["discover"])?;
     wait_for(&iwfd, "dhcp4", SERVER)?;
     assert_eq!(discovery(&iwfd, "dhcp4")?["state"], "answered");
+    Ok(())
+}
+
+#[test]
+fn answers_to_a_client_that_rebinds_reach_it_in_every_mode() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    for mode in ["local", "cascaded"] {
+        let lab = lab()?;
+        let options = Options {
+            mode,
+            ..Options::default()
+        };
+        let _iwfd = Iwfd::start(&lab, &options)?;
+        // It has asked everybody, so the programs have seen nothing that this is the answer to.
+        let client = lab.cpe.within(|| UdpSocket::bind((WAN, 68)))??;
+        let server = lab.cgn.within(|| UdpSocket::bind((CARRIER, 67)))??;
+        client.set_read_timeout(Some(Duration::from_millis(50)))?;
+        wait::until_ok("an answer at the client's port", SOON, || {
+            server.send_to(b"lease", (WAN, 68))?;
+            let mut buffer = [0; 16];
+            let (length, _) = client.recv_from(&mut buffer)?;
+            ensure!(&buffer[..length] == b"lease");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 

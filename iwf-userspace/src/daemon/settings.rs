@@ -61,7 +61,7 @@ pub fn core(config: &Config, description: &Description) -> Settings {
 }
 
 /// This machine's own services on the WAN: those configured, the announcements of PCP servers, and what DHCP servers
-/// answer to questions that went to everybody.
+/// answer to questions that went to everybody, the daemon's or those of the system's client.
 pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
     let tcp = config
         .open_ports
@@ -77,9 +77,7 @@ pub fn host_ports(config: &Config) -> Vec<(Protocol, u16)> {
     if config.mode != config::Mode::Local {
         ports.push((Protocol::Udp, PCP_CLIENT_PORT));
     }
-    if config.asks_dhcp() {
-        ports.push((Protocol::Udp, dhcp4::CLIENT_PORT));
-    }
+    ports.push((Protocol::Udp, dhcp4::CLIENT_PORT));
     ports.sort_unstable();
     ports.dedup();
     ports
