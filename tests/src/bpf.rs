@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,11 @@ use serde_json::Value;
 
 use crate::netns::Namespace;
 use crate::wait;
+
+/// Where a daemon with that bpffs directory pins what it calls `name`; the set itself, if that is empty.
+pub fn pinned(bpffs: &Path, name: &str) -> PathBuf {
+    bpffs.join(format!("v{}/{name}", names::LAYOUT_VERSION))
+}
 
 /// Ids of everything that takes part in forwarding on one host. Ids are never used again while the kernel
 /// runs, so equal sets mean that nothing was made anew.
@@ -162,18 +167,15 @@ pub fn own_sockets(bpffs_dir: &Path) -> Result<BTreeSet<(u8, u16)>> {
 }
 
 fn nat_table(bpffs_dir: &Path) -> Result<HashMap<MapData, EndpointKey, MappingValue>> {
-    Ok(Map::HashMap(pinned(bpffs_dir, names::MAPPINGS_EXT)?).try_into()?)
+    Ok(Map::HashMap(open_map(bpffs_dir, names::MAPPINGS_EXT)?).try_into()?)
 }
 
 fn session_table(bpffs_dir: &Path) -> Result<HashMap<MapData, SessionKey, SessionValue>> {
-    Ok(Map::HashMap(pinned(bpffs_dir, names::SESSIONS)?).try_into()?)
+    Ok(Map::HashMap(open_map(bpffs_dir, names::SESSIONS)?).try_into()?)
 }
 
-fn pinned(bpffs_dir: &Path, name: &str) -> Result<MapData> {
-    let pin = bpffs_dir
-        .join(format!("v{}", names::LAYOUT_VERSION))
-        .join("maps")
-        .join(name);
+fn open_map(bpffs_dir: &Path, name: &str) -> Result<MapData> {
+    let pin = pinned(bpffs_dir, "maps").join(name);
     MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))
 }
 
@@ -183,7 +185,7 @@ fn pinned(bpffs_dir: &Path, name: &str) -> Result<MapData> {
 /// If the tables cannot be read and written.
 pub fn age_sessions(bpffs_dir: &Path, by: Duration) -> Result<()> {
     let config: Array<MapData, Config> =
-        Map::Array(pinned(bpffs_dir, names::CONFIG)?).try_into()?;
+        Map::Array(open_map(bpffs_dir, names::CONFIG)?).try_into()?;
     let ticks = u32::try_from(by.as_secs())? * config.get(&0, 0)?.hz;
     let mut table = session_table(bpffs_dir)?;
     let sessions: Vec<_> = table.iter().collect::<Result<_, _>>()?;

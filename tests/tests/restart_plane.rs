@@ -203,7 +203,7 @@ fn kernels_without_tcx_get_a_filter_that_is_adopted_and_removed() -> Result<()> 
     let mut plane = router.open_with(OBJECT, &settings)?;
     router.configure(&mut plane, &router.config()?)?;
     drop(plane);
-    let program = router.bpffs.join("v3/progs/iwf_tc_ingress");
+    let program = bpf::pinned(&router.bpffs, "progs/iwf_tc_ingress");
     let program = program.display().to_string();
     router.cpe.must(&[
         "tc",
@@ -283,7 +283,8 @@ fn a_start_killed_half_way_is_begun_again() -> Result<()> {
     };
     // Killed before the set was complete: pins, but no build id.
     drop(router.open_with(OBJECT, &router.settings())?);
-    let (current, fresh) = (router.bpffs.join("v3"), router.bpffs.join("v3-new"));
+    let current = bpf::pinned(&router.bpffs, "");
+    let fresh = router.bpffs.join(format!("v{}-new", names::LAYOUT_VERSION));
     fs::remove_file(current.join("meta"))?;
     fs::remove_file(current.join("progs/iwf_xdp_wan"))?;
     fs::rename(&current, &fresh)?;
@@ -522,13 +523,13 @@ impl Router {
     }
 
     fn pinned_links(&self) -> Result<usize> {
-        Ok(fs::read_dir(self.bpffs.join("v3/links"))?.count())
+        Ok(fs::read_dir(bpf::pinned(&self.bpffs, "links"))?.count())
     }
 
     fn pinned_maps(&self) -> Result<BTreeSet<u32>> {
         names::PINNED_MAPS
             .iter()
-            .map(|name| Ok(MapInfo::from_pin(self.bpffs.join("v3/maps").join(name))?.id()))
+            .map(|name| Ok(MapInfo::from_pin(bpf::pinned(&self.bpffs, "maps").join(name))?.id()))
             .collect()
     }
 

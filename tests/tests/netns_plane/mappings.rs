@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use iwf_tests::peers::Echo;
 use iwf_tests::topology::{CARRIER, LAN1, LAN2, REMOTE, WAN};
-use iwf_tests::{peers, wait};
+use iwf_tests::{bpf, peers, wait};
 use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
 use iwf_userspace::daemon::dataplane::{DataPlane, DataPlaneError, HALF_WRITTEN};
 use iwf_userspace::reconcile::plan::Plan;
@@ -266,7 +266,7 @@ fn a_half_written_mapping_is_told_and_completed() -> Result<()> {
     let whole = entry(Protocol::Udp, 9090, (LAN1, 8080), 7);
     router.plane.write(&whole)?;
     // As a kill between the two writes leaves it.
-    let pin = router.settings.bpffs_dir.join("v3/maps/MAPPINGS_INT");
+    let pin = bpf::pinned(&router.settings.bpffs_dir, "maps/MAPPINGS_INT");
     let map = aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(pin)?)?;
     let mut internal: aya::maps::HashMap<
         _,

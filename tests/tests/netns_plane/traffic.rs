@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use iwf_tests::peers::Echo;
 use iwf_tests::topology::{CARRIER, LAN1, LAN2, Lab, REMOTE, WAN, WAN_IF};
 use iwf_tests::wire::Wire;
-use iwf_tests::{netns, peers, wait};
+use iwf_tests::{bpf, netns, peers, wait};
 use iwf_userspace::daemon::config::AttachMode;
 use iwf_userspace::daemon::dataplane::inspect::Transport;
 use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
@@ -249,7 +249,7 @@ fn a_device_that_refuses_xdp_is_served_by_tc() -> Result<()> {
     wait::until_ok("XDP everywhere", SOON, || {
         router.plane = router.lab.cpe.within(|| KernelPlane::open(&settings))??;
         router.configure()?;
-        let links = std::fs::read_dir(settings.bpffs_dir.join("v3/links"))?
+        let links = std::fs::read_dir(bpf::pinned(&settings.bpffs_dir, "links"))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<std::io::Result<Vec<_>>>()?;
         let xdp = |link: &String| link.contains("-native-");
