@@ -65,12 +65,9 @@ impl Leases {
                 let input = natpmp_client::Input::Reacquire { want, external };
                 self.natpmp.handle_input(input, now);
             }
-            Input::Request(_) | Input::Reacquire { .. } => {
-                let id = match &input {
-                    Input::Request(want) | Input::Reacquire { want, .. } => want.id,
-                    _other => return,
-                };
-                if self.natpmp.holds(id) {
+            Input::Request(ref want) | Input::Reacquire { ref want, .. } => {
+                if self.natpmp.holds(want.id) {
+                    let id = want.id;
                     self.natpmp
                         .handle_input(natpmp_client::Input::Abandon(id), now);
                 }
@@ -293,14 +290,24 @@ impl Leases {
                 }
             }
             Speaks::Unknown | Speaks::Nothing if self.may_fall_back() => {}
-            _other if fallen_back => {
+            Speaks::Unknown
+            | Speaks::Nothing
+            | Speaks::Pcp
+            | Speaks::NatPmp
+            | Speaks::OtherVersion(_)
+                if fallen_back =>
+            {
                 self.fallen_back.remove(&server);
                 for handover in self.natpmp.hand_over(server) {
                     self.take_over(handover, now);
                 }
                 self.effects.push_back(Effect::Liveness(server));
             }
-            _other => {}
+            Speaks::Unknown
+            | Speaks::Nothing
+            | Speaks::Pcp
+            | Speaks::NatPmp
+            | Speaks::OtherVersion(_) => {}
         }
     }
 
@@ -332,7 +339,17 @@ impl Leases {
                 };
                 self.natpmp.handle_input(input, now);
             }
-            other => self.effects.push_back(other),
+            Effect::Send { .. }
+            | Effect::Granted { .. }
+            | Effect::Refused { .. }
+            | Effect::Trouble { .. }
+            | Effect::GivenBack { .. }
+            | Effect::Lost { .. }
+            | Effect::Released { .. }
+            | Effect::EpochSeen { .. }
+            | Effect::Spent(_)
+            | Effect::EpochReset(_)
+            | Effect::Liveness(_) => self.effects.push_back(effect),
         }
     }
 
@@ -355,7 +372,16 @@ impl Leases {
                 self.effects.push_back(effect);
                 self.look_again(server, now);
             }
-            other => self.effects.push_back(other),
+            Effect::Send { .. }
+            | Effect::Granted { .. }
+            | Effect::Refused { .. }
+            | Effect::Trouble { .. }
+            | Effect::GivenBack { .. }
+            | Effect::Lost { .. }
+            | Effect::Released { .. }
+            | Effect::EpochSeen { .. }
+            | Effect::Spent(_)
+            | Effect::Speaks(_) => self.effects.push_back(effect),
         }
     }
 

@@ -92,9 +92,10 @@ impl NatPmpClient {
         self.alive(from);
         if !known {
             if asked {
-                let result = match result {
-                    Outcome::Success => ResultCode::NetworkFailure,
-                    error => result_of(error),
+                let result = if result == Outcome::Success {
+                    ResultCode::NetworkFailure
+                } else {
+                    result_of(result)
                 };
                 self.failed(from, Question::Address, result, now);
             }
@@ -371,9 +372,11 @@ fn result_of(outcome: Outcome) -> ResultCode {
         Outcome::Other(number) => {
             // Numbers that PCP has given a meaning mean nothing here.
             let number = u8::try_from(number).unwrap_or(u8::MAX);
-            match ResultCode::from_number(number) {
-                unknown @ ResultCode::Other(_) => unknown,
-                _meaning => ResultCode::Other(u8::MAX),
+            let code = ResultCode::from_number(number);
+            if matches!(code, ResultCode::Other(_)) {
+                code
+            } else {
+                ResultCode::Other(u8::MAX)
             }
         }
     }
