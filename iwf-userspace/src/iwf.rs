@@ -11,6 +11,7 @@
 mod add;
 mod address;
 mod job;
+mod leases;
 mod pace;
 mod probe;
 mod restore;
@@ -44,6 +45,7 @@ use crate::wire::pcp::ResultCode;
 use crate::wire::soap;
 use address::AddressQuery;
 use job::Job;
+use leases::Leases;
 use pace::Pace;
 use probe::Probe;
 use soap_calls::Call;
@@ -321,7 +323,7 @@ pub struct Iwf {
     clock: WallClock,
     rng: StdRng,
     table: Table,
-    client: PcpClient,
+    client: Leases,
     selection: Selection,
     discovered: Discovered,
     wan: WanState,
@@ -356,7 +358,11 @@ impl Iwf {
         Self {
             clock: WallClock::new(wall, now),
             table: Table::new(settings.limits),
-            client: PcpClient::new(StdRng::from_seed(rng.random())),
+            client: Leases::new(
+                PcpClient::new(StdRng::from_seed(rng.random())),
+                settings.nat_pmp,
+                now,
+            ),
             selection: Selection::default(),
             discovered: Discovered::default(),
             settings,

@@ -10,6 +10,7 @@ pub mod dhcp;
 pub mod empty;
 pub mod fault;
 pub mod igd;
+pub mod natpmp;
 pub mod netns;
 pub mod packages;
 pub mod packet;

@@ -49,6 +49,7 @@ pub fn core(config: &Config, description: &Description) -> Settings {
             BehindPrivateAddress::MapLocally => PrivateWan::MapLocally,
         },
         send_descriptions: config.send_descriptions,
+        nat_pmp: config.nat_pmp,
         policy,
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),

@@ -24,6 +24,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Bounds of the table.
     pub limits: Limits,
+    /// Whether servers that speak NAT-PMP only are asked in that.
+    pub nat_pmp: bool,
     /// Whether servers are told the descriptions of mappings (AMB-18: they may be private).
     pub send_descriptions: bool,
     /// Longest time until an action is answered, at most 30 s.
@@ -41,6 +43,7 @@ impl Default for Settings {
             private_wan: PrivateWan::Refuse,
             policy: Policy::default(),
             limits: Limits::default(),
+            nat_pmp: true,
             send_descriptions: false,
             deadline: SOAP_DEADLINE,
             default_connection_service: String::new(),

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::{Iwf, Mode, Origin};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Via};
 use crate::proto::pcp_client::Ignored;
 use crate::reconcile::desired::desired;
 use crate::reconcile::invariants::{self, Violation};
@@ -24,7 +24,9 @@ pub struct ServerStatus {
     pub in_use: bool,
     /// Whether it answers; `None` if it is not asked.
     pub state: Option<ServerState>,
-    /// Its last epoch.
+    /// The protocol in which it is asked.
+    pub via: Via,
+    /// Its last epoch, or seconds since its start of epoch.
     pub epoch: Option<Epoch>,
 }
 
@@ -61,6 +63,7 @@ impl Iwf {
                     address,
                     in_use,
                     state: self.client.liveness(address),
+                    via: self.client.via(address),
                     epoch: self.client.epoch(address),
                 })
         });

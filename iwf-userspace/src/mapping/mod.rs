@@ -117,10 +117,22 @@ impl From<ExternalEndpoint> for Claim {
 pub struct Lease {
     /// The server that granted it.
     pub server: SocketAddr,
-    /// Proves ownership; reused by every renewal.
+    /// In which protocol.
+    pub via: Via,
+    /// Proves ownership; reused by every renewal. NAT-PMP knows none.
     pub nonce: MappingNonce,
     /// Arrival of the last grant plus its lifetime.
     pub expires: Instant,
+}
+
+/// The protocol a lease is kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Via {
+    /// RFC 6887.
+    #[default]
+    Pcp,
+    /// RFC 6886: a port only, no filter, no proof of ownership.
+    NatPmp,
 }
 
 /// Whether the control point insists on its external port.
@@ -233,6 +245,7 @@ pub(crate) mod tests {
         );
         mapping.upstream = Some(Lease {
             server: ([100, 64, 0, 1], 5351).into(),
+            via: Via::Pcp,
             nonce: MappingNonce([1; 12]),
             expires: Instant::from_millis(600_000),
         });
@@ -251,6 +264,7 @@ pub(crate) mod tests {
         let expires = Instant::from_millis(600_000);
         mapping.upstream = Some(Lease {
             server: ([100, 64, 0, 1], 5351).into(),
+            via: Via::Pcp,
             nonce: MappingNonce([1; 12]),
             expires,
         });

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Mapping, NEVER, Owner, PortChoice, State};
+use super::{Lease, Mapping, NEVER, Owner, PortChoice, State, Via};
 use crate::types::{
     ExternalEndpoint, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce, Protocol,
     RemotePeer, UnixTime,
@@ -41,11 +41,14 @@ pub struct MappingRecord {
     pub upstream: Option<UpstreamLease>,
 }
 
-/// A PCP lease behind a mapping.
+/// The lease behind a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpstreamLease {
     /// The server that granted it.
     pub server: SocketAddr,
+    /// In which protocol. Records of older daemons do not say: there was one only.
+    #[serde(default)]
+    pub via: Via,
     /// Nonce of the mapping, reused by every renewal, also after a restart (AMB-02).
     pub nonce: MappingNonce,
     /// When the assigned lifetime ends.
@@ -101,6 +104,7 @@ impl MappingRecord {
             owner: mapping.owner,
             upstream: mapping.upstream.map(|lease| UpstreamLease {
                 server: lease.server,
+                via: lease.via,
                 nonce: lease.nonce,
                 expires: clock.unix(lease.expires),
             }),
@@ -133,6 +137,7 @@ impl MappingRecord {
             },
             upstream: self.upstream.map(|lease| Lease {
                 server: lease.server,
+                via: lease.via,
                 nonce: lease.nonce,
                 expires: clock.instant(lease.expires).min(longest(MAX_UPSTREAM)),
             }),
@@ -156,6 +161,7 @@ mod tests {
         before.lease_ends = now + before.requested.duration();
         before.upstream = Some(Lease {
             server: ([100, 64, 0, 1], 5351).into(),
+            via: Via::Pcp,
             nonce: MappingNonce([9; 12]),
             expires: Instant::from_millis(605_000),
         });
@@ -185,12 +191,40 @@ mod tests {
     }
 
     #[test]
+    fn a_record_says_in_which_protocol_and_that_of_an_older_daemon_means_pcp() {
+        let now = Instant::from_millis(5_000);
+        let clock = WallClock::new(UnixTime::from_secs(1_800_000_000), now);
+        let mut before = mapping(7, 20, 8080, 8080);
+        before.lease_ends = now + before.requested.duration();
+        let lease = Lease {
+            server: ([100, 64, 0, 1], 5351).into(),
+            via: Via::NatPmp,
+            nonce: MappingNonce([0; 12]),
+            expires: Instant::from_millis(605_000),
+        };
+        before.upstream = Some(lease);
+        let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
+        let mut json = serde_json::to_value(&record).expect("JSON");
+        let read: MappingRecord = serde_json::from_value(json.clone()).expect("readable");
+        assert_eq!(read.mapping(&clock, now), before);
+        let upstream = json.get_mut("upstream").and_then(|u| u.as_object_mut());
+        upstream.expect("an object").remove("via");
+        let read: MappingRecord = serde_json::from_value(json).expect("readable");
+        let via = Via::Pcp;
+        assert_eq!(
+            read.mapping(&clock, now).upstream,
+            Some(Lease { via, ..lease })
+        );
+    }
+
+    #[test]
     fn a_clock_that_was_not_set_makes_no_lease_longer() {
         let now = Instant::from_millis(5_000);
         let set = WallClock::new(UnixTime::from_secs(1_800_000_000), now);
         let mut before = mapping(7, 20, 8080, 8080);
         before.upstream = Some(Lease {
             server: ([100, 64, 0, 1], 5351).into(),
+            via: Via::Pcp,
             nonce: MappingNonce([9; 12]),
             expires: Instant::from_millis(605_000),
         });

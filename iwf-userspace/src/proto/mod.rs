@@ -9,5 +9,6 @@
 
 pub mod dhcp;
 pub mod igd;
+pub mod natpmp_client;
 pub mod pcp_client;
 pub mod pcp_servers;

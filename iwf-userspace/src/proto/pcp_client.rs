@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod epoch;
+mod handover;
 mod lease;
 mod messages;
 mod negative;
@@ -37,6 +38,7 @@ use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
     Protocol,
 };
+pub use handover::{Handover, Stage};
 pub use messages::{Effect, Ignored, Input, Liveness, Speaks, Want};
 pub use pace::{BURST as PACE_BURST, INTERVAL as PACE_INTERVAL};
 
@@ -67,6 +69,8 @@ pub struct PcpClient {
     by_tuple: BTreeMap<Tuple, Generation>,
     ended: Timed<Tuple, Ended>,
     history: BTreeMap<IpAddr, epoch::EpochClock>,
+    /// Whether leases of servers that speak NAT-PMP only are taken over by somebody.
+    fallback: bool,
     effects: VecDeque<Effect>,
     ignored: Ignored,
 }
@@ -83,6 +87,7 @@ impl PcpClient {
             by_tuple: BTreeMap::new(),
             ended: Timed::new(),
             history: BTreeMap::new(),
+            fallback: false,
             effects: VecDeque::new(),
             ignored: Ignored {
                 stranger: 0,
@@ -102,6 +107,8 @@ impl PcpClient {
                 external,
             } => self.adopt(want, lease, external, now),
             Input::Reacquire { want, external } => self.reacquire(want, external, now),
+            Input::Fallback(fallback) => self.fallback = fallback,
+            Input::TakeOver(handover) => self.take_over(handover, now),
             Input::Abandon(id) => self.abandon(id, now),
             Input::Release(id) => self.release(id, now),
             Input::Keep(id) => self.keep(id, now),

@@ -10,6 +10,7 @@ mod arbitrary;
 mod defects;
 mod kernel;
 mod link;
+mod natpmp;
 mod pool;
 mod random;
 mod recovery;

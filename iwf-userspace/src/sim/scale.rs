@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::server::{Held, address, maps};
 use super::soap::{add, delete};
 use super::world::{WAN, World};
-use crate::mapping::Owner;
 use crate::mapping::policy::Limits;
 use crate::mapping::record::{MappingRecord, UpstreamLease};
+use crate::mapping::{Owner, Via};
 use crate::proto::pcp_client::{PACE_BURST, PACE_INTERVAL};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, InternalPort, Lifetime,
@@ -63,6 +63,7 @@ fn with_many_until(seed: u64, count: u16, lease: u32) -> World {
             owner: Owner::ControlPoint,
             upstream: Some(UpstreamLease {
                 server: address(),
+                via: Via::Pcp,
                 nonce,
                 expires: world.wall_at(expires),
             }),

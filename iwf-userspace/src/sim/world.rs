@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::kernel::Kernel;
 use super::link::Link;
+use super::natpmp::Gateway;
 use super::server::{Server, address};
 use super::store::Store;
 use crate::iwf::{
@@ -18,6 +19,7 @@ use crate::iwf::{
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
 use crate::types::{Instant, Protocol, UnixTime};
+use crate::wire::natpmp;
 use crate::wire::pcp::Request;
 use crate::wire::soap::{ActionResult, Call};
 
@@ -51,6 +53,10 @@ pub(super) struct World {
     pub(super) statics: Vec<StaticMapping>,
     /// Every request sent, whether it arrived or not.
     pub(super) sent: Vec<(Instant, Request)>,
+    /// The same in NAT-PMP.
+    pub(super) sent_natpmp: Vec<(Instant, natpmp::Request)>,
+    /// Stands in the server's place, and speaks NAT-PMP only.
+    pub(super) gateway: Option<Gateway>,
     /// Where each went.
     pub(super) sent_to: Vec<SocketAddr>,
     /// Other addresses of the server.
@@ -118,6 +124,8 @@ impl World {
             },
             statics: Vec::new(),
             sent: Vec::new(),
+            sent_natpmp: Vec::new(),
+            gateway: None,
             sent_to: Vec::new(),
             aliases: Vec::new(),
             dead: BTreeSet::new(),
@@ -291,6 +299,12 @@ impl World {
     fn deliver(&mut self, datagram: Datagram) {
         match datagram {
             Datagram::ToServer(to, source, payload) => {
+                if let Some(gateway) = self.gateway.as_mut().filter(|_| to == address()) {
+                    if let Some(answer) = gateway.receive(self.now, &payload) {
+                        self.answer_from(to, answer);
+                    }
+                    return;
+                }
                 let server = match &mut self.other {
                     Some((at, other)) if *at == to => other,
                     _ => &mut self.server,
@@ -363,9 +377,16 @@ impl World {
                 let known = server == address() || self.aliases.contains(&server);
                 let lost = self.dead.contains(&server) || self.closed.contains(&server);
                 assert!(known || lost || other == Some(server), "{server} is asked");
-                let request = Request::decode(&payload).expect("well formed");
-                let source = request.client;
-                self.sent.push((self.now, request));
+                let source = if payload.first() == Some(&natpmp::VERSION) {
+                    let request = natpmp::Request::decode(&payload).expect("well formed");
+                    self.sent_natpmp.push((self.now, request));
+                    IpAddr::V4(self.wan.address.expect("an address to send from"))
+                } else {
+                    let request = Request::decode(&payload).expect("well formed");
+                    let source = request.client;
+                    self.sent.push((self.now, request));
+                    source
+                };
                 if self.closed.contains(&server) {
                     self.last_datagram += 1;
                     let key = (self.now + Duration::from_millis(1), self.last_datagram);

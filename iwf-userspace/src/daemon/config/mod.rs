@@ -35,6 +35,8 @@ pub struct Config {
     pub pcp_servers: Vec<PcpServer>,
     /// Whether PCP servers are told the descriptions of mappings (RFC 7220).
     pub send_descriptions: bool,
+    /// Whether servers that speak NAT-PMP only are asked in that.
+    pub nat_pmp: bool,
     /// Where they are looked for.
     pub discovery: Discovery,
     /// Where run-time files live.
@@ -457,6 +459,7 @@ impl Config {
                 "upstream.send_descriptions",
                 self.send_descriptions != new.send_descriptions,
             ),
+            ("upstream.nat_pmp", self.nat_pmp != new.nat_pmp),
             ("upstream.discovery", self.discovery != new.discovery),
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),

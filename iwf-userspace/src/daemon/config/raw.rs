@@ -108,6 +108,7 @@ section!(Upstream {
     pcp_servers: Vec<Spanned<toml::Value>> = Vec::new(),
     discovery: Vec<Spanned<String>> = ["dhcp", "router", "anycast"].map(|name| unplaced(name.to_owned())),
     send_descriptions: bool = false,
+    nat_pmp: bool = true,
 });
 section!(Paths {
     state_dir: String = "/var/lib/iwf",

@@ -62,6 +62,7 @@ impl TryFrom<raw::File> for Config {
             )?,
             pcp_servers,
             send_descriptions: *file.upstream.send_descriptions.get_ref(),
+            nat_pmp: *file.upstream.nat_pmp.get_ref(),
             discovery,
             paths: paths(&file.paths)?,
             http: http(&file.http)?,

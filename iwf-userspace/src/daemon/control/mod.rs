@@ -273,6 +273,9 @@ pub struct Server {
     pub in_use: bool,
     /// `unknown`, `answering`, `silent`, or `not-asked`.
     pub state: String,
+    /// The protocol in which it is asked: `pcp` or `nat-pmp`.
+    #[serde(default)]
+    pub via: String,
     /// Last epoch seen, in seconds.
     pub epoch: Option<u32>,
 }
@@ -354,6 +357,9 @@ pub struct LeaseRow {
     pub protocol: Protocol,
     /// The server that granted it.
     pub server: SocketAddrV4,
+    /// In which protocol: `pcp` or `nat-pmp`.
+    #[serde(default)]
+    pub via: String,
     /// What the server calls internal: the external endpoint of our NAT.
     pub nat1: SocketAddrV4,
     /// What the server assigned.

@@ -75,8 +75,8 @@ fn render_status(status: &Status) -> String {
         row(
             &format!("PCP server {}", server.server),
             format!(
-                "{} {} by {}{epoch}{used}",
-                server.address, server.state, server.origin
+                "{} {} by {} in {}{epoch}{used}",
+                server.address, server.state, server.origin, server.via
             ),
         );
     }
@@ -193,11 +193,19 @@ fn render_leases(rows: &[LeaseRow]) -> String {
     if rows.is_empty() {
         return "no leases\n".to_owned();
     }
-    let mut table = new(&["protocol", "server", "NAT1 external", "assigned", "left"]);
+    let mut table = new(&[
+        "protocol",
+        "server",
+        "via",
+        "NAT1 external",
+        "assigned",
+        "left",
+    ]);
     for row in rows {
         table.add_row([
             row.protocol.to_string(),
             row.server.to_string(),
+            row.via.clone(),
             row.nat1.to_string(),
             row.assigned.to_string(),
             span(row.granted_left_seconds),

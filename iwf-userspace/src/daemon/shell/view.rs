@@ -12,7 +12,7 @@ use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
 use crate::iwf::{Mode, Origin, ServerState};
-use crate::mapping::{Mapping, Owner};
+use crate::mapping::{Mapping, Owner, Via};
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
 
 /// What the shell cannot know by itself.
@@ -126,6 +126,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 None => "not-asked",
             }
             .to_owned(),
+            via: via(server.via).to_owned(),
             epoch: server.epoch.map(|epoch| epoch.0),
         });
         known.collect()
@@ -208,6 +209,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 generation: mapping.generation.0,
                 protocol: mapping.protocol,
                 server: v4(lease.server),
+                via: via(lease.via).to_owned(),
                 nat1: socket(mapping.nat1),
                 assigned: socket(mapping.claim.endpoint()?),
                 granted_left_seconds: lease.expires.saturating_duration_since(now).as_secs(),
@@ -268,6 +270,13 @@ fn mode(mode: Mode) -> &'static str {
         Mode::Local => "local",
         Mode::NoServer => "no-server",
         Mode::Down => "down",
+    }
+}
+
+fn via(via: Via) -> &'static str {
+    match via {
+        Via::Pcp => "pcp",
+        Via::NatPmp => "nat-pmp",
     }
 }
 

@@ -6,8 +6,8 @@ use rand::{RngExt, SeedableRng};
 
 use super::fake::MemoryStore;
 use super::*;
-use crate::mapping::Owner;
 use crate::mapping::record::UpstreamLease;
+use crate::mapping::{Owner, Via};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, Lifetime,
     MappingNonce, Protocol, RemotePeer,
@@ -74,6 +74,7 @@ fn record(generation: u32) -> MappingRecord {
         owner: Owner::ControlPoint,
         upstream: Some(UpstreamLease {
             server: "100.64.0.1:5351".parse().unwrap(),
+            via: Via::Pcp,
             nonce: MappingNonce([7; 12]),
             expires: UnixTime::from_secs(1_000_120),
         }),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use super::Handover;
 use crate::mapping::{Lease as Granted, PortChoice};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, Protocol,
@@ -61,6 +62,11 @@ pub enum Input {
         /// What was assigned before.
         external: ExternalEndpoint,
     },
+    /// Get what another client held, or was asked for.
+    TakeOver(Handover),
+    /// Whether what is asked of a server that speaks NAT-PMP only is not refused but left for
+    /// [`PcpClient::hand_over`](super::PcpClient::hand_over).
+    Fallback(bool),
     /// Nobody waits for it: delete it upstream in the background.
     Abandon(Generation),
     /// Delete it upstream; answered by [`Effect::Released`].

@@ -11,7 +11,7 @@ use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
 use super::server::Server;
 use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks};
-use crate::mapping::{Lease as Granted, PortChoice};
+use crate::mapping::{Lease as Granted, PortChoice, Via};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
 };
@@ -256,6 +256,7 @@ impl PcpClient {
             lease.bind(now, lifetime, &mut self.rng);
             let lease = Granted {
                 server,
+                via: Via::Pcp,
                 nonce: lease.nonce,
                 expires,
             };
@@ -567,7 +568,8 @@ impl PcpClient {
             self.observe_epoch(from, epoch, now);
         }
         self.answered(from, now);
-        for id in waiting {
+        let elsewhere = self.fallback && speaks == Speaks::NatPmp && from.is_ipv4();
+        for id in waiting.into_iter().filter(|_| !elsewhere) {
             self.refused(id, error, lifetime, now);
         }
         if let Some(server) = self.servers.get_mut(&from) {
@@ -576,7 +578,9 @@ impl PcpClient {
                 port: ANY_PORT,
                 exact: None,
             };
-            server.negative.put(any, error, lifetime, now);
+            if !elsewhere {
+                server.negative.put(any, error, lifetime, now);
+            }
             // PCPC-083: it may have been replaced by then.
             if server.listed {
                 server.probe = Some((Backoff::default(), now + hold(error, lifetime)));
