@@ -8,8 +8,11 @@
 mod answers;
 mod arbitrary;
 mod defects;
+mod found;
 mod kernel;
 mod link;
+mod months;
+mod oracle;
 mod pool;
 mod random;
 mod recovery;
