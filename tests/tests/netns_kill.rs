@@ -162,6 +162,7 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_instant() -> Result<()> {
     ];
     let mut dice = Dice(0x1df5_9e37_79b9_7f4b);
     let (mut slowest, mut held) = (Duration::ZERO, 0);
+    let mut nonces = BTreeMap::new();
     for kill in 1..=kills {
         // Some calls are done, and then no time in particular passes.
         let enough = flags.answered.load(Ordering::SeqCst) + 1 + dice.roll(30);
@@ -187,7 +188,7 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_instant() -> Result<()> {
         slowest = slowest.max(began.elapsed());
         held += audit["mappings"].as_u64().context("a number")?;
         agree(&scripted, &clients).with_context(|| format!("after kill {kill}"))?;
-        nonces_are_kept(&scripted).with_context(|| format!("after kill {kill}"))?;
+        nonces_are_kept(&scripted, &mut nonces).with_context(|| format!("after kill {kill}"))?;
         flags.pause.store(false, Ordering::SeqCst);
     }
     flags.stop.store(true, Ordering::SeqCst);
@@ -236,24 +237,30 @@ fn agree(scripted: &Scripted, clients: &[Client]) -> Result<()> {
     Ok(())
 }
 
-/// Between the grant of a lease and its deletion every request for it carries the nonce of the grant.
-fn nonces_are_kept(scripted: &Scripted) -> Result<()> {
-    let mut nonces = BTreeMap::new();
-    for (at, request) in scripted.server.map_requests() {
-        let map = request.map.context("a MAP has its fields")?;
-        let tuple = (map.protocol, map.internal_port);
-        if let Some(nonce) = nonces.get(&tuple) {
-            ensure!(
-                *nonce == map.nonce,
-                "another nonce after {at:?}: {request:?}"
-            );
+/// The nonce that the server has last seen for a mapping is the one that it has known since the mapping was listed
+/// first, whatever life of the daemon sent it.
+fn nonces_are_kept(scripted: &Scripted, known: &mut BTreeMap<u64, [u8; 12]>) -> Result<()> {
+    let leases = scripted.server.leases();
+    let mut now = BTreeMap::new();
+    for row in rows(&scripted.iwfd)? {
+        let generation = row["generation"].as_u64().context("a generation")?;
+        let nat1 = endpoint(&row, "nat1")?.port();
+        let lease = leases.iter().find(|lease| lease.internal_port == nat1);
+        let Some(lease) = lease else {
+            // The daemon died amid a deletion that nobody has heard of: the server was told, the store was not.
+            let asked = scripted.server.map_requests();
+            let of_port = |map: Option<Map>| map.is_some_and(|map| map.internal_port == nat1);
+            let last = asked.iter().rev().find(|(_, request)| of_port(request.map));
+            let deleted = last.is_some_and(|(_, request)| request.lifetime == 0);
+            ensure!(deleted, "the server does not hold {row}");
+            continue;
+        };
+        if let Some(before) = known.get(&generation) {
+            ensure!(*before == lease.nonce, "another nonce: {row}");
         }
-        if request.lifetime == 0 {
-            nonces.remove(&tuple);
-        } else {
-            nonces.insert(tuple, map.nonce);
-        }
+        now.insert(generation, lease.nonce);
     }
+    *known = now;
     Ok(())
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Iwf, Saved, StoreChange};
-use crate::mapping::record::MappingRecord;
 use crate::mapping::Owner;
+use crate::mapping::record::MappingRecord;
 use crate::proto::pcp_client;
 use crate::reconcile::plan::EXPIRY_TOLERANCE;
 use crate::types::{Generation, Instant, NatEntry, UnixTime};
