@@ -120,6 +120,7 @@ fn run(seed: u64, days: u64) -> u64 {
     world.traces = std::env::var_os("IWF_SIM_TRACE").is_some();
     let trouble = Trouble::of(seed, &mut world);
     world.trace(|| format!("{trouble:?}"));
+    world.oracle.is_on = true;
     world.oracle.is_strict = !trouble.excuses();
     world.link = Link {
         delay: (1, world.rng.random_range(1..2000)),
