@@ -1,6 +1,5 @@
 //! Ten thousand mappings: what they cost in memory and time, and that one more costs what it costs with ten.
 #![expect(
-    clippy::disallowed_types,
     clippy::disallowed_methods,
     clippy::print_stdout,
     reason = "the suites measure real programs in real time, and say what they saw"

@@ -5,6 +5,8 @@
 //! `IWF_SIM_RUNS`, `IWF_SIM_DAYS` and `IWF_SIM_SEED` set how many runs there are, how long each is, and which is the
 //! first; `cargo xtask sim` does so. A seed that failed becomes a test with its name below.
 
+#![expect(clippy::print_stdout, reason = "says how much was tried")]
+
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -258,6 +258,7 @@ impl World {
         self.kernel.reconcile(&self.iwf.desired(self.now));
     }
 
+    #[expect(clippy::print_stdout, reason = "for who looks for a fault")]
     pub(super) fn trace(&self, what: impl FnOnce() -> String) {
         if self.traces {
             println!("{:>13} {}", self.now.as_millis(), what());
@@ -451,11 +452,12 @@ impl World {
     }
 
     fn carry_out(&mut self, effect: Effect) {
-        self.trace(|| match &effect {
-            Effect::SendUpstream { payload, .. } => {
+        self.trace(|| {
+            if let Effect::SendUpstream { payload, .. } = &effect {
                 format!("sends {:?}", Request::decode(payload))
+            } else {
+                format!("wants {effect:?}")
             }
-            other => format!("wants {other:?}"),
         });
         match effect {
             Effect::Persist { ticket, change } => self.unstored.push((ticket, change)),
@@ -511,7 +513,7 @@ impl World {
 
     /// Tells people what came of it.
     fn tell(&mut self, answer: Effect) {
-        match answer {
+        match answer.clone() {
             Effect::Reply { request, result } => {
                 let asked = self.open.remove(&request.0);
                 let asked = asked.expect("every call is answered once");
@@ -525,7 +527,11 @@ impl World {
                 let before = self.admin_replies.insert(request.0, result);
                 assert_eq!(before, None, "answered twice");
             }
-            other => panic!("no answer: {other:?}"),
+            Effect::SendUpstream { .. }
+            | Effect::WriteNat { .. }
+            | Effect::RemoveNat { .. }
+            | Effect::Persist { .. }
+            | Effect::Notify(_) => panic!("no answer: {answer:?}"),
         }
     }
 

@@ -122,7 +122,7 @@ fn what_is_no_file_or_an_empty_one_does_not_stop_the_start() {
 fn a_file_that_may_not_be_read_is_set_aside() {
     let scratch = Scratch::new();
     filled(&scratch);
-    fs::set_permissions(scratch.file(), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(scratch.file(), fs::Permissions::from_mode(0o000)).unwrap();
     let (store, snapshot) = open(&scratch.0, NOW).unwrap();
     // Root reads it all the same.
     assert!(scratch.damaged() == 1 || !snapshot.mappings.is_empty());

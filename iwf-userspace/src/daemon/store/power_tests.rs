@@ -1,5 +1,10 @@
 //! Power cuts at every operation of the disk, and disks that fail at every one.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "prints the figures of docs/operating.md"
+)]
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 

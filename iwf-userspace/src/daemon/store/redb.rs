@@ -308,15 +308,13 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
 pub(super) fn unreadable(action: &'static str, error: impl Into<::redb::Error>) -> Unusable {
     use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let error = error.into();
-    let machine = match &error {
-        ::redb::Error::Io(error) => {
-            matches!(
-                error.kind(),
-                OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull
-            ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
-        }
-        ::redb::Error::DatabaseAlreadyOpen => true,
-        _other => false,
+    let machine = if let ::redb::Error::Io(error) = &error {
+        matches!(
+            error.kind(),
+            OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull
+        ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    } else {
+        matches!(error, ::redb::Error::DatabaseAlreadyOpen)
     };
     if machine {
         Unusable::Failed(store_error(action, error))
