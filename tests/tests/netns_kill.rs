@@ -3,7 +3,6 @@
 //!
 //! `IWF_KILLS` sets how often it is killed.
 #![expect(
-    clippy::disallowed_types,
     clippy::disallowed_methods,
     clippy::print_stdout,
     reason = "the suites talk to real programs over sockets, in real time, and say what they saw"
