@@ -244,7 +244,7 @@ pub enum StoreChange {
     },
 }
 
-/// What the store kept, for [`Iwf::restore`].
+/// What store and kernel kept, for [`Iwf::restore`].
 #[derive(Clone, Debug, Default)]
 pub struct Saved {
     /// Every mapping.
@@ -253,6 +253,8 @@ pub struct Saved {
     pub last_generation: u32,
     /// Last epoch seen per server, with the wall-clock time it was seen.
     pub epochs: Vec<(IpAddr, Epoch, UnixTime)>,
+    /// What the kernel has kept of an earlier life.
+    pub held: Vec<NatEntry>,
 }
 
 /// What happened, for logs and listeners.

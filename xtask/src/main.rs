@@ -6,6 +6,7 @@ mod build;
 mod demo;
 mod lab;
 mod setup;
+mod sim;
 mod step;
 mod test;
 mod tidy;
@@ -36,6 +37,7 @@ enum Command {
     Lab(lab::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Sim(sim::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
 }
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
     };

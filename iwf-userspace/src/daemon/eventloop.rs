@@ -99,6 +99,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick of an interval is at once; the start has reconciled already.
         reconcile.reset();
+        // What has come meanwhile is done together, because its changes cost one commit then.
+        let (mut events, mut calls) = (Vec::new(), Vec::new());
         info!(mode = settings::mode_name(self.config.mode), "ready");
         notify("READY=1");
 
@@ -127,15 +129,15 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         break;
                     }
                 },
-                Some(event) = inputs.datagrams.recv() => {
-                    self.shell.upstream(event, &mut self.upstream, clock::now());
+                1.. = inputs.datagrams.recv_many(&mut events, MAX_WAITING_DATAGRAMS) => {
+                    self.shell.upstream(events.drain(..), &mut self.upstream, clock::now());
                 }
                 () = self.discovery.changed() => {
                     let report = self.discovery.report();
                     self.shell.discovered(report, &mut self.upstream, clock::now());
                 }
-                Some(call) = inputs.calls.recv() => {
-                    self.shell.soap(call, &mut self.upstream, clock::now());
+                1.. = inputs.calls.recv_many(&mut calls, MAX_WAITING_CALLS) => {
+                    self.shell.soap(calls.drain(..), &mut self.upstream, clock::now());
                 }
                 Some(request) = inputs.requests.recv() => {
                     if request.0 == (Request::Discover {}) {

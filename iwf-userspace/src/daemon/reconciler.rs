@@ -6,20 +6,42 @@ use super::dataplane::{Change, DataPlane, DataPlaneError};
 use crate::reconcile::plan::Plan;
 use crate::types::NatEntry;
 
-/// What one run did.
+/// What one run did, or several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// Entries removed, created or updated.
-    pub(super) repaired: u64,
+    /// Entries that no mapping vouched for.
+    pub(super) removed: u64,
+    /// Entries that were missing.
+    pub(super) created: u64,
+    /// Entries that differed from their mapping.
+    pub(super) updated: u64,
     /// Repairs the kernel refused; the next run tries again.
     pub(super) failed: u64,
+}
+
+/// What a repair does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Removed,
+    Created,
+    Updated,
+}
+
+impl Kind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Removed => "removed",
+            Self::Created => "created",
+            Self::Updated => "updated",
+        }
+    }
 }
 
 /// One difference that was to be set right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Repair {
-    /// `removed`, `created` or `updated`.
-    pub(super) what: &'static str,
+    /// How.
+    pub(super) what: Kind,
     /// The entry.
     pub(super) entry: NatEntry,
     /// What the kernel had against it.
@@ -39,36 +61,53 @@ pub(super) fn run(
     let plan = Plan::new(&plane.observe()?, desired);
     let mut outcome = Outcome::default();
     for entry in &plan.remove {
-        repairs.push(outcome.count("removed", entry, plane.remove(entry)));
+        repairs.push(outcome.count(Kind::Removed, entry, plane.remove(entry)));
     }
     for entry in &plan.create {
-        repairs.push(outcome.count("created", entry, plane.write(entry)));
+        repairs.push(outcome.count(Kind::Created, entry, plane.write(entry)));
     }
     for entry in &plan.update {
-        repairs.push(outcome.count("updated", entry, plane.write(entry)));
+        repairs.push(outcome.count(Kind::Updated, entry, plane.write(entry)));
     }
     Ok(outcome)
 }
 
 impl Outcome {
+    /// Repairs that were made.
+    pub(super) const fn repaired(&self) -> u64 {
+        self.removed + self.created + self.updated
+    }
+
+    /// Counts another run in.
+    pub(super) const fn add(&mut self, other: Self) {
+        self.removed += other.removed;
+        self.created += other.created;
+        self.updated += other.updated;
+        self.failed += other.failed;
+    }
+
     /// Nobody waits for a repair, so that it may settle later.
     fn count(
         &mut self,
-        what: &'static str,
+        what: Kind,
         entry: &NatEntry,
         result: Result<Change, DataPlaneError>,
     ) -> Repair {
         let (protocol, external, internal) = (entry.protocol, entry.external, entry.internal);
         let failure = match result {
             Ok(Change::Settled | Change::Settling(_)) => {
-                self.repaired += 1;
-                info!(%protocol, %external, %internal, what, "kernel entry repaired");
+                match what {
+                    Kind::Removed => self.removed += 1,
+                    Kind::Created => self.created += 1,
+                    Kind::Updated => self.updated += 1,
+                }
+                info!(%protocol, %external, %internal, what = what.name(), "kernel entry repaired");
                 None
             }
             Err(error) => {
                 self.failed += 1;
                 let error = format!("{:#}", anyhow::Error::new(error));
-                warn!(%protocol, %external, %internal, error, "kernel entry not {what}");
+                warn!(%protocol, %external, %internal, error, "kernel entry not {}", what.name());
                 Some(error)
             }
         };
@@ -113,7 +152,7 @@ mod tests {
         plane.write(&entry(2, 2000)).unwrap();
         let desired = [entry(3, 2000), entry(4, 3000)];
         let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
-        assert_eq!((outcome.repaired, outcome.failed), (3, 0));
+        assert_eq!((outcome.repaired(), outcome.failed), (3, 0));
         assert_eq!(plane.observe().unwrap(), desired);
         assert_eq!(
             run(&mut plane, &desired, &mut Vec::new()).unwrap(),
@@ -128,14 +167,14 @@ mod tests {
         let desired = [entry(1, 1000), entry(2, 2000)];
         let mut repairs = Vec::new();
         let outcome = run(&mut plane, &desired, &mut repairs).unwrap();
-        assert_eq!((outcome.repaired, outcome.failed), (1, 1));
+        assert_eq!((outcome.repaired(), outcome.failed), (1, 1));
         let told = repairs.iter().map(|r| (r.what, r.failure.is_some()));
         assert_eq!(
             told.collect::<Vec<_>>(),
-            [("created", true), ("created", false)]
+            [(Kind::Created, true), (Kind::Created, false)]
         );
         let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
-        assert_eq!((outcome.repaired, outcome.failed), (1, 0));
+        assert_eq!((outcome.repaired(), outcome.failed), (1, 0));
         assert_eq!(plane.observe().unwrap(), desired);
     }
 }

@@ -153,6 +153,7 @@ fn core(
             .into_iter()
             .map(|(server, epoch, seen)| (server, epoch, UnixTime::from_millis(seen)))
             .collect(),
+        held: observed,
     };
     let mut seed = [0; 32];
     SysRng.try_fill_bytes(&mut seed).context("get entropy")?;

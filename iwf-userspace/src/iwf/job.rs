@@ -181,10 +181,15 @@ impl Iwf {
     fn store_failed(&mut self, generation: Generation, job: Job, error: EffectError, now: Instant) {
         let refusal = refusal_of(error);
         match (&job.kind, &job.origin) {
-            (Kind::Create, _) => self.undo_create(generation, job, refusal, now),
+            (Kind::Create, _) => {
+                // A store that fails may have stored all the same.
+                self.store_later(generation, now);
+                self.undo_create(generation, job, refusal, now);
+            }
             (Kind::Replace { .. }, _) => self.undo_replace(generation, job, refusal, now),
             (Kind::Remove, Origin::ControlPoint(_)) => {
                 // The record stands, so the mapping does: its lease comes back.
+                self.store_later(generation, now);
                 self.table.set_state(generation, State::Active);
                 self.reacquire(generation, now);
                 self.finish(generation, job, Err(refusal), now);
@@ -254,7 +259,8 @@ impl Iwf {
         self.finish(generation, job, Err(refusal), now);
     }
 
-    /// Puts a mapping back as it was. Its lease may have been extended: that only makes it live longer.
+    /// Puts a mapping back as it was. Its lease may have been extended, which only makes it live longer; one that was
+    /// shortened is asked for again on the old terms.
     pub(super) fn undo_replace(
         &mut self,
         generation: Generation,
@@ -263,11 +269,14 @@ impl Iwf {
         now: Instant,
     ) {
         let lost = job.lost;
+        let mut shortened = false;
         if let Kind::Replace { before, after } = &job.kind {
             let mut mapping = before.as_ref().clone();
             mapping.state = State::Active;
             if let (Some(old), Some(new)) = (&mut mapping.upstream, after.upstream) {
                 *old = new;
+                // The server was asked for no more than the new terms needed.
+                shortened = job.stage != Stage::Upstream && after.lease_ends < mapping.lease_ends;
             }
             if let Some(lease) = mapping.upstream {
                 let want = self.want(&mapping, lease.server, mapping.claim.port, now);
@@ -285,6 +294,9 @@ impl Iwf {
                 }
                 self.write_nat(entry, None);
             }
+        }
+        if shortened && !lost {
+            self.reacquire(generation, now);
         }
         self.finish(generation, job, Err(refusal), now);
         if lost && !self.jobs.contains_key(&generation) {

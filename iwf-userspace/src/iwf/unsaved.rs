@@ -1,7 +1,9 @@
 //! What the store could not take outside of any job is written again until it can: a record that stays would
 //! bring a mapping back that is gone.
+//!
+//! A store that fails fails for all: they wait together and are tried together, a slice at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{EffectError, Iwf, StoreChange, Ticket};
@@ -13,19 +15,20 @@ use crate::types::{Generation, Instant};
 const FIRST: Duration = Duration::from_secs(1);
 /// Longest wait.
 const LONGEST: Duration = Duration::from_secs(60);
+/// So many records are written at a time.
+const SLICE: usize = 256;
+/// Between two slices while the store works.
+const BETWEEN: Duration = Duration::from_millis(20);
 
 /// Mappings whose record is not what it should be. There are no more of them than records in the store.
 #[derive(Debug, Default)]
 pub(super) struct Unsaved {
-    waiting: BTreeMap<Generation, Retry>,
+    waiting: BTreeSet<Generation>,
     under_way: BTreeMap<Ticket, Generation>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Retry {
-    wait: Duration,
-    /// `None` while it is being written.
+    /// When the next slice is written; `None` while there is nothing to write or its outcome is not known.
     at: Option<Instant>,
+    /// The wait after the next failure; zero: the last commit has not failed.
+    wait: Duration,
 }
 
 impl Unsaved {
@@ -40,7 +43,16 @@ impl Unsaved {
     }
 
     pub(super) fn next_event(&self) -> Option<Instant> {
-        self.waiting.values().filter_map(|retry| retry.at).min()
+        self.at
+    }
+
+    fn failed(&mut self, generation: Generation, now: Instant) {
+        self.waiting.insert(generation);
+        // Of the failures of one commit the first one counts.
+        if self.at.is_none_or(|at| at <= now) {
+            self.wait = (self.wait * 2).clamp(FIRST, LONGEST);
+            self.at = Some(now + self.wait);
+        }
     }
 }
 
@@ -55,42 +67,39 @@ impl Iwf {
         let Some(generation) = self.unsaved.under_way.remove(&ticket) else {
             return;
         };
-        match result {
-            Ok(()) => {
-                self.unsaved.waiting.remove(&generation);
-            }
-            Err(_) => self.store_later(generation, now),
+        let unsaved = &mut self.unsaved;
+        if result.is_err() {
+            return unsaved.failed(generation, now);
         }
+        unsaved.waiting.remove(&generation);
+        unsaved.wait = Duration::ZERO;
+        unsaved.at = (!unsaved.waiting.is_empty()).then_some(now + BETWEEN);
     }
 
     /// Writes the record of a mapping, or its absence, after a while.
     pub(super) fn store_later(&mut self, generation: Generation, now: Instant) {
-        let wait = self
-            .unsaved
-            .waiting
-            .get(&generation)
-            .map_or(FIRST, |retry| (retry.wait * 2).min(LONGEST));
-        let at = Some(now + wait);
-        self.unsaved.waiting.insert(generation, Retry { wait, at });
+        self.unsaved.failed(generation, now);
     }
 
     /// Writes what is due as it is now. A mapping with a job is written by that.
     pub(super) fn store_again(&mut self, now: Instant) {
+        if self.unsaved.at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.unsaved.at = None;
+        let idle = |generation: &&Generation| !self.jobs.contains_key(*generation);
         let due: Vec<_> = self
             .unsaved
             .waiting
             .iter()
-            .filter(|(_, retry)| retry.at.is_some_and(|at| at <= now))
-            .map(|(generation, _)| *generation)
+            .filter(idle)
+            .take(SLICE)
+            .copied()
             .collect();
+        if due.is_empty() && !self.unsaved.waiting.is_empty() {
+            self.unsaved.at = Some(now + FIRST);
+        }
         for generation in due {
-            if self.jobs.contains_key(&generation) {
-                self.store_later(generation, now);
-                continue;
-            }
-            if let Some(retry) = self.unsaved.waiting.get_mut(&generation) {
-                retry.at = None;
-            }
             let mapping = self.table.get(generation);
             let active = mapping.filter(|mapping| mapping.state == State::Active);
             let record = active.and_then(|mapping| MappingRecord::new(mapping, &self.clock));

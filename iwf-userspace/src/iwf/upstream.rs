@@ -12,6 +12,12 @@ use crate::proto::pcp_servers;
 use crate::types::{ExternalEndpoint, Generation, Instant, Lifetime};
 use crate::wire::pcp::ResultCode;
 
+/// Renewals of a lease that is granted for less than this are not stored. They come so often that they would wear flash
+/// out, and nothing is lost without them: the store keeps mapping, nonce and the lease that the control point was
+/// promised; how long the server's lease goes on is in the kernel's entry, and where that is gone too, after a power
+/// cut, the lease is asked for again with its nonce before anything is forwarded.
+const STORED_FROM: Lifetime = Lifetime(6 * 3600);
+
 impl Iwf {
     /// Acts on everything the client has to say.
     pub(super) fn pump(&mut self, now: Instant) {
@@ -120,7 +126,7 @@ impl Iwf {
 
     /// A lease was confirmed, or came back: store and kernel follow it.
     fn renewed(&mut self, id: Generation, lease: Lease, external: ExternalEndpoint, now: Instant) {
-        let Some(before) = self.table.get(id).map(|mapping| mapping.claim) else {
+        let Some(before) = self.table.get(id).map(|m| (m.upstream, m.claim)) else {
             return self.tell(pcp_client::Input::Abandon(id), now);
         };
         if !self.update_lease(id, lease, external) {
@@ -130,12 +136,18 @@ impl Iwf {
             return;
         };
         let entry = mapping.nat_entry();
-        if let Some(record) = MappingRecord::new(mapping, &self.clock) {
+        let same = |lease: Option<Lease>| lease.map(|lease| (lease.server, lease.nonce));
+        let moves_the_end_only =
+            (same(before.0), before.1) == (same(mapping.upstream), mapping.claim);
+        let is_short = lease.expires < now + STORED_FROM.duration();
+        if (!moves_the_end_only || !is_short)
+            && let Some(record) = MappingRecord::new(mapping, &self.clock)
+        {
             self.persist(StoreChange::Put(record), None);
         }
         self.write_nat(entry, None);
         self.notify(Notice::Renewed(id));
-        if let Some(before) = before.endpoint().filter(|before| *before != external) {
+        if let Some(before) = before.1.endpoint().filter(|before| *before != external) {
             self.notify(Notice::Moved {
                 generation: id,
                 before,

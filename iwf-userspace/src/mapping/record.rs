@@ -34,8 +34,7 @@ pub struct MappingRecord {
     pub lease_ends: UnixTime,
     /// Whether another external port would have been accepted (AddAnyPortMapping).
     pub any_port: bool,
-    /// Who made it. Records of older daemons do not say: only control points could.
-    #[serde(default)]
+    /// Who made it.
     pub owner: Owner,
     /// The upstream lease; `None` in local mode.
     pub upstream: Option<UpstreamLease>,
@@ -178,16 +177,6 @@ mod tests {
         (before.owner, before.lease_ends) = (Owner::Configuration, NEVER);
         let record = MappingRecord::new(&before, &clock).expect("has an endpoint");
         assert_eq!(record.mapping(&clock, now), before);
-    }
-
-    #[test]
-    fn a_record_of_an_older_daemon_is_a_control_points() {
-        let clock = WallClock::new(UnixTime::from_secs(3), Instant::from_millis(0));
-        let record = MappingRecord::new(&mapping(7, 20, 8080, 8080), &clock).expect("complete");
-        let mut json = serde_json::to_value(&record).expect("JSON");
-        json.as_object_mut().expect("an object").remove("owner");
-        let read: MappingRecord = serde_json::from_value(json).expect("readable");
-        assert_eq!(read, record);
     }
 
     #[test]

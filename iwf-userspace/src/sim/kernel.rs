@@ -13,6 +13,8 @@ pub(super) struct Kernel {
     pub(super) taken: BTreeSet<(Protocol, u16)>,
     /// Calls that fail, counted from 1, with their error.
     pub(super) faults: BTreeMap<u64, EffectError>,
+    /// How many entries there may be.
+    pub(super) capacity: Option<usize>,
     calls: u64,
     /// Writes so far, by which a test tells that nothing was made anew.
     pub(super) writes: u64,
@@ -39,9 +41,28 @@ impl Kernel {
         if held.is_some_and(|held| held.internal != entry.internal) {
             return Err(EffectError::InUse);
         }
+        if held.is_none() && self.is_full() {
+            return Err(EffectError::Full);
+        }
         self.writes += 1;
         self.entries.insert(key, entry);
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.capacity
+            .is_some_and(|capacity| self.entries.len() >= capacity)
+    }
+
+    /// The power goes: nothing is left.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// The data plane's sweep takes away what has expired.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.entries
+            .retain(|_, entry| entry.expires.is_none_or(|at| at > now));
     }
 
     pub(super) fn remove(&mut self, entry: NatEntry) -> Result<(), EffectError> {
@@ -78,8 +99,10 @@ impl Kernel {
             self.entries.remove(&(entry.protocol, entry.external));
         }
         for entry in plan.create.iter().chain(&plan.update) {
-            self.entries
-                .insert((entry.protocol, entry.external), *entry);
+            let key = (entry.protocol, entry.external);
+            if self.entries.contains_key(&key) || !self.is_full() {
+                self.entries.insert(key, *entry);
+            }
         }
         plan
     }

@@ -8,9 +8,12 @@
 mod answers;
 mod arbitrary;
 mod defects;
+mod found;
 mod kernel;
 mod link;
+mod months;
 mod natpmp;
+mod oracle;
 mod pool;
 mod random;
 mod recovery;

@@ -175,6 +175,11 @@ fn calm(world: &mut World) {
     world.set_wan(Some(WAN));
     // Longer than any lifetime granted, so that every lease was confirmed or has ended.
     world.run(4100);
+    agree(world);
+}
+
+/// Every table has the same mappings, and another one can be had.
+pub(super) fn agree(world: &mut World) {
     world.reconcile();
     assert_eq!(
         world.ask(20, add(20, 3000, 600)),
@@ -220,6 +225,11 @@ fn end(world: &mut World) {
     }
     world.state(&[]);
     world.run(10);
+    nothing_is_left(world);
+}
+
+/// Every lease has ended and nothing is stated: no table has anything.
+pub(super) fn nothing_is_left(world: &mut World) {
     assert_eq!(world.iwf.mappings().count(), 0);
     assert_eq!(world.kernel.alive(world.now), []);
     assert_eq!(world.server.alive(world.now).count(), 0);

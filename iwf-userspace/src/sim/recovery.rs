@@ -254,3 +254,76 @@ fn a_change_of_mode_loses_no_mapping() {
     assert!(world.active().iter().all(|m| m.upstream.is_some()));
     assert_eq!(world.server.alive(world.now).count(), 20);
 }
+
+/// What a renewal of a short lease moves is in the kernel's entry, where a dying daemon leaves it.
+#[test]
+fn renewals_of_short_leases_are_not_stored_and_not_lost() {
+    let mut world = World::new(42);
+    world.server.lifetimes = (120, 3600);
+    for port in 2000..2020 {
+        assert_eq!(world.ask(20, add(20, port, 604_800)), Ok(vec![]));
+    }
+    let (stored, asked) = (world.store.changes, maps(&world.sent).len());
+    world.run(86_400);
+    assert!(maps(&world.sent).len() > asked + 20 * 24);
+    assert_eq!(world.store.changes, stored, "nothing written in a day");
+
+    let held = world.kernel.observe();
+    let (sent, writes) = (world.sent.len(), world.kernel.writes);
+    world.crash();
+    assert_eq!(world.kernel.observe(), held, "not one entry is changed");
+    assert_eq!(world.kernel.writes, writes);
+    world.run(10);
+    assert_eq!(
+        maps(&world.sent[sent..]).len(),
+        0,
+        "the leases are still good"
+    );
+}
+
+/// AMB-02: when the power was gone nothing proves that a lease is still good, and its nonce gets it back.
+#[test]
+fn after_a_power_cut_every_mapping_is_asked_for_with_its_nonce() {
+    for clock_is_kept in [true, false] {
+        let mut world = World::new(43);
+        world.server.lifetimes = (120, 3600);
+        for port in 2000..2020 {
+            assert_eq!(world.ask(20, add(20, port, 604_800)), Ok(vec![]));
+        }
+        world.run(40_000);
+        let nonces = |world: &World| -> Vec<_> {
+            let lease = |m: &crate::mapping::Mapping| m.upstream.map(|lease| lease.nonce);
+            world.active().into_iter().map(lease).collect()
+        };
+        let before = nonces(&world);
+        let sent = world.sent.len();
+        world.power_cut(Duration::from_secs(120), clock_is_kept);
+        assert_eq!(world.kernel.observe(), [], "not before the server says so");
+        world.run(5);
+        assert_eq!(maps(&world.sent[sent..]).len(), 20);
+        assert_eq!(nonces(&world), before);
+        assert_eq!(world.kernel.alive(world.now).len(), 20);
+        assert_eq!(world.server.foreign_nonces, 0);
+        world.set_clock(0);
+        world.run(7200);
+        assert_eq!(world.active().len(), 20);
+    }
+}
+
+/// The clock of a router without a battery says 1970 when it starts, and a lease that it was stored with is no lease
+/// that was promised for another fifty years.
+#[test]
+fn a_lease_is_not_believed_by_a_clock_that_was_not_set() {
+    let mut world = World::new(44);
+    world.server.lifetimes = (120, 86_400);
+    assert_eq!(world.ask(20, add(20, 2000, 604_800)), Ok(vec![]));
+    world.run(100);
+    let sent = world.sent.len();
+    world.power_cut(Duration::from_secs(100_000), false);
+    world.run(5);
+    assert_eq!(maps(&world.sent[sent..]).len(), 1);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+    let lease = world.only().upstream.expect("there is a server");
+    let held = world.server.alive(world.now).next().expect("one").1.expires;
+    assert!(lease.expires <= held + Duration::from_secs(2));
+}

@@ -43,6 +43,10 @@ pub(super) struct Server {
     /// Internal ports below this one are refused, as Debian's miniupnpd is usually set up.
     pub(super) min_internal: u16,
     started: Instant,
+    /// Whether requests are kept: not where there would be too many.
+    pub(super) keeps_log: bool,
+    /// When it lost everything last.
+    pub(super) restarted: Option<Instant>,
     /// Requests carried out, with the time of their arrival.
     pub(super) log: Vec<(Instant, Request)>,
     /// Requests that carried another nonce than the mapping.
@@ -74,6 +78,8 @@ impl Server {
             min_internal: 0,
             // Its clock does not begin with ours.
             started: now,
+            keeps_log: true,
+            restarted: None,
             log: Vec::new(),
             foreign_nonces: 0,
         }
@@ -83,6 +89,7 @@ impl Server {
     pub(super) fn restart(&mut self, now: Instant) {
         self.mappings.clear();
         self.started = now;
+        self.restarted = Some(now);
     }
 
     pub(super) fn epoch(&self, now: Instant) -> Epoch {
@@ -112,7 +119,9 @@ impl Server {
         let request = Request::decode(payload).expect("the core sends only what is well formed");
         assert_eq!(request.client, source, "PCPC-005");
         self.mappings.retain(|_, held| held.expires > now);
-        self.log.push((now, request.clone()));
+        if self.keeps_log {
+            self.log.push((now, request.clone()));
+        }
         match request.body.clone() {
             Body::Announce => Some(self.encode(Body::Announce, ResultCode::Success, 0, now)),
             Body::Map(map) => self.map(now, &request, map),

@@ -5,16 +5,22 @@ use std::net::IpAddr;
 
 use crate::iwf::{EffectError, Saved, StoreChange};
 use crate::mapping::record::MappingRecord;
-use crate::types::{Epoch, Generation, UnixTime};
+use crate::types::{Epoch, Generation, NatEntry, UnixTime};
 
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pub(super) records: BTreeMap<Generation, MappingRecord>,
     epochs: BTreeMap<IpAddr, (Epoch, UnixTime)>,
     last_generation: u32,
-    /// Calls that fail, counted from 1, with their error.
+    /// Commits that fail, counted from 1, with their error.
     pub(super) faults: BTreeMap<u64, EffectError>,
+    /// Every commit fails.
+    pub(super) full: bool,
+    /// What fails is stored all the same, as a disk may do that does not confirm.
+    pub(super) stores_what_fails: bool,
     calls: u64,
+    /// Changes stored.
+    pub(super) changes: u64,
 }
 
 impl Store {
@@ -23,19 +29,27 @@ impl Store {
         self.calls + 1
     }
 
-    pub(super) fn commit(&mut self, change: StoreChange) -> Result<(), EffectError> {
+    /// All of the changes or none.
+    pub(super) fn commit(&mut self, changes: Vec<StoreChange>) -> Result<(), EffectError> {
         self.calls += 1;
-        if let Some(error) = self.faults.remove(&self.calls) {
-            return Err(error);
+        let fault = self.faults.remove(&self.calls);
+        let fault = fault.or(self.full.then_some(EffectError::Full));
+        if fault.is_none() || self.stores_what_fails {
+            for change in changes {
+                self.apply(change);
+            }
         }
+        fault.map_or(Ok(()), Err)
+    }
+
+    fn apply(&mut self, change: StoreChange) {
+        self.changes += 1;
         match change {
             StoreChange::Put(record) => {
                 self.last_generation = self.last_generation.max(record.generation.0);
                 // What is stored is what a real store would give back.
                 let json = serde_json::to_vec(&record).expect("encodes");
-                let record = serde_json::from_slice(&json).expect("decodes");
-                assert!(!String::from_utf8_lossy(&json).is_empty());
-                let record: MappingRecord = record;
+                let record: MappingRecord = serde_json::from_slice(&json).expect("decodes");
                 self.records.insert(record.generation, record);
             }
             StoreChange::Delete(generation) => {
@@ -49,10 +63,10 @@ impl Store {
                 self.epochs.insert(server, (epoch, seen));
             }
         }
-        Ok(())
     }
 
-    pub(super) fn saved(&self) -> Saved {
+    /// What a new life begins with; `held` is what the kernel has.
+    pub(super) fn saved(&self, held: Vec<NatEntry>) -> Saved {
         Saved {
             mappings: self.records.values().cloned().collect(),
             last_generation: self.last_generation,
@@ -61,6 +75,7 @@ impl Store {
                 .iter()
                 .map(|(server, (epoch, seen))| (*server, *epoch, *seen))
                 .collect(),
+            held,
         }
     }
 }

@@ -551,8 +551,8 @@ fn a_record_the_store_could_not_remove_goes_later() {
 #[test]
 fn a_renewal_the_store_could_not_take_is_stored_later() {
     let mut world = World::new(28);
-    world.server.lifetimes = (120, 600);
-    assert_eq!(world.ask(20, add(20, 8080, 86_400)), Ok(vec![]));
+    world.server.lifetimes = (120, 86_400);
+    assert_eq!(world.ask(20, add(20, 8080, 604_800)), Ok(vec![]));
     let next = world.store.next_call();
     world.store.faults.insert(next, EffectError::Full);
     let stored = |world: &World| {
@@ -560,6 +560,6 @@ fn a_renewal_the_store_could_not_take_is_stored_later() {
         record.upstream.expect("a lease").expires
     };
     let before = stored(&world);
-    world.run(390);
+    world.run(60_000);
     assert!(stored(&world) > before);
 }

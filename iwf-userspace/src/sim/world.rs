@@ -10,17 +10,19 @@ use rand::{RngExt, SeedableRng};
 use super::kernel::Kernel;
 use super::link::Link;
 use super::natpmp::Gateway;
+use super::oracle::Oracle;
 use super::server::{Server, address};
 use super::store::Store;
 use crate::iwf::{
-    AdminCommand, Discovered, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings,
-    WanState,
+    AdminCommand, Discovered, Effect, EffectError, Input, Iwf, Notice, RequestId, ServerSource,
+    Settings, StoreChange, Ticket, WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
+use crate::reconcile::invariants::Violation;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
-use crate::wire::pcp::Request;
+use crate::wire::pcp::{Request, ServerMessage};
 use crate::wire::soap::{ActionResult, Call};
 
 /// The WAN address at start.
@@ -34,10 +36,13 @@ const LAN: LanPrefix = LanPrefix {
 const START: Instant = Instant::from_millis(1_000_000);
 const WALL: u64 = 1_800_000_000;
 
-/// The wall clock at `now`.
+/// The wall clock at `now`, if it was set right.
 fn wall(now: Instant) -> UnixTime {
     UnixTime::from_millis(WALL * 1000 + now.as_millis() - START.as_millis())
 }
+
+/// A clock that begins in 1970, as without a battery.
+const UNSET: i64 = -(WALL as i64) * 1000;
 
 pub(super) struct World {
     pub(super) now: Instant,
@@ -51,6 +56,12 @@ pub(super) struct World {
     pub(super) wan: WanState,
     /// What the configuration states.
     pub(super) statics: Vec<StaticMapping>,
+    /// When the store failed last.
+    store_failed: Instant,
+    /// Everything that happens is printed: a single run with IWF_SIM_TRACE set.
+    pub(super) traces: bool,
+    /// Whether requests sent and notices are kept: not where there would be too many.
+    pub(super) keeps_sent: bool,
     /// Every request sent, whether it arrived or not.
     pub(super) sent: Vec<(Instant, Request)>,
     /// The same in NAT-PMP.
@@ -80,10 +91,17 @@ pub(super) struct World {
     pub(super) crashes: u32,
     /// The WAN has had another address.
     pub(super) moved: bool,
+    /// By how many milliseconds the wall clock is wrong.
+    pub(super) clock_error: i64,
+    /// What clients were told.
+    pub(super) oracle: Oracle,
     /// The kernel refused something: the shell lets the reconciler run when it has carried out everything.
     nudged: bool,
     /// Does not check everything after each step: with many mappings that takes its time, and it counts as a look.
     pub(super) unchecked: bool,
+    /// What waits for the next commit, and who is told something after it.
+    unstored: Vec<(Ticket, StoreChange)>,
+    answers: Vec<Effect>,
     wires: BTreeMap<(Instant, u64), Datagram>,
     last_request: u64,
     last_datagram: u64,
@@ -123,6 +141,9 @@ impl World {
                 address6: None,
             },
             statics: Vec::new(),
+            store_failed: Instant::from_millis(0),
+            traces: false,
+            keeps_sent: true,
             sent: Vec::new(),
             sent_natpmp: Vec::new(),
             gateway: None,
@@ -139,8 +160,12 @@ impl World {
             crash_after: None,
             crashes: 0,
             moved: false,
+            clock_error: 0,
+            oracle: Oracle::default(),
             nudged: false,
             unchecked: false,
+            unstored: Vec::new(),
+            answers: Vec::new(),
             wires: BTreeMap::new(),
             last_request: 0,
             last_datagram: 0,
@@ -149,16 +174,52 @@ impl World {
         world
     }
 
+    /// The wall clock now.
+    pub(super) fn wall(&self) -> UnixTime {
+        let right = i64::try_from(wall(self.now).as_millis()).expect("this century");
+        let shown = right.saturating_add(self.clock_error).max(0);
+        UnixTime::from_millis(u64::try_from(shown).expect("not negative"))
+    }
+
+    /// The wall clock is wrong by so much from now on.
+    pub(super) fn set_clock(&mut self, error: i64) {
+        self.clock_error = error;
+        self.input(Input::WallClock(self.wall()));
+    }
+
     /// The daemon dies and starts again: only store and kernel are left of it.
     pub(super) fn crash(&mut self) {
+        self.down_for(Duration::ZERO);
+    }
+
+    /// The daemon dies, and starts again after a while. What comes meanwhile is lost.
+    pub(super) fn down_for(&mut self, while_down: Duration) {
         self.crashes += 1;
+        self.trace(|| format!("the daemon dies, for {while_down:?}"));
+        self.oracle.crashed(&self.open);
         self.open.clear();
-        let wall = wall(self.now);
+        (self.unstored, self.answers) = (Vec::new(), Vec::new());
+        self.now = self.now + while_down;
+        let now = self.now;
+        self.wires
+            .retain(|(at, _), datagram| matches!(datagram, Datagram::ToServer(..)) || *at > now);
+        self.kernel.sweep(now);
+        let wall = self.wall();
         let seed = self.rng.random();
         self.iwf = Iwf::new(self.settings.clone(), seed, wall, self.now);
-        self.iwf.restore(self.store.saved(), self.now);
+        let saved = self.store.saved(self.kernel.observe());
+        self.iwf.restore(saved, self.now);
         self.nudged = true;
         self.boot();
+    }
+
+    /// The power goes, and comes again after a while. The clock may have to be set before it is right.
+    pub(super) fn power_cut(&mut self, while_down: Duration, clock_is_kept: bool) {
+        self.kernel.clear();
+        if !clock_is_kept {
+            self.clock_error = UNSET;
+        }
+        self.down_for(while_down);
     }
 
     fn boot(&mut self) {
@@ -205,6 +266,13 @@ impl World {
         self.kernel.reconcile(&self.iwf.desired(self.now));
     }
 
+    #[expect(clippy::print_stdout, reason = "for who looks for a fault")]
+    pub(super) fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traces {
+            println!("{:>13} {}", self.now.as_millis(), what());
+        }
+    }
+
     pub(super) fn input(&mut self, input: Input) {
         self.iwf.handle_input(input, self.now);
         self.settle();
@@ -215,6 +283,8 @@ impl World {
         self.last_request += 1;
         let id = self.last_request;
         self.open.insert(id, self.now);
+        self.oracle.asked(id, host, &call, self.now);
+        self.trace(|| format!("192.168.1.{host} calls {} {:?}", call.action, call.args));
         self.input(Input::Soap {
             request: RequestId(id),
             caller: Ipv4Addr::new(192, 168, 1, host),
@@ -226,6 +296,7 @@ impl World {
     pub(super) fn admin_delete(&mut self, protocol: Protocol, external_port: u16) -> u64 {
         self.last_request += 1;
         let id = self.last_request;
+        self.oracle.admin(protocol, external_port);
         self.input(Input::Admin {
             request: RequestId(id),
             command: AdminCommand::Delete {
@@ -313,7 +384,10 @@ impl World {
                     self.answer_from(to, answer);
                 }
             }
-            Datagram::ToClient(from, payload) => self.input(Input::Upstream { from, payload }),
+            Datagram::ToClient(from, payload) => {
+                self.trace(|| format!("hears {:?}", ServerMessage::decode(&payload)));
+                self.input(Input::Upstream { from, payload });
+            }
             Datagram::Unreachable(server) => self.input(Input::UpstreamUnreachable { server }),
         }
     }
@@ -333,18 +407,36 @@ impl World {
         }
     }
 
-    /// Carries out effects until there is none, then checks everything.
+    /// Carries out effects as the shell does until there is none, then checks everything.
     fn settle(&mut self) {
-        while let Some(effect) = self.iwf.poll_effect() {
-            if let Some(left) = &mut self.crash_after {
-                if *left == 0 {
-                    self.crash_after = None;
-                    self.crash();
+        loop {
+            while let Some(effect) = self.iwf.poll_effect() {
+                if self.dies() {
                     return;
                 }
-                *left -= 1;
+                self.carry_out(effect);
             }
-            self.carry_out(effect);
+            if self.unstored.is_empty() {
+                break;
+            }
+            if self.dies() {
+                return;
+            }
+            let (tickets, changes): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.unstored).into_iter().unzip();
+            let result = self.store.commit(changes);
+            if result.is_err() {
+                self.store_failed = self.now;
+            }
+            if self.dies() {
+                return;
+            }
+            for answer in std::mem::take(&mut self.answers) {
+                self.tell(answer);
+            }
+            for ticket in tickets {
+                self.done(ticket, result);
+            }
         }
         if std::mem::take(&mut self.nudged) {
             self.reconcile();
@@ -354,25 +446,49 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, effect: Effect) {
-        let mut outcome = |ticket, result| {
-            self.iwf
-                .handle_input(Input::Done { ticket, result }, self.now);
+    /// Whether the daemon dies here.
+    fn dies(&mut self) -> bool {
+        let Some(left) = &mut self.crash_after else {
+            return false;
         };
+        if *left > 0 {
+            *left -= 1;
+            return false;
+        }
+        self.crash_after = None;
+        self.crash();
+        true
+    }
+
+    fn done(&mut self, ticket: Ticket, result: Result<(), EffectError>) {
+        let input = Input::Done { ticket, result };
+        self.iwf.handle_input(input, self.now);
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        self.trace(|| {
+            if let Effect::SendUpstream { payload, .. } = &effect {
+                format!("sends {:?}", Request::decode(payload))
+            } else {
+                format!("wants {effect:?}")
+            }
+        });
         match effect {
-            Effect::Persist { ticket, change } => outcome(ticket, self.store.commit(change)),
+            Effect::Persist { ticket, change } => self.unstored.push((ticket, change)),
             Effect::WriteNat { ticket, entry } => {
                 let result = self.kernel.write(entry);
                 self.nudged |= result.is_err();
-                outcome(ticket, result);
+                self.done(ticket, result);
             }
             Effect::RemoveNat { ticket, entry } => {
                 let result = self.kernel.remove(entry);
                 self.nudged |= result.is_err();
-                outcome(ticket, result);
+                self.done(ticket, result);
             }
             Effect::SendUpstream { server, payload } => {
-                self.sent_to.push(server);
+                if self.keeps_sent {
+                    self.sent_to.push(server);
+                }
                 let other = self.other.as_ref().map(|(at, _)| *at);
                 let known = server == address() || self.aliases.contains(&server);
                 let lost = self.dead.contains(&server) || self.closed.contains(&server);
@@ -384,7 +500,9 @@ impl World {
                 } else {
                     let request = Request::decode(&payload).expect("well formed");
                     let source = request.client;
-                    self.sent.push((self.now, request));
+                    if self.keeps_sent {
+                        self.sent.push((self.now, request));
+                    }
                     source
                 };
                 if self.closed.contains(&server) {
@@ -402,18 +520,39 @@ impl World {
                     self.wires.insert(key, datagram);
                 }
             }
+            Effect::Reply { .. } | Effect::AdminReply { .. } if !self.unstored.is_empty() => {
+                self.answers.push(effect);
+            }
+            Effect::Reply { .. } | Effect::AdminReply { .. } => self.tell(effect),
+            Effect::Notify(notice) => {
+                if self.keeps_sent {
+                    self.notices.push(notice);
+                }
+            }
+        }
+    }
+
+    /// Tells people what came of it.
+    fn tell(&mut self, answer: Effect) {
+        match answer.clone() {
             Effect::Reply { request, result } => {
                 let asked = self.open.remove(&request.0);
                 let asked = asked.expect("every call is answered once");
                 let took = self.now.saturating_duration_since(asked);
                 assert!(took <= Duration::from_secs(28), "answered after {took:?}");
+                self.oracle
+                    .told(request.0, &result, self.store.stores_what_fails);
                 self.replies.insert(request.0, (self.now, result));
             }
             Effect::AdminReply { request, result } => {
                 let before = self.admin_replies.insert(request.0, result);
                 assert_eq!(before, None, "answered twice");
             }
-            Effect::Notify(notice) => self.notices.push(notice),
+            Effect::SendUpstream { .. }
+            | Effect::WriteNat { .. }
+            | Effect::RemoveNat { .. }
+            | Effect::Persist { .. }
+            | Effect::Notify(_) => panic!("no answer: {answer:?}"),
         }
     }
 
@@ -433,7 +572,11 @@ impl World {
     /// What has to hold between any two steps.
     pub(super) fn check(&self) {
         assert!(self.iwf.is_consistent(), "at {:?}", self.now);
-        let violations = self.iwf.audit(&self.kernel.observe(), self.now);
+        let mut violations = self.iwf.audit(&self.kernel.observe(), self.now);
+        if self.kernel.capacity.is_some() {
+            // There is no room for what has come back since.
+            violations.retain(|v| !matches!(v, Violation::Missing(_)));
+        }
         assert_eq!(violations, [], "at {:?}", self.now);
         for (id, asked) in &self.open {
             let waits = self.now.saturating_duration_since(*asked);
@@ -442,9 +585,15 @@ impl World {
                 "call {id} waits {waits:?}"
             );
         }
+        // What the store has not taken it is given again within a minute.
+        let in_doubt = self.now < self.store_failed + Duration::from_secs(62);
         for mapping in self.active() {
             let record = self.store.records.get(&mapping.generation);
-            assert!(record.is_some(), "active but not stored: {mapping:?}");
+            assert!(
+                record.is_some() || in_doubt,
+                "active but not stored: {mapping:?}"
+            );
         }
+        self.oracle.check(self);
     }
 }

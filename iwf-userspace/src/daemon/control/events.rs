@@ -76,6 +76,10 @@ kinds! {
     Repaired = "repaired",
     /// It could not.
     RepairFailed = "repair-failed",
+    /// The store cannot be written: new mappings are refused.
+    StoreFails = "store-fails",
+    /// The store can be written again.
+    StoreWorks = "store-works",
     /// Something that this version of the daemon has no name for.
     Other = "other",
 }

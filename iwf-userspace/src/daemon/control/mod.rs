@@ -235,8 +235,11 @@ pub struct Status {
     pub mappings: u64,
     /// Sessions in the kernel at the last sweep.
     pub sessions: u64,
-    /// The last run of the reconciler.
+    /// What the reconciler did.
     pub reconciler: Reconciler,
+    /// What the store did.
+    #[serde(default)]
+    pub store: StoreState,
 }
 
 /// One of several external addresses.
@@ -297,17 +300,49 @@ pub struct Discovered {
     pub discarded: u64,
 }
 
-/// What the last run of the reconciler did.
+/// What the reconciler did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reconciler {
     /// Runs since start.
     pub runs: u64,
     /// Seconds since the last one.
     pub seconds_ago: Option<u64>,
-    /// Kernel entries created, updated and removed by it.
+    /// Kernel entries created, updated and removed by the last one.
     pub repaired: u64,
-    /// Repairs that failed.
+    /// Repairs of the last one that failed.
     pub failed: u64,
+    /// Of all runs.
+    #[serde(default)]
+    pub total: Repairs,
+}
+
+/// Repairs since the start, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    /// Kernel entries that no mapping vouched for.
+    pub removed: u64,
+    /// Kernel entries that were missing.
+    pub created: u64,
+    /// Kernel entries that differed from their mapping.
+    pub updated: u64,
+    /// Repairs that the kernel refused.
+    pub failed: u64,
+    /// Runs that could not look at the kernel.
+    pub blind: u64,
+}
+
+/// What the store did since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreState {
+    /// Commits, each with one sync.
+    pub commits: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// Commits that failed.
+    pub failures: u64,
+    /// For how many seconds it has failed; absent while it works.
+    #[serde(default)]
+    pub failing_seconds: Option<u64>,
 }
 
 /// One mapping in the three tables.
@@ -381,6 +416,9 @@ pub struct Audit {
     pub mappings: u64,
     /// What differs, one sentence each.
     pub differences: Vec<String>,
+    /// What the reconciler did so far.
+    #[serde(default)]
+    pub reconciler: Reconciler,
 }
 
 /// Counters of the data plane, in its order.
@@ -390,6 +428,9 @@ pub struct Stats {
     pub sessions: u64,
     /// Sum over all CPUs since the programs were loaded.
     pub counters: Vec<Counter>,
+    /// What reconciler and store did since the daemon started.
+    #[serde(default)]
+    pub daemon: Vec<Counter>,
     /// How full the tables are; the large ones are missing before the first sweep has ended.
     #[serde(default)]
     pub tables: Vec<TableRow>,

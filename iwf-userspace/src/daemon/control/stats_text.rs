@@ -20,9 +20,9 @@ impl View {
     /// Leaves what does not match out.
     pub fn narrow(&self, stats: &mut Stats) {
         if let Some(part) = &self.matching {
-            stats
-                .counters
-                .retain(|counter| counter.name.contains(part.as_str()));
+            for counters in [&mut stats.counters, &mut stats.daemon] {
+                counters.retain(|counter| counter.name.contains(part.as_str()));
+            }
             stats
                 .tables
                 .retain(|table| table.table.contains(part.as_str()));
@@ -44,10 +44,9 @@ pub fn render(stats: &Stats, view: &View) -> String {
     if !stats.tables.is_empty() {
         text.push_str(&tables(&stats.tables));
     }
-    let zero = stats.counters.iter().filter(|c| c.value == 0).count();
-    let shown: Vec<&Counter> = stats
-        .counters
-        .iter()
+    let all = || stats.counters.iter().chain(&stats.daemon);
+    let zero = all().filter(|c| c.value == 0).count();
+    let shown: Vec<&Counter> = all()
         .filter(|counter| view.all || counter.value != 0)
         .collect();
     if !shown.is_empty() {
@@ -170,6 +169,7 @@ mod tests {
             value,
         };
         Stats {
+            daemon: Vec::new(),
             sessions: 12,
             counters: vec![
                 counter("forwarded_out", out),

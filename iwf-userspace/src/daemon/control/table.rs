@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::lists::Lister;
 use super::stats_text::{self, View};
-use super::{Audit, Family, LeaseRow, MappingRow, Response, Status};
+use super::{Audit, Family, LeaseRow, MappingRow, Reconciler, Repairs, Response, Status};
 
 /// The answer as text that ends with a line end.
 pub fn render(response: &Response) -> String {
@@ -100,15 +100,37 @@ fn render_status(status: &Status) -> String {
     }
     row("mappings", status.mappings.to_string());
     row("sessions", status.sessions.to_string());
-    let last = &status.reconciler;
-    let when = last
-        .seconds_ago
-        .map_or_else(|| "never ran".to_owned(), |s| format!("{} ago", span(s)));
+    row("reconciler", reconciler(&status.reconciler));
+    let store = &status.store;
     row(
-        "reconciler",
-        format!("{when}, {} repaired, {} failed", last.repaired, last.failed),
+        "store",
+        match store.failing_seconds {
+            None => format!("{} changes in {} commits", store.changes, store.commits),
+            Some(seconds) => format!("FAILS since {}, new mappings are refused", span(seconds)),
+        },
     );
     format!("{}\n", table.trim_fmt())
+}
+
+fn reconciler(state: &Reconciler) -> String {
+    let when = state
+        .seconds_ago
+        .map_or_else(|| "never ran".to_owned(), |s| format!("{} ago", span(s)));
+    let total = &state.total;
+    let mut text = format!(
+        "{when}, {} repaired, {} failed",
+        state.repaired, state.failed
+    );
+    if *total != Repairs::default() {
+        text.push_str(&format!(
+            "; in {} runs {} removed, {} created, {} updated, {} failed",
+            state.runs, total.removed, total.created, total.updated, total.failed
+        ));
+    }
+    if total.blind > 0 {
+        text.push_str(&format!(", {} times blind", total.blind));
+    }
+    text
 }
 
 fn render_mappings(rows: &[MappingRow]) -> String {
@@ -219,6 +241,7 @@ fn render_audit(audit: &Audit) -> String {
         "{} mappings, {} kernel entries, {} upstream leases\n",
         audit.mappings, audit.kernel_entries, audit.leases
     );
+    text.push_str(&format!("reconciler: {}\n", reconciler(&audit.reconciler)));
     for difference in &audit.differences {
         text.push_str(&format!("differs: {difference}\n"));
     }

@@ -16,6 +16,9 @@ use aya::Pod;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 
+/// Entries that [`BatchMap::select`] reads with one call.
+const SELECTED: usize = 1024;
+
 /// The part of `union bpf_attr` for batches.
 #[repr(C)]
 struct Batch {
@@ -112,6 +115,14 @@ impl<K: Pod + Default, V: Pod + Default> Walked<K, V> {
             most,
             next: FEWEST.min(most),
         })
+    }
+
+    /// Every entry that fits.
+    ///
+    /// # Errors
+    /// As [`BatchMap::read`].
+    pub(crate) fn select(&self, fits: impl Fn(&V) -> bool) -> io::Result<Vec<(K, V)>> {
+        self.map.select(fits)
     }
 
     /// How many entries the map has room for.
@@ -228,6 +239,21 @@ impl<K: Pod + Default, V: Pod + Default> BatchMap<K, V> {
             slice.len = read.min(slice.keys.len());
             return Ok(());
         }
+    }
+
+    /// Every entry that fits, as [`Self::read`] finds them.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn select(&self, fits: impl Fn(&V) -> bool) -> io::Result<Vec<(K, V)>> {
+        let (mut cursor, mut slice) = (Cursor::Start, Slice::new(SELECTED));
+        let mut found = Vec::new();
+        while cursor != Cursor::End {
+            self.read(&mut cursor, &mut slice)?;
+            let fitting = slice.iter().filter(|(_, value)| fits(value));
+            found.extend(fitting.map(|(key, value)| (*key, *value)));
+        }
+        Ok(found)
     }
 
     /// Sets the values of all `keys`, in their order.

@@ -72,7 +72,7 @@ pub(super) trait Tables {
     fn filters(&self) -> io::Result<BTreeMap<EndpointKey, FilterList>>;
     /// An internal endpoint has lost its mapping to a better right.
     fn displaced(&mut self, internal: EndpointKey, external: EndpointKey);
-    /// Everything in a table.
+    /// At least everything in a table that packets have not made.
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>>;
 }
 

@@ -21,6 +21,7 @@ use iwf_common::{limits, tick};
 
 use super::Turn;
 use super::batch::{Cursor, Walked};
+use super::pair::Side;
 use super::settle::Settling;
 use judge::Runs;
 pub use judge::{Judge, run_items};
@@ -170,6 +171,15 @@ struct Tables {
 }
 
 impl Sweeper {
+    /// Everything but dynamic mappings in the table of the external endpoints, or in that of the internal ones.
+    pub(super) fn written_by_us(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
+        let table = match side {
+            Side::Ext => &self.tables.external,
+            Side::Int => &self.tables.internal,
+        };
+        table.select(|value| value.kind != MappingKind::Dynamic as u8)
+    }
+
     /// A sweeper of these maps.
     ///
     /// # Errors

@@ -2,11 +2,13 @@
 //!
 //! One owner for core, data plane and store: their order is the order of the calls here. A change is durable and in
 //! the kernel when the reply that promised it leaves; a commit costs one sync of a small file, which on flash takes
-//! some milliseconds. All of it is synchronous but one thing: the sessions that a change ends are looked for slice by
+//! some milliseconds. What is to be stored is gathered while the core wants anything else, and goes into one commit: the
+//! replies wait for that, so that nobody hears of what is not stored. All of it is synchronous but one thing: the sessions that a change ends are looked for slice by
 //! slice, the loop does other work in between, and the core hears that the change is done when the last has ended.
 
 mod found;
 mod listing;
+mod persist;
 mod pressure;
 mod telling;
 mod view;
@@ -27,11 +29,11 @@ use super::http::SoapCall;
 use super::journal::Journal;
 use super::netstate::NetState;
 use super::reconciler;
-use super::store::{Store, StoreError};
+use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
     AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, ServerState,
-    StoreChange, Ticket,
+    Ticket,
 };
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
@@ -40,6 +42,7 @@ use crate::wire::soap;
 
 use found::FoundServers;
 use listing::Question;
+use persist::Unstored;
 use pressure::Pressure;
 use telling::Wish;
 pub use view::Facts;
@@ -89,6 +92,7 @@ pub struct Shell<P, S> {
     removed: Option<NatEntry>,
     pressure: Pressure,
     runs: Runs,
+    unstored: Unstored,
 }
 
 /// A change that the core has not heard of yet.
@@ -105,7 +109,12 @@ struct Settling {
 struct Runs {
     count: u64,
     last: Option<Instant>,
+    /// Of the last run.
     outcome: reconciler::Outcome,
+    /// Of all runs.
+    total: reconciler::Outcome,
+    /// Runs that could not look at the kernel.
+    blind: u64,
     due: Option<Instant>,
 }
 
@@ -132,26 +141,35 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             removed: None,
             pressure: Pressure::default(),
             runs: Runs::default(),
+            unstored: Unstored::default(),
         }
     }
 
-    /// A control point called.
-    pub fn soap(&mut self, question: SoapCall, out: &mut impl Datagrams, now: Instant) {
-        let SoapCall {
-            caller,
-            call,
-            reply,
-        } = question;
-        debug!(%caller, action = call.action, "control point calls");
-        let request = self.new_request();
-        let wish = Wish::of(caller, &call);
-        self.soap.insert(request, (reply, wish));
-        let input = Input::Soap {
-            request,
-            caller,
-            call,
-        };
-        self.input(input, out, now);
+    /// Control points called. What the calls change goes into one commit.
+    pub fn soap(
+        &mut self,
+        questions: impl IntoIterator<Item = SoapCall>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        for question in questions {
+            let SoapCall {
+                caller,
+                call,
+                reply,
+            } = question;
+            debug!(%caller, action = call.action, "control point calls");
+            let request = self.new_request();
+            let wish = Wish::of(caller, &call);
+            self.soap.insert(request, (reply, wish));
+            let input = Input::Soap {
+                request,
+                caller,
+                call,
+            };
+            self.core.handle_input(input, now);
+        }
+        self.drain(out, now);
     }
 
     /// The owner asked.
@@ -228,25 +246,38 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.journal.is_followed()
     }
 
-    /// A server, or the network on the way to one, told something.
-    pub fn upstream(&mut self, event: UpstreamEvent, out: &mut impl Datagrams, now: Instant) {
-        let input = match event {
-            UpstreamEvent::Datagram { from, payload } => Input::Upstream { from, payload },
+    /// Servers, or the network on the way to them, told something. What follows from it goes into one commit.
+    pub fn upstream(
+        &mut self,
+        events: impl IntoIterator<Item = UpstreamEvent>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        for event in events {
+            if let Some(input) = self.of_upstream(event) {
+                self.core.handle_input(input, now);
+            }
+        }
+        self.drain(out, now);
+    }
+
+    fn of_upstream(&self, event: UpstreamEvent) -> Option<Input> {
+        match event {
+            UpstreamEvent::Datagram { from, payload } => Some(Input::Upstream { from, payload }),
             UpstreamEvent::Announcement { from, payload } => {
                 // Only the word of a server we use counts, and the core knows it by where requests go.
                 let servers = self.core.servers();
                 let Some(server) = servers.iter().find(|s| s.address.ip() == from) else {
                     debug!(%from, "announcement of a stranger ignored");
-                    return;
+                    return None;
                 };
-                Input::Upstream {
+                Some(Input::Upstream {
                     from: server.address,
                     payload,
-                }
+                })
             }
-            UpstreamEvent::Unreachable { server } => Input::UpstreamUnreachable { server },
-        };
-        self.input(input, out, now);
+            UpstreamEvent::Unreachable { server } => Some(Input::UpstreamUnreachable { server }),
+        }
     }
 
     /// Interfaces or addresses changed. The data plane goes first, so that nothing is translated to an address
@@ -426,12 +457,14 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 self.runs.count += 1;
                 self.runs.last = Some(now);
                 self.runs.outcome = outcome;
+                self.runs.total.add(outcome);
                 if outcome.failed > 0 {
                     self.runs.due = Some(now + RETRY);
                 }
             }
             Err(error) => {
                 log_plane("observe", error);
+                self.runs.blind += 1;
                 self.runs.due = Some(now + RETRY);
             }
         }
@@ -458,63 +491,80 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.drain(out, now);
     }
 
-    /// Carries out effects in their order until there are none; outcomes go back at once.
+    /// Carries out effects in their order until there are none; outcomes go back at once. What is to be stored waits
+    /// until nothing else is wanted and is stored together, and what people are told waits for that.
     fn drain(&mut self, out: &mut impl Datagrams, now: Instant) {
-        while let Some(effect) = self.core.poll_effect() {
-            let (ticket, removed, result) = match effect {
-                Effect::Reply { request, result } => {
-                    if let Some((reply, wish)) = self.soap.remove(&request) {
-                        if let (Some(wish), Err(error)) = (wish, &result) {
-                            self.tell_refused(&wish, *error);
-                        }
-                        answer(reply, result);
+        loop {
+            while let Some(effect) = self.core.poll_effect() {
+                self.carry_out(effect, out, now);
+            }
+            if self.unstored.is_empty() {
+                return;
+            }
+            self.store(now);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, out: &mut impl Datagrams, now: Instant) {
+        let (ticket, removed, result) = match effect {
+            Effect::Reply { .. } | Effect::AdminReply { .. } => {
+                if let Some(answer) = self.unstored.hold(effect) {
+                    self.tell_outcome(answer);
+                }
+                return;
+            }
+            Effect::SendUpstream { server, payload } => return out.send(server, &payload),
+            Effect::Notify(notice) => return self.notify(&notice),
+            Effect::Persist { ticket, change } => return self.unstored.push(ticket, change),
+            Effect::WriteNat { ticket, entry } => {
+                let written = self.plane.write(&entry);
+                // What it displaced is told before it.
+                self.hear();
+                (ticket, None, written.map_err(|e| plane_failed("write", e)))
+            }
+            Effect::RemoveNat { ticket, entry } => {
+                let removed = self.plane.remove(&entry);
+                let removed = removed.map_err(|e| plane_failed("remove", e));
+                (ticket, Some(entry), removed)
+            }
+        };
+        let result = match result {
+            Ok(Change::Settling(turn)) => {
+                self.settling.push_back(Settling {
+                    turn,
+                    ticket,
+                    removed,
+                });
+                return;
+            }
+            Ok(Change::Settled) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.removed = removed.or(self.removed);
+        self.done(ticket, result, now);
+    }
+
+    /// Answers whoever asked.
+    fn tell_outcome(&mut self, answered: Effect) {
+        match answered {
+            Effect::Reply { request, result } => {
+                if let Some((reply, wish)) = self.soap.remove(&request) {
+                    if let (Some(wish), Err(error)) = (wish, &result) {
+                        self.tell_refused(&wish, *error);
                     }
-                    continue;
+                    answer(reply, result);
                 }
-                Effect::AdminReply { request, result } => {
-                    if let Some(reply) = self.admin.remove(&request) {
-                        reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
-                    }
-                    continue;
+            }
+            Effect::AdminReply { request, result } => {
+                if let Some(reply) = self.admin.remove(&request) {
+                    reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
                 }
-                Effect::SendUpstream { server, payload } => {
-                    out.send(server, &payload);
-                    continue;
-                }
-                Effect::Notify(notice) => {
-                    self.notify(&notice);
-                    continue;
-                }
-                Effect::WriteNat { ticket, entry } => {
-                    let written = self.plane.write(&entry);
-                    // What it displaced is told before it.
-                    self.hear();
-                    (ticket, None, written.map_err(|e| plane_failed("write", e)))
-                }
-                Effect::RemoveNat { ticket, entry } => {
-                    let removed = self.plane.remove(&entry);
-                    let removed = removed.map_err(|e| plane_failed("remove", e));
-                    (ticket, Some(entry), removed)
-                }
-                Effect::Persist { ticket, change } => {
-                    let stored = self.persist(&change);
-                    (ticket, None, stored.map(|()| Change::Settled))
-                }
-            };
-            let result = match result {
-                Ok(Change::Settling(turn)) => {
-                    self.settling.push_back(Settling {
-                        turn,
-                        ticket,
-                        removed,
-                    });
-                    continue;
-                }
-                Ok(Change::Settled) => Ok(()),
-                Err(error) => Err(error),
-            };
-            self.removed = removed.or(self.removed);
-            self.done(ticket, result, now);
+            }
+            Effect::SendUpstream { .. }
+            | Effect::WriteNat { .. }
+            | Effect::RemoveNat { .. }
+            | Effect::Persist { .. }
+            | Effect::Notify(_) => {}
         }
     }
 
@@ -523,23 +573,6 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             self.runs.due = Some(self.runs.due.unwrap_or(now + RETRY));
         }
         self.core.handle_input(Input::Done { ticket, result }, now);
-    }
-
-    fn persist(&mut self, change: &StoreChange) -> Result<(), EffectError> {
-        self.store.commit(change).map_err(|error| match error {
-            StoreError::Full => {
-                error!("no space left for the store; new mappings are refused");
-                EffectError::Full
-            }
-            StoreError::Database { .. } => {
-                let error = anyhow::Error::new(error);
-                error!(
-                    error = format!("{error:#}"),
-                    "the store failed; new mappings are refused"
-                );
-                EffectError::Failed
-            }
-        })
     }
 
     fn notify(&self, notice: &Notice) {

@@ -133,10 +133,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     pub(super) fn tell_repairs(&self, repairs: &[Repair]) {
         for repair in repairs {
             let (kind, detail) = match &repair.failure {
-                None => (EventKind::Repaired, repair.what.to_owned()),
+                None => (EventKind::Repaired, repair.what.name().to_owned()),
                 Some(why) => (
                     EventKind::RepairFailed,
-                    format!("not {}: {why}", repair.what),
+                    format!("not {}: {why}", repair.what.name()),
                 ),
             };
             self.journal.write(EventRow {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::super::control::{
-    Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Request, Response,
-    Server, Stats, Status,
+    Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Repairs, Request,
+    Response, Server, Stats, Status, StoreState,
 };
 use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::{DataPlane, DataPlaneError};
@@ -54,7 +54,6 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     fn status(&self, facts: &Facts, now: Instant) -> Result<Status, DataPlaneError> {
-        let runs = &self.runs;
         Ok(Status {
             external_addresses: self.external_addresses()?,
             address_conflict: self
@@ -79,15 +78,61 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             aftr: self.servers_found.aftr(),
             mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
             sessions: self.sessions(),
-            reconciler: Reconciler {
-                runs: runs.count,
-                seconds_ago: runs
-                    .last
-                    .map(|at| now.saturating_duration_since(at).as_secs()),
-                repaired: runs.outcome.repaired,
-                failed: runs.outcome.failed,
-            },
+            reconciler: self.reconciler(now),
+            store: self.store_state(now),
         })
+    }
+
+    fn reconciler(&self, now: Instant) -> Reconciler {
+        let runs = &self.runs;
+        Reconciler {
+            runs: runs.count,
+            seconds_ago: runs
+                .last
+                .map(|at| now.saturating_duration_since(at).as_secs()),
+            repaired: runs.outcome.repaired(),
+            failed: runs.outcome.failed,
+            total: Repairs {
+                removed: runs.total.removed,
+                created: runs.total.created,
+                updated: runs.total.updated,
+                failed: runs.total.failed,
+                blind: runs.blind,
+            },
+        }
+    }
+
+    fn store_state(&self, now: Instant) -> StoreState {
+        let counts = self.store.counts();
+        let failing = self.unstored.failing_since;
+        StoreState {
+            commits: counts.commits,
+            changes: counts.changes,
+            failures: counts.failures,
+            failing_seconds: failing.map(|at| now.saturating_duration_since(at).as_secs()),
+        }
+    }
+
+    /// The same as counters.
+    fn own_counters(&self, now: Instant) -> Vec<Counter> {
+        let (reconciler, store) = (self.reconciler(now), self.store_state(now));
+        let total = reconciler.total;
+        let counters = [
+            ("reconciler_runs", reconciler.runs),
+            ("reconciler_removed", total.removed),
+            ("reconciler_created", total.created),
+            ("reconciler_updated", total.updated),
+            ("reconciler_failed", total.failed),
+            ("reconciler_blind", total.blind),
+            ("store_commits", store.commits),
+            ("store_changes", store.changes),
+            ("store_failures", store.failures),
+        ];
+        let counter = |(name, value): (&str, u64)| Counter {
+            name: name.to_owned(),
+            value,
+        };
+        counters.map(counter).into()
     }
 
     fn external_addresses(&self) -> Result<Vec<ExternalAddress>, DataPlaneError> {
@@ -234,6 +279,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             leases: installed().filter(|m| m.upstream.is_some()).count() as u64,
             mappings: installed().count() as u64,
             differences,
+            reconciler: self.reconciler(now),
         })
     }
 
@@ -259,6 +305,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         Ok(Stats {
             sessions: self.sessions(),
             counters: counters.into_iter().map(counter).collect(),
+            daemon: self.own_counters(now),
             tables: tables.collect(),
         })
     }

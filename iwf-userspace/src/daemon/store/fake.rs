@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Store, StoreError};
+use super::{Counts, Store, StoreError};
 use crate::iwf::StoreChange;
 use crate::mapping::record::MappingRecord;
 use crate::types::Generation;
@@ -13,6 +13,7 @@ pub struct MemoryStore {
     /// What is stored.
     pub records: BTreeMap<Generation, MappingRecord>,
     calls: u32,
+    counts: Counts,
     fail_at: Option<u32>,
 }
 
@@ -27,20 +28,29 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn commit(&mut self, change: &StoreChange) -> Result<(), StoreError> {
+    fn commit(&mut self, changes: &[StoreChange]) -> Result<(), StoreError> {
         self.calls += 1;
         if self.fail_at == Some(self.calls) {
+            self.counts.failures += 1;
             return Err(StoreError::Full);
         }
-        match change {
-            StoreChange::Put(record) => {
-                self.records.insert(record.generation, record.clone());
+        self.counts.commits += 1;
+        for change in changes {
+            self.counts.changes += 1;
+            match change {
+                StoreChange::Put(record) => {
+                    self.records.insert(record.generation, record.clone());
+                }
+                StoreChange::Delete(generation) => {
+                    self.records.remove(generation);
+                }
+                StoreChange::Epoch { .. } => {}
             }
-            StoreChange::Delete(generation) => {
-                self.records.remove(generation);
-            }
-            StoreChange::Epoch { .. } => {}
         }
         Ok(())
+    }
+
+    fn counts(&self) -> Counts {
+        self.counts
     }
 }

@@ -3,13 +3,21 @@
 //! [`open`] locks the state directory, so that no second daemon works on it, and never refuses to start over a
 //! damaged file: such a file is set aside for inspection and an empty store takes its place. What the file
 //! held is lost then; the reconciler removes the kernel entries nobody vouches for and leases upstream run out.
+//! Only what a newer daemon has written is neither read nor set aside: that is for its owner to decide.
 
+#[cfg(test)]
+pub mod disk;
 #[cfg(test)]
 pub mod fake;
 mod identity;
+mod migrate;
 pub mod redb;
 mod salvage;
 
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod power_tests;
 #[cfg(test)]
 mod tests;
 
@@ -74,18 +82,47 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// A newer daemon has written the store.
+    #[error(
+        "{} was written by a newer iwfd (format {found}, this one knows {known}); start that one, or move the file away \
+         to begin without the mappings in it",
+        path.display()
+    )]
+    Newer {
+        /// The file, which was not touched.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The newest format that this daemon knows.
+        known: u64,
+    },
     /// The store cannot be made, not even an empty one.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Durable changes, each atomic: when `commit` returns, a power cut loses nothing of it.
+/// Durable changes: when `commit` returns, a power cut loses nothing of them.
 pub trait Store {
-    /// Applies one change durably.
+    /// Applies changes durably, in their order, all or none of them.
     ///
     /// # Errors
-    /// No room, or the database failed; then nothing of the change is stored.
-    fn commit(&mut self, change: &StoreChange) -> Result<(), StoreError>;
+    /// No room, or the database failed. Whether the changes are stored is not known then: a disk that fails to confirm
+    /// may have written. Who needs to know writes again what should be there.
+    fn commit(&mut self, changes: &[StoreChange]) -> Result<(), StoreError>;
+
+    /// What was done since the start.
+    fn counts(&self) -> Counts;
+}
+
+/// What a store has done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Transactions, each with one sync.
+    pub commits: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// Transactions that failed.
+    pub failures: u64,
 }
 
 /// Locks `state_dir` (made if absent), opens the store in it and reads all of it. `now` is the wall clock.

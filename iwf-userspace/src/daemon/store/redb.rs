@@ -1,7 +1,7 @@
 //! The store on redb.
 //!
-//! One commit is one write transaction with one sync: a mapping and the generation counter change together or
-//! not at all. The tables:
+//! One commit is one write transaction with one sync: whatever is committed together is stored together or not at
+//! all, and so are a mapping and the generation counter. The tables:
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -9,24 +9,26 @@
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ::redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use ::redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Store, StoreError};
+use super::{Counts, Store, StoreError, migrate};
 use crate::iwf::StoreChange;
 use crate::mapping::record::MappingRecord;
 use crate::types::{Epoch, UnixTime};
 
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+pub(super) const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
 const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 
-/// Version of what the tables hold. Steps when an older daemon would misread it.
-const FORMAT: u64 = 1;
+/// Version of what the tables hold. Steps when an older daemon would misread it; [`migrate`](super::migrate) knows the
+/// way from each older one.
+pub(super) const FORMAT: u64 = 2;
 
 /// Page cache of the database, in octets. Everything is read once at start and rarely after.
 const CACHE: usize = 1 << 20;
@@ -37,10 +39,50 @@ const MAX_FILE: u64 = 256 << 20;
 /// An open store. Holds the lock of its directory until dropped.
 #[derive(Debug)]
 pub struct RedbStore {
-    path: PathBuf,
+    medium: Box<dyn Medium>,
     /// `None` after a failed commit: redb refuses further work then until the file is opened again.
     db: Option<Database>,
     lock: Option<File>,
+    counts: Counts,
+}
+
+/// Where the octets are.
+pub(super) trait Medium: fmt::Debug + Send {
+    /// How many there are.
+    fn size(&self) -> u64;
+
+    /// The format of what is there, if that can be told without writing.
+    fn format(&self) -> Option<u64>;
+
+    /// Opens the database. Only a new store may be made where there is none.
+    fn open(&self, builder: &Builder, may_make: bool) -> Result<Database, DatabaseError>;
+}
+
+impl Medium for PathBuf {
+    fn size(&self) -> u64 {
+        std::fs::metadata(self).map_or(0, |m| m.len())
+    }
+
+    fn format(&self) -> Option<u64> {
+        // A file that was not closed in good order is not opened this way; nothing is lost by repairing it.
+        let db = builder().open_read_only(self).ok()?;
+        let meta = db.begin_read().ok()?.open_table(META).ok()?;
+        meta.get("format").ok()?.map(|format| format.value())
+    }
+
+    fn open(&self, builder: &Builder, may_make: bool) -> Result<Database, DatabaseError> {
+        if may_make {
+            builder.create(self)
+        } else {
+            builder.open(self)
+        }
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    builder
 }
 
 /// What the tables held.
@@ -50,34 +92,49 @@ pub(super) struct Contents {
     pub(super) boot_id: u32,
     pub(super) last_generation: u32,
     pub(super) epochs: Vec<(IpAddr, Epoch, u64)>,
+    /// The file had damage that redb could mend, perhaps by going back to an older state.
+    pub(super) mended: bool,
+    /// The format it had, if that was an older one.
+    pub(super) migrated_from: Option<u64>,
 }
 
 /// Why a file could not be opened.
 pub(super) enum Unusable {
     /// It does not hold a store of ours in good order; another try will not either.
     Damaged(String),
-    /// The machine would not let us (no space, no permission, I/O error): not the file's fault.
+    /// A newer daemon wrote it, in this format.
+    Newer(u64),
+    /// The machine would not let us (no space, read only): not the file's fault.
     Failed(StoreError),
 }
 
 impl RedbStore {
-    /// Opens or makes the file, checks every checksum in it, reads all of it and advances the boot id.
-    pub(super) fn open(path: &Path, now: UnixTime) -> Result<(Self, Contents), Unusable> {
-        if std::fs::metadata(path).is_ok_and(|m| m.len() > MAX_FILE) {
+    /// Opens or makes the file, checks every checksum in it, reads all of it, brings it to the present format and
+    /// advances the boot id.
+    pub(super) fn open(
+        medium: impl Medium + 'static,
+        now: UnixTime,
+    ) -> Result<(Self, Contents), Unusable> {
+        if medium.size() > MAX_FILE {
             return Err(Unusable::Damaged(format!("larger than {MAX_FILE} octets")));
         }
-        let mut db = Database::builder()
-            .set_cache_size(CACHE)
-            .create(path)
-            .map_err(|e| unusable("open", e))?;
-        db.check_integrity().map_err(|e| unusable("check", e))?;
+        if let Some(newer) = medium.format().filter(|format| *format > FORMAT) {
+            return Err(Unusable::Newer(newer));
+        }
+        let mut db = medium
+            .open(&builder(), true)
+            .map_err(|e| unreadable("open", e))?;
+        let sound = db.check_integrity().map_err(|e| unreadable("check", e))?;
+        let migrated_from = migrate::run(&db)?;
         let mut contents = read(&db)?;
+        (contents.mended, contents.migrated_from) = (!sound, migrated_from);
         contents.boot_id = next_boot_id(contents.boot_id, now);
-        write_start(&db, &contents).map_err(|e| unusable("write to", e))?;
+        write_start(&db, &contents).map_err(|e| unwritable("write to", e))?;
         let store = Self {
-            path: path.to_owned(),
+            medium: Box::new(medium),
             db: Some(db),
             lock: None,
+            counts: Counts::default(),
         };
         Ok((store, contents))
     }
@@ -87,20 +144,34 @@ impl RedbStore {
         self.lock = Some(lock);
     }
 
-    fn apply(&mut self, change: &StoreChange) -> Result<(), ::redb::Error> {
+    fn apply(&mut self, changes: &[StoreChange]) -> Result<(), ::redb::Error> {
         let db = match self.db.take() {
             Some(db) => db,
-            None => Database::builder().set_cache_size(CACHE).open(&self.path)?,
+            None => self.medium.open(&builder(), false)?,
         };
-        write_change(&db, change)?;
+        write_changes(&db, changes)?;
         self.db = Some(db);
         Ok(())
     }
 }
 
 impl Store for RedbStore {
-    fn commit(&mut self, change: &StoreChange) -> Result<(), StoreError> {
-        self.apply(change).map_err(|e| store_error("commit", e))
+    fn commit(&mut self, changes: &[StoreChange]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let done = self.apply(changes);
+        if done.is_ok() {
+            self.counts.commits += 1;
+            self.counts.changes += u64::try_from(changes.len()).unwrap_or(u64::MAX);
+        } else {
+            self.counts.failures += 1;
+        }
+        done.map_err(|e| store_error("commit", e))
+    }
+
+    fn counts(&self) -> Counts {
+        self.counts
     }
 }
 
@@ -116,41 +187,40 @@ fn next_boot_id(stored: u32, now: UnixTime) -> u32 {
 
 fn read(db: &Database) -> Result<Contents, Unusable> {
     let mut contents = Contents::default();
-    let txn = db.begin_read().map_err(|e| unusable("read", e))?;
+    let txn = db.begin_read().map_err(|e| unreadable("read", e))?;
     let meta = match txn.open_table(META) {
         Ok(meta) => meta,
         // A new file; one of another program has other tables.
         Err(::redb::TableError::TableDoesNotExist(_)) => {
-            let tables = txn.list_tables().map_err(|e| unusable("read", e))?.count();
+            let tables = txn
+                .list_tables()
+                .map_err(|e| unreadable("read", e))?
+                .count();
             return if tables == 0 {
                 Ok(contents)
             } else {
                 Err(Unusable::Damaged("it is not a store of iwfd".to_owned()))
             };
         }
-        Err(e) => return Err(unusable("read", e)),
+        Err(e) => return Err(unreadable("read", e)),
     };
     let number = |key: &str| -> Result<u64, Unusable> {
-        let value = meta.get(key).map_err(|e| unusable("read", e))?;
+        let value = meta.get(key).map_err(|e| unreadable("read", e))?;
         value
             .map(|v| v.value())
             .ok_or_else(|| Unusable::Damaged(format!("it lacks {key}")))
     };
-    let format = number("format")?;
-    if format != FORMAT {
-        return Err(Unusable::Damaged(format!(
-            "its format is {format}, this daemon knows {FORMAT}"
-        )));
-    }
     let narrow = |key: &str| -> Result<u32, Unusable> {
         u32::try_from(number(key)?).map_err(|_| Unusable::Damaged(format!("{key} is out of range")))
     };
     contents.boot_id = narrow("boot_id")?;
     contents.last_generation = narrow("last_generation")?;
 
-    let mappings = txn.open_table(MAPPINGS).map_err(|e| unusable("read", e))?;
-    for row in mappings.iter().map_err(|e| unusable("read", e))? {
-        let (key, value) = row.map_err(|e| unusable("read", e))?;
+    let mappings = txn
+        .open_table(MAPPINGS)
+        .map_err(|e| unreadable("read", e))?;
+    for row in mappings.iter().map_err(|e| unreadable("read", e))? {
+        let (key, value) = row.map_err(|e| unreadable("read", e))?;
         let record: MappingRecord = serde_json::from_slice(value.value())
             .map_err(|e| Unusable::Damaged(format!("mapping {}: {e}", key.value())))?;
         if record.generation.0 != key.value() || key.value() > contents.last_generation {
@@ -162,9 +232,9 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
         contents.mappings.push(record);
     }
 
-    let epochs = txn.open_table(EPOCHS).map_err(|e| unusable("read", e))?;
-    for row in epochs.iter().map_err(|e| unusable("read", e))? {
-        let (key, value) = row.map_err(|e| unusable("read", e))?;
+    let epochs = txn.open_table(EPOCHS).map_err(|e| unreadable("read", e))?;
+    for row in epochs.iter().map_err(|e| unreadable("read", e))? {
+        let (key, value) = row.map_err(|e| unreadable("read", e))?;
         let epoch = parse_epoch(key.value(), value.value())
             .ok_or_else(|| Unusable::Damaged(format!("epoch of {:?}", key.value())))?;
         contents.epochs.push(epoch);
@@ -195,53 +265,71 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
     Ok(())
 }
 
-fn write_change(db: &Database, change: &StoreChange) -> Result<(), ::redb::Error> {
+fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::Error> {
     let txn = db.begin_write()?;
-    match change {
-        StoreChange::Put(record) => {
-            let value =
-                serde_json::to_vec(record).map_err(|e| ::redb::Error::Io(io::Error::other(e)))?;
-            let generation = record.generation.0;
-            txn.open_table(MAPPINGS)?
-                .insert(generation, value.as_slice())?;
-            let mut meta = txn.open_table(META)?;
-            let last = meta.get("last_generation")?.map_or(0, |v| v.value());
-            if u64::from(generation) > last {
-                meta.insert("last_generation", u64::from(generation))?;
+    {
+        let mut mappings = txn.open_table(MAPPINGS)?;
+        let mut meta = txn.open_table(META)?;
+        let before = meta.get("last_generation")?.map_or(0, |v| v.value());
+        let mut last = before;
+        for change in changes {
+            match change {
+                StoreChange::Put(record) => {
+                    let value = serde_json::to_vec(record)
+                        .map_err(|e| ::redb::Error::Io(io::Error::other(e)))?;
+                    mappings.insert(record.generation.0, value.as_slice())?;
+                    last = last.max(u64::from(record.generation.0));
+                }
+                StoreChange::Delete(generation) => {
+                    mappings.remove(generation.0)?;
+                }
+                StoreChange::Epoch {
+                    server,
+                    epoch,
+                    seen,
+                } => {
+                    let key = server.to_string();
+                    let value = format!("{} {}", epoch.0, seen.as_millis());
+                    txn.open_table(EPOCHS)?
+                        .insert(key.as_str(), value.as_str())?;
+                }
             }
         }
-        StoreChange::Delete(generation) => {
-            txn.open_table(MAPPINGS)?.remove(generation.0)?;
-        }
-        StoreChange::Epoch {
-            server,
-            epoch,
-            seen,
-        } => {
-            let (key, value) = (
-                server.to_string(),
-                format!("{} {}", epoch.0, seen.as_millis()),
-            );
-            txn.open_table(EPOCHS)?
-                .insert(key.as_str(), value.as_str())?;
+        if last > before {
+            meta.insert("last_generation", last)?;
         }
     }
     txn.commit()?;
     Ok(())
 }
 
-/// Tells a bad file from a machine that would not let us at it.
-fn unusable(action: &'static str, error: impl Into<::redb::Error>) -> Unusable {
-    use io::ErrorKind::{InvalidData, UnexpectedEof};
+/// What reading came to. The machine may stand in the way; anything else, an I/O error of the medium included, is
+/// the file's and will be so at the next try.
+pub(super) fn unreadable(action: &'static str, error: impl Into<::redb::Error>) -> Unusable {
+    use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let error = error.into();
-    let machine = match io_kind(&error) {
-        Some(kind) => !matches!(kind, InvalidData | UnexpectedEof),
-        None => matches!(error, ::redb::Error::DatabaseAlreadyOpen),
+    let machine = if let ::redb::Error::Io(error) = &error {
+        matches!(
+            error.kind(),
+            OutOfMemory | QuotaExceeded | ReadOnlyFilesystem | StorageFull
+        ) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+    } else {
+        matches!(error, ::redb::Error::DatabaseAlreadyOpen)
     };
     if machine {
         Unusable::Failed(store_error(action, error))
     } else {
         Unusable::Damaged(error.to_string())
+    }
+}
+
+/// What writing came to. Nothing is wrong with what could be read.
+pub(super) fn unwritable(action: &'static str, error: impl Into<::redb::Error>) -> Unusable {
+    let error = error.into();
+    if matches!(error, ::redb::Error::Corrupted(_)) {
+        Unusable::Damaged(error.to_string())
+    } else {
+        Unusable::Failed(store_error(action, error))
     }
 }
 

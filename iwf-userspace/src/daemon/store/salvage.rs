@@ -9,9 +9,9 @@ use std::fs::{self, File};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use tracing::error;
+use tracing::{error, info, warn};
 
-use super::redb::{Contents, RedbStore, Unusable};
+use super::redb::{Contents, FORMAT, RedbStore, Unusable};
 use super::{OpenError, failed, sync_dir};
 use crate::types::UnixTime;
 
@@ -45,35 +45,67 @@ pub(super) fn open(
     }
 
     // In builds that abort on panic the note takes the place of this net.
-    let first = catch_unwind(AssertUnwindSafe(|| RedbStore::open(&path, now)));
+    let first = catch_unwind(AssertUnwindSafe(|| RedbStore::open(path.clone(), now)));
     let reason = match first {
-        Ok(Ok(opened)) => return done(&note, lock, opened),
-        Ok(Err(Unusable::Failed(e))) => return Err(e.into()),
+        Ok(Ok(opened)) => return done(state_dir, &note, lock, opened),
+        Ok(Err(Unusable::Failed(e))) => {
+            fs::remove_file(&note).map_err(failed("remove", &note))?;
+            return Err(e.into());
+        }
+        Ok(Err(Unusable::Newer(found))) => {
+            fs::remove_file(&note).map_err(failed("remove", &note))?;
+            return Err(OpenError::Newer {
+                path,
+                found,
+                known: FORMAT,
+            });
+        }
         Ok(Err(Unusable::Damaged(reason))) => reason,
         Err(_) => "reading it panicked".to_owned(),
     };
     set_aside(state_dir, &path, &reason)?;
-    match RedbStore::open(&path, now) {
-        Ok(opened) => done(&note, lock, opened),
+    match RedbStore::open(path.clone(), now) {
+        Ok(opened) => done(state_dir, &note, lock, opened),
         Err(Unusable::Failed(e)) => Err(e.into()),
         Err(Unusable::Damaged(reason)) => Err(failed("make a store at", &path)(
             std::io::Error::other(reason),
         )),
+        Err(Unusable::Newer(_)) => Err(failed("make a store at", &path)(std::io::Error::other(
+            "somebody else writes there",
+        ))),
     }
 }
 
 fn done(
+    state_dir: &Path,
     note: &Path,
     lock: File,
     (mut store, contents): (RedbStore, Contents),
 ) -> Result<(RedbStore, Contents), OpenError> {
+    if contents.mended {
+        warn!("the store had damage that could be mended; it may be an older state that was found");
+    }
+    if let Some(from) = contents.migrated_from {
+        info!(
+            from,
+            to = FORMAT,
+            "the store was brought to the present format"
+        );
+    }
     fs::remove_file(note).map_err(failed("remove", note))?;
+    // A file that was just made has to survive a power cut as well.
+    sync_dir(state_dir).map_err(failed("sync", state_dir))?;
     store.hold(lock);
     Ok((store, contents))
 }
 
 fn set_aside(state_dir: &Path, path: &Path, reason: &str) -> Result<(), OpenError> {
     let name = |n: u32| -> PathBuf { state_dir.join(format!("{STORE}.damaged-{n}")) };
+    // What is no file is no store, whoever made it; a full directory would be in the way of the next one.
+    let oldest = name(MAX_KEPT);
+    if oldest.is_dir() {
+        fs::remove_dir_all(&oldest).map_err(failed("remove", &oldest))?;
+    }
     // 1 is the newest.
     for n in (1..MAX_KEPT).rev() {
         if name(n).exists() {

@@ -13,13 +13,13 @@ use crate::types::{
     MappingNonce, Protocol, RemotePeer,
 };
 
-const NOW: UnixTime = UnixTime::from_secs(1_000_000);
+pub(super) const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 
 /// A directory of one test, removed when dropped.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("iwf-store-{}-{n}", std::process::id()));
@@ -27,11 +27,11 @@ impl Scratch {
         Self(dir)
     }
 
-    fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.0.join("store.redb")
     }
 
-    fn damaged(&self) -> usize {
+    pub(super) fn damaged(&self) -> usize {
         let names = fs::read_dir(&self.0).unwrap();
         names
             .filter(|e| {
@@ -51,7 +51,7 @@ impl Drop for Scratch {
     }
 }
 
-fn record(generation: u32) -> MappingRecord {
+pub(super) fn record(generation: u32) -> MappingRecord {
     let addr = [192, 168, 1, 10].into();
     let external = ExternalEndpoint {
         addr: [100, 64, 0, 2].into(),
@@ -82,13 +82,13 @@ fn record(generation: u32) -> MappingRecord {
 }
 
 /// A file with some history: 40 mappings made, every third removed.
-fn filled(scratch: &Scratch) -> Vec<MappingRecord> {
+pub(super) fn filled(scratch: &Scratch) -> Vec<MappingRecord> {
     let (mut store, _) = open(&scratch.0, NOW).unwrap();
     for n in 1..=40 {
-        store.commit(&StoreChange::Put(record(n))).unwrap();
+        store.commit(&[StoreChange::Put(record(n))]).unwrap();
     }
     for n in (3..=40).step_by(3) {
-        store.commit(&StoreChange::Delete(Generation(n))).unwrap();
+        store.commit(&[StoreChange::Delete(Generation(n))]).unwrap();
     }
     (1..=40).filter(|n| n % 3 != 0).map(record).collect()
 }
@@ -112,8 +112,8 @@ fn what_was_committed_is_there_again() {
 fn generation_counter_outlives_the_mapping() {
     let scratch = Scratch::new();
     let (mut store, _) = open(&scratch.0, NOW).unwrap();
-    store.commit(&StoreChange::Put(record(9))).unwrap();
-    store.commit(&StoreChange::Delete(Generation(9))).unwrap();
+    store.commit(&[StoreChange::Put(record(9))]).unwrap();
+    store.commit(&[StoreChange::Delete(Generation(9))]).unwrap();
     drop(store);
     assert_eq!(open(&scratch.0, NOW).unwrap().1.last_generation, 9);
 }
@@ -236,18 +236,18 @@ fn starts_that_ended_inside_the_open_set_the_file_aside() {
 #[test]
 fn fake_fails_the_call_it_was_told() {
     let mut store = MemoryStore::failing_at(2);
-    store.commit(&StoreChange::Put(record(1))).unwrap();
+    store.commit(&[StoreChange::Put(record(1))]).unwrap();
     assert!(matches!(
-        store.commit(&StoreChange::Put(record(2))),
+        store.commit(&[StoreChange::Put(record(2))]),
         Err(StoreError::Full)
     ));
-    store.commit(&StoreChange::Put(record(3))).unwrap();
+    store.commit(&[StoreChange::Put(record(3))]).unwrap();
     assert_eq!(store.records.len(), 2);
 }
 
 /// The store takes changes and has them after reopening.
-fn works(mut store: redb::RedbStore, scratch: &Scratch) {
-    store.commit(&StoreChange::Put(record(100))).unwrap();
+pub(super) fn works(mut store: redb::RedbStore, scratch: &Scratch) {
+    store.commit(&[StoreChange::Put(record(100))]).unwrap();
     drop(store);
     let (_store, snapshot) = open(&scratch.0, NOW).unwrap();
     assert!(snapshot.mappings.contains(&record(100)));

@@ -1,0 +1,175 @@
+//! Ten thousand mappings: what they cost in memory and time, and that one more costs what it costs with ten.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "the suites measure real programs in real time, and say what they saw"
+)]
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use iwf_tests::daemon::{Files, Iwfd, Options};
+use iwf_tests::igd::Gateway;
+use iwf_tests::netns::may_run;
+use iwf_tests::topology::{LAN1, Lab, WAN};
+use iwf_tests::wait;
+use iwf_userspace::daemon::store::{self, Store};
+use iwf_userspace::iwf::StoreChange;
+use iwf_userspace::mapping::Owner;
+use iwf_userspace::mapping::record::MappingRecord;
+use iwf_userspace::types::{
+    ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, Lifetime, Protocol,
+    RemotePeer, UnixTime,
+};
+use nix::sys::signal::Signal;
+
+const FEW: u32 = 10;
+const MANY: u32 = 10_000;
+/// Mappings added on top of them.
+const ADDED: u16 = 100;
+/// Runs of the reconciler, one each second.
+const RUNS: u64 = 8;
+const SOON: Duration = Duration::from_secs(60);
+const CONFIG: &str = "[reconcile]\ninterval_seconds = 1\n[limits]\nexplicit_mappings = 20000\n";
+
+/// What one daemon cost.
+struct Cost {
+    resident_kib: u64,
+    start: Duration,
+    /// Processor time of a second in which nothing happens but one run of the reconciler.
+    idle: Duration,
+    /// Processor time of one AddPortMapping.
+    add: Duration,
+}
+
+fn measure(count: u32) -> Result<Cost> {
+    let lab = Lab::new()?;
+    fill(&Files::of(&lab), count)?;
+    let began = Instant::now();
+    let options = Options {
+        mode: "local",
+        log: "warn",
+        more: CONFIG,
+        ..Options::default()
+    };
+    let mut iwfd = Iwfd::start(&lab, &options)?;
+    agrees(&iwfd, count)?;
+    let start = began.elapsed();
+    let runs = |iwfd: &Iwfd| -> Result<u64> {
+        let status = iwfd.ctl().json(&["status"])?;
+        status["reconciler"]["runs"].as_u64().context("a number")
+    };
+    let (first, before, since) = (runs(&iwfd)?, cpu(&mut iwfd)?, Instant::now());
+    // Nobody asks the daemon anything meanwhile.
+    wait::until("some runs of the reconciler", SOON, || {
+        (since.elapsed() >= Duration::from_secs(RUNS)).then_some(())
+    })?;
+    let idle = (cpu(&mut iwfd)? - before).div_f64(since.elapsed().as_secs_f64());
+    let done = runs(&iwfd)? - first;
+    ensure!(done + 1 >= RUNS, "{done} runs in {:?}", since.elapsed());
+    let resident_kib = iwfd.resident_kib()?;
+
+    // From here on no run comes by itself.
+    let config = std::fs::read_to_string(&iwfd.files().config)?;
+    let rare = config.replace("interval_seconds = 1\n", "interval_seconds = 3600\n");
+    std::fs::write(&iwfd.files().config, rare)?;
+    let done = runs(&iwfd)?;
+    iwfd.process().signal(Signal::SIGHUP)?;
+    wait::until_ok("the configuration to be read", SOON, || {
+        ensure!(runs(&iwfd)? > done, "not yet");
+        Ok(())
+    })?;
+    let gateway = Gateway::discover(&lab.lan1)?;
+    let before = cpu(&mut iwfd)?;
+    for port in 0..ADDED {
+        gateway
+            .add("UDP", 2000 + port, LAN1, 2000 + port, 3600)?
+            .ok()?;
+    }
+    let add = (cpu(&mut iwfd)? - before) / u32::from(ADDED);
+    agrees(&iwfd, count + u32::from(ADDED))?;
+    Ok(Cost {
+        resident_kib,
+        start,
+        idle,
+        add,
+    })
+}
+
+/// A store with so many mappings of control points, of many hosts.
+fn fill(files: &Files, count: u32) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let (mut store, _) = store::open(&files.state_dir, UnixTime::from_secs(now))?;
+    let port = |n: u32| u16::try_from(10_000 + n).context("a port");
+    let mut changes = Vec::new();
+    for n in 0..count {
+        let [_, _, high, low] = n.to_be_bytes();
+        let external = ExternalEndpoint {
+            addr: WAN,
+            port: ExternalPort::new(port(n)?).context("not 0")?,
+        };
+        changes.push(StoreChange::Put(MappingRecord {
+            generation: Generation(n + 1),
+            protocol: Protocol::Tcp,
+            internal: InternalEndpoint {
+                addr: [192, 168, 1, 20 + (low & 0x7f)].into(),
+                port: InternalPort::new(1024 + (u16::from(high) << 8) + u16::from(low))
+                    .context("not 0")?,
+            },
+            nat1: external,
+            external,
+            remote: RemotePeer::Any,
+            description: "one of many".to_owned(),
+            requested: Lifetime(604_800),
+            lease_ends: UnixTime::from_secs(now + 600_000),
+            any_port: false,
+            owner: Owner::ControlPoint,
+            upstream: None,
+        }));
+    }
+    Ok(store.commit(&changes)?)
+}
+
+fn agrees(iwfd: &Iwfd, count: u32) -> Result<()> {
+    wait::until_ok("all mappings to be in force", SOON, || {
+        let audit = iwfd.ctl().json(&["audit"])?;
+        ensure!(
+            audit["clean"] == true && audit["mappings"] == count,
+            "not yet"
+        );
+        Ok(())
+    })
+}
+
+/// Processor time of the daemon so far.
+fn cpu(iwfd: &mut Iwfd) -> Result<Duration> {
+    let path = format!("/proc/{}/schedstat", iwfd.process().pid());
+    let text = std::fs::read_to_string(path)?;
+    let nanos = text.split(' ').next().context("a number")?.parse()?;
+    Ok(Duration::from_nanos(nanos))
+}
+
+#[test]
+fn one_more_costs_the_same_with_ten_and_with_ten_thousand() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let [few, many] = [measure(FEW)?, measure(MANY)?];
+    for (count, cost) in [(FEW, &few), (MANY, &many)] {
+        println!(
+            "{count} mappings: in force {:?} after the start, {} KiB resident, {:?} processor time in a second with a run of \
+             the reconciler, {:?} to add one more",
+            cost.start, cost.resident_kib, cost.idle, cost.add
+        );
+    }
+    let ratio = many.add.as_secs_f64() / few.add.as_secs_f64();
+    let run = many.idle.saturating_sub(few.idle);
+    println!("adding one more: ratio {ratio:.2}; a run of the reconciler over {MANY}: {run:?}");
+    ensure!(ratio < 2.0, "one more costs {ratio:.2} times as much");
+    ensure!(
+        many.resident_kib < few.resident_kib + 64 * 1024,
+        "{} KiB",
+        many.resident_kib
+    );
+    Ok(())
+}
