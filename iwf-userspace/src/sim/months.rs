@@ -99,7 +99,10 @@ fn months() {
                         Ok(promises) => {
                             kept.fetch_add(promises, Ordering::Relaxed);
                         }
-                        Err(_) => failed.lock().expect("no panic").push(seed),
+                        Err(_) => {
+                            println!("seed {seed} failed");
+                            failed.lock().expect("no panic").push(seed);
+                        }
                     }
                 }
             });
