@@ -72,9 +72,13 @@ pub struct HostValue {
 }
 
 /// What all LAN hosts have together: the only entry of TOTALS. Every change of a [`HostValue`] is one of this as well.
+/// Should it have come apart from HOSTS all the same, a pass of the sweep adds up again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Totals {
+    /// Steps before a packet changes a host's numbers and the sums they are in, each by one at most. The first field,
+    /// because whoever reads the entry reads it first.
+    pub changes: u64,
     /// Sum of [`HostValue::sessions`] of IPv4 addresses.
     pub sessions: u64,
     /// Sum of [`HostValue::mappings`].
@@ -133,7 +137,7 @@ const fn weight(host: u32, addr: u32) -> u32 {
 }
 
 const _: () = assert!(size_of::<HostKey>() == 16 && align_of::<HostKey>() == 8);
-const _: () = assert!(size_of::<Totals>() == 24 && align_of::<Totals>() == 8);
+const _: () = assert!(size_of::<Totals>() == 32 && align_of::<Totals>() == 8);
 const _: () = assert!(size_of::<HostValue>() == 48 && align_of::<HostValue>() == 8);
 
 #[cfg(test)]

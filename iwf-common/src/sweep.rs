@@ -9,7 +9,7 @@
 use crate::config::{Config, IdleTimes};
 use crate::flow::{SessionFlags, SessionKey, SessionValue};
 use crate::flow6::{EndpointKey6, SessionKey6, SessionValue6};
-use crate::host::HostKey;
+use crate::host::{HostKey, Totals};
 use crate::nat::{EndpointKey, PeerKey};
 use crate::tcp::{self, Phase, Shown};
 use crate::{limits, tick};
@@ -67,7 +67,8 @@ pub struct SweepItem {
     pub pad: u32,
     /// A session's key, or an endpoint as its source, or a host's address as source, destination and ports.
     pub key: SessionKey,
-    /// An IPv6 session's key, or an entry of ENDPOINTS6 as address, peer and source port.
+    /// An IPv6 session's key, or an entry of ENDPOINTS6 as address, peer and source port, or what [`Totals`] lacks as
+    /// source and destination.
     pub key6: SessionKey6,
 }
 
@@ -97,6 +98,8 @@ pub enum SweepTask {
     /// Removes an entry of PEERS, if it is over. Its key is external endpoint and remote address, as source and
     /// destination.
     JudgePeer = 10,
+    /// Adds what [`Totals`] lacks.
+    AddUp = 11,
 }
 
 impl SweepItem {
@@ -179,6 +182,31 @@ impl SweepItem {
             port: self.key6.src_port,
             proto: self.key6.proto,
             ..EndpointKey6::default()
+        }
+    }
+
+    /// An item about what [`Totals`] lacks, in each sum.
+    pub fn add_up(lacking: &Totals) -> Self {
+        let word = |number: u64| u128::from(number);
+        let src = (word(lacking.sessions) << 64 | word(lacking.mappings)).to_be_bytes();
+        let dst = word(lacking.sessions6).to_be_bytes();
+        Self {
+            task: SweepTask::AddUp as u32,
+            key6: SessionKey6::new(src, [0; 2], dst, [0; 2], 0),
+            ..Self::default()
+        }
+    }
+
+    /// What [`Totals`] lacks.
+    #[inline(always)]
+    pub const fn lacking(&self) -> Totals {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.key6.src;
+        let [.., q, r, s, t, u, v, w, x] = self.key6.dst;
+        Totals {
+            changes: 0,
+            sessions: u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            mappings: u64::from_be_bytes([i, j, k, l, m, n, o, p]),
+            sessions6: u64::from_be_bytes([q, r, s, t, u, v, w, x]),
         }
     }
 
@@ -388,6 +416,17 @@ mod tests {
         host.addr[0] = 0x20;
         let item = SweepItem::of_host(SweepTask::EndRecount, host, 7, 3);
         assert_eq!(item.host(), host);
+    }
+
+    #[test]
+    fn an_item_keeps_what_sums_lack() {
+        let lacking = Totals {
+            changes: 0,
+            sessions: 0x0102_0304_0506_0708,
+            mappings: u64::MAX,
+            sessions6: 7,
+        };
+        assert_eq!(SweepItem::add_up(&lacking).lacking(), lacking);
     }
 
     #[test]

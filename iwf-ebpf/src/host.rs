@@ -6,7 +6,8 @@
 //! ([`session_ended`], [`mapping_ended`]); the map's own answer says who that was. So the counts are exact but for what
 //! the daemon overwrites. The sweep counts again all the same: it calls
 //! [`begin_recount`] on every host, the daemon counts what it reads, and the sweep calls [`end_recount`] on every
-//! host with the result. A host that nothing was added to in between is then exact whatever had happened.
+//! host with the result. A host that nothing was added to in between is then exact whatever had happened. At last it
+//! adds up what the hosts have, and [`add_up`] corrects the sums.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use iwf_common::config::Config;
@@ -85,7 +86,7 @@ pub fn began(addr: &[u8; 4], what: u32) -> u32 {
     let (Some(host), Some(totals)) = (find(&HostKey::v4(*addr)), totals()) else {
         return 0;
     };
-    add(&mut host.changes, 1);
+    step(host, totals);
     if what & Wants::SESSION != 0 {
         add(&mut host.sessions, 1);
         add(&mut totals.sessions, 1);
@@ -103,7 +104,7 @@ fn ended(addr: &[u8; 4], what: u32) -> u32 {
     let (Some(host), Some(totals)) = (find(&HostKey::v4(*addr)), totals()) else {
         return 0;
     };
-    add(&mut host.changes, 1);
+    step(host, totals);
     if what == Wants::SESSION {
         take(&mut host.sessions, &mut totals.sessions);
     } else {
@@ -132,7 +133,7 @@ pub fn session6_opened(station: &[u8; 6]) -> u32 {
     let (Some(host), Some(totals)) = (find(&HostKey::station(*station)), totals()) else {
         return 0;
     };
-    add(&mut host.changes, 1);
+    step(host, totals);
     add(&mut host.sessions, 1);
     add(&mut totals.sessions6, 1);
     0
@@ -144,7 +145,7 @@ pub fn session6_ended(station: &[u8; 6]) -> u32 {
     let (Some(host), Some(totals)) = (find(&HostKey::station(*station)), totals()) else {
         return 0;
     };
-    add(&mut host.changes, 1);
+    step(host, totals);
     take(&mut host.sessions, &mut totals.sessions6);
     0
 }
@@ -195,6 +196,24 @@ pub fn end_recount(config: &Config, now: u32, key: &HostKey, host: &mut HostValu
     }
     let recent = limits::GRACE.saturating_mul(config.hz);
     host.sessions | host.mappings != 0 || tick::age(now, host.last_used) <= recent
+}
+
+/// For the sweep: adds what [`Totals`] lacks, modulo 2^64. The difference, not the number, as above.
+#[inline(never)]
+pub fn add_up(lacking: &Totals) -> u32 {
+    if let Some(totals) = totals() {
+        add(&mut totals.sessions, lacking.sessions);
+        add(&mut totals.mappings, lacking.mappings);
+        add(&mut totals.sessions6, lacking.sessions6);
+    }
+    0
+}
+
+/// Before any number changes: who has read the same step before and after reads numbers that belong together.
+#[inline(always)]
+fn step(host: &mut HostValue, totals: &mut Totals) {
+    add(&mut totals.changes, 1);
+    add(&mut host.changes, 1);
 }
 
 #[inline(always)]

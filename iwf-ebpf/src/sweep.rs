@@ -65,6 +65,8 @@ pub fn step() -> i32 {
         note_peer(now, item);
     } else if item.task == SweepTask::JudgePeer as u32 {
         judge_peer(request.as_of, item);
+    } else if item.task == SweepTask::AddUp as u32 {
+        host::add_up(&item.lacking());
     }
     0
 }

@@ -25,7 +25,7 @@ impl Plane {
                 while ring.next().is_some() {}
             }
         }
-        self.array(names::TOTALS)?.set(0, Totals::default(), 0)?;
+        self.set_totals(Totals::default())?;
         let full = vec![EventBudget::default(); aya::util::nr_cpus().map_err(|(_, error)| error)?];
         for name in [
             names::EVENT_BUDGET,

@@ -179,12 +179,30 @@ impl Plane {
         Ok(Array::try_from(self.map(names::TOTALS)?)?.get(&0, 0)?)
     }
 
+    /// Writes TOTALS.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_totals(&mut self, totals: Totals) -> Result<()> {
+        Ok(self.array(names::TOTALS)?.set(0, totals, 0)?)
+    }
+
     /// Writes an entry of HOSTS.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn set_host(&mut self, key: HostKey, value: HostValue) -> Result<()> {
         self.put(names::HOSTS, key, value)
+    }
+
+    /// Removes an entry of HOSTS.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn remove_host(&mut self, key: HostKey) -> Result<()> {
+        let map = self.ebpf.map_mut(names::HOSTS).context("HOSTS")?;
+        let mut map: BpfHashMap<_, HostKey, HostValue> = BpfHashMap::try_from(map)?;
+        Ok(map.remove(&key)?)
     }
 
     /// Says that the other mappings of a LAN host follow its explicit ones to an external address.

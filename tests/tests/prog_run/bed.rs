@@ -524,6 +524,7 @@ pub(crate) fn sweeper(plane: &mut Plane) -> Result<Sweeper> {
         endpoints6: map(names::ENDPOINTS6)?,
         peers: map(names::PEERS)?,
         hosts: map(names::HOSTS)?,
+        totals: map(names::TOTALS)?,
         request: map(names::SWEEP)?,
         items: map(names::SWEEP_ITEMS)?,
     };

@@ -1,7 +1,7 @@
 //! What one LAN host may hold.
 
 use anyhow::Result;
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::names;
 use iwf_common::nat::{MappingKind, MappingValue};
 use iwf_tests::packet::Frame;
@@ -175,6 +175,43 @@ fn the_sweep_counts_again() -> Result<()> {
         assert_eq!(counted(bed, HOST)?, Some((2, 1)));
         Ok(())
     })
+}
+
+/// Whatever went wrong with the sums of all hosts, the sweep makes them what the hosts have: a sum that is too high
+/// would refuse flows for ever.
+#[test]
+fn the_sweep_adds_up_again() -> Result<()> {
+    with_bed(|bed| {
+        bed.reconfigure(|config| (config.room_sessions, config.room_mappings) = (40, 40))?;
+        bed.lan_in(&flow(HOST, 1001, REMOTE))?;
+        bed.lan_in(&flow(HOST2, 1002, REMOTE))?;
+        bed.lan_in(&flow(HOST2, 1002, REMOTE2))?;
+        let right = bed.plane.totals()?;
+        assert_eq!(sums(&right), (3, 2, 0));
+        assert!(right.changes >= 3);
+        for (sessions, mappings, sessions6) in [(40, 0, 7), (0, 50, u64::MAX), (1 << 40, 2, 1)] {
+            bed.plane.set_totals(Totals {
+                sessions,
+                mappings,
+                sessions6,
+                ..right
+            })?;
+            age(bed)?;
+            assert_eq!(sums(&bed.plane.totals()?), (3, 2, 0));
+        }
+        let next = flow(HOST, 1003, REMOTE);
+        assert_eq!(bed.lan_in(&next)?.action, REDIRECT);
+        assert_eq!(sums(&bed.plane.totals()?), (4, 3, 0));
+        // A host that was removed while packets counted for it.
+        bed.plane.remove_host(HostKey::v4(HOST2))?;
+        age(bed)?;
+        assert_eq!(sums(&bed.plane.totals()?), (2, 2, 0));
+        Ok(())
+    })
+}
+
+fn sums(totals: &Totals) -> (u64, u64, u64) {
+    (totals.sessions, totals.mappings, totals.sessions6)
 }
 
 /// No room to count one more host: its flow is refused, those of the others go on.

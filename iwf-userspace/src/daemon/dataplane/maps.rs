@@ -274,6 +274,7 @@ fn sweeper(set: &PinSet) -> Result<Sweeper> {
         endpoints6: &open(names::ENDPOINTS6)?,
         peers: &open(names::PEERS)?,
         hosts: &open(names::HOSTS)?,
+        totals: &open(names::TOTALS)?,
         request: &open(names::SWEEP)?,
         items: &open(names::SWEEP_ITEMS)?,
     };

@@ -5,7 +5,8 @@
 //! A pass reads HOSTS, MAPPINGS_EXT, SESSIONS and MAPPINGS_INT, in that order and each entry once, then judges the mappings by
 //! what the sessions told. It keeps 40 octets per mapping while it lasts and nothing per session. One slice reads,
 //! judges and removes [`SLICE`] entries at most, and the kernel may do something else in it at any moment. So the
-//! daemon's other work waits for a slice, and packets wait for an entry.
+//! daemon's other work waits for a slice, and packets wait for an entry. Only HOSTS, which is small, is read once more
+//! as a whole, when the pass adds up.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -14,18 +15,19 @@ use std::time::Duration;
 use aya::maps::MapData;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionKey6, SessionValue6};
-use iwf_common::host::{HostKey, HostValue};
+use iwf_common::host::{self, HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, MappingFlags, MappingKind, MappingValue, PeerKey, PeerValue};
 use iwf_common::sweep::{SweepItem, SweepMode, SweepTask};
 use iwf_common::{limits, tick};
 
 use super::Turn;
-use super::batch::{Cursor, Walked};
+use super::batch::{BatchMap, Cursor, Slice, Walked};
 use super::pair::Side;
 use super::settle::Settling;
 use judge::Runs;
 pub use judge::{Judge, run_items};
 use pass::{Pass, Phase, endpoint};
+use recount::Sums;
 use removal::Marked;
 
 mod judge;
@@ -62,6 +64,8 @@ pub struct SweepMaps<'a> {
     pub peers: &'a MapData,
     /// HOSTS.
     pub hosts: &'a MapData,
+    /// TOTALS.
+    pub totals: &'a MapData,
     /// SWEEP.
     pub request: &'a MapData,
     /// SWEEP_ITEMS.
@@ -168,6 +172,34 @@ struct Tables {
     endpoints6: Walked<EndpointKey6, EndpointValue6>,
     peers: Walked<PeerKey, PeerValue>,
     hosts: Walked<HostKey, HostValue>,
+    totals: BatchMap<u32, host::Totals>,
+}
+
+impl Tables {
+    /// All of HOSTS, and TOTALS before and after.
+    fn sums(&mut self) -> io::Result<Sums> {
+        let before = self.totals()?;
+        let mut sums = Sums {
+            before,
+            met: host::Totals::default(),
+            after: before,
+        };
+        let mut cursor = Cursor::Start;
+        while cursor != Cursor::End {
+            sums.meet(self.hosts.read(&mut cursor)?.iter());
+        }
+        sums.after = self.totals()?;
+        Ok(sums)
+    }
+
+    fn totals(&self) -> io::Result<host::Totals> {
+        let mut totals = Slice::new(1);
+        self.totals.read(&mut Cursor::Start, &mut totals)?;
+        let first = totals.iter().next();
+        first
+            .map(|(_, totals)| *totals)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
 }
 
 impl Sweeper {
@@ -193,6 +225,7 @@ impl Sweeper {
             endpoints6: Walked::new(maps.endpoints6, SLICE)?,
             peers: Walked::new(maps.peers, SLICE)?,
             hosts: Walked::new(maps.hosts, SLICE)?,
+            totals: BatchMap::new(maps.totals)?,
         };
         let slices = tables.sessions.capacity() as usize / SLICE;
         Ok(Self {
@@ -426,7 +459,13 @@ impl Sweeper {
             }
             Phase::Recounting(ending) => {
                 let more = ending.tell(SLICE, items);
-                (!more).then_some(Phase::Resting)
+                (!more).then_some(Phase::AddingUp)
+            }
+            Phase::AddingUp => {
+                if let Some(lacking) = tables.sums()?.lacking() {
+                    items.push(SweepItem::add_up(&lacking));
+                }
+                Some(Phase::Resting)
             }
             Phase::Resting => self.marked.is_empty().then_some(Phase::Over),
             Phase::Over => None,

@@ -38,6 +38,7 @@ pub(super) enum Phase {
     Endpoints6(Cursor),
     Peers(Cursor),
     Recounting(Ending),
+    AddingUp,
     /// What was marked last waits for its removal.
     Resting,
     Over,
