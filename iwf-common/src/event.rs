@@ -11,10 +11,16 @@ pub struct Event {
     pub kind: u32,
     /// Tick at which it happened.
     pub tick: u32,
-    /// The internal endpoint concerned.
+    /// The internal endpoint concerned; of IPv6 only its port and protocol.
     pub internal: EndpointKey,
     /// The external endpoint concerned; all zero if there is none.
     pub external: EndpointKey,
+    /// Address of the internal endpoint, if it is one of IPv6; else all zero.
+    pub addr6: [u8; 16],
+    /// Who an IPv6 flow counts for (see [`crate::host::HostKey::station`]).
+    pub station: [u8; 6],
+    /// Zero.
+    pub pad: u16,
 }
 
 /// What happened.
@@ -33,7 +39,7 @@ pub enum EventKind {
     PortsExhausted = 5,
     /// No resolved neighbour for a destination; the stack was given the packet and will resolve it.
     NextHopUnresolved = 6,
-    /// A host has as many sessions as one host may have.
+    /// A host, or station, has as many sessions as one may have.
     HostSessions = 7,
     /// A host has as many dynamic mappings as one host may have.
     HostMappings = 8,
@@ -91,7 +97,7 @@ impl EventBudget {
     }
 }
 
-const _: () = assert!(size_of::<Event>() == 24);
+const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<EventBudget>() == 8);
 
 #[cfg(test)]

@@ -31,6 +31,16 @@ impl HostKey {
         }
     }
 
+    /// The MAC address of a station.
+    pub const fn mac(&self) -> Option<[u8; 6]> {
+        let [.., a, b, c, d, e, f] = self.addr;
+        if self.is_station() {
+            Some([a, b, c, d, e, f])
+        } else {
+            None
+        }
+    }
+
     /// Whether this is a station, and not an address.
     #[inline(always)]
     pub const fn is_station(&self) -> bool {

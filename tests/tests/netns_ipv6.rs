@@ -17,6 +17,7 @@ use iwf_tests::packet6::Frame6;
 use iwf_tests::topology::{LAN_BRIDGE, Lab, WAN_IF};
 use iwf_tests::wait;
 use iwf_tests::wire::Wire;
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -424,6 +425,39 @@ fn a_flood_from_made_up_addresses_stops_nobody_else() -> Result<()> {
     let refused = counter(&iwfd, "drop_host_sessions")?;
     ensure!(refused > 1000, "only {refused} of 2000 were refused");
     ensure!(counter(&iwfd, "drop_sessions6_full")? == 0);
+    // The owner is told whose flows those are, as far as the budget goes.
+    let events = |more: &[&str]| {
+        let kind = ["events", "--kind", "host-sessions"];
+        iwfd.ctl().must(&[&kind[..], more].concat())
+    };
+    let made_up = events(&[
+        "--json",
+        "--station",
+        "unknown",
+        "--host",
+        "2a0b:1:2:3:ee00::/72",
+    ])?;
+    let rows: Vec<Value> = made_up
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let row = rows.first().context("no event")?;
+    ensure!(row["station"] == "unknown", "{row}");
+    ensure!(row["counter"] == "drop_host_sessions", "{row}");
+    ensure!(row["protocol"] == "udp", "{row}");
+    let internal = row["internal"].as_str().context("an endpoint")?;
+    ensure!(
+        internal.starts_with("[2a0b:1:2:3:ee00:") && internal.ends_with("]:9"),
+        "{row}"
+    );
+    let text = events(&["--station", "unknown"])?;
+    ensure!(
+        text.contains(":9 station unknown (drop_host_sessions)"),
+        "{text}"
+    );
+    let elsewhere = events(&["--host", "2a0b:1:2:3::/80"])?;
+    ensure!(elsewhere.is_empty(), "{elsewhere}");
+    ensure!(events(&["--station", "02:00:5e:10:00:01"])?.is_empty());
     Ok(())
 }
 
@@ -470,7 +504,7 @@ fn sessions_are_listed_with_what_they_counted() -> Result<()> {
     }
     let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
     let client = connect(&lab.inet, open.local_addr()?, SOON)?;
-    let list = |filter: &[&str]| -> Result<serde_json::Value> {
+    let list = |filter: &[&str]| -> Result<Value> {
         let mut args = vec!["sessions"];
         args.extend(filter);
         let answer = iwfd.ctl().json(&args)?;

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use iwf_common::config::{Config, ConfigFlags};
+use iwf_common::event::EventKind;
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, SessionFlags6, SessionKey6, SessionValue6};
 use iwf_common::host::OWN_STATION;
 use iwf_common::nat::Filter;
@@ -153,15 +154,40 @@ pub fn open(
     trigger: Direction,
     next_hop: Option<&NextHop6>,
 ) -> Step<()> {
-    host::admit6(config, tick(), &terms.station).step()?;
-    let outcome = write(packet, terms, trigger, next_hop);
+    let mut outcome = host::admit6(config, tick(), &terms.station);
+    if outcome == Outcome::NONE {
+        outcome = write(packet, terms, trigger, next_hop);
+    }
     if outcome == KEPT {
         return Ok(());
     }
-    outcome.step()?;
+    if outcome != Outcome::NONE {
+        return Err(refuse(config, packet, terms, trigger, outcome));
+    }
     host::session6_opened(&terms.station);
     stats::count(Done::Session6Created);
     Ok(())
+}
+
+/// Tells who may not have a session, or why there is no room for it.
+#[inline(never)]
+fn refuse(
+    config: &Config,
+    packet: &Packet6,
+    terms: &Terms,
+    trigger: Direction,
+    outcome: Outcome,
+) -> Outcome {
+    let kind = if outcome == DropReason::HostSessions.into() {
+        EventKind::HostSessions
+    } else if outcome == DropReason::HostsFull.into() {
+        EventKind::HostsFull
+    } else {
+        EventKind::SessionsFull
+    };
+    let of_source = trigger == Direction::Out;
+    stats::emit6(config, kind, &packet.key, of_source, &terms.station);
+    outcome
 }
 
 /// For [`write`]: the entry of the direction out was there, and counts already.

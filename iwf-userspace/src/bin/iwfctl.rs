@@ -17,7 +17,7 @@ use iwf_userspace::daemon::control::lists::{EVENTS, Lister};
 use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
 use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table};
 use iwf_userspace::daemon::dataplane::inspect::{
-    DynamicFilter, Prefix, SessionFilter, State, Transport as IpProtocol,
+    DynamicFilter, Prefix, SessionFilter, State, Station, Transport as IpProtocol,
 };
 use iwf_userspace::daemon::dataplane::kernel;
 use iwf_userspace::types::Protocol;
@@ -174,6 +174,9 @@ struct Events {
     /// Only those about this LAN host or prefix.
     #[arg(long, value_name = "ADDR[/LEN]")]
     host: Option<Prefix>,
+    /// Only those about IPv6 flows of this station.
+    #[arg(long, value_name = "MAC|unknown|router")]
+    station: Option<Station>,
 }
 
 #[derive(Args)]
@@ -274,6 +277,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 filter: EventFilter {
                     kinds: wanted.kinds.clone(),
                     host: wanted.host,
+                    station: wanted.station,
                 },
                 follow: wanted.follow,
                 new: wanted.new,

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Map, PerCpuArray, PerCpuValues, RingBuf};
-use iwf_common::event::EventBudget;
+use iwf_common::event::{Event, EventBudget};
 use iwf_common::fragment::HeldFragment;
 use iwf_common::host::Totals;
 use iwf_common::names;
+use iwf_common::nat::EndpointKey;
 use iwf_common::refusal::{RefusedPacket, Side};
 
 use super::Plane;
@@ -39,6 +40,20 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// Every event of EVENTS.
+    ///
+    /// # Errors
+    /// If the ring cannot be read.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let map = self.ebpf.map_mut(names::EVENTS).context("ring")?;
+        let mut ring = RingBuf::try_from(map)?;
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            events.push(event(&record).context("a whole record")?);
+        }
+        Ok(events)
     }
 
     /// The next fragment of FRAGMENTS_HELD: the IPv4 packet.
@@ -79,4 +94,24 @@ impl Plane {
             head.to_vec(),
         )))
     }
+}
+
+fn event(record: &[u8]) -> Option<Event> {
+    fn part<const N: usize>(record: &[u8], at: usize) -> Option<[u8; N]> {
+        record.get(at..)?.first_chunk().copied()
+    }
+    let word = |at| part(record, at).map(u32::from_ne_bytes);
+    let endpoint = |at| {
+        let [a, b, c, d, high, low, proto, pad]: [u8; 8] = part(record, at)?;
+        (pad == 0).then(|| EndpointKey::new([a, b, c, d], [high, low], proto))
+    };
+    Some(Event {
+        kind: word(std::mem::offset_of!(Event, kind))?,
+        tick: word(std::mem::offset_of!(Event, tick))?,
+        internal: endpoint(std::mem::offset_of!(Event, internal))?,
+        external: endpoint(std::mem::offset_of!(Event, external))?,
+        addr6: part(record, std::mem::offset_of!(Event, addr6))?,
+        station: part(record, std::mem::offset_of!(Event, station))?,
+        pad: part(record, std::mem::offset_of!(Event, pad)).map(u16::from_ne_bytes)?,
+    })
 }

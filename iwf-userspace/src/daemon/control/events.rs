@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::daemon::dataplane::inspect::{Prefix, Transport};
+use crate::daemon::dataplane::inspect::{Prefix, Station, Transport};
 use crate::types::UnixTime;
 
 macro_rules! kinds {
@@ -142,6 +142,9 @@ pub struct EventRow {
     pub protocol: Option<Transport>,
     /// The LAN host's endpoint concerned.
     pub internal: Option<SocketAddr>,
+    /// Of IPv6, the station that the flow counts for.
+    #[serde(default)]
+    pub station: Option<Station>,
     /// The external endpoint of our NAT concerned.
     pub external: Option<SocketAddr>,
     /// The remote endpoint, or the server, concerned.
@@ -161,6 +164,7 @@ impl EventRow {
             kind,
             protocol: None,
             internal: None,
+            station: None,
             external: None,
             remote: None,
             counter: None,
@@ -179,6 +183,9 @@ pub struct EventFilter {
     /// Those about this LAN host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Prefix>,
+    /// Those about this station.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub station: Option<Station>,
 }
 
 impl EventFilter {
@@ -190,7 +197,8 @@ impl EventFilter {
                 .internal
                 .is_some_and(|internal| host.contains(internal.ip()))
         });
-        kind && host
+        let station = self.station.is_none() || self.station == event.station;
+        kind && host && station
     }
 }
 
@@ -227,7 +235,7 @@ mod tests {
         assert_eq!(
             json,
             "{\"time\":1700000000.123,\"source\":\"data-plane\",\"kind\":\"sessions-full\",\
-             \"protocol\":\"udp\",\"internal\":\"192.168.1.10:5000\",\"external\":null,\"remote\":null,\
+             \"protocol\":\"udp\",\"internal\":\"192.168.1.10:5000\",\"station\":null,\"external\":null,\"remote\":null,\
              \"counter\":\"drop_sessions_full\",\"detail\":\"\"}"
         );
         assert_eq!(serde_json::from_str::<EventRow>(&json).unwrap(), event());
@@ -239,13 +247,13 @@ mod tests {
         assert!(admits(EventFilter::default()));
         let of = |kinds: &[EventKind]| EventFilter {
             kinds: kinds.to_vec(),
-            host: None,
+            ..EventFilter::default()
         };
         assert!(admits(of(&[EventKind::Drops, EventKind::SessionsFull])));
         assert!(!admits(of(&[EventKind::Drops])));
         let about = |host: &str| EventFilter {
-            kinds: Vec::new(),
             host: host.parse().ok(),
+            ..EventFilter::default()
         };
         assert!(admits(about("192.168.1.0/24")));
         assert!(!admits(about("192.168.2.0/24")));
@@ -258,10 +266,33 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_selects_stations_and_their_addresses() {
+        let of_ipv4 = event();
+        let event = EventRow {
+            internal: "[2a0b:1:2:3::10]:5000".parse().ok(),
+            station: "02:00:5e:10:00:ff".parse().ok(),
+            ..event()
+        };
+        let about = |host: &str, station: &str| EventFilter {
+            host: host.parse().ok(),
+            station: station.parse().ok(),
+            ..EventFilter::default()
+        };
+        assert!(about("2a0b:1:2:3::/64", "").admits(&event));
+        assert!(about("", "02:00:5e:10:00:ff").admits(&event));
+        assert!(about("2a0b:1:2:3::10", "02:00:5e:10:00:ff").admits(&event));
+        assert!(!about("2a0b:1:2:3::11", "02:00:5e:10:00:ff").admits(&event));
+        assert!(!about("2a0b:1:2:3::10", "02:00:5e:10:00:fe").admits(&event));
+        assert!(!about("", "unknown").admits(&event));
+        assert!(!about("", "router").admits(&of_ipv4));
+    }
+
+    #[test]
     fn a_request_for_every_kind_fits() {
         let filter = EventFilter {
             kinds: EventKind::ALL.iter().map(|(kind, _)| *kind).collect(),
             host: "2a0b:1:2:3:4:5:6:7/127".parse().ok(),
+            station: "02:00:5e:10:00:ff".parse().ok(),
         };
         let line = serde_json::to_string(&filter).unwrap();
         assert!(line.len() < super::super::MAX_REQUEST / 2, "{}", line.len());

@@ -203,7 +203,7 @@ const HOST: [Column; 5] = [
 
 fn host(row: &HostRow) -> [String; 5] {
     [
-        row.station.as_ref().map_or_else(
+        row.station.map_or_else(
             || row.host.to_string(),
             |station| format!("IPv6, {station}"),
         ),
@@ -228,6 +228,9 @@ fn event(row: &EventRow) -> String {
         if let Some(endpoint) = endpoint {
             line.push_str(&format!(" {name} {endpoint}"));
         }
+    }
+    if let Some(station) = row.station {
+        line.push_str(&format!(" station {station}"));
     }
     if let Some(counter) = &row.counter {
         line.push_str(&format!(" ({})", printable(counter)));
@@ -406,7 +409,7 @@ mod tests {
         assert_eq!(json["hosts"][0]["sessions_limit"], 16_384);
         let station = HostRow {
             host: "fe80::200:5e10:ff".parse().unwrap(),
-            station: Some("02:00:5e:10:00:ff".to_owned()),
+            station: "02:00:5e:10:00:ff".parse().ok(),
             ..row.clone()
         };
         let text = Lister::text().take(&Response::Hosts(vec![station]));
@@ -440,6 +443,25 @@ mod tests {
             "(3 events were lost: read too slowly)\n\
              2024-02-29T12:34:56.007Z sessions-full udp internal 192.168.1.10:5000 (drop_sessions_full): \
              a\u{fffd}[2Jb\u{fffd}c\n"
+        );
+        let of_ipv6 = EventRow {
+            protocol: Some(Transport(6)),
+            internal: "[2a0b:1:2:3::10]:5000".parse().ok(),
+            station: "02:00:5e:10:00:ff".parse().ok(),
+            counter: Some("drop_host_sessions".to_owned()),
+            ..EventRow::new(
+                UnixTime::from_millis(1_709_210_096_007),
+                Source::DataPlane,
+                EventKind::HostSessions,
+            )
+        };
+        assert_eq!(
+            Lister::text().take(&Response::Events(EventPage {
+                lost: 0,
+                events: vec![of_ipv6],
+            })),
+            "2024-02-29T12:34:56.007Z host-sessions tcp internal [2a0b:1:2:3::10]:5000 station \
+             02:00:5e:10:00:ff (drop_host_sessions)\n"
         );
         let mut lister = Lister::json(EVENTS);
         let text = lister.take(&page);

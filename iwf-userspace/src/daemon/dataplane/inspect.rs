@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::DataPlaneError;
 use crate::types::Generation;
+pub use station::{NotAStation, Station};
+
+mod station;
 
 /// An IANA protocol number, by its name where it is a transport that people know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -422,9 +425,9 @@ pub struct HostRow {
     /// Its IPv4 address, with a row for each, or for IPv6 the station: `fe80::` with its MAC address as the last 48
     /// bits.
     pub host: IpAddr,
-    /// For IPv6 the MAC address of the station, `unknown` for all hosts that no neighbour answers for, or `router`.
+    /// For IPv6 the station.
     #[serde(default)]
-    pub station: Option<String>,
+    pub station: Option<Station>,
     /// Sessions it has.
     pub sessions: u64,
     /// Sessions one host may have.

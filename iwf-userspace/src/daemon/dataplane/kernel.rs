@@ -372,6 +372,7 @@ impl DataPlane for KernelPlane {
             tick: now,
             internal,
             external,
+            ..Event::default()
         }));
         let tell = |event| events::told(event, now, self.clock.hz());
         told.iter().map(tell).collect()

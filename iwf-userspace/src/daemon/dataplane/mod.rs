@@ -5,7 +5,7 @@
 //! a call may be repeated at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use iwf_common::event::EventKind;
@@ -183,7 +183,9 @@ pub struct PlaneEvent {
     /// IANA protocol number.
     pub protocol: u8,
     /// The internal endpoint concerned, if there is one.
-    pub internal: Option<SocketAddrV4>,
+    pub internal: Option<SocketAddr>,
+    /// Of IPv6, the station that the flow counts for: its MAC address, or what stands for one.
+    pub station: Option<[u8; 6]>,
     /// The external endpoint concerned, or for a next hop the remote one.
     pub external: Option<SocketAddrV4>,
 }

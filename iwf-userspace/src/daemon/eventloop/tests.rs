@@ -130,7 +130,7 @@ impl Lab {
             .open(Request::Events {
                 filter: EventFilter {
                     kinds: kinds.to_vec(),
-                    host: None,
+                    ..EventFilter::default()
                 },
                 follow: false,
                 new: false,
@@ -484,7 +484,8 @@ async fn a_follower_hears_what_the_programs_tell() {
         kind: Some(iwf_common::event::EventKind::HostSessions),
         age: Duration::from_secs(1),
         protocol: 17,
-        internal: Some(SocketAddrV4::new(HOST, 4000)),
+        internal: Some((HOST, 4000).into()),
+        station: None,
         external: None,
     });
     let carrier = Carrier::start(42).await;
@@ -492,8 +493,8 @@ async fn a_follower_hears_what_the_programs_tell() {
     let mut answers = lab
         .open(Request::Events {
             filter: EventFilter {
-                kinds: Vec::new(),
                 host: "192.168.1.0/24".parse().ok(),
+                ..EventFilter::default()
             },
             follow: true,
             new: false,

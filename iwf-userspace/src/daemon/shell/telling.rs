@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::super::clock;
 use super::super::control::events::{EventKind, EventRow, Source};
-use super::super::dataplane::inspect::Transport;
+use super::super::dataplane::inspect::{Station, Transport};
 use super::super::dataplane::{DataPlane, PlaneEvent};
 use super::super::reconciler::Repair;
 use super::super::store::Store;
@@ -267,6 +267,9 @@ fn row(event: &PlaneEvent, wall: UnixTime) -> EventRow {
         Some(Told::MappingCreated) => (EventKind::DynamicCreated, None),
         Some(Told::MappingDisplaced) => (EventKind::MappingDisplaced, None),
         Some(Told::MappingsFull) => (EventKind::MappingsFull, Some(DropReason::MappingsFull)),
+        Some(Told::SessionsFull) if event.station.is_some() => {
+            (EventKind::SessionsFull, Some(DropReason::Sessions6Full))
+        }
         Some(Told::SessionsFull) => (EventKind::SessionsFull, Some(DropReason::SessionsFull)),
         Some(Told::PortsExhausted) => (EventKind::PortsExhausted, Some(DropReason::PortsExhausted)),
         Some(Told::NextHopUnresolved) => (EventKind::NextHopUnresolved, None),
@@ -283,7 +286,8 @@ fn row(event: &PlaneEvent, wall: UnixTime) -> EventRow {
     };
     EventRow {
         protocol: event.internal.map(|_| Transport(event.protocol)),
-        internal: event.internal.map(SocketAddr::V4),
+        internal: event.internal,
+        station: event.station.map(Station),
         external,
         remote,
         counter: counter.map(|reason| reason.name().to_owned()),
@@ -304,6 +308,7 @@ mod tests {
             age: Duration::from_millis(1500),
             protocol: 6,
             internal: "192.168.1.10:5000".parse().ok(),
+            station: None,
             external: None,
         };
         let row = row(&event, UnixTime::from_millis(10_000));
@@ -314,12 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn of_ipv6_another_counter_tells_how_many() {
+        let event = PlaneEvent {
+            kind: Some(Told::SessionsFull),
+            age: Duration::ZERO,
+            protocol: 6,
+            internal: "[2a0b:1:2:3::10]:5000".parse().ok(),
+            station: Some([2, 0, 0x5e, 0x10, 0, 0xff]),
+            external: None,
+        };
+        let row = row(&event, UnixTime::from_secs(1));
+        assert_eq!(row.counter.as_deref(), Some("drop_sessions6_full"));
+        assert_eq!(row.station, Some(Station([2, 0, 0x5e, 0x10, 0, 0xff])));
+        assert_eq!(row.internal, "[2a0b:1:2:3::10]:5000".parse().ok());
+    }
+
+    #[test]
     fn the_other_end_of_an_unknown_next_hop_is_remote() {
         let event = PlaneEvent {
             kind: Some(Told::NextHopUnresolved),
             age: Duration::ZERO,
             protocol: 17,
             internal: "192.168.1.10:5000".parse().ok(),
+            station: None,
             external: "11.22.33.9:53".parse().ok(),
         };
         let row = row(&event, UnixTime::from_secs(1));

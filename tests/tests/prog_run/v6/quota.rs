@@ -2,8 +2,10 @@
 //! IPv4).
 
 use anyhow::Result;
+use iwf_common::event::{Event, EventKind};
 use iwf_common::flow6::{EndpointKey6, EndpointValue6, PinholeKey, Shape};
 use iwf_common::host::{HostKey, HostValue, OWN_STATION, UNKNOWN_STATION};
+use iwf_common::nat::EndpointKey;
 use iwf_tests::packet6::{Frame6, Upper};
 use iwf_tests::prog::Delta;
 
@@ -249,6 +251,109 @@ fn stations_beyond_the_table_are_refused() -> Result<()> {
         assert_eq!(bed.lan_in(&flow(OTHER, 2))?.action, REDIRECT);
         let echo = Frame6::new(OTHER, REMOTE, Upper::Other(253));
         assert_eq!(bed.lan_in(&echo)?.action, REDIRECT);
+        Ok(())
+    })
+}
+
+/// What the daemon is told of a refused flow: of whom, and of which station. Within the budget of all events.
+#[test]
+fn refused_flows_are_told() -> Result<()> {
+    with_share(1, |bed| {
+        let told = |bed: &mut Bed6| -> Result<Vec<Event>> {
+            let mut events = bed.plane.events()?;
+            for event in &mut events {
+                assert_ne!(event.tick, 0);
+                event.tick = 0;
+            }
+            Ok(events)
+        };
+        let event = |kind: EventKind, addr6, port: u16, station| Event {
+            kind: kind as u32,
+            tick: 0,
+            internal: EndpointKey::new([0; 4], port.to_be_bytes(), 17),
+            addr6,
+            station,
+            ..Event::default()
+        };
+        assert_eq!(bed.lan_in(&flow(HOST, 1))?.action, REDIRECT);
+        assert_eq!(told(bed)?, []);
+        bed.lan_in(&flow(HOST, 2))?.is(DROP, refused());
+        bed.egress(&flow(HOST_ALIAS, 3), true)?
+            .is(TC_DROP, refused());
+        assert_eq!(
+            told(bed)?,
+            [(HOST, 2), (HOST_ALIAS, 3)].map(|(host, port)| event(
+                EventKind::HostSessions,
+                host,
+                port,
+                HOST_MAC
+            ))
+        );
+        // From outside: the host it is for.
+        let pinhole = PinholeKey {
+            internal: HOST,
+            internal_port: 80u16.to_be_bytes(),
+            proto: 17,
+            shape: Shape::ANY_REMOTE | Shape::ANY_REMOTE_PORT,
+            ..PinholeKey::default()
+        };
+        bed.pinhole(pinhole, 1, 0)?;
+        bed.wan_in(&Frame6::udp((REMOTE, 9), (HOST, 80)))?
+            .is(DROP, refused());
+        assert_eq!(
+            told(bed)?,
+            [event(EventKind::HostSessions, HOST, 80, HOST_MAC)]
+        );
+        // The router itself.
+        assert_eq!(bed.egress(&flow(WAN, 4), false)?.action, TC_NEXT);
+        bed.egress(&flow(WAN, 5), false)?.is(TC_DROP, refused());
+        assert_eq!(
+            told(bed)?,
+            [event(EventKind::HostSessions, WAN, 5, OWN_STATION)]
+        );
+        for n in 0..iwf_common::limits::HOSTS - 2 {
+            bed.plane
+                .set_host(HostKey::v4(n.to_be_bytes()), HostValue::default())?;
+        }
+        bed.lan_in(&flow(OTHER, 6))?
+            .is(DROP, Delta::counted(&["drop_hosts_full"]));
+        assert_eq!(
+            told(bed)?,
+            [event(EventKind::HostsFull, OTHER, 6, OTHER_MAC)]
+        );
+        // All of the budget, on the one CPU that a test runs on or on several.
+        let mut lost = 0;
+        for _ in 0..4096 {
+            let seen = bed.lan_in(&flow(HOST, 7))?;
+            lost +=
+                usize::from(seen.delta == Delta::counted(&["drop_host_sessions", "events_lost"]));
+            if lost > 0 {
+                break;
+            }
+        }
+        assert!(lost > 0);
+        let told = told(bed)?;
+        assert!(told.contains(&event(EventKind::HostSessions, HOST, 7, HOST_MAC)));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_full_table_is_told() -> Result<()> {
+    with_sized_bed6(8, |bed| {
+        for port in 1..=4 {
+            assert_eq!(bed.lan_in(&flow(HOST, port))?.action, REDIRECT);
+        }
+        assert_eq!(bed.plane.events()?, []);
+        bed.lan_in(&flow(OTHER, 5))?
+            .is(DROP, Delta::counted(&["drop_sessions6_full"]));
+        let events = bed.plane.events()?;
+        let [event] = events.as_slice() else {
+            panic!("{events:?}");
+        };
+        assert_eq!(event.kind, EventKind::SessionsFull as u32);
+        assert_eq!((event.addr6, event.station), (OTHER, OTHER_MAC));
+        assert_eq!(event.internal.port, 5u16.to_be_bytes());
         Ok(())
     })
 }

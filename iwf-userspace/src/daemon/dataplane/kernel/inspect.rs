@@ -17,7 +17,7 @@ use iwf_common::flow6::{
     SessionValue6,
 };
 use iwf_common::fragment::{FragmentKey, FragmentValue};
-use iwf_common::host::{HostKey, HostValue, OWN_STATION, UNKNOWN_STATION};
+use iwf_common::host::{HostKey, HostValue};
 use iwf_common::nat::{EndpointKey, Filter, FilterList, MappingFlags, MappingKind, MappingValue};
 use iwf_common::tcp::Shown;
 use iwf_common::{names, sweep, tick};
@@ -25,7 +25,7 @@ use iwf_common::{names, sweep, tick};
 use super::super::batch::{BatchMap, Cursor, Slice};
 use super::super::inspect::{
     DynamicFilter, DynamicRow, Ends, HostRow, Inspector, Kind, SessionFilter, SessionRow, State,
-    TableRow, Take, Transport, Usage, Way,
+    Station, TableRow, Take, Transport, Usage, Way,
 };
 use super::super::maps::{self, refused};
 use super::super::pins::PinSet;
@@ -297,7 +297,7 @@ impl KernelInspector {
                     IpAddr::V4(_) => self.config.host_sessions.into(),
                     IpAddr::V6(_) => self.config.host_sessions6.into(),
                 },
-                station: host.is_ipv6().then(|| station(key)),
+                station: key.mac().map(Station),
                 host,
                 mappings: value.mappings,
                 mappings_limit: self.config.host_mappings.into(),
@@ -406,16 +406,6 @@ fn is_first(
     }
 }
 
-/// The name of a host that is counted by its station.
-fn station(host: &HostKey) -> String {
-    let [.., a, b, c, d, e, f] = host.addr;
-    match [a, b, c, d, e, f] {
-        UNKNOWN_STATION => "unknown".to_owned(),
-        OWN_STATION => "router".to_owned(),
-        _ => format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-    }
-}
-
 fn endpoint(key: EndpointKey) -> SocketAddr {
     let port = u16::from_be_bytes(key.port);
     SocketAddr::new(Ipv4Addr::from(key.addr).into(), port)
@@ -479,17 +469,4 @@ fn occupancy<K: Pod + Default, V: Pod + Default>(
     let mut entries = 0;
     walk_all(map, |_, _| entries += 1)?;
     Ok(TableRow::new(name, entries, Some(map.capacity().into())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stations_have_names() {
-        let name = |mac| station(&HostKey::station(mac));
-        assert_eq!(name([2, 0, 0x5e, 0x10, 0, 0xff]), "02:00:5e:10:00:ff");
-        assert_eq!(name(UNKNOWN_STATION), "unknown");
-        assert_eq!(name(OWN_STATION), "router");
-    }
 }
