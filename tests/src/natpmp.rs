@@ -1,7 +1,6 @@
 //! A carrier whose server speaks NAT-PMP only: PCP requests to it are answered as RFC 6886 section 3.5 says.
 #![expect(
     clippy::disallowed_types,
-    clippy::disallowed_methods,
     reason = "the harness talks to real programs over sockets, in real time"
 )]
 

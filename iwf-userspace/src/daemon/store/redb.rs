@@ -26,7 +26,7 @@ pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("me
 pub(super) const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
 const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 
-/// Version of what the tables hold. Steps when an older daemon would misread it; [`migrate`](super::migrate) knows the
+/// Version of what the tables hold. Steps when an older daemon would misread it; [`super::migrate`] knows the
 /// way from each older one.
 pub(super) const FORMAT: u64 = 2;
 
