@@ -327,7 +327,7 @@ impl Sweeper {
             .runs
             .judge(&self.items, SweepMode::Recheck, judge.now, judge)?;
         if judged.sessions_ended > 0 {
-            self.marked.remember(&self.items, judge.now);
+            self.marked.remember(&self.items, judge.marked_by());
         }
         self.settling.advance(cursor);
         Ok(())
@@ -475,7 +475,7 @@ impl Sweeper {
             .judge(&self.items, SweepMode::Age, pass.as_of, judge)?;
         pass.add(&judged);
         if judged.sessions_ended > 0 {
-            self.marked.remember(&self.items, judge.now);
+            self.marked.remember(&self.items, judge.marked_by());
         }
         if let Some(next) = next {
             pass.phase = next;

@@ -25,6 +25,12 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// A tick by which a run that begins now has set its marks: it reads the clock itself, later than we did. Should it
+    /// have taken longer, the removal is refused, and the next pass finds the entry.
+    pub(super) const fn marked_by(&self) -> u32 {
+        self.now.wrapping_add(1 + self.config.hz / 20)
+    }
+
     /// Whether nothing is known against an external endpoint's address. While there is none of ours, nothing is.
     pub(super) fn is_ours(&self, external: &EndpointKey) -> bool {
         self.config.external_addr == [0; 4] || self.config.is_external(external.addr)
