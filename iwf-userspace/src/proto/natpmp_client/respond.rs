@@ -220,19 +220,8 @@ impl NatPmpClient {
         let answer = lease.phase == Phase::Asked;
         let held = lease.grant.is_some() || lease.known.is_some();
         self.abandon(id, now);
-        self.effects.push_back(Effect::GivenBack { id, server });
-        if answer {
-            self.effects.push_back(Effect::Refused {
-                id,
-                server,
-                result: ResultCode::CannotProvideExternal,
-                lifetime: Lifetime(0),
-                asked: true,
-            });
-        }
-        if held || !answer {
-            self.effects.push_back(Effect::Lost { id });
-        }
+        let effects = Effect::conflict(id, server, answer, held);
+        self.effects.extend(effects);
     }
 
     fn deleted(&mut self, tuple: Tuple, now: Instant) {

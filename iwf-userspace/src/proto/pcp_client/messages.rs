@@ -1,6 +1,7 @@
 //! What the client is told, and what it has to say.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Handover;
@@ -193,6 +194,29 @@ pub enum Effect {
     Spent(SocketAddr),
     /// It became known what a server speaks; see [`PcpClient::speaks`](super::PcpClient::speaks).
     Speaks(SocketAddr),
+}
+
+impl Effect {
+    /// What is to be said of a lease whose server granted another port than the only one that will do. `asked`: somebody
+    /// waits for the answer. `held`: it had a grant before.
+    pub(in crate::proto) fn conflict(
+        id: Generation,
+        server: SocketAddr,
+        asked: bool,
+        held: bool,
+    ) -> impl Iterator<Item = Self> {
+        let given_back = Self::GivenBack { id, server };
+        let refused = Self::Refused {
+            id,
+            server,
+            result: ResultCode::CannotProvideExternal,
+            lifetime: Lifetime(0),
+            asked: true,
+        };
+        let lost = Self::Lost { id };
+        let then = [asked.then_some(refused), (held || !asked).then_some(lost)];
+        iter::once(given_back).chain(then.into_iter().flatten())
+    }
 }
 
 /// What a server was found to speak.

@@ -9,7 +9,7 @@ use super::selection::{AGAIN, MRC};
 use super::server::PATIENCE;
 use super::{Effect, LATE_GRANT, Liveness, PcpClient};
 use crate::types::{Generation, Instant, Lifetime};
-use crate::wire::pcp::{Body, Request, ResultCode};
+use crate::wire::pcp::{Body, Request};
 
 impl PcpClient {
     /// Does everything due at `now`; calling twice changes nothing.
@@ -153,19 +153,8 @@ impl PcpClient {
         let held = lease.grant.is_some() || lease.known.is_some();
         let server = lease.want.server;
         self.abandon(id, now);
-        self.effects.push_back(Effect::GivenBack { id, server });
-        if answer {
-            self.effects.push_back(Effect::Refused {
-                id,
-                server,
-                result: ResultCode::CannotProvideExternal,
-                lifetime: Lifetime(0),
-                asked: true,
-            });
-        }
-        if held || !answer {
-            self.effects.push_back(Effect::Lost { id });
-        }
+        let effects = Effect::conflict(id, server, answer, held);
+        self.effects.extend(effects);
     }
 
     /// Sends what a lease has to send at `now` and sets the next time.
