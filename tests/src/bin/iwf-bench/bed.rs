@@ -12,7 +12,7 @@ use iwf_tests::netns::{Namespace, Network, veth};
 use iwf_userspace::daemon::config::AttachMode;
 use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
 
-use crate::abi::{MAX_FLOWS, Setup};
+use crate::abi::{ENDPOINTS, FLOWS_PER_HOST, MAX_FLOWS, Setup};
 use crate::cpu::{self, Placement};
 use crate::nat::Nat;
 use crate::traffic::{Counters, Counts, Load, Seen, Traffic};
@@ -72,20 +72,24 @@ impl fmt::Display for Mode {
 /// How much a router is made to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// What the daemon makes by default.
+    /// What the daemon makes by default, and [`SPARE`].
     Ordinary,
-    /// A million sessions.
+    /// A million sessions, and [`SPARE`].
     Million,
     /// A million sessions that are only held, and those of the traffic.
     Held,
 }
 
+/// One part in so many more than the flows need: 16 hosts with all they can get leave one part in 17 free.
+const SPARE: u32 = 8;
+const _: () = assert!(ENDPOINTS / FLOWS_PER_HOST >= SPARE);
+
 impl Room {
     /// How many sessions that is.
     pub(crate) const fn sessions(self) -> u32 {
         match self {
-            Self::Ordinary => limits::SESSIONS / 2,
-            Self::Million => MAX_FLOWS,
+            Self::Ordinary => limits::SESSIONS / 2 + limits::SESSIONS / 2 / SPARE,
+            Self::Million => MAX_FLOWS + MAX_FLOWS / SPARE,
             Self::Held => MAX_FLOWS + limits::SESSIONS / 2,
         }
     }
