@@ -89,6 +89,8 @@ struct Worked {
     busiest: Duration,
     /// From its beginning to its end.
     whole: Duration,
+    /// Real time of one slice, and of the pause after it, in the mean.
+    slice: (Duration, Duration),
     /// As it should be.
     right: bool,
 }
@@ -140,6 +142,17 @@ pub(crate) fn measure(placement: Placement, object: &Path, quiet: Duration) -> R
         for (scenario, value, unit) in figures {
             rows.push(figure(scenario, mode, HELD, value, unit, &during));
         }
+        let (work, rest) = worked.slice;
+        let bare = bed.under_load(TRAFFIC, |_, gauge| bare(gauge, quiet, work, rest))?;
+        let median = bare.1.median();
+        rows.push(Row {
+            against: Some(format!("{mode}, no work")),
+            ratio: Some(median / before.1.median()),
+            valid: right(&bare.0) && right(&before.0),
+            delivered: delivered(&bare.0),
+            translated: translated(&bare.0),
+            ..figure("sweep-bare", mode, HELD, median, "packets/s/core", &during)
+        });
     }
     Ok(rows)
 }
@@ -174,6 +187,22 @@ fn idle(gauge: &Gauge, quiet: Duration) -> Result<Rates> {
     watch(gauge, |now| Ok((now < end).then_some(end)))
 }
 
+/// Takes the CPU for as long and as often as a sweep does, and touches no table.
+fn bare(gauge: &Gauge, quiet: Duration, work: Duration, rest: Duration) -> Result<Rates> {
+    let end = Instant::now() + quiet;
+    let mut due = Instant::now();
+    watch(gauge, |now| {
+        if now >= due {
+            let over = now + work;
+            while Instant::now() < over {
+                std::hint::spin_loop();
+            }
+            due = Instant::now() + rest;
+        }
+        Ok((now < end).then_some(due))
+    })
+}
+
 /// One pass, at the pace it wants.
 fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
     let begun = Instant::now();
@@ -181,6 +210,7 @@ fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
     let mut sessions = None;
     let mut due = begun;
     let mut ended = begun;
+    let (mut slices, mut busy) = (0, Duration::ZERO);
     let rates = watch(gauge, |now| {
         if sessions.is_some() {
             return Ok(None);
@@ -193,6 +223,8 @@ fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
         busiest = busiest.max(cpu::own_time()? - cpu);
         ended = Instant::now();
         longest = longest.max(ended - now);
+        busy += ended - now;
+        slices += 1;
         sessions = step.found.map(|found| found.sessions);
         due = ended + step.again;
         Ok(Some(due))
@@ -207,6 +239,10 @@ fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
         longest,
         busiest,
         whole: ended - begun,
+        slice: (
+            busy / slices.max(1),
+            (ended - begun).saturating_sub(busy) / slices.max(1),
+        ),
         right,
     })
 }
@@ -223,7 +259,8 @@ fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Resul
         let due = begun + Duration::from_secs(1) * made / CHANGES;
         let over = now >= begun + quiet;
         if !over && now >= due {
-            let port = 41_000 + (made % 1000) as u16;
+            // One that the flows do not have: a mapping that is asked for would end theirs.
+            let port = 1 + (made % 1000) as u16;
             let entry = entry((CLIENT, port), port, 2 + made)?;
             plane.write(&entry).context("make a mapping")?;
             match plane.remove(&entry).context("remove a mapping")? {
@@ -250,6 +287,7 @@ fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Resul
         longest,
         busiest: Duration::ZERO,
         whole: begun.elapsed(),
+        slice: (Duration::ZERO, Duration::ZERO),
         right: settled == made && f64::from(made) > 0.9 * wanted,
     })
 }
