@@ -183,6 +183,7 @@ fn perform(check: &Check, rest: &[String]) -> Result<Outcome> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--all-features",
                 "--locked",
                 "--quiet",
                 "--",
@@ -210,6 +211,17 @@ fn perform(check: &Check, rest: &[String]) -> Result<Outcome> {
             step::run(&what, with_rest(cargo, rest))?;
             let docs = ["test", "--workspace", "--locked", "--doc", "--quiet"];
             step::quiet(&mut step::cargo(&docs))?;
+            // Of a feature of its own, so that the suites need not wait for what only it is built from.
+            let bench = [
+                "-p",
+                "iwf-tests",
+                "--features",
+                "bench",
+                "--bin",
+                "iwf-bench",
+            ];
+            let mut cargo = step::cargo(&["test", "--locked", "--quiet"]);
+            step::quiet(cargo.args(bench))?;
         }
         Kind::Suite => {
             let args = ["test", "--workspace", "--locked", "--test", &check.name];

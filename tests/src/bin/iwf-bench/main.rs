@@ -22,6 +22,7 @@ mod sweep;
 mod targets;
 mod tcp;
 mod traffic;
+mod windows;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

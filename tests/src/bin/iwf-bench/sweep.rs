@@ -1,10 +1,11 @@
 //! Forwarding while the tables are worked on: the daemon's own sweep over a million sessions, and mappings that come
 //! and go a thousand times a second.
 //!
-//! The generator sends as in the other scenarios. Beside it a thread does the daemon's work at the daemon's pace, and
-//! looks at both ends' counters every ten milliseconds. Shown are the packets per second of the router's CPU time in the
-//! median of these windows; the packets per second of the generator's CPU time in the worst, since the thread runs on
-//! the generator's CPU and takes real time from it; and how long the slowest burst was under way.
+//! The generator sends as in the other scenarios. Beside it a thread does the daemon's work at the daemon's pace, in
+//! turns with doing nothing, and looks at both ends' counters every ten milliseconds. Shown are the packets per second of
+//! the router's CPU time in the median of these windows; the packets per second of the generator's CPU time in the
+//! worst, since the thread runs on the generator's CPU and takes real time from it; and how long the slowest burst was
+//! under way.
 #![expect(
     clippy::disallowed_methods,
     reason = "measures on the machine's own clock, and goes at the daemon's pace"
@@ -15,14 +16,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::Pod;
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData};
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionFlags, SessionKey, SessionValue};
 use iwf_common::tick::ClockSample;
 use iwf_common::{csum, limits, names};
-use iwf_tests::bench::{LEAST_SHARE, Row, median};
+use iwf_tests::bench::{LEAST_SHARE, Row};
 use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
 use iwf_userspace::daemon::dataplane::{Change, DataPlane as _, Turn};
 use iwf_userspace::types::{
@@ -31,9 +32,10 @@ use iwf_userspace::types::{
 };
 
 use crate::abi::SMALL;
-use crate::bed::{Bed, EXTERNAL, Gauge, Mode, Reading, Room};
+use crate::bed::{Bed, EXTERNAL, Gauge, Mode, Room};
 use crate::cpu::{self, Placement};
 use crate::traffic::{Counts, Load};
+use crate::windows::{AllRates, Beside, Rates, Turns, watch};
 
 /// Sessions held besides those of the traffic.
 const HELD: u32 = 1 << 20;
@@ -50,10 +52,6 @@ const CHURN: Load = Load {
 /// Mappings that are made and removed in a second.
 const CHANGES: u32 = 1000;
 
-/// The packet rate is that of windows as long as this: of real time for what the router's CPU does, of the generator's
-/// CPU time for what it sends.
-const WINDOW: Duration = Duration::from_millis(10);
-
 const UDP: u8 = 17;
 /// Who holds the sessions, by which external port.
 const HOLDER: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 168, 1, 250), 5000);
@@ -61,36 +59,15 @@ const HOLDER_PORT: u16 = 40_000;
 /// Whose mappings come and go.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 251);
 
-/// Packet rates of windows.
-#[derive(Default)]
-struct Rates {
-    /// By the time that the generator had the CPU: it waits for the router there, and only there.
-    sending: Vec<f64>,
-    /// By the router's CPU time.
-    core: Vec<f64>,
-}
-
-impl Rates {
-    fn median(&self) -> f64 {
-        median(&self.core).unwrap_or(0.0)
-    }
-
-    fn worst(&self) -> f64 {
-        self.sending.iter().copied().fold(f64::INFINITY, f64::min)
-    }
-}
-
 /// What a piece of work said of itself.
 struct Worked {
-    rates: Rates,
+    rates: AllRates,
     /// The longest that it held up whoever waits for the daemon.
     longest: Duration,
     /// The most CPU time that it took without a pause.
     busiest: Duration,
-    /// From its beginning to its end.
+    /// As long as it would have taken without others' turns.
     whole: Duration,
-    /// Real time of one slice, and of the pause after it, in the mean.
-    slice: (Duration, Duration),
     /// As it should be.
     right: bool,
 }
@@ -131,7 +108,7 @@ pub(crate) fn measure(placement: Placement, object: &Path, quiet: Duration) -> R
         tables.fill(age)?;
         let before = bed.under_load(TRAFFIC, |_, gauge| idle(gauge, quiet))?;
         let during = bed.under_load(TRAFFIC, |plane, gauge| sweep(plane, gauge, left))?;
-        rows.extend(compare("sweep", mode, HELD, &before, &during));
+        rows.extend(compare("sweep", mode, HELD, &before.0, &during));
         let (micros, seconds) = ("us at most", "s");
         let worked = &during.1;
         let figures = [
@@ -142,17 +119,6 @@ pub(crate) fn measure(placement: Placement, object: &Path, quiet: Duration) -> R
         for (scenario, value, unit) in figures {
             rows.push(figure(scenario, mode, HELD, value, unit, &during));
         }
-        let (work, rest) = worked.slice;
-        let bare = bed.under_load(TRAFFIC, |_, gauge| bare(gauge, quiet, work, rest))?;
-        let median = bare.1.median();
-        rows.push(Row {
-            against: Some(format!("{mode}, no work")),
-            ratio: Some(median / before.1.median()),
-            valid: right(&bare.0) && right(&before.0),
-            delivered: delivered(&bare.0),
-            translated: translated(&bare.0),
-            ..figure("sweep-bare", mode, HELD, median, "packets/s/core", &during)
-        });
     }
     Ok(rows)
 }
@@ -168,7 +134,7 @@ pub(crate) fn churn(placement: Placement, object: &Path, quiet: Duration) -> Res
     let before = bed.under_load(CHURN, |_, gauge| idle(gauge, quiet))?;
     let during = bed.under_load(CHURN, |plane, gauge| come_and_go(plane, gauge, quiet))?;
     let mode = "iwf";
-    let mut rows = compare("churn", mode, CHURN.flows, &before, &during);
+    let mut rows = compare("churn", mode, CHURN.flows, &before.0, &during);
     let longest = during.1.longest.as_micros() as f64;
     rows.push(figure(
         "churn-removal",
@@ -182,52 +148,52 @@ pub(crate) fn churn(placement: Placement, object: &Path, quiet: Duration) -> Res
 }
 
 /// Nothing but the traffic.
-fn idle(gauge: &Gauge, quiet: Duration) -> Result<Rates> {
+fn idle(gauge: &Gauge, quiet: Duration) -> Result<()> {
     let end = Instant::now() + quiet;
-    watch(gauge, |now| Ok((now < end).then_some(end)))
-}
-
-/// Takes the CPU for as long and as often as a sweep does, and touches no table.
-fn bare(gauge: &Gauge, quiet: Duration, work: Duration, rest: Duration) -> Result<Rates> {
-    let end = Instant::now() + quiet;
-    let mut due = Instant::now();
-    watch(gauge, |now| {
-        if now >= due {
-            let over = now + work;
-            while Instant::now() < over {
-                std::hint::spin_loop();
-            }
-            due = Instant::now() + rest;
-        }
-        Ok((now < end).then_some(due))
+    watch(gauge, &[Beside::Nothing], |now| {
+        Ok((now < end).then_some((Beside::Nothing, end)))
     })
+    .map(drop)
 }
 
-/// One pass, at the pace it wants.
+/// One pass at the pace it wants, in its turns; in others the same pauses without a look at the tables, or nothing.
 fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
-    let begun = Instant::now();
     let (mut longest, mut busiest) = (Duration::ZERO, Duration::ZERO);
     let mut sessions = None;
-    let mut due = begun;
-    let mut ended = begun;
-    let (mut slices, mut busy) = (0, Duration::ZERO);
-    let rates = watch(gauge, |now| {
+    let (mut work_due, mut pause_due) = (Instant::now(), Instant::now());
+    let (mut slices, mut busy, mut pauses) = (0u32, Duration::ZERO, Duration::ZERO);
+    let turns = Turns::new(&[Beside::Work, Beside::Pauses, Beside::Nothing]);
+    let rates = watch(gauge, turns.order(), |now| {
         if sessions.is_some() {
             return Ok(None);
         }
-        if now < due {
-            return Ok(Some(due));
-        }
-        let cpu = cpu::own_time()?;
-        let step = plane.sweep_slice().context("sweep")?;
-        busiest = busiest.max(cpu::own_time()? - cpu);
-        ended = Instant::now();
-        longest = longest.max(ended - now);
-        busy += ended - now;
-        slices += 1;
-        sessions = step.found.map(|found| found.sessions);
-        due = ended + step.again;
-        Ok(Some(due))
+        let (beside, _, until) = turns.at(now);
+        Ok(Some(match beside {
+            Beside::Nothing => (beside, until),
+            Beside::Work if now < work_due => (beside, work_due.min(until)),
+            Beside::Work => {
+                let cpu = cpu::own_time()?;
+                let step = plane.sweep_slice().context("sweep")?;
+                busiest = busiest.max(cpu::own_time()? - cpu);
+                let ended = Instant::now();
+                longest = longest.max(ended - now);
+                busy += ended - now;
+                pauses += step.again;
+                slices += 1;
+                sessions = step.found.map(|found| found.sessions);
+                work_due = ended + step.again;
+                (beside, work_due.min(until))
+            }
+            Beside::Pauses if now < pause_due => (beside, pause_due.min(until)),
+            Beside::Pauses => {
+                let over = now + busy / slices.max(1);
+                while Instant::now() < over {
+                    std::hint::spin_loop();
+                }
+                pause_due = Instant::now() + pauses / slices.max(1);
+                (beside, pause_due.min(until))
+            }
+        }))
     })?;
     // A pass sees the sessions that come and go meanwhile as well, but the traffic makes none.
     let right = sessions == Some(left.into());
@@ -238,27 +204,33 @@ fn sweep(plane: &mut KernelPlane, gauge: &Gauge, left: u32) -> Result<Worked> {
         rates,
         longest,
         busiest,
-        whole: ended - begun,
-        slice: (
-            busy / slices.max(1),
-            (ended - begun).saturating_sub(busy) / slices.max(1),
-        ),
+        whole: busy + pauses,
         right,
     })
 }
 
-/// Makes and removes mappings, as the daemon's loop would: a slice of ending sessions whenever there is nothing else.
+/// Makes and removes mappings in its turns, as the daemon's loop would: a slice of ending sessions whenever there is
+/// nothing else.
 fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Result<Worked> {
     let begun = Instant::now();
+    // Two turns, one of them with work.
+    let end = begun + 2 * quiet;
     let mut made = 0u32;
+    let mut made_before = 0u32;
+    let mut since = begun;
     let mut longest = Duration::ZERO;
     let mut waiting: std::collections::VecDeque<(Turn, Instant)> =
         std::collections::VecDeque::new();
     let mut settled = 0u32;
-    let rates = watch(gauge, |now| {
-        let due = begun + Duration::from_secs(1) * made / CHANGES;
-        let over = now >= begun + quiet;
-        if !over && now >= due {
+    let turns = Turns::new(&[Beside::Work, Beside::Nothing]);
+    let rates = watch(gauge, turns.order(), |now| {
+        let (beside, from, until) = turns.at(now);
+        if from != since {
+            (since, made_before) = (from, made);
+        }
+        let due = since + Duration::from_secs(1) * (made - made_before) / CHANGES;
+        let (over, ours) = (now >= end, beside == Beside::Work);
+        if ours && !over && now >= due {
             // One that the flows do not have: a mapping that is asked for would end theirs.
             let port = 1 + (made % 1000) as u16;
             let entry = entry((CLIENT, port), port, 2 + made)?;
@@ -268,7 +240,7 @@ fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Resul
                 Change::Settling(turn) => waiting.push_back((turn, now)),
             }
             made += 1;
-            return Ok(Some(now));
+            return Ok(Some((Beside::Work, now)));
         }
         if plane.is_settling() {
             let turn = plane.settle_slice().context("end sessions")?;
@@ -276,9 +248,9 @@ fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Resul
                 longest = longest.max(since.elapsed());
                 settled += 1;
             }
-            return Ok(Some(now));
+            return Ok(Some((Beside::Work, now)));
         }
-        Ok((!over).then_some(due))
+        Ok((!over).then_some((beside, if ours { due.min(until) } else { until })))
     })?;
     // Most of what was wanted was done: else the machine is too slow for the figure.
     let wanted = quiet.as_secs_f64() * f64::from(CHANGES);
@@ -287,97 +259,44 @@ fn come_and_go(plane: &mut KernelPlane, gauge: &Gauge, quiet: Duration) -> Resul
         longest,
         busiest: Duration::ZERO,
         whole: begun.elapsed(),
-        slice: (Duration::ZERO, Duration::ZERO),
         right: settled == made && f64::from(made) > 0.9 * wanted,
     })
 }
 
-/// Lets `work` go on until it says `None`, whenever the instant it says has come, and looks at both ends in between.
-fn watch(gauge: &Gauge, mut work: impl FnMut(Instant) -> Result<Option<Instant>>) -> Result<Rates> {
-    let mut rates = Rates::default();
-    let mut windows = Windows::default();
-    let mut looked = Instant::now();
-    while let Some(due) = work(Instant::now())? {
-        let now = Instant::now();
-        let age = now - looked;
-        if age >= WINDOW {
-            looked = now;
-            windows.add(&mut rates, gauge.read()?);
-            continue;
-        }
-        let pause = due.saturating_duration_since(now).min(WINDOW - age);
-        if !pause.is_zero() {
-            // tidy: sleep: the pause that the daemon makes between two slices
-            std::thread::sleep(pause);
-        }
-    }
-    ensure!(
-        !rates.core.is_empty() && !rates.sending.is_empty(),
-        "it was over too soon to see a packet rate"
-    );
-    Ok(rates)
-}
-
-/// Makes windows of readings.
-#[derive(Default)]
-struct Windows {
-    last: Option<Reading>,
-    /// Where the window of sending began: within a call of the generator, after its first frames.
-    from: Option<Reading>,
-}
-
-impl Windows {
-    fn add(&mut self, rates: &mut Rates, now: Reading) {
-        let Some(last) = self.last.replace(now) else {
-            return;
-        };
-        let frames = (now.arrived - last.arrived) as f64;
-        let cpu = now.router.saturating_sub(last.router);
-        if !cpu.is_zero() {
-            rates.core.push(frames / cpu.as_secs_f64());
-        }
-        // Making a call ready takes milliseconds, in which nothing is sent.
-        if now.call.is_none() || now.call != last.call {
-            self.from = None;
-            return;
-        }
-        let Some(from) = self.from else {
-            self.from = (now.sent > last.sent).then_some(now);
-            return;
-        };
-        let sending = now.generator.saturating_sub(from.generator);
-        if sending >= WINDOW {
-            let frames = (now.arrived - from.arrived) as f64;
-            rates.sending.push(frames / sending.as_secs_f64());
-            self.from = Some(now);
-        }
-    }
-}
-
-/// Without and with work: the median and the worst window, and the slowest burst.
+/// Without and with work: the median and the worst window, and the slowest burst, of which the first is of a run in
+/// which nothing was done at all.
 fn compare(
     scenario: &str,
     mode: &str,
     sessions: u32,
-    (idle_counts, before): &(Counts, Rates),
+    idle: &Counts,
     (counts, worked): &(Counts, Worked),
 ) -> Vec<Row> {
-    let during = &worked.rates;
+    let AllRates {
+        nothing,
+        work,
+        pauses,
+    } = &worked.rates;
     let slowest = |counts: &Counts| counts.received.longest as f64 / 1e3;
-    let told = |counts: &Counts, rates: &Rates| {
-        format!(
-            "{:.0} packets/s/core in the median of {} windows, {:.0} packets/s in the worst of {}; slowest burst {:.0} us, {} over 1 ms",
+    for (what, rates) in [("work", work), ("pauses", pauses), ("nothing", nothing)] {
+        eprintln!(
+            "{scenario:<12} {mode}, {what}: {:.0} packets/s/core in the median of {} windows, {:.0} packets/s in the worst of {}",
             rates.median(),
             rates.core.len(),
             rates.worst(),
             rates.sending.len(),
+        );
+    }
+    for (what, counts) in [("with", counts), ("without", idle)] {
+        eprintln!(
+            "{:<12} {what} work: slowest burst {:.0} us, {} over 1 ms",
+            "",
             slowest(counts),
             counts.received.late,
-        )
-    };
-    eprintln!("{scenario:<12} {mode}: {}", told(counts, during));
-    eprintln!("{:<12} without work: {}", "", told(idle_counts, before));
-    let idle = format!("{mode}, no work");
+        );
+    }
+    let without = format!("{mode}, no work");
+    let alone = format!("{mode}, pauses alone");
     let row = |what: &str, unit: &str, name: &str, value: f64, ratio: f64| Row {
         scenario: format!("{scenario}{what}"),
         mode: name.into(),
@@ -385,24 +304,44 @@ fn compare(
         packet_bytes: SMALL as u32,
         value,
         unit: unit.into(),
-        against: Some(idle.clone()),
+        against: Some(without.clone()),
         ratio: ratio.is_finite().then_some(ratio),
         delivered: delivered(counts),
         translated: translated(counts),
-        valid: worked.right && right(counts) && right(idle_counts),
+        valid: worked.right && right(counts) && right(idle),
     };
     let (rate, sending, micros) = ("packets/s/core", "packets/s", "us at most");
-    let (lowest, usual) = (during.worst(), before.worst());
-    let (slow, usually) = (slowest(counts), slowest(idle_counts));
-    let median = during.median() / before.median();
-    vec![
-        row("", rate, &idle, before.median(), 1.0),
-        row("", rate, mode, during.median(), median),
-        row("-worst-window", sending, &idle, usual, 1.0),
+    // Whoever works takes the CPU from the generator, which is not the work's doing: it is compared with as many pauses
+    // where there was a turn of them.
+    let (peer, peers) = if pauses.core.is_empty() {
+        (&without, nothing)
+    } else {
+        (&alone, pauses)
+    };
+    let median = |rates: &Rates, name: &str, peer: &str, peers: &Rates| Row {
+        against: Some(peer.into()),
+        ..row(
+            "",
+            rate,
+            name,
+            rates.median(),
+            rates.median() / peers.median(),
+        )
+    };
+    let (lowest, usual) = (work.worst(), nothing.worst());
+    let (slow, usually) = (slowest(counts), slowest(idle));
+    let mut rows = vec![
+        median(nothing, &without, &without, nothing),
+        median(work, mode, peer, peers),
+        row("-worst-window", sending, &without, usual, 1.0),
         row("-worst-window", sending, mode, lowest, lowest / usual),
-        row("-burst", micros, &idle, usually, 1.0),
+        row("-burst", micros, &without, usually, 1.0),
         row("-burst", micros, mode, slow, usually / slow),
-    ]
+    ];
+    if !pauses.core.is_empty() {
+        rows.insert(1, median(pauses, &alone, &without, nothing));
+    }
+    rows
 }
 
 /// One figure of the work itself.
@@ -563,41 +502,5 @@ mod tests {
             assert_eq!(out.endpoints(&key), back.endpoints(&reverse));
         }
         assert_ne!(held(1)[0].0, held(2)[0].0);
-    }
-
-    fn reading(arrived: u64, router: u64, generator: u64, call: Option<u64>) -> Reading {
-        Reading {
-            sent: arrived,
-            arrived,
-            router: Duration::from_millis(router),
-            generator: Duration::from_millis(generator),
-            call,
-        }
-    }
-
-    /// A window of sending is of one call, begins after its first frames, and is as long as the generator had the CPU.
-    #[test]
-    fn windows_leave_the_generators_pauses_out() {
-        let mut windows = Windows::default();
-        let mut rates = Rates::default();
-        for seen in [
-            reading(0, 0, 0, Some(1)),
-            reading(0, 0, 10, Some(1)),
-            reading(100, 10, 20, Some(1)),
-            // Nobody sent for most of this one.
-            reading(150, 15, 22, Some(1)),
-            reading(300, 25, 32, Some(1)),
-            reading(300, 25, 42, None),
-            reading(300, 25, 52, Some(3)),
-            reading(400, 35, 62, Some(3)),
-            // The router stood still.
-            reading(400, 35, 72, Some(3)),
-        ] {
-            windows.add(&mut rates, seen);
-        }
-        let per_second: Vec<_> = rates.sending.iter().map(|rate| rate.round()).collect();
-        assert_eq!(per_second, [16_667.0, 0.0]);
-        assert_eq!(rates.core.len(), 4);
-        assert_eq!((rates.median(), rates.worst()), (10_000.0, 0.0));
     }
 }

@@ -6,7 +6,8 @@
 //! with segmentation offload, a veth hands segments to the softirq of whoever sends, not to a thread of its own.
 #![expect(
     clippy::disallowed_methods,
-    reason = "measures on the machine's own clock"
+    clippy::disallowed_types,
+    reason = "measures real sockets on the machine's own clock"
 )]
 
 use std::fmt;
