@@ -110,6 +110,8 @@ pub enum Input {
     Wan(WanState),
     /// What the network says of its PCP servers changed, or is told for the first time. Complete, never a change.
     Discovered(Discovered),
+    /// The DHCP client of the system has renewed the WAN's lease, whether or not that changed anything.
+    Renewed,
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
     /// Ports of our NAT that this machine uses itself. Complete, never a change.
@@ -423,6 +425,7 @@ impl Iwf {
             }
             Input::Wan(state) => self.wan_changed(state, now),
             Input::Discovered(discovered) => self.discover(discovered, now),
+            Input::Renewed => self.client.renewed(now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;
                 if self.wan.address.is_some() {

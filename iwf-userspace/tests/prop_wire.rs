@@ -25,6 +25,61 @@ fn addr() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+fn transport() -> impl Strategy<Value = Protocol> {
+    select(vec![Protocol::Tcp, Protocol::Udp])
+}
+
+fn natpmp_request() -> impl Strategy<Value = natpmp::Request> {
+    let map = (transport(), any::<u16>(), any::<u16>(), any::<u32>());
+    prop_oneof![
+        1 => Just(natpmp::Request::ExternalAddress),
+        4 => map.prop_map(|(protocol, internal, external, lifetime)| natpmp::Request::Map {
+            protocol,
+            internal_port: InternalPort::new(internal),
+            external_port: ExternalPort::new(external),
+            lifetime: Lifetime(lifetime),
+        }),
+    ]
+}
+
+/// Results 1 and 5 have messages of their own.
+fn natpmp_result() -> impl Strategy<Value = natpmp::ResultCode> {
+    any::<u16>()
+        .prop_filter("another message", |code| ![1, 5].contains(code))
+        .prop_map(natpmp::ResultCode::from_number)
+}
+
+fn natpmp_response() -> impl Strategy<Value = natpmp::Response> {
+    let address = (natpmp_result(), any::<u32>(), any::<u32>());
+    let map = (
+        (transport(), natpmp_result(), any::<u32>()),
+        (any::<u16>(), any::<u16>(), any::<u32>()),
+    );
+    prop_oneof![
+        address.prop_map(|(result, epoch, addr)| natpmp::Response::ExternalAddress {
+            result,
+            epoch: Epoch(epoch),
+            addr: addr.into(),
+        }),
+        map.prop_map(
+            |((protocol, result, epoch), (internal, external, lifetime))| {
+                natpmp::Response::Map {
+                    protocol,
+                    result,
+                    epoch: Epoch(epoch),
+                    internal_port: InternalPort::new(internal),
+                    external_port: ExternalPort::new(external),
+                    lifetime: Lifetime(lifetime),
+                }
+            }
+        ),
+        any::<u32>().prop_map(|epoch| natpmp::Response::UnsupportedVersion {
+            epoch: Epoch(epoch)
+        }),
+        (0..=127_u8).prop_map(|opcode| natpmp::Response::UnsupportedOpcode { opcode }),
+    ]
+}
+
 fn map_body() -> impl Strategy<Value = MapBody> {
     (
         any::<[u8; 12]>(),
@@ -205,19 +260,24 @@ proptest! {
     }
 
     #[test]
-    fn natpmp_requests_round_trip(
-        tcp: bool,
-        internal: u16,
-        external: u16,
-        lifetime: u32,
-    ) {
-        let request = natpmp::Request::Map {
-            protocol: if tcp { Protocol::Tcp } else { Protocol::Udp },
-            internal_port: InternalPort::new(internal),
-            external_port: ExternalPort::new(external),
-            lifetime: Lifetime(lifetime),
-        };
-        prop_assert_eq!(natpmp::Request::decode(&request.encode()), Ok(request));
+    fn natpmp_requests_round_trip(request in natpmp_request(), more in vec(any::<u8>(), 0..8)) {
+        let mut octets = request.encode();
+        prop_assert_eq!(natpmp::Request::decode(&octets), Ok(request));
+        octets.extend(more);
+        prop_assert_eq!(natpmp::Request::decode(&octets), Ok(request), "what follows is ignored");
+    }
+
+    #[test]
+    fn natpmp_responses_round_trip(response in natpmp_response()) {
+        let octets = response.encode();
+        prop_assert_eq!(natpmp::Response::decode(&octets), Ok(response));
+        for length in 0..octets.len() {
+            let truncated = matches!(
+                natpmp::Response::decode(&octets[..length]),
+                Err(natpmp::ResponseError::Truncated { .. })
+            );
+            prop_assert!(truncated, "{} of {} octets", length, octets.len());
+        }
     }
 
     #[test]

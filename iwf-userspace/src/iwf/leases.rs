@@ -6,14 +6,18 @@
 //! asked in PCP until it says that it speaks NAT-PMP only. PCP asks on from time to time, and when that is answered
 //! everything goes back.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use crate::mapping::Via;
 use crate::mapping::policy::is_public;
 use crate::proto::natpmp_client::{self, NatPmpClient};
-use crate::proto::pcp_client::{Effect, Handover, Ignored, Input, Liveness, PcpClient, Speaks};
-use crate::types::{Epoch, Generation, Instant, LocalAddrs};
+use crate::proto::pcp_client::{
+    Effect, Handover, Ignored, Input, Liveness, PcpClient, Speaks, Want,
+};
+use crate::types::{
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, Protocol,
+};
 use crate::wire::natpmp;
 
 /// Both clients.
@@ -29,7 +33,20 @@ pub(super) struct Leases {
     several: BTreeSet<SocketAddr>,
     /// Servers that are asked in NAT-PMP.
     fallen_back: BTreeSet<SocketAddr>,
+    /// What was mapped in NAT-PMP when its server turned out to speak PCP, until PCP has granted the same lease. No more
+    /// than there are leases.
+    left: BTreeMap<Generation, Left>,
     effects: VecDeque<Effect>,
+}
+
+/// A mapping in NAT-PMP that is not needed once the same is mapped in PCP.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    server: SocketAddr,
+    protocol: Protocol,
+    port: ExternalPort,
+    external: ExternalEndpoint,
+    until: Instant,
 }
 
 impl Leases {
@@ -42,6 +59,7 @@ impl Leases {
             servers: Vec::new(),
             several: BTreeSet::new(),
             fallen_back: BTreeSet::new(),
+            left: BTreeMap::new(),
             effects: VecDeque::new(),
         };
         let fallback = leases.may_fall_back();
@@ -159,6 +177,17 @@ impl Leases {
         self.pump(now);
     }
 
+    /// PCPC-083: whoever hands out leases may have got another box behind it, so what it was found to speak is found out
+    /// again at once.
+    pub(super) fn renewed(&mut self, now: Instant) {
+        for server in self.fallen_back.clone() {
+            if self.pcp.liveness(server) != Some(Liveness::Unknown) {
+                self.pcp.handle_input(Input::Probe(server), now);
+            }
+        }
+        self.pump(now);
+    }
+
     /// Does everything due at `now`; calling twice changes nothing.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.pcp.handle_timeout(now);
@@ -253,7 +282,7 @@ impl Leases {
 
     /// Octet 0 tells the protocols apart, but for the error that says so: it answers PCP.
     fn receive(&mut self, from: SocketAddr, payload: Vec<u8>, now: Instant) {
-        let natpmp = self.via(from) == Via::NatPmp
+        let natpmp = (self.via(from) == Via::NatPmp || self.natpmp.uses(from))
             && payload.first() == Some(&natpmp::VERSION)
             && !matches!(
                 natpmp::Response::decode(&payload),
@@ -299,6 +328,7 @@ impl Leases {
             {
                 self.fallen_back.remove(&server);
                 for handover in self.natpmp.hand_over(server) {
+                    self.leave(&handover, now);
                     self.take_over(handover, now);
                 }
                 self.effects.push_back(Effect::Liveness(server));
@@ -311,6 +341,53 @@ impl Leases {
         }
     }
 
+    /// Remembers what a server that speaks PCP now has mapped in NAT-PMP.
+    fn leave(&mut self, handover: &Handover, now: Instant) {
+        let Want {
+            id,
+            server,
+            protocol,
+            port,
+            ..
+        } = handover.want;
+        self.left.retain(|_, left| left.until > now);
+        if let (Some(external), Some(until)) = (handover.known, handover.grant) {
+            let left = Left {
+                server,
+                protocol,
+                port,
+                external,
+                until,
+            };
+            self.left.insert(id, left);
+        }
+    }
+
+    /// PCP has granted what was mapped in NAT-PMP before. From here on remote hosts use the new endpoint, so that the old
+    /// mapping can go without cutting anything off. At the same endpoint it is the same mapping of the same box, which
+    /// PCP has taken over: ending it would end that one, and by itself it ends only if PCP's does.
+    fn succeeded(&mut self, id: Generation, external: ExternalEndpoint, now: Instant) {
+        if let Some(left) = self.left.remove(&id)
+            && left.external != external
+        {
+            let input = natpmp_client::Input::End {
+                server: left.server,
+                protocol: left.protocol,
+                port: left.port,
+                until: left.until,
+            };
+            self.natpmp.handle_input(input, now);
+        }
+    }
+
+    /// NAT-PMP deletes by the port of our NAT, so a box that keeps one table for both protocols may have deleted what it
+    /// maps in PCP too: that is asked for again at once.
+    fn gone(&mut self, (server, protocol, port): natpmp_client::Gone, now: Instant) {
+        if let Some(id) = self.pcp.lease_of(server, protocol, port) {
+            self.pcp.handle_input(Input::Keep(id), now);
+        }
+    }
+
     /// Passes on what the clients say, and does what follows for the other one.
     fn pump(&mut self, now: Instant) {
         loop {
@@ -318,6 +395,8 @@ impl Leases {
                 self.heed_pcp(effect, now);
             } else if let Some(effect) = self.natpmp.poll_effect() {
                 self.heed_natpmp(effect, now);
+            } else if let Some(gone) = self.natpmp.poll_gone() {
+                self.gone(gone, now);
             } else {
                 return;
             }
@@ -326,6 +405,10 @@ impl Leases {
 
     fn heed_pcp(&mut self, effect: Effect, now: Instant) {
         match effect {
+            Effect::Granted { id, external, .. } => {
+                self.effects.push_back(effect);
+                self.succeeded(id, external, now);
+            }
             Effect::Speaks(server) => {
                 self.effects.push_back(effect);
                 self.follow(server, now);
@@ -340,7 +423,6 @@ impl Leases {
                 self.natpmp.handle_input(input, now);
             }
             Effect::Send { .. }
-            | Effect::Granted { .. }
             | Effect::Refused { .. }
             | Effect::Trouble { .. }
             | Effect::GivenBack { .. }
@@ -355,6 +437,9 @@ impl Leases {
 
     fn heed_natpmp(&mut self, effect: Effect, now: Instant) {
         match effect {
+            // Only what is left there is being ended.
+            Effect::Liveness(server) | Effect::EpochReset(server)
+                if self.via(server) == Via::Pcp => {}
             Effect::Liveness(server) => {
                 let silent = self.natpmp.liveness(server) == Some(Liveness::Silent);
                 self.effects.push_back(effect);

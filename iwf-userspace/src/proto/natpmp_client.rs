@@ -23,9 +23,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::proto::pcp_client::negative;
 use crate::proto::pcp_client::{Effect, Handover, Ignored, Liveness, Stage, Want};
 use crate::types::timed::Timed;
-use crate::types::{Epoch, ExternalEndpoint, Generation, Instant};
+use crate::types::{
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
+};
+use crate::wire::pcp::ResultCode;
 
 use gateway::{Gateway, Question};
 use lease::{Ended, Lease, Phase, Tuple};
@@ -64,6 +68,17 @@ pub enum Input {
     Release(Generation),
     /// Stop deleting it and make sure that it is still there.
     Keep(Generation),
+    /// What another client has taken over since is still mapped here until then: delete it.
+    End {
+        /// The gateway.
+        server: SocketAddr,
+        /// Transport protocol.
+        protocol: Protocol,
+        /// Port of our NAT.
+        port: ExternalPort,
+        /// When what was granted ends.
+        until: Instant,
+    },
     /// It is wanted on these terms from the next request on.
     Terms(Want),
     /// Our address on the WAN.
@@ -95,9 +110,14 @@ pub struct NatPmpClient {
     leases: Timed<Generation, Lease>,
     by_tuple: BTreeMap<Tuple, Generation>,
     ended: Timed<Tuple, Ended>,
+    /// Mappings that are gone from their gateways, of those nobody waited for.
+    gone: VecDeque<Gone>,
     effects: VecDeque<Effect>,
     ignored: Ignored,
 }
+
+/// Gateway, protocol and port of our NAT of what was mapped.
+pub type Gone = (SocketAddr, Protocol, ExternalPort);
 
 impl Default for NatPmpClient {
     fn default() -> Self {
@@ -107,6 +127,7 @@ impl Default for NatPmpClient {
             leases: Timed::new(),
             by_tuple: BTreeMap::new(),
             ended: Timed::new(),
+            gone: VecDeque::new(),
             effects: VecDeque::new(),
             ignored: Ignored::default(),
         }
@@ -128,6 +149,12 @@ impl NatPmpClient {
             Input::Abandon(id) => self.abandon(id, now),
             Input::Release(id) => self.release(id),
             Input::Keep(id) => self.keep(id),
+            Input::End {
+                server,
+                protocol,
+                port,
+                until,
+            } => self.end_left(server, (protocol, port), until),
             Input::Terms(want) => self.set_terms(want),
             Input::Local(local) => self.set_local(local),
             Input::Servers(list) => self.forget_others(&list),
@@ -153,6 +180,11 @@ impl NatPmpClient {
     /// The next effect, until `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// A mapping whose deletion by [`Input::End`] or [`Input::Abandon`] was confirmed, until `None`.
+    pub fn poll_gone(&mut self) -> Option<Gone> {
+        self.gone.pop_front()
     }
 
     /// When [`NatPmpClient::handle_timeout`] has to be called next.
@@ -257,10 +289,26 @@ impl NatPmpClient {
             }
             None => {
                 self.abandon(id, now);
+                if let Some(result) = self.refused(&want, now) {
+                    self.effects.push_back(Effect::Refused {
+                        id,
+                        server: want.server,
+                        result,
+                        lifetime: Lifetime(0),
+                        asked: false,
+                    });
+                    return;
+                }
                 self.insert(Lease::new(want, Phase::Asked));
             }
         }
         self.line_up(id);
+    }
+
+    /// Why the gateway need not be asked for this now.
+    fn refused(&self, want: &Want, now: Instant) -> Option<ResultCode> {
+        let gateway = self.gateways.get(&want.server)?;
+        gateway.negative.get(&negative::Question::of(want), now)
     }
 
     fn reacquire(&mut self, want: Want, external: ExternalEndpoint, now: Instant) {
@@ -352,6 +400,14 @@ impl NatPmpClient {
         self.line_up(id);
     }
 
+    fn end_left(&mut self, server: SocketAddr, of: (Protocol, ExternalPort), until: Instant) {
+        let tuple = (server, of.0, of.1);
+        if !self.by_tuple.contains_key(&tuple) {
+            let delete = true;
+            self.end(tuple, Ended { until, delete });
+        }
+    }
+
     fn set_terms(&mut self, want: Want) {
         let tuple = (want.server, want.protocol, want.port);
         let lease = self.leases.get_mut(&want.id);
@@ -372,6 +428,7 @@ impl NatPmpClient {
         self.leases.touch_all();
         for gateway in self.gateways.values_mut() {
             gateway.doubt_address();
+            gateway.negative.clear();
             gateway.quiet_until = Instant::default();
             if let Some(pending) = gateway.pending.take()
                 && pending.question != Question::Address

@@ -12,7 +12,7 @@ mod epoch;
 mod handover;
 mod lease;
 mod messages;
-mod negative;
+pub(in crate::proto) mod negative;
 mod pace;
 mod renewal;
 mod respond;
@@ -227,6 +227,16 @@ impl PcpClient {
         self.ignored
     }
 
+    /// The lease that a server keeps for a port of our NAT.
+    pub fn lease_of(
+        &self,
+        server: SocketAddr,
+        protocol: Protocol,
+        port: ExternalPort,
+    ) -> Option<Generation> {
+        self.by_tuple.get(&(server, protocol, port)).copied()
+    }
+
     /// Ports of our NAT that the server may still know from a released lease. They may be used again: the
     /// nonce is kept for it.
     pub fn is_held(&self, server: SocketAddr, protocol: Protocol, port: ExternalPort) -> bool {
@@ -255,7 +265,7 @@ impl PcpClient {
             return;
         }
         self.abandon(id, now);
-        let question = lease::question(&want);
+        let question = negative::Question::of(&want);
         let refused = self
             .servers
             .get(&want.server)

@@ -13,6 +13,7 @@ use crate::types::{
     Epoch, ExternalPort, Instant, InternalEndpoint, InternalPort, Lifetime, Protocol, RemotePeer,
 };
 use crate::wire::natpmp::{self, Request, Response, ResultCode};
+use crate::wire::pcp::Body;
 
 #[derive(Debug)]
 pub(super) struct Gateway {
@@ -26,6 +27,8 @@ pub(super) struct Gateway {
     silent: bool,
     /// Results of the next map requests.
     script: VecDeque<ResultCode>,
+    /// The server in its place answers PCP.
+    pub(super) pcp_too: bool,
 }
 
 impl Gateway {
@@ -38,6 +41,7 @@ impl Gateway {
             longest: 7200,
             silent: false,
             script: VecDeque::new(),
+            pcp_too: false,
         }
     }
 
@@ -396,7 +400,7 @@ fn a_gateway_that_never_comes_back_ends_its_leases() {
 #[test]
 fn every_error_is_fatal_for_the_request() {
     let mut world = behind_natpmp(11);
-    assert_eq!(world.ask(20, add(20, 7999, 3600)), Ok(vec![]));
+    assert_eq!(world.ask(20, add(20, 7999, 604_800)), Ok(vec![]));
     for (code, expected) in [
         (3, 501),
         (4, 728),
@@ -405,7 +409,10 @@ fn every_error_is_fatal_for_the_request() {
         (8, 501),
         (1000, 501),
     ] {
+        let renewals = map_requests(&world).len();
+        world.run(5);
         let before = map_requests(&world).len();
+        assert_eq!(renewals, before, "no renewal comes in between");
         gateway(&mut world)
             .script
             .push_back(ResultCode::from_number(code));
@@ -416,8 +423,112 @@ fn every_error_is_fatal_for_the_request() {
             before + 1,
             "{code} is not repeated"
         );
+        world.run(1801);
     }
     assert_eq!(mapped(&world), [7999]);
+}
+
+/// As refusals of PCP: the same is not asked again while it would be refused again, and a sign of change ends that.
+#[test]
+fn refusals_are_believed_for_a_while() {
+    let mut world = behind_natpmp(16);
+    assert_eq!(world.ask(20, add(20, 7999, 604_800)), Ok(vec![]));
+    let refuse = |world: &mut World, code| {
+        let code = ResultCode::from_number(code);
+        gateway(world).script.push_back(code);
+    };
+    for (code, port, expected, holds) in [
+        (2, 8002, 606, 1800),
+        (3, 8003, 501, 30),
+        (4, 8004, 728, 30),
+        (5, 8005, 501, 1800),
+    ] {
+        refuse(&mut world, code);
+        assert_eq!(world.ask(20, add(20, port, 3600)), Err(expected), "{code}");
+        world.run(holds - 5);
+        let before = map_requests(&world).len();
+        assert_eq!(world.ask(20, add(20, port, 3600)), Err(expected), "{code}");
+        assert_eq!(map_requests(&world).len(), before, "{code} is believed");
+        world.run(5);
+        assert_eq!(world.ask(20, add(20, port, 3600)), Ok(vec![]), "{code}");
+        assert_eq!(world.ask(20, delete(port)), Ok(vec![]));
+    }
+
+    // Another client's port: at most two minutes.
+    gateway(&mut world).taken = vec![8080];
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(718));
+    world.run(100);
+    let before = map_requests(&world).len();
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(718));
+    assert_eq!(map_requests(&world).len(), before);
+    gateway(&mut world).taken.clear();
+    world.run(20);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+
+    // After a restart nothing is taken for granted.
+    refuse(&mut world, 5);
+    assert_eq!(world.ask(20, add(20, 8090, 3600)), Err(501));
+    let now = world.now;
+    gateway(&mut world).restart(now);
+    let announcement = gateway(&mut world).announcement(now);
+    world.answer(announcement);
+    world.run(5);
+    assert_eq!(world.ask(20, add(20, 8090, 3600)), Ok(vec![]));
+}
+
+/// PCPC-083: a renewal of the WAN's lease ends the verdict, also if nothing has changed by it.
+#[test]
+fn a_dhcp_renewal_ends_the_verdict() {
+    let mut world = behind_natpmp(17);
+    assert_eq!(world.ask(20, add(20, 8080, 604_800)), Ok(vec![]));
+    let requests = world.sent.len();
+    world.input(Input::Renewed);
+    world.run(5);
+    assert_eq!(world.sent.len(), requests + 1, "asked once in PCP");
+    assert_eq!(via(&world), Via::NatPmp, "which it still does not speak");
+    world.gateway = None;
+    world.server.external = Ipv4Addr::new(11, 22, 33, 9);
+    world.run(5);
+    assert_eq!(via(&world), Via::NatPmp, "nobody has noticed");
+    world.input(Input::Renewed);
+    world.run(5);
+    assert_eq!(via(&world), Via::Pcp);
+}
+
+/// The mapping in NAT-PMP goes only when PCP has its own, and only if that is another one.
+#[test]
+fn what_was_mapped_in_natpmp_is_ended_when_pcp_maps_elsewhere() {
+    for (external, deleted) in [([11, 22, 33, 9], false), ([11, 22, 33, 44], true)] {
+        let mut world = behind_natpmp(18);
+        assert_eq!(world.ask(20, add(20, 8080, 604_800)), Ok(vec![]));
+        world.server.external = external.into();
+        // One box that speaks both.
+        gateway(&mut world).pcp_too = true;
+        world.link.delay = (10, 10);
+        world.input(Input::Renewed);
+        let from = world.now;
+        world.run(20);
+        assert_eq!(via(&world), Via::Pcp);
+        let deletions: Vec<_> = map_requests(&world)
+            .into_iter()
+            .filter(|(at, _, lifetime)| *at >= from && *lifetime == 0)
+            .collect();
+        assert_eq!(deletions.len(), usize::from(deleted));
+        assert_eq!(mapped(&world).is_empty(), deleted);
+        let maps: Vec<_> = world
+            .sent
+            .iter()
+            .filter(|(at, request)| *at >= from && matches!(request.body, Body::Map(_)))
+            .map(|(at, _)| *at)
+            .collect();
+        if let Some((at, ..)) = deletions.first() {
+            assert!(maps[0] < *at, "PCP first");
+            assert!(maps.last() > Some(at), "and made sure of afterwards");
+        }
+        let removed = |n: &Notice| matches!(n, Notice::Removed(_));
+        assert!(!world.notices.iter().any(removed));
+        assert_eq!(world.active().len(), 1);
+    }
 }
 
 /// PCPC-083: what was upgraded is found out, and the application notices nothing.

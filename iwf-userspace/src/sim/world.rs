@@ -370,7 +370,9 @@ impl World {
     fn deliver(&mut self, datagram: Datagram) {
         match datagram {
             Datagram::ToServer(to, source, payload) => {
-                if let Some(gateway) = self.gateway.as_mut().filter(|_| to == address()) {
+                let natpmp = payload.first() == Some(&natpmp::VERSION);
+                let gateway = self.gateway.as_mut().filter(|_| to == address());
+                if let Some(gateway) = gateway.filter(|gateway| natpmp || !gateway.pcp_too) {
                     if let Some(answer) = gateway.receive(self.now, &payload) {
                         self.answer_from(to, answer);
                     }

@@ -123,7 +123,15 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         };
         *told = (!forget).then_some(servers);
         self.tell_found(out, now);
+        if !forget {
+            self.renewed(out, now);
+        }
         Ok(())
+    }
+
+    /// The DHCP client of the system has renewed its lease.
+    pub fn renewed(&mut self, out: &mut impl Datagrams, now: Instant) {
+        self.input(Input::Renewed, out, now);
     }
 
     fn tell_found(&mut self, out: &mut impl Datagrams, now: Instant) {

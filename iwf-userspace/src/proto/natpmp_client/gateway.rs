@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::clock::SinceStart;
 use crate::proto::pcp_client::Liveness;
+use crate::proto::pcp_client::negative::NegativeCache;
 use crate::types::{ExternalPort, Generation, Instant, Protocol};
 
 /// RFC 6886 section 3.1: the first wait for an answer; each next one is twice as long.
@@ -124,6 +125,8 @@ pub(super) struct Gateway {
     address_seen: Option<Instant>,
     pub(super) pending: Option<Pending>,
     pub(super) line: Line,
+    /// What it has refused.
+    pub(super) negative: NegativeCache,
     /// Nothing is asked before that nobody waits for.
     pub(super) quiet_until: Instant,
 }
@@ -137,6 +140,7 @@ impl Gateway {
             address_seen: None,
             pending: None,
             line: Line::default(),
+            negative: NegativeCache::default(),
             quiet_until: Instant::default(),
         }
     }

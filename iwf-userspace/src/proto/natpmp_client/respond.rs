@@ -8,6 +8,7 @@ use super::lease::{MIN_GAP, Phase, Tuple};
 use super::{Effect, LATE_GRANT, Liveness, NatPmpClient};
 use crate::mapping::{Lease as Granted, PortChoice, Via};
 use crate::proto::pcp_client::MAX_LIFETIME;
+use crate::proto::pcp_client::negative;
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, MappingNonce, Protocol,
 };
@@ -16,6 +17,11 @@ use crate::wire::pcp::{ResultClass, ResultCode};
 
 /// What was there and is refused is asked for again after so long.
 const HOLD: Duration = Duration::from_secs(60);
+
+/// For how long refusals are believed, as RFC 6887 section 7.4 has them, within the bounds of the cache.
+const LONG_REFUSAL: Lifetime = Lifetime(1800);
+/// The same of those that may be over soon.
+const SHORT_REFUSAL: Lifetime = Lifetime(30);
 
 /// The part of a response about a mapping.
 struct Answer {
@@ -115,8 +121,11 @@ impl NatPmpClient {
         }
     }
 
-    /// Everything the gateway maps is at another address now.
+    /// Everything the gateway maps is at another address now, and what was refused there may be free here.
     fn readdress(&mut self, from: SocketAddr, addr: Ipv4Addr, now: Instant) {
+        if let Some(gateway) = self.gateways.get_mut(&from) {
+            gateway.negative.clear();
+        }
         let held = |lease: &super::Lease| {
             lease.want.server == from && lease.phase == Phase::Held && lease.is_granted(now)
         };
@@ -219,9 +228,28 @@ impl NatPmpClient {
         let server = lease.want.server;
         let answer = lease.phase == Phase::Asked;
         let held = lease.grant.is_some() || lease.known.is_some();
+        if answer {
+            self.remember(id, ResultCode::CannotProvideExternal, now);
+        }
         self.abandon(id, now);
         let effects = Effect::conflict(id, server, answer, held);
         self.effects.extend(effects);
+    }
+
+    /// Keeps a refusal, so that the same is not asked again for a while. NAT-PMP does not say for how long it holds.
+    fn remember(&mut self, id: Generation, result: ResultCode, now: Instant) {
+        let Some(lease) = self.leases.get(&id) else {
+            return;
+        };
+        let lifetime = match result.class() {
+            // Another client's port: the cache has a bound of its own for it.
+            ResultClass::Long | ResultClass::ByLifetime => LONG_REFUSAL,
+            ResultClass::Short | ResultClass::Unspecified | ResultClass::Success => SHORT_REFUSAL,
+        };
+        let question = negative::Question::of(&lease.want);
+        if let Some(gateway) = self.gateways.get_mut(&lease.want.server) {
+            gateway.negative.put(question, result, lifetime, now);
+        }
     }
 
     fn deleted(&mut self, tuple: Tuple, now: Instant) {
@@ -236,6 +264,7 @@ impl NatPmpClient {
             self.effects.push_back(Effect::Released { id, result });
         } else if let Some(ended) = self.ended.get_mut(&tuple) {
             (ended.delete, ended.until) = (false, now + LATE_GRANT);
+            self.gone.push_back(tuple);
         }
     }
 
@@ -279,7 +308,12 @@ impl NatPmpClient {
         let server = lease.want.server;
         let trouble = Effect::Trouble { id, server, result };
         match lease.phase {
-            Phase::Asked => self.refuse(id, result, true, now),
+            Phase::Asked => {
+                if !lease.is_granted(now) {
+                    self.remember(id, result, now);
+                }
+                self.refuse(id, result, true, now);
+            }
             Phase::Releasing => {}
             // What has lapsed and is refused for good will not come back.
             Phase::Restored if !lease.is_granted(now) && result.class() == ResultClass::Long => {
@@ -309,6 +343,7 @@ impl NatPmpClient {
             return;
         }
         gateway.doubt_address();
+        gateway.negative.clear();
         let of_server = self.leases.iter().filter(|(_, l)| l.want.server == from);
         let all: Vec<_> = of_server.map(|(id, _)| *id).collect();
         for id in all {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::negative::Question;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
 use super::server::Server;
@@ -93,18 +92,6 @@ pub(super) enum Purpose {
 impl Want {
     pub(super) fn tuple(&self) -> Tuple {
         (self.server, self.protocol, self.port)
-    }
-}
-
-/// The request as far as a refusal depends on it.
-pub(super) fn question(want: &Want) -> Question {
-    Question {
-        protocol: want.protocol,
-        port: want.port,
-        exact: match want.choice {
-            PortChoice::Exact => want.external,
-            PortChoice::Any => None,
-        },
     }
 }
 

@@ -3,22 +3,38 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Want;
+use crate::mapping::PortChoice;
 use crate::types::{ExternalPort, Instant, Lifetime, Protocol};
 use crate::wire::pcp::ResultCode;
 
 /// A request as far as a refusal depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Question {
-    pub(super) protocol: Protocol,
+pub(in crate::proto) struct Question {
+    pub(in crate::proto) protocol: Protocol,
     /// Port of our NAT.
-    pub(super) port: ExternalPort,
+    pub(in crate::proto) port: ExternalPort,
     /// The external port that was insisted on.
-    pub(super) exact: Option<ExternalPort>,
+    pub(in crate::proto) exact: Option<ExternalPort>,
+}
+
+impl Question {
+    /// The request for a lease as far as a refusal depends on it.
+    pub(in crate::proto) fn of(want: &Want) -> Self {
+        Self {
+            protocol: want.protocol,
+            port: want.port,
+            exact: match want.choice {
+                PortChoice::Exact => want.external,
+                PortChoice::Any => None,
+            },
+        }
+    }
 }
 
 /// Refusals in force. At [`MAX`] the one that ends first is forgotten: the server is asked again then.
 #[derive(Clone, Debug, Default)]
-pub(super) struct NegativeCache {
+pub(in crate::proto) struct NegativeCache {
     refused: BTreeMap<Question, (ResultCode, Instant)>,
     everything: Option<(ResultCode, Instant)>,
     new_mappings: Option<Instant>,
@@ -32,7 +48,7 @@ const MAX_CONFLICT_HOLD: Duration = Duration::from_secs(120);
 
 impl NegativeCache {
     /// Why this question need not be asked now.
-    pub(super) fn get(&self, question: &Question, now: Instant) -> Option<ResultCode> {
+    pub(in crate::proto) fn get(&self, question: &Question, now: Instant) -> Option<ResultCode> {
         let in_force = |held: &(ResultCode, Instant)| (now < held.1).then_some(held.0);
         self.everything
             .as_ref()
@@ -45,7 +61,7 @@ impl NegativeCache {
     }
 
     /// Keeps a refusal for its lifetime, within bounds.
-    pub(super) fn put(
+    pub(in crate::proto) fn put(
         &mut self,
         question: Question,
         result: ResultCode,
@@ -70,7 +86,7 @@ impl NegativeCache {
     }
 
     /// Forgets everything: another address, another server behind it, or a restart of it.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::proto) fn clear(&mut self) {
         *self = Self::default();
     }
 }

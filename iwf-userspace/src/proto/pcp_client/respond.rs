@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::epoch::Verdict;
-use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, question};
-use super::negative::hold;
+use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple};
+use super::negative::{Question, hold};
 use super::pace::Turn;
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
@@ -371,7 +371,7 @@ impl PcpClient {
                 if let Some(server) = self.servers.get_mut(&lease.want.server)
                     && !held
                 {
-                    let question = question(&lease.want);
+                    let question = Question::of(&lease.want);
                     server.negative.put(question, error, lifetime, now);
                 }
                 self.effects.push_back(Effect::Refused {
@@ -446,7 +446,7 @@ impl PcpClient {
         if error == ResultCode::NoResources
             && let Some(server) = self.servers.get_mut(&lease.want.server)
         {
-            let question = question(&lease.want);
+            let question = Question::of(&lease.want);
             server.negative.put(question, error, lifetime, now);
         }
     }
@@ -573,7 +573,7 @@ impl PcpClient {
             self.refused(id, error, lifetime, now);
         }
         if let Some(server) = self.servers.get_mut(&from) {
-            let any = super::negative::Question {
+            let any = Question {
                 protocol: Protocol::Tcp,
                 port: ANY_PORT,
                 exact: None,
