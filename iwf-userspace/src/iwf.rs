@@ -14,6 +14,7 @@ mod job;
 mod leases;
 mod pace;
 mod probe;
+mod ranges;
 mod restore;
 mod servers;
 pub mod settings;
@@ -22,10 +23,13 @@ mod statics;
 mod status;
 mod unsaved;
 mod upstream;
+mod variables;
+mod view;
 mod wan;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -48,9 +52,11 @@ use job::Job;
 use leases::Leases;
 use pace::Pace;
 use probe::Probe;
+use ranges::Removal;
 use soap_calls::Call;
 use statics::Statics;
 use unsaved::Unsaved;
+use view::View;
 
 pub use crate::proto::igd::LinkCounters;
 pub use crate::proto::pcp_client::Speaks;
@@ -79,6 +85,8 @@ pub enum Input {
         caller: Ipv4Addr,
         /// The decoded call.
         call: soap::Call,
+        /// For how long it has been on its way here, which is time of its deadline.
+        waited: Duration,
     },
     /// The owner of the router asks through the control socket. Answered by [`Effect::AdminReply`].
     Admin {
@@ -344,6 +352,8 @@ pub struct Iwf {
     jobs: Timed<Generation, Job>,
     tickets: BTreeMap<Ticket, Generation>,
     deferred: Vec<(Generation, Call)>,
+    removals: BTreeMap<RequestId, Removal>,
+    view: View,
     probes: BTreeMap<Generation, Probe>,
     pace: Pace,
     address: AddressQuery,
@@ -383,6 +393,8 @@ impl Iwf {
             jobs: Timed::new(),
             tickets: BTreeMap::new(),
             deferred: Vec::new(),
+            removals: BTreeMap::new(),
+            view: View::default(),
             probes: BTreeMap::new(),
             pace: Pace::default(),
             address: AddressQuery::default(),
@@ -400,8 +412,9 @@ impl Iwf {
                 request,
                 caller,
                 call,
+                waited,
             } => {
-                let deadline = now + self.settings.deadline;
+                let deadline = now + self.settings.deadline.saturating_sub(waited);
                 let call = Call {
                     request,
                     caller,

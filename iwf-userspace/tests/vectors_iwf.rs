@@ -5,6 +5,7 @@ mod vector_file;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use iwf_userspace::iwf::{
     Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, Ticket, WanState,
@@ -38,6 +39,7 @@ impl Gateway {
         let settings = Settings {
             mode,
             servers: vec![ServerSource::Address(SERVER)],
+            default_connection_service: "uuid:x:WANConnectionDevice:1,id".to_owned(),
             ..Settings::default()
         };
         let now = Instant::from_millis(0);
@@ -105,6 +107,7 @@ impl Gateway {
             request,
             caller: CALLER,
             call,
+            waited: Duration::ZERO,
         });
     }
 
@@ -166,6 +169,33 @@ fn with_arg(mut call: Call, name: &str, value: &str) -> Call {
 
 fn add(lease: &str) -> Call {
     with_arg(vector_call("SOAP-01"), "NewLeaseDuration", lease)
+}
+
+/// IGD-031: a description comes back as it was given, from every action that shows one.
+#[test]
+fn descriptions_are_kept_and_escaped() {
+    let mut gateway = Gateway::new(ModeSetting::Local);
+    for (given, kept) in [
+        ("cam & nvr", "cam & nvr"),
+        ("<Büro> \"1\" ]]>", "<Büro> \"1\" ]]>"),
+        ("", ""),
+        (&"ü".repeat(200), &"ü".repeat(127)),
+    ] {
+        let call = with_arg(add("3600"), "NewPortMappingDescription", given);
+        gateway.call(call);
+        assert_eq!(gateway.answer().0, 200);
+        for action in ["GetSpecificPortMappingEntry", "GetGenericPortMappingEntry"] {
+            assert_eq!(gateway.read(action, "NewPortMappingDescription"), kept);
+        }
+        let list = gateway.read("GetListOfPortMappings", "NewPortListing");
+        let inner = list.split("<p:NewDescription>").nth(1).expect("an entry");
+        let (inner, _) = inner.split_once("</p:NewDescription>").expect("its end");
+        let read = inner
+            .replace("&lt;", "<")
+            .replace("&gt;", ">")
+            .replace("&amp;", "&");
+        assert_eq!(read, kept);
+    }
 }
 
 #[test]
@@ -471,7 +501,10 @@ fn sample(service: &Service, action: &str) -> Call {
     let known = add("3600");
     let value = |name: &'static str| {
         let value = match name {
-            "NewPortMappingIndex" => "0",
+            "NewPortMappingIndex" | "NewActiveConnectionIndex" | "NewNumberOfPorts" => "0",
+            "NewStartPort" => "1024",
+            "NewEndPort" => "65535",
+            "NewManage" => "0",
             name => known.arg(name).unwrap_or("x"),
         };
         (name.to_owned(), value.to_owned())

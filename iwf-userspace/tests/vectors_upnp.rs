@@ -3,8 +3,10 @@
 mod vector_file;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use iwf_userspace::wire::description::{DeviceUuid, Tree};
+use iwf_userspace::wire::port_listing::{self, PortMappingEntry};
 use iwf_userspace::wire::soap::{
     Call, CallError, CallFault, UpnpError, encode_fault, encode_reply, encode_response,
 };
@@ -76,7 +78,25 @@ fn values_with_markup_are_escaped() {
     let (_, body) = text_one("SOAP-05");
     let read = Call::decode(None, body.as_bytes(), LIMIT).expect("well-formed");
     let listing = read.arg("NewPortListing").expect("the listing").to_owned();
-    assert!(listing.starts_with("<p:PortMappingList "), "{listing}");
+    let entry = PortMappingEntry {
+        remote_host: None,
+        external_port: 8080,
+        protocol: "TCP".to_owned(),
+        internal_port: 8080,
+        internal_client: Ipv4Addr::new(192, 168, 1, 20),
+        description: "cam",
+        lease_time: 3590,
+    };
+    assert_eq!(port_listing::encode([entry.clone()]), listing);
+    let odd = PortMappingEntry {
+        description: "a<b>&\u{1}",
+        ..entry
+    };
+    let odd = port_listing::encode([odd]);
+    assert!(
+        odd.contains("<p:NewDescription>a&lt;b&gt;&amp;\u{fffd}</"),
+        "{odd}"
+    );
     let call = called("GetListOfPortMappings");
     assert_eq!(encode_response(&call, &[("NewPortListing", listing)]), body);
     // What XML cannot carry at all is replaced, so that the answer stays readable.
@@ -86,6 +106,32 @@ fn values_with_markup_are_escaped() {
     );
     let read = Call::decode(None, odd.as_bytes(), LIMIT).expect("well-formed");
     assert_eq!(read.arg("NewPortListing"), Some("a\u{fffd}b\u{fffd}]]>"));
+}
+
+/// UPnP Device Architecture 1.0 clause 3.3: the control URL says whose variable it is.
+#[test]
+fn a_query_is_read_and_answered_in_its_own_namespace() {
+    let urn = "urn:schemas-upnp-org:control-1-0";
+    let body = format!(
+        "<s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\"><s:Body><u:QueryStateVariable \
+         xmlns:u=\"{urn}\"><u:varName>Uptime</u:varName></u:QueryStateVariable></s:Body></s:Envelope>"
+    );
+    let header = format!("\"{urn}#QueryStateVariable\"");
+    for header in [None, Some(header.as_bytes())] {
+        let call = Call::decode(header, body.as_bytes(), LIMIT).expect("a query");
+        assert!(call.is_query());
+        assert_eq!(
+            (call.service.as_str(), call.arg("varName")),
+            ("", Some("Uptime"))
+        );
+        let answer = encode_response(&call, &[("return", "7".to_owned())]);
+        let expected = format!(
+            "<u:QueryStateVariableResponse xmlns:u=\"{urn}\"><return>7</return></u:QueryStateVariableResponse>"
+        );
+        assert!(answer.contains(&expected), "{answer}");
+    }
+    let other = body.replace("QueryStateVariable", "Other");
+    assert!(Call::decode(None, other.as_bytes(), LIMIT).is_err());
 }
 
 /// A body that ends early is refused until the action is complete; then it says the same as the whole.
@@ -266,8 +312,16 @@ fn promised_actions_are_there() {
             "{name}"
         );
     }
-    assert!(version2.contains(&"AddAnyPortMapping"));
-    assert!(!version1.contains(&"AddAnyPortMapping"));
+    for name in [
+        "AddAnyPortMapping",
+        "DeletePortMappingRange",
+        "GetListOfPortMappings",
+    ] {
+        assert!(
+            version2.contains(&name) && !version1.contains(&name),
+            "{name}"
+        );
+    }
     assert!(names("WANCommonInterfaceConfig", 1).contains(&"GetCommonLinkProperties"));
     assert_eq!(
         services::find("WANPPPConnection", 1),
@@ -310,6 +364,6 @@ fn calls_are_checked_against_the_table() {
     assert_eq!(with("NewLeaseDuration", Some(&"9".repeat(400))), range);
 
     let mut unknown = add.clone();
-    unknown.action = "DeletePortMappingRange".to_owned();
+    unknown.action = "RequestTermination".to_owned();
     assert_eq!(check(&unknown), Err(UpnpError::INVALID_ACTION));
 }

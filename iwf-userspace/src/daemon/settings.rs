@@ -1,6 +1,7 @@
 //! What the core and the documents are told, from the configuration.
 
 use std::fs;
+use std::time::Duration;
 
 use super::config::{self, BehindPrivateAddress, Config, PcpServer};
 use super::dataplane::Pinhole;
@@ -13,7 +14,6 @@ use crate::wire::dhcp4;
 
 /// Everything a protocol decision depends on.
 pub fn core(config: &Config, description: &Description) -> Settings {
-    let defaults = Settings::default();
     let mut policy = Policy {
         min_port: config.policy.min_port,
         third_party: match config.policy.third_party {
@@ -54,10 +54,11 @@ pub fn core(config: &Config, description: &Description) -> Settings {
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),
             per_host: count(config.policy.max_mappings_per_host),
-            ..defaults.limits
+            ..Limits::default()
         },
-        default_connection_service: description.default_connection_service(Tree::Igd2),
-        ..defaults
+        // Half a second is for the shell and the network.
+        deadline: config.http.answer_within - Duration::from_millis(500),
+        default_connection_service: description.default_connection_service(Tree::Igd1),
     }
 }
 

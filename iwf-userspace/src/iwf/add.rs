@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::job::{Job, Kind, Origin};
+use super::settings::SOAP_DEADLINE;
 use super::soap_calls::Call;
 use super::{Iwf, Mode};
 use crate::mapping::policy::PolicyError;
@@ -330,6 +331,8 @@ impl Iwf {
     /// Until when a server is waited for: less if it is known to be silent.
     pub(super) fn patience(&self, deadline: Instant, now: Instant) -> Instant {
         match self.mode {
+            // Whoever is told to be patient is.
+            Mode::Cascaded(_) if self.settings.deadline > SOAP_DEADLINE => deadline,
             Mode::Cascaded(server) if self.client.liveness(server) == Some(Liveness::Silent) => {
                 deadline.min(now + SILENT_PATIENCE)
             }

@@ -27,6 +27,8 @@ pub(super) enum Origin {
     Admin(RequestId),
     /// The mapping that the configuration states at this external port.
     Configuration(Protocol, ExternalPort),
+    /// The removal of a range, which counts what is left of it.
+    Range(RequestId),
     Nobody,
 }
 
@@ -94,14 +96,14 @@ impl Iwf {
         let backed = mapping.upstream.is_some();
         let waits = match &origin {
             Origin::ControlPoint(_) | Origin::Admin(_) => backed,
-            Origin::Configuration(..) | Origin::Nobody => false,
+            Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody => false,
         };
         if waits && self.mode == Mode::Down && matches!(origin, Origin::ControlPoint(_)) {
             return self.answer(origin, Operation::Delete, Err(Refusal::Unreachable));
         }
         let deadline = match &origin {
             Origin::ControlPoint(call) => self.patience(call.deadline, now),
-            Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody => {
+            Origin::Admin(_) | Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody => {
                 now + self.settings.deadline
             }
         };
@@ -172,6 +174,7 @@ impl Iwf {
                 let Some(mapping) = self.table.remove(generation) else {
                     return;
                 };
+                self.view.gone(&[generation]);
                 self.jobs.insert(generation, job);
                 self.remove_nat(mapping.nat_entry(), Some(generation));
             }
@@ -195,7 +198,10 @@ impl Iwf {
                 self.finish(generation, job, Err(refusal), now);
             }
             // Nobody can be told, so the mapping goes, and its record when the store can do it.
-            (Kind::Remove, Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody) => {
+            (
+                Kind::Remove,
+                Origin::Admin(_) | Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody,
+            ) => {
                 self.store_later(generation, now);
                 self.stored(generation, job, now);
             }
@@ -209,6 +215,7 @@ impl Iwf {
             }
             Kind::Create | Kind::Replace { .. } => {
                 self.table.set_state(generation, State::Active);
+                self.view.changed(generation);
                 if matches!(job.kind, Kind::Create) {
                     self.notify(Notice::Created(generation));
                 }
@@ -328,6 +335,7 @@ impl Iwf {
             Origin::ControlPoint(_)
             | Origin::Admin(_)
             | Origin::Configuration(..)
+            | Origin::Range(_)
             | Origin::Nobody => Vec::new(),
         });
         self.answer(job.origin, operation, outcome);
@@ -347,6 +355,9 @@ impl Iwf {
                 let result = outcome.map(|_| ()).map_err(|refusal| refusal.to_string());
                 self.effects
                     .push_back(Effect::AdminReply { request, result });
+            }
+            (Origin::Range(request), outcome) => {
+                self.removed_of_range(request, outcome.map(|_| ()));
             }
             (Origin::Configuration(..) | Origin::Nobody, _) => {}
         }
@@ -376,7 +387,13 @@ impl Iwf {
                     self.finish(generation, job, Err(Refusal::Unreachable), now);
                 }
                 // The owner's word counts here; the server is told until it hears.
-                (Kind::Remove, Origin::Admin(_) | Origin::Configuration(..) | Origin::Nobody) => {
+                (
+                    Kind::Remove,
+                    Origin::Admin(_)
+                    | Origin::Configuration(..)
+                    | Origin::Range(_)
+                    | Origin::Nobody,
+                ) => {
                     self.jobs.insert(generation, job);
                     self.tell(pcp_client::Input::Abandon(generation), now);
                     self.unstore(generation);

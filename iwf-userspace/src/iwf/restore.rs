@@ -82,6 +82,8 @@ impl Iwf {
         }
         if over {
             self.discard(generation, now);
+        } else {
+            self.view.restored(generation);
         }
     }
 

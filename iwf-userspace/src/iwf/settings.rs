@@ -28,7 +28,7 @@ pub struct Settings {
     pub nat_pmp: bool,
     /// Whether servers are told the descriptions of mappings (AMB-18: they may be private).
     pub send_descriptions: bool,
-    /// Longest time until an action is answered, at most 30 s.
+    /// Longest time until an action is answered. More than 30 s is for control points that are known to wait.
     pub deadline: Duration,
     /// Value of DefaultConnectionService (Layer3Forwarding:1).
     pub default_connection_service: String,

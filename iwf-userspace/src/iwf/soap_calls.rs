@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::job::Origin;
 use super::servers::UNDECIDED;
-use super::{AdminCommand, Effect, Iwf, Mode, RequestId};
+use super::{AdminCommand, Effect, Iwf, Mode, RequestId, variables};
 use crate::mapping::Owner;
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
@@ -44,11 +44,22 @@ impl Iwf {
                 let result = entry.ok_or(UpnpError::SPECIFIED_ARRAY_INDEX_INVALID);
                 self.reply(call.request, result);
             }
+            Action::DeleteRange(range) => self.delete_range(call, &range, now),
+            Action::List { range, limit } => self.list(&call, &range, limit, now),
+            Action::Query { service, variable } => {
+                let value = self.variable(service, variable, now);
+                let result = value.ok_or(UpnpError::INVALID_VAR);
+                let result = result.map(|value| vec![("return", value)]);
+                self.reply(call.request, result);
+            }
             Action::SetConnectionType => self.reply(call.request, Err(UpnpError::READ_ONLY)),
             Action::ForceTermination => {
                 self.reply(call.request, Err(UpnpError::ACTION_NOT_AUTHORIZED));
             }
-            Action::RequestConnection => self.reply(call.request, Ok(Vec::new())),
+            Action::RequestConnection => {
+                let result = self.request_connection();
+                self.reply(call.request, result);
+            }
             Action::GetConnectionTypeInfo => self.reply(
                 call.request,
                 Ok(vec![
@@ -75,14 +86,26 @@ impl Iwf {
                 let result = Ok(vec![igd::total(&self.link, which)]);
                 self.reply(call.request, result);
             }
+            Action::GetMaximumActiveConnections => {
+                let number = variables::MAX_CONNECTIONS.to_string();
+                self.reply(
+                    call.request,
+                    Ok(vec![("NewMaximumActiveConnections", number)]),
+                );
+            }
+            Action::GetActiveConnection { index } => {
+                let result = self.active_connection(index);
+                self.reply(call.request, result);
+            }
             Action::GetDefaultConnectionService => {
                 let service = self.settings.default_connection_service.clone();
                 let result = Ok(vec![("NewDefaultConnectionService", service)]);
                 self.reply(call.request, result);
             }
             Action::SetDefaultConnectionService { service } => {
-                // There is one connection service, so this can only confirm it.
-                let same = service == self.settings.default_connection_service;
+                // There is one connection service, so this can only confirm it, in the version of either tree.
+                let any = |name: &str| name.replace("Device:2,", "Device:1,");
+                let same = any(&service) == any(&self.settings.default_connection_service);
                 let result = if same {
                     Ok(Vec::new())
                 } else {
@@ -225,14 +248,40 @@ impl Iwf {
         });
     }
 
-    fn status_info(&self, now: Instant) -> Vec<(&'static str, String)> {
+    /// IGD-027: the connection comes up by itself, so there is only to say how it stands.
+    fn request_connection(&self) -> ActionResult {
+        match self.connection_status() {
+            "Connected" => Ok(Vec::new()),
+            "Connecting" => Err(UpnpError::CONNECTION_SETUP_IN_PROGRESS),
+            _ => Err(UpnpError::CONNECTION_SETUP_FAILED),
+        }
+    }
+
+    /// The device and the service of a connection, which DefaultConnectionService names both.
+    fn active_connection(&self, index: u16) -> ActionResult {
+        let service = self.settings.default_connection_service.split_once(',');
+        let (container, id) = service
+            .filter(|_| index < self.active_connections())
+            .ok_or(UpnpError::SPECIFIED_ARRAY_INDEX_INVALID)?;
+        Ok(vec![
+            ("NewActiveConnDeviceContainer", container.to_owned()),
+            ("NewActiveConnectionServiceID", id.to_owned()),
+        ])
+    }
+
+    /// Seconds since the WAN came up.
+    pub(super) fn uptime(&self, now: Instant) -> String {
         let uptime = self
             .connected_since
             .map_or(0, |since| now.saturating_duration_since(since).as_secs());
+        (uptime % (1 << 32)).to_string()
+    }
+
+    fn status_info(&self, now: Instant) -> Vec<(&'static str, String)> {
         vec![
             ("NewConnectionStatus", self.connection_status().to_owned()),
             ("NewLastConnectionError", "ERROR_NONE".to_owned()),
-            ("NewUptime", (uptime % (1 << 32)).to_string()),
+            ("NewUptime", self.uptime(now)),
         ]
     }
 

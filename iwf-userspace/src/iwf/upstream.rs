@@ -148,6 +148,9 @@ impl Iwf {
         self.write_nat(entry, None);
         self.notify(Notice::Renewed(id));
         if let Some(before) = before.1.endpoint().filter(|before| *before != external) {
+            if before.port != external.port {
+                self.view.changed(id);
+            }
             self.notify(Notice::Moved {
                 generation: id,
                 before,

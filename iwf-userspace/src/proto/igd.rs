@@ -8,17 +8,20 @@
 mod args;
 mod entries;
 mod link;
+mod range;
 mod refusal;
 
 use std::net::Ipv4Addr;
 
 use crate::mapping::PortChoice;
 use crate::types::{ExternalPort, InternalEndpoint, Lifetime, Protocol, RemotePeer};
+use crate::wire::scpd::Service;
 use crate::wire::services;
 use crate::wire::soap::{Call, UpnpError};
 
 pub use entries::{generic_entry, specific_entry};
-pub use link::{LinkCounters, common_link_properties, total};
+pub use link::{LinkCounters, TOTALS, common_link_properties, total};
+pub use range::{MAX_LISTED, PortRange, in_range, listing};
 pub use refusal::{Operation, Refusal, upnp_error};
 
 /// What a control point asks for. Its arguments are good in themselves.
@@ -49,6 +52,29 @@ pub enum Action {
     Add(NewMapping),
     /// DeletePortMapping.
     Delete(EntryKey),
+    /// DeletePortMappingRange.
+    DeleteRange(PortRange),
+    /// GetListOfPortMappings.
+    List {
+        /// Which ones.
+        range: PortRange,
+        /// How many at most.
+        limit: usize,
+    },
+    /// GetMaximumActiveConnections.
+    GetMaximumActiveConnections,
+    /// GetActiveConnection.
+    GetActiveConnection {
+        /// From 0.
+        index: u16,
+    },
+    /// QueryStateVariable.
+    Query {
+        /// The service whose variable it is.
+        service: &'static Service,
+        /// Its name.
+        variable: &'static str,
+    },
     /// GetCommonLinkProperties.
     GetCommonLinkProperties,
     /// GetTotalBytesSent and the like.
@@ -111,9 +137,17 @@ pub enum Total {
 /// igd-service section 3.3.
 pub fn parse(call: &Call, caller: Ipv4Addr) -> Result<Action, UpnpError> {
     let service = services::find(&call.service, call.version).ok_or(UpnpError::INVALID_ACTION)?;
+    if call.is_query() {
+        let name = args::text(call, "varName")?.trim();
+        let variable = service.variable(name).ok_or(UpnpError::INVALID_VAR)?;
+        let variable = variable.name;
+        return Ok(Action::Query { service, variable });
+    }
     let action = service.check(call)?;
     match action.name {
-        "SetConnectionType" => Ok(Action::SetConnectionType),
+        "SetConnectionType" => {
+            args::connection_type(call, service).map(|()| Action::SetConnectionType)
+        }
         "GetConnectionTypeInfo" => Ok(Action::GetConnectionTypeInfo),
         "RequestConnection" => Ok(Action::RequestConnection),
         "ForceTermination" => Ok(Action::ForceTermination),
@@ -127,6 +161,18 @@ pub fn parse(call: &Call, caller: Ipv4Addr) -> Result<Action, UpnpError> {
         "AddPortMapping" => args::new_mapping(call, caller, PortChoice::Exact).map(Action::Add),
         "AddAnyPortMapping" => args::new_mapping(call, caller, PortChoice::Any).map(Action::Add),
         "DeletePortMapping" => Ok(Action::Delete(args::entry_key(call)?)),
+        "DeletePortMappingRange" => args::port_range(call).map(Action::DeleteRange),
+        "GetListOfPortMappings" => Ok(Action::List {
+            range: args::port_range(call)?,
+            limit: match args::ui2(call, "NewNumberOfPorts")? {
+                0 => MAX_LISTED,
+                limit => MAX_LISTED.min(limit.into()),
+            },
+        }),
+        "GetMaximumActiveConnections" => Ok(Action::GetMaximumActiveConnections),
+        "GetActiveConnection" => Ok(Action::GetActiveConnection {
+            index: args::ui2(call, "NewActiveConnectionIndex")?,
+        }),
         "GetCommonLinkProperties" => Ok(Action::GetCommonLinkProperties),
         "GetTotalBytesSent" => Ok(Action::GetTotal(Total::BytesSent)),
         "GetTotalBytesReceived" => Ok(Action::GetTotal(Total::BytesReceived)),
@@ -175,6 +221,7 @@ mod tests {
             "NewRemoteHost" => "",
             "NewInternalClient" => "192.168.1.20",
             "NewPortMappingDescription" => "x",
+            "NewConnectionType" => "IP_Routed",
             _ => "1",
         }
         .to_owned()

@@ -16,6 +16,7 @@ mod natpmp;
 mod oracle;
 mod pool;
 mod random;
+mod ranges;
 mod recovery;
 mod renewal;
 mod rules;

@@ -14,6 +14,7 @@ pub mod dhcp6;
 pub mod natpmp;
 pub mod pcp;
 pub mod pcp_servers;
+pub mod port_listing;
 pub mod scpd;
 pub mod services;
 pub mod soap;

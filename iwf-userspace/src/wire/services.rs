@@ -74,6 +74,24 @@ pub static WAN_COMMON_INTERFACE_CONFIG: Service = Service {
             "GetTotalPacketsReceived",
             &[output("NewTotalPacketsReceived", "TotalPacketsReceived")],
         ),
+        action(
+            "GetMaximumActiveConnections",
+            &[output(
+                "NewMaximumActiveConnections",
+                "MaximumActiveConnections",
+            )],
+        ),
+        action(
+            "GetActiveConnection",
+            &[
+                input("NewActiveConnectionIndex", "NumberOfActiveConnections"),
+                output(
+                    "NewActiveConnDeviceContainer",
+                    "ActiveConnectionDeviceContainer",
+                ),
+                output("NewActiveConnectionServiceID", "ActiveConnectionServiceID"),
+            ],
+        ),
     ],
     variables: &[
         one_of("WANAccessType", &["DSL", "POTS", "Cable", "Ethernet"]),
@@ -90,6 +108,10 @@ pub static WAN_COMMON_INTERFACE_CONFIG: Service = Service {
         plain("TotalBytesReceived", DataType::Ui4),
         plain("TotalPacketsSent", DataType::Ui4),
         plain("TotalPacketsReceived", DataType::Ui4),
+        plain("MaximumActiveConnections", DataType::Ui2),
+        plain("NumberOfActiveConnections", DataType::Ui2),
+        plain("ActiveConnectionDeviceContainer", DataType::String),
+        plain("ActiveConnectionServiceID", DataType::String),
     ],
 };
 
@@ -151,7 +173,9 @@ pub static WAN_IP_CONNECTION_2: Service = Service {
         ADD_PORT_MAPPING,
         ADD_ANY_PORT_MAPPING,
         DELETE_PORT_MAPPING,
+        DELETE_PORT_MAPPING_RANGE,
         GET_EXTERNAL_IP_ADDRESS,
+        GET_LIST_OF_PORT_MAPPINGS,
     ],
     variables: &[
         CONNECTION_TYPE,
@@ -178,6 +202,8 @@ pub static WAN_IP_CONNECTION_2: Service = Service {
         INTERNAL_CLIENT,
         PORT_MAPPING_DESCRIPTION,
         evented("SystemUpdateID", DataType::Ui4),
+        plain("A_ARG_TYPE_Manage", DataType::Boolean),
+        plain("A_ARG_TYPE_PortListing", DataType::String),
     ],
 };
 
@@ -283,6 +309,26 @@ const DELETE_PORT_MAPPING: Action = action(
         input("NewRemoteHost", "RemoteHost"),
         input("NewExternalPort", "ExternalPort"),
         input("NewProtocol", "PortMappingProtocol"),
+    ],
+);
+const DELETE_PORT_MAPPING_RANGE: Action = action(
+    "DeletePortMappingRange",
+    &[
+        input("NewStartPort", "ExternalPort"),
+        input("NewEndPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+        input("NewManage", "A_ARG_TYPE_Manage"),
+    ],
+);
+const GET_LIST_OF_PORT_MAPPINGS: Action = action(
+    "GetListOfPortMappings",
+    &[
+        input("NewStartPort", "ExternalPort"),
+        input("NewEndPort", "ExternalPort"),
+        input("NewProtocol", "PortMappingProtocol"),
+        input("NewManage", "A_ARG_TYPE_Manage"),
+        input("NewNumberOfPorts", "PortMappingNumberOfEntries"),
+        output("NewPortListing", "A_ARG_TYPE_PortListing"),
     ],
 );
 const GET_EXTERNAL_IP_ADDRESS: Action = action(

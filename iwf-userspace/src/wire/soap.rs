@@ -15,13 +15,18 @@ pub use decode::{CallError, CallFault, MAX_ARGUMENTS, MAX_DEPTH};
 pub use encode::{Reply, encode_fault, encode_reply, encode_response};
 pub use error::UpnpError;
 
+/// The action of every service that reads one of its variables, and its namespace (UPnP Device Architecture 1.0
+/// clause 3.3; deprecated since, and still sent by Windows).
+const QUERY: &str = "QueryStateVariable";
+const CONTROL_URN: &str = "urn:schemas-upnp-org:control-1-0";
+
 /// What every service type of the UPnP Forum begins with.
 const SERVICE_URN: &str = "urn:schemas-upnp-org:service:";
 
 /// An action call, decoded but not yet interpreted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Service type without version, for example `WANIPConnection`.
+    /// Service type without version, for example `WANIPConnection`. Empty in a query: the control URL names it.
     pub service: String,
     /// Version of the URN that was called; the response uses the same.
     pub version: u8,
@@ -43,8 +48,16 @@ impl Call {
             .map(|(_, value)| value.as_str())
     }
 
+    /// Whether a variable is asked for.
+    pub fn is_query(&self) -> bool {
+        self.action == QUERY
+    }
+
     /// The URN that was called.
     pub fn urn(&self) -> String {
+        if self.is_query() {
+            return CONTROL_URN.to_owned();
+        }
         format!("{SERVICE_URN}{}:{}", self.service, self.version)
     }
 }

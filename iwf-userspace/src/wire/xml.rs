@@ -21,6 +21,13 @@ impl Document {
         document
     }
 
+    /// A part of a document, without a declaration.
+    pub(super) fn fragment() -> Self {
+        Self {
+            writer: Writer::new(Vec::new()),
+        }
+    }
+
     /// Writes a start tag. Attribute values are escaped.
     pub(super) fn open(&mut self, name: &str, attributes: &[(&str, &str)]) {
         let start = BytesStart::new(name).with_attributes(attributes.iter().copied());

@@ -216,6 +216,8 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// Connections open at once from one address, 1 to `max_connections`.
     pub max_connections_per_host: usize,
+    /// When an action is answered at the latest (AMB-06): 5 s to 90 s.
+    pub answer_within: Duration,
 }
 
 /// Discovery.

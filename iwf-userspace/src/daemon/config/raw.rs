@@ -119,6 +119,7 @@ section!(Http {
     port: i64 = 5000,
     max_connections: i64 = 128,
     max_connections_per_host: i64 = 16,
+    answer_within_seconds: i64 = 28,
 });
 section!(Ssdp {
     max_age_seconds: i64 = 1800,

@@ -344,6 +344,11 @@ fn http(written: &raw::Http) -> Result<HttpConfig, Invalid> {
             &written.max_connections_per_host,
             1..=i64::try_from(max_connections).unwrap_or(i64::MAX),
         )?,
+        answer_within: Duration::from_secs(number(
+            "http.answer_within_seconds",
+            &written.answer_within_seconds,
+            5..=90,
+        )?),
     })
 }
 

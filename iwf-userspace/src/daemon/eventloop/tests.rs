@@ -179,6 +179,7 @@ impl Lab {
                 action: action.to_owned(),
                 args: args.iter().map(owned).collect(),
             },
+            waited: Duration::ZERO,
             reply,
         };
         self.calls.send(call).await.unwrap();

@@ -14,11 +14,12 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::{ANSWER_TIME, BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
 use crate::wire::description::Route;
+use crate::wire::scpd::Service;
 use crate::wire::soap::{self, Call, CallFault, UpnpError};
 
 /// UPnP Device Architecture 1.1 clause 3.2.2: confirms that a mandatory extension was understood.
@@ -82,8 +83,8 @@ async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) 
     };
     match route {
         Route::Description(_) | Route::Scpd(..) => document(&site, route, &request),
-        Route::Control(..) => match request.method().as_str() {
-            "POST" | "M-POST" => control(&site, request).await,
+        Route::Control(_, service) => match request.method().as_str() {
+            "POST" | "M-POST" => control(&site, service, request).await,
             _ => not_allowed("POST, M-POST"),
         },
         Route::Events(..) => match request.method().as_str() {
@@ -107,7 +108,7 @@ fn document(site: &Site, route: Route, request: &Request) -> Response {
     ([(CONTENT_TYPE, XML)], text).into_response()
 }
 
-async fn control(site: &Site, request: Request) -> Response {
+async fn control(site: &Site, service: &Service, request: Request) -> Response {
     let Some(&Ends { peer, .. }) = request.extensions().get::<Ends>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
@@ -116,7 +117,7 @@ async fn control(site: &Site, request: Request) -> Response {
         Ok(body) => body,
         Err(status) => return refused(status),
     };
-    let call = match Call::decode(soap_action(&head.headers), &body, MAX_BODY) {
+    let mut call = match Call::decode(soap_action(&head.headers), &body, MAX_BODY) {
         Ok(call) => call,
         Err(error) => {
             debug!(%peer, %error, "control request refused");
@@ -130,10 +131,18 @@ async fn control(site: &Site, request: Request) -> Response {
             };
         }
     };
+    if call.is_query() && call.service.is_empty() {
+        service.kind.clone_into(&mut call.service);
+        call.version = service.version;
+    }
+    let begun = Instant::now();
+    site.names.resolve(&mut call, peer).await;
+    let waited = begun.elapsed();
     let (reply, answer) = oneshot::channel();
     let question = SoapCall {
         caller: peer,
         call: call.clone(),
+        waited,
         reply,
     };
     match site.calls.try_send(question) {
@@ -143,7 +152,7 @@ async fn control(site: &Site, request: Request) -> Response {
             return refused(StatusCode::SERVICE_UNAVAILABLE);
         }
     }
-    let result = match timeout(ANSWER_TIME, answer).await {
+    let result = match timeout(site.answer_time().saturating_sub(waited), answer).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => return refused(StatusCode::SERVICE_UNAVAILABLE),
         Err(_) => Err(UpnpError::ACTION_FAILED),

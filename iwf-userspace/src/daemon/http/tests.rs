@@ -88,6 +88,10 @@ impl Server {
 async fn answer_all(mut questions: mpsc::Receiver<SoapCall>) {
     while let Some(question) = questions.recv().await {
         let result = match question.call.action.as_str() {
+            "QueryStateVariable" => {
+                let (service, version) = (question.call.service, question.call.version);
+                Ok(vec![("return", format!("{service}:{version}"))])
+            }
             "GetExternalIPAddress" => Ok(vec![("NewExternalIPAddress", "11.22.33.1".to_owned())]),
             _ => Err(soap::UpnpError::CONFLICT_IN_MAPPING_ENTRY),
         };
@@ -114,6 +118,7 @@ fn limits() -> HttpConfig {
         port: 0,
         max_connections: 8,
         max_connections_per_host: 8,
+        answer_within: Duration::from_secs(28),
     }
 }
 
@@ -183,6 +188,27 @@ fn a_request_may_come_in_pieces_and_chunks_and_be_followed_by_another() {
             answer.extend_from_slice(&buffer[..n]);
         }
         assert_eq!(status(&String::from_utf8(answer).unwrap()), "200");
+    }
+}
+
+/// A query names no service; the path it is sent to does.
+#[test]
+fn a_query_is_for_the_service_of_its_path() {
+    let server = Server::start(limits());
+    let query = ADD
+        .replace("GetExternalIPAddress", "QueryStateVariable")
+        .replace("service:WANIPConnection:1", "control-1-0")
+        .replace("urn:schemas-upnp-org:service:", "urn:schemas-upnp-org:");
+    for (path, service) in [
+        ("/igd1/ctl/WANIPConn", "WANIPConnection:1"),
+        ("/igd2/ctl/WANIPConn", "WANIPConnection:2"),
+        ("/igd1/ctl/WANCommonIFC", "WANCommonInterfaceConfig:1"),
+    ] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {{host}}\r\n");
+        let answer = server.ask(&head, &query);
+        assert_eq!(status(&answer), "200", "{answer}");
+        let expected = format!("<return>{service}</return>");
+        assert!(answer.contains(&expected), "{answer}");
     }
 }
 

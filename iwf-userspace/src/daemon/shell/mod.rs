@@ -156,6 +156,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             let SoapCall {
                 caller,
                 call,
+                waited,
                 reply,
             } = question;
             debug!(%caller, action = call.action, "control point calls");
@@ -166,6 +167,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 request,
                 caller,
                 call,
+                waited,
             };
             self.core.handle_input(input, now);
         }

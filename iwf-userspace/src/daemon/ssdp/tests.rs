@@ -34,6 +34,7 @@ impl Device {
             port: 0,
             max_connections: 1,
             max_connections_per_host: 1,
+            answer_within: Duration::from_secs(28),
         };
         let (calls, _) = mpsc::channel(1);
         let server = settings::server_name();

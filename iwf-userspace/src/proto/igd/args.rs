@@ -2,10 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::{EntryKey, NewMapping};
+use super::{EntryKey, NewMapping, PortRange};
 use crate::mapping::{MAX_DESCRIPTION, MAX_LEASE, PortChoice};
 use crate::types::{ExternalPort, InternalEndpoint, InternalPort, Lifetime, Protocol, RemotePeer};
-use crate::wire::scpd;
+use crate::wire::scpd::{self, Service};
 use crate::wire::soap::{Call, UpnpError};
 
 /// A text argument.
@@ -26,6 +26,32 @@ pub(super) fn entry_key(call: &Call) -> Result<EntryKey, UpnpError> {
         remote: remote(call)?,
         port: ui2(call, "NewExternalPort")?,
     })
+}
+
+/// The four arguments that name a range of mappings.
+pub(super) fn port_range(call: &Call) -> Result<PortRange, UpnpError> {
+    let range = PortRange {
+        protocol: protocol(call)?,
+        first: ui2(call, "NewStartPort")?,
+        last: ui2(call, "NewEndPort")?,
+        of_others: scpd::boolean(text(call, "NewManage")?)?,
+    };
+    if range.first > range.last {
+        return Err(UpnpError::INCONSISTENT_PARAMETERS);
+    }
+    Ok(range)
+}
+
+/// SetConnectionType: 601 for a word that is no type, then whatever the word is 731, because the type of the
+/// connection follows from how this machine is connected (IGD-026).
+pub(super) fn connection_type(call: &Call, service: &Service) -> Result<(), UpnpError> {
+    let written = text(call, "NewConnectionType")?;
+    let types = service.variable("ConnectionType").map(|v| v.allowed);
+    if types.is_some_and(|types| types.contains(&written)) {
+        Ok(())
+    } else {
+        Err(UpnpError::ARGUMENT_VALUE_OUT_OF_RANGE)
+    }
 }
 
 /// The eight arguments of a mapping to make.

@@ -19,12 +19,7 @@ pub fn generic_entry(
     index: u16,
     now: Instant,
 ) -> Option<Arguments> {
-    let visible = |mapping: &&Mapping| {
-        let port = mapping.claim.port.map_or(0, |port| port.get());
-        mapping.is_visible()
-            && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
-            && policy.may_manage(caller, mapping.internal, port)
-    };
+    let visible = |mapping: &&Mapping| is_shown(mapping, policy, caller, now);
     let index = usize::from(index);
     let mapping = match policy.third_party {
         // Own mappings are all it may see, and they are few.
@@ -41,6 +36,14 @@ pub fn generic_entry(
     ];
     out.extend(specific_entry(mapping, now));
     Some(out)
+}
+
+/// Whether a caller gets to see a mapping at all.
+pub(super) fn is_shown(mapping: &Mapping, policy: &Policy, caller: Ipv4Addr, now: Instant) -> bool {
+    let port = mapping.claim.port.map_or(0, |port| port.get());
+    mapping.is_visible()
+        && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
+        && policy.may_manage(caller, mapping.internal, port)
 }
 
 /// The out arguments of GetSpecificPortMappingEntry.

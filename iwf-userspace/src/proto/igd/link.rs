@@ -23,9 +23,6 @@ pub struct LinkCounters {
 
 /// The out arguments of GetCommonLinkProperties.
 pub fn common_link_properties(link: &LinkCounters) -> Vec<(&'static str, String)> {
-    // A rate that does not fit is the largest there is.
-    let rate = |bits: u64| u32::try_from(bits).unwrap_or(u32::MAX).to_string();
-    let status = if link.carrier { "Up" } else { "Down" };
     vec![
         ("NewWANAccessType", "Ethernet".to_owned()),
         ("NewLayer1UpstreamMaxBitRate", rate(link.up_bits_per_second)),
@@ -33,8 +30,28 @@ pub fn common_link_properties(link: &LinkCounters) -> Vec<(&'static str, String)
             "NewLayer1DownstreamMaxBitRate",
             rate(link.down_bits_per_second),
         ),
-        ("NewPhysicalLinkStatus", status.to_owned()),
+        ("NewPhysicalLinkStatus", physical_status(link).to_owned()),
     ]
+}
+
+/// Every counter.
+pub const TOTALS: [Total; 4] = [
+    Total::BytesSent,
+    Total::BytesReceived,
+    Total::PacketsSent,
+    Total::PacketsReceived,
+];
+
+/// A rate as it is told: one that does not fit is the largest there is.
+fn rate(bits_per_second: u64) -> String {
+    u32::try_from(bits_per_second)
+        .unwrap_or(u32::MAX)
+        .to_string()
+}
+
+/// PhysicalLinkStatus.
+const fn physical_status(link: &LinkCounters) -> &'static str {
+    if link.carrier { "Up" } else { "Down" }
 }
 
 /// The out argument of one of the GetTotal actions. The counters wrap at 2^32 (WCIC-002).

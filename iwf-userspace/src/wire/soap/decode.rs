@@ -7,7 +7,7 @@ use quick_xml::events::Event;
 use quick_xml::name::{Namespace, ResolveResult};
 use quick_xml::reader::NsReader;
 
-use super::{Call, UpnpError, split_urn};
+use super::{CONTROL_URN, Call, QUERY, UpnpError, split_urn};
 
 /// Elements inside each other; a call needs four.
 pub const MAX_DEPTH: usize = 16;
@@ -132,6 +132,14 @@ impl Call {
         let header = soap_action.and_then(SoapAction::parse);
         let text = text(body)?;
         let element = read_action(&text)?;
+        if element.name == QUERY && element.namespace.as_deref() == Some(CONTROL_URN) {
+            return Ok(Self {
+                service: String::new(),
+                version: 0,
+                action: element.name,
+                args: element.args,
+            });
+        }
         let called = element.namespace.as_deref().and_then(split_urn);
         let (service, version) = match (&header, called) {
             (Some(header), Some((service, version))) => {

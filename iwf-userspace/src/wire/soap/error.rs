@@ -28,6 +28,8 @@ errors! {
     INVALID_ACTION = 401 "Invalid Action",
     /// An argument is missing, unknown, repeated or of the wrong type.
     INVALID_ARGS = 402 "Invalid Args",
+    /// A query names no variable that has a value.
+    INVALID_VAR = 404 "Invalid Var",
     /// General failure; also an interworking function without an answering server.
     ACTION_FAILED = 501 "Action Failed",
     /// A value is invalid.

@@ -1,0 +1,61 @@
+//! The state variables of the services as they are now: for QueryStateVariable and for whoever is told of changes.
+#![forbid(unsafe_code)]
+
+use super::{Iwf, Mode};
+use crate::proto::igd;
+use crate::types::Instant;
+use crate::wire::scpd::Service;
+
+impl Iwf {
+    /// The value of a variable; `None` for one that has none by itself, because it only gives arguments their type.
+    pub fn variable(&self, service: &Service, name: &str, now: Instant) -> Option<String> {
+        let value = match (service.kind, name) {
+            ("Layer3Forwarding", "DefaultConnectionService") => {
+                self.settings.default_connection_service.clone()
+            }
+            ("WANCommonInterfaceConfig", name) => return self.link_variable(name),
+            ("WANIPConnection", "ConnectionType" | "PossibleConnectionTypes") => {
+                "IP_Routed".to_owned()
+            }
+            ("WANIPConnection", "ConnectionStatus") => self.connection_status().to_owned(),
+            ("WANIPConnection", "Uptime") => self.uptime(now),
+            ("WANIPConnection", "LastConnectionError") => "ERROR_NONE".to_owned(),
+            ("WANIPConnection", "RSIPAvailable") => "0".to_owned(),
+            ("WANIPConnection", "NATEnabled") => "1".to_owned(),
+            ("WANIPConnection", "ExternalIPAddress") => self
+                .external_address()
+                .map_or_else(String::new, |addr| addr.to_string()),
+            ("WANIPConnection", "PortMappingNumberOfEntries") => {
+                self.port_mapping_entries().to_string()
+            }
+            ("WANIPConnection", "SystemUpdateID") => self.system_update_id().to_string(),
+            _ => return None,
+        };
+        service.variable(name).map(|_| value)
+    }
+
+    fn link_variable(&self, name: &str) -> Option<String> {
+        let link = &self.link;
+        let (_, value) = igd::common_link_properties(link)
+            .into_iter()
+            .chain(igd::TOTALS.map(|which| igd::total(link, which)))
+            .find(|(argument, _)| argument.strip_prefix("New") == Some(name))
+            .or_else(|| {
+                let connections = match name {
+                    "MaximumActiveConnections" => MAX_CONNECTIONS,
+                    "NumberOfActiveConnections" => self.active_connections(),
+                    _ => return None,
+                };
+                Some(("", connections.to_string()))
+            })?;
+        Some(value)
+    }
+
+    /// Connections that are up.
+    pub(super) fn active_connections(&self) -> u16 {
+        u16::from(self.mode != Mode::Down)
+    }
+}
+
+/// There is one WAN, and one connection on it.
+pub(super) const MAX_CONNECTIONS: u16 = 1;
