@@ -12,6 +12,7 @@ mod add;
 mod address;
 mod job;
 mod leases;
+mod marks;
 mod pace;
 mod probe;
 mod ranges;
@@ -36,7 +37,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
-use crate::mapping::record::{MappingRecord, WallClock};
+use crate::mapping::record::{LeaseKey, MappingRecord, Mark, WallClock};
 use crate::mapping::table::Table;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
@@ -50,6 +51,7 @@ use crate::wire::soap;
 use address::AddressQuery;
 use job::Job;
 use leases::Leases;
+use marks::Marks;
 use pace::Pace;
 use probe::Probe;
 use ranges::Removal;
@@ -242,6 +244,10 @@ pub enum StoreChange {
     Put(MappingRecord),
     /// Remove the record of this generation; absent is fine.
     Delete(Generation),
+    /// Insert or replace the mark of this lease.
+    Mark(Mark),
+    /// Remove the mark of this lease; absent is fine.
+    Unmark(LeaseKey),
     /// A server's clock as seen at that time. Written when a server is met and when it restarted, not with
     /// every response: the tolerance of the epoch test grows with the time that passed.
     Epoch {
@@ -263,6 +269,8 @@ pub struct Saved {
     pub last_generation: u32,
     /// Last epoch seen per server, with the wall-clock time it was seen.
     pub epochs: Vec<(IpAddr, Epoch, UnixTime)>,
+    /// What servers may hold besides what mappings stand on.
+    pub marks: Vec<Mark>,
     /// What the kernel has kept of an earlier life.
     pub held: Vec<NatEntry>,
 }
@@ -361,6 +369,7 @@ pub struct Iwf {
     barred: BTreeMap<(Protocol, ExternalPort), Instant>,
     statics: Statics,
     unsaved: Unsaved,
+    marks: Marks,
     effects: VecDeque<Effect>,
 }
 
@@ -401,6 +410,7 @@ impl Iwf {
             barred: BTreeMap::new(),
             statics: Statics::default(),
             unsaved: Unsaved::default(),
+            marks: Marks::default(),
             effects: VecDeque::new(),
         }
     }

@@ -147,6 +147,7 @@ fn core(
     );
     let saved = Saved {
         mappings: snapshot.mappings,
+        marks: snapshot.marks,
         last_generation: snapshot.last_generation.max(in_kernel),
         epochs: snapshot
             .epochs

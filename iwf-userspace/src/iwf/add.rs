@@ -273,6 +273,7 @@ impl Iwf {
             remote: mapping.remote,
             description: self.described(mapping),
             patient: false,
+            brief: false,
             lifetime: Lifetime(
                 u32::try_from(left)
                     .unwrap_or(u32::MAX)

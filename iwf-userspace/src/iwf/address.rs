@@ -99,6 +99,7 @@ impl Iwf {
             remote: RemotePeer::Any,
             description: None,
             patient: false,
+            brief: true,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
         };

@@ -2,7 +2,6 @@
 
 use super::soap_calls::Call;
 use super::{Effect, EffectError, Iwf, Mode, Notice, RequestId, StoreChange, Ticket};
-use crate::mapping::record::MappingRecord;
 use crate::mapping::{Mapping, State};
 use crate::proto::igd::{Operation, Refusal};
 use crate::proto::pcp_client;
@@ -77,11 +76,12 @@ impl Iwf {
             return;
         };
         job.stage = Stage::Store;
+        let marks = &self.marks;
         let mapping = match &job.kind {
             Kind::Replace { after, .. } => Some(after.as_ref()),
             Kind::Create | Kind::Remove => self.table.get(generation),
         };
-        let Some(record) = mapping.and_then(|m| MappingRecord::new(m, &self.clock)) else {
+        let Some(record) = mapping.and_then(|m| marks.record(m, &self.clock)) else {
             return;
         };
         self.persist(StoreChange::Put(record), Some(generation));
@@ -194,6 +194,7 @@ impl Iwf {
                 // The record stands, so the mapping does: its lease comes back.
                 self.store_later(generation, now);
                 self.table.set_state(generation, State::Active);
+                self.still_there(generation);
                 self.reacquire(generation, now);
                 self.finish(generation, job, Err(refusal), now);
             }
@@ -289,7 +290,7 @@ impl Iwf {
                 let want = self.want(&mapping, lease.server, mapping.claim.port, now);
                 self.tell(pcp_client::Input::Terms(want), now);
             }
-            let record = MappingRecord::new(&mapping, &self.clock);
+            let record = self.record(&mapping);
             let entry = mapping.nat_entry();
             if job.stage == Stage::Kernel {
                 self.remove_nat(after.nat_entry(), None);
@@ -383,6 +384,7 @@ impl Iwf {
                 }
                 (Kind::Remove, Origin::ControlPoint(_)) => {
                     self.table.set_state(generation, State::Active);
+                    self.still_there(generation);
                     self.tell(pcp_client::Input::Keep(generation), now);
                     self.finish(generation, job, Err(Refusal::Unreachable), now);
                 }
@@ -424,6 +426,7 @@ impl Iwf {
     }
 
     pub(super) fn persist(&mut self, change: StoreChange, job: Option<Generation>) {
+        self.unmark_with(&change);
         let ticket = self.ticket_for(job);
         if job.is_none() {
             self.unsaved.watch(ticket, &change);

@@ -123,6 +123,22 @@ impl Leases {
                 let to = natpmp_client::Input::Abandon(id);
                 self.of_lease(id, input, to, now);
             }
+            Input::End(trace) => match trace.via {
+                Via::Pcp => self.pcp.handle_input(input, now),
+                Via::NatPmp if self.may_fall_back() => {
+                    self.fallen_back.insert(trace.key.server);
+                    let input = natpmp_client::Input::End {
+                        server: trace.key.server,
+                        protocol: trace.key.protocol,
+                        port: trace.key.port,
+                        until: trace.until,
+                    };
+                    self.natpmp.handle_input(input, now);
+                }
+                Via::NatPmp => self
+                    .effects
+                    .push_back(Effect::Forgotten(trace.key, trace.via)),
+            },
             Input::Release(id) => {
                 let to = natpmp_client::Input::Release(id);
                 self.of_lease(id, input, to, now);
@@ -429,6 +445,9 @@ impl Leases {
             | Effect::Lost { .. }
             | Effect::Released { .. }
             | Effect::EpochSeen { .. }
+            | Effect::Asking { .. }
+            | Effect::Ending(_)
+            | Effect::Forgotten(..)
             | Effect::Spent(_)
             | Effect::EpochReset(_)
             | Effect::Liveness(_) => self.effects.push_back(effect),
@@ -465,6 +484,9 @@ impl Leases {
             | Effect::Lost { .. }
             | Effect::Released { .. }
             | Effect::EpochSeen { .. }
+            | Effect::Asking { .. }
+            | Effect::Ending(_)
+            | Effect::Forgotten(..)
             | Effect::Spent(_)
             | Effect::Speaks(_) => self.effects.push_back(effect),
         }

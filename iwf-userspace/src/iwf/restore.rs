@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Iwf, Saved, StoreChange};
 use crate::mapping::Owner;
-use crate::mapping::record::MappingRecord;
+use crate::mapping::record::{MappingRecord, Mark};
 use crate::proto::pcp_client;
 use crate::reconcile::plan::EXPIRY_TOLERANCE;
 use crate::types::{Generation, Instant, NatEntry, UnixTime};
@@ -30,6 +30,7 @@ impl Iwf {
             let ago = wall.as_secs().saturating_sub(seen.as_secs());
             self.tell(pcp_client::Input::History { server, epoch, ago }, now);
         }
+        let mut marks = self.restore_marks(saved.marks, now);
         let held: BTreeMap<_, _> = saved.held.iter().map(|e| (e.generation, e)).collect();
         for record in saved.mappings {
             self.last_generation = self.last_generation.max(record.generation.0);
@@ -38,7 +39,22 @@ impl Iwf {
                 (entry.protocol, entry.external, entry.internal)
                     == (record.protocol, record.nat1, record.internal)
             });
-            self.restore_mapping(record, proof, is_set, now);
+            let mark = record.lease_key().and_then(|key| marks.remove(&key));
+            match mark {
+                // It was being deleted, and nobody was told yet what came of that.
+                Some(mark) if vouched(&record, &mark) && mark.ending => {
+                    self.end_mark(&mark, now);
+                    self.persist(StoreChange::Delete(record.generation), None);
+                }
+                Some(mark) => {
+                    self.marks.lapse(mark.key());
+                    self.restore_mapping(record, proof, is_set, now);
+                }
+                None => self.restore_mapping(record, proof, is_set, now),
+            }
+        }
+        for mark in marks.values() {
+            self.end_mark(mark, now);
         }
         self.pump(now);
     }
@@ -51,10 +67,13 @@ impl Iwf {
         now: Instant,
     ) {
         let external = record.external;
+        let asked = record.upstream.is_some_and(|lease| lease.asked);
         let mut mapping = record.mapping(&self.clock, now);
         let proven = proof.and_then(|entry| entry.expires);
         if let Some(lease) = &mut mapping.upstream {
             match proven {
+                // The kernel's entry stood on the lease before it.
+                _ if asked => lease.expires = now,
                 Some(at) => {
                     // The entry ends with the shorter of the two leases.
                     let shorter = at + EXPIRY_TOLERANCE < lease.expires.min(mapping.lease_ends);
@@ -91,6 +110,12 @@ impl Iwf {
         self.tell(pcp_client::Input::Abandon(generation), now);
         self.persist(StoreChange::Delete(generation), None);
     }
+}
+
+/// Whether a record and a mark are of one lease.
+fn vouched(record: &MappingRecord, mark: &Mark) -> bool {
+    let lease = record.upstream.map(|lease| (lease.via, lease.nonce));
+    lease == Some((mark.via, mark.nonce))
 }
 
 /// The latest moment that something was certainly stored at.

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::{EffectError, Iwf, StoreChange, Ticket};
 use crate::mapping::State;
-use crate::mapping::record::MappingRecord;
 use crate::types::{Generation, Instant};
 
 /// First wait, doubled with each failure.
@@ -37,8 +36,8 @@ impl Unsaved {
         match change {
             StoreChange::Put(record) => self.under_way.insert(ticket, record.generation),
             StoreChange::Delete(generation) => self.under_way.insert(ticket, *generation),
-            // The next restart of the server, or of ours, writes it again.
-            StoreChange::Epoch { .. } => None,
+            // The next restart of the server, or of ours, writes it again; marks are watched by themselves.
+            StoreChange::Epoch { .. } | StoreChange::Mark(_) | StoreChange::Unmark(_) => None,
         };
     }
 
@@ -65,7 +64,7 @@ impl Iwf {
         now: Instant,
     ) {
         let Some(generation) = self.unsaved.under_way.remove(&ticket) else {
-            return;
+            return self.mark_done(ticket, result);
         };
         let unsaved = &mut self.unsaved;
         if result.is_err() {
@@ -102,7 +101,7 @@ impl Iwf {
         for generation in due {
             let mapping = self.table.get(generation);
             let active = mapping.filter(|mapping| mapping.state == State::Active);
-            let record = active.and_then(|mapping| MappingRecord::new(mapping, &self.clock));
+            let record = active.and_then(|mapping| self.record(mapping));
             let change = record.map_or(StoreChange::Delete(generation), StoreChange::Put);
             self.persist(change, None);
         }

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use super::job::{Kind, Origin, Stage};
 use super::{Effect, Iwf, Mode, Notice, StoreChange};
-use crate::mapping::record::MappingRecord;
 use crate::mapping::{Lease, State};
 use crate::proto::igd::Refusal;
 use crate::proto::pcp_client::{self, MAX_LIFETIME};
@@ -66,6 +65,9 @@ impl Iwf {
                     };
                     self.persist(change, None);
                 }
+                pcp_client::Effect::Asking { id, trace } => self.asking(id, trace, now),
+                pcp_client::Effect::Ending(trace) => self.ending(&trace),
+                pcp_client::Effect::Forgotten(key, via) => self.marks.forgotten(key, via),
                 pcp_client::Effect::Liveness(server) => self.liveness_changed(server, now),
                 pcp_client::Effect::Spent(server) => {
                     self.select(pcp_servers::Input::Spent(server), now);
@@ -104,6 +106,7 @@ impl Iwf {
         if self.probe_granted(id, now) || self.address_granted(id, external, now) {
             return;
         }
+        self.marks.arrived(id);
         self.learn_address(external.addr);
         let Some(job) = self.jobs.get_mut(&id) else {
             return self.renewed(id, lease, external, now);
@@ -141,7 +144,7 @@ impl Iwf {
             (same(before.0), before.1) == (same(mapping.upstream), mapping.claim);
         let is_short = lease.expires < now + STORED_FROM.duration();
         if (!moves_the_end_only || !is_short)
-            && let Some(record) = MappingRecord::new(mapping, &self.clock)
+            && let Some(record) = self.record(mapping)
         {
             self.persist(StoreChange::Put(record), None);
         }
@@ -237,6 +240,7 @@ impl Iwf {
             Err(code) => {
                 if let Some(job) = self.jobs.remove(&id) {
                     self.table.set_state(id, State::Active);
+                    self.still_there(id);
                     self.finish(id, job, Err(Refusal::Upstream(code)), now);
                 }
             }

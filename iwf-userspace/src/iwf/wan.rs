@@ -10,7 +10,7 @@ use super::job::{Kind, Origin, Stage};
 use super::settings::{ModeSetting, PrivateWan};
 use super::{Iwf, Mode, Notice, StoreChange, WanState};
 use crate::mapping::policy::is_public;
-use crate::mapping::record::{MappingRecord, WallClock};
+use crate::mapping::record::WallClock;
 use crate::mapping::{Claim, Mapping, State};
 use crate::proto::pcp_client;
 use crate::types::{Generation, Instant, UnixTime};
@@ -135,7 +135,7 @@ impl Iwf {
             return;
         };
         let entry = mapping.nat_entry();
-        if let Some(record) = MappingRecord::new(mapping, &self.clock) {
+        if let Some(record) = self.record(mapping) {
             self.persist(StoreChange::Put(record), None);
         }
         self.write_nat(entry, None);
@@ -261,7 +261,7 @@ impl Iwf {
             .table
             .iter()
             .filter(|m| m.state == State::Active)
-            .filter_map(|m| MappingRecord::new(m, &self.clock))
+            .filter_map(|m| self.record(m))
             .collect();
         for record in records {
             self.persist(StoreChange::Put(record), None);

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Lease, Mapping, NEVER, Owner, PortChoice, State, Via};
 use crate::types::{
-    ExternalEndpoint, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce, Protocol,
-    RemotePeer, UnixTime,
+    ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce,
+    Protocol, RemotePeer, UnixTime,
 };
 
 /// One mapping as stored. All instants are wall-clock time.
@@ -52,6 +52,63 @@ pub struct UpstreamLease {
     pub nonce: MappingNonce,
     /// When the assigned lifetime ends.
     pub expires: UnixTime,
+    /// It was asked for there and no grant was stored: the mapping has moved, and nothing proves that it is there.
+    #[serde(default)]
+    pub asked: bool,
+}
+
+/// What servers tell leases of one client apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseKey {
+    /// Who was asked.
+    pub server: SocketAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// External port of our NAT, the internal one for the server.
+    pub port: ExternalPort,
+}
+
+/// What a server may hold although no mapping vouches for it: written before it is asked for, and kept until the server
+/// was told that it is over. A new life ends what it finds marked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Who was asked.
+    pub server: SocketAddr,
+    /// In which protocol.
+    pub via: Via,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// External port of our NAT.
+    pub port: ExternalPort,
+    /// The nonce that the server knows it by.
+    pub nonce: MappingNonce,
+    /// It is being deleted, also if a mapping stands on it. Else it was asked for, and a mapping that stands on it is the
+    /// proof that it was granted.
+    pub ending: bool,
+    /// When it has ended by itself.
+    pub until: UnixTime,
+}
+
+impl Mark {
+    /// What it is filed under.
+    pub const fn key(&self) -> LeaseKey {
+        LeaseKey {
+            server: self.server,
+            protocol: self.protocol,
+            port: self.port,
+        }
+    }
+}
+
+impl MappingRecord {
+    /// What the server knows its lease by.
+    pub fn lease_key(&self) -> Option<LeaseKey> {
+        self.upstream.map(|lease| LeaseKey {
+            server: lease.server,
+            protocol: self.protocol,
+            port: self.nat1.port,
+        })
+    }
 }
 
 /// Converts between the monotonic clock and the wall clock that records use.
@@ -106,6 +163,7 @@ impl MappingRecord {
                 via: lease.via,
                 nonce: lease.nonce,
                 expires: clock.unix(lease.expires),
+                asked: false,
             }),
         })
     }

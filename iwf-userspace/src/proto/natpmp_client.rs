@@ -23,11 +23,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use crate::mapping::Via;
+use crate::mapping::record::LeaseKey;
 use crate::proto::pcp_client::negative;
-use crate::proto::pcp_client::{Effect, Handover, Ignored, Liveness, Stage, Want};
+use crate::proto::pcp_client::{
+    Effect, Handover, Ignored, Liveness, MAX_LIFETIME, Stage, Trace, Want,
+};
 use crate::types::timed::Timed;
 use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, MappingNonce, Protocol,
 };
 use crate::wire::pcp::ResultCode;
 
@@ -147,7 +151,7 @@ impl NatPmpClient {
             Input::Reacquire { want, external } => self.reacquire(want, external, now),
             Input::TakeOver(handover) => self.take_over(handover, now),
             Input::Abandon(id) => self.abandon(id, now),
-            Input::Release(id) => self.release(id),
+            Input::Release(id) => self.release(id, now),
             Input::Keep(id) => self.keep(id),
             Input::End {
                 server,
@@ -231,6 +235,10 @@ impl NatPmpClient {
         let ended: Vec<_> = self.ended.iter().map(|(tuple, _)| *tuple).collect();
         for tuple in ended.into_iter().filter(|tuple| tuple.0 == server) {
             self.ended.remove(&tuple);
+            self.forgotten(tuple);
+        }
+        for lease in &leases {
+            self.forgotten(lease.tuple());
         }
         self.gateways.remove(&server);
         self.settle();
@@ -284,8 +292,12 @@ impl NatPmpClient {
         let tuple = (want.server, want.protocol, want.port);
         match self.leases.get_mut(&id).filter(|l| l.tuple() == tuple) {
             Some(lease) => {
+                let was_brief = lease.want.brief;
                 (lease.want, lease.phase, lease.due) = (want, Phase::Asked, None);
                 self.cancel_deletion(tuple);
+                if was_brief {
+                    self.asking(id, now);
+                }
             }
             None => {
                 self.abandon(id, now);
@@ -300,6 +312,7 @@ impl NatPmpClient {
                     return;
                 }
                 self.insert(Lease::new(want, Phase::Asked));
+                self.asking(id, now);
             }
         }
         self.line_up(id);
@@ -357,6 +370,7 @@ impl NatPmpClient {
         lease.known = handover.known;
         lease.grant = handover.grant.filter(|end| *end > now);
         self.insert(lease);
+        self.asking(id, now);
         self.line_up(id);
     }
 
@@ -372,18 +386,41 @@ impl NatPmpClient {
                 Ended {
                     until,
                     delete: true,
+                    brief: lease.want.brief,
                 },
             );
+        } else {
+            self.forgotten(lease.tuple());
         }
     }
 
-    fn release(&mut self, id: Generation) {
+    /// Says that a gateway is about to be asked.
+    fn asking(&mut self, id: Generation, now: Instant) {
+        if let Some(lease) = self.leases.get(&id).filter(|lease| !lease.want.brief) {
+            let until = lease.want.until.min(now + MAX_LIFETIME.duration());
+            let trace = trace(lease.tuple(), until.max(now + LATE_GRANT));
+            self.effects.push_back(Effect::Asking { id, trace });
+        }
+    }
+
+    /// Says that nothing is left at a gateway that could be ended.
+    fn forgotten(&mut self, tuple: Tuple) {
+        if !self.by_tuple.contains_key(&tuple) {
+            let Trace { key, via, .. } = trace(tuple, Instant::default());
+            self.effects.push_back(Effect::Forgotten(key, via));
+        }
+    }
+
+    fn release(&mut self, id: Generation, now: Instant) {
         let Some(lease) = self.leases.get_mut(&id) else {
             let result = Ok(());
             self.effects.push_back(Effect::Released { id, result });
             return;
         };
         (lease.phase, lease.due) = (Phase::Releasing, None);
+        let until = lease.grant.unwrap_or(now).max(now + LATE_GRANT);
+        let ending = trace(lease.tuple(), until);
+        self.effects.push_back(Effect::Ending(ending));
         let (server, protocol, port) = lease.tuple();
         self.cancel(server, Question::Map(id));
         let gateway = self.gateway(server);
@@ -403,8 +440,13 @@ impl NatPmpClient {
     fn end_left(&mut self, server: SocketAddr, of: (Protocol, ExternalPort), until: Instant) {
         let tuple = (server, of.0, of.1);
         if !self.by_tuple.contains_key(&tuple) {
-            let delete = true;
-            self.end(tuple, Ended { until, delete });
+            let ended = Ended {
+                until,
+                delete: true,
+                // Who wants it ended remembers that, or nobody has to.
+                brief: true,
+            };
+            self.end(tuple, ended);
         }
     }
 
@@ -511,6 +553,10 @@ impl NatPmpClient {
         }
         self.ended.insert(tuple, ended);
         let (server, protocol, port) = tuple;
+        if ended.delete && !ended.brief {
+            let ending = trace(tuple, ended.until);
+            self.effects.push_back(Effect::Ending(ending));
+        }
         if ended.delete {
             let gateway = self.gateway(server);
             gateway.line.join(Question::Delete(protocol, port), false);
@@ -519,6 +565,7 @@ impl NatPmpClient {
 
     fn forget_ended(&mut self, tuple: Tuple) {
         self.ended.remove(&tuple);
+        self.forgotten(tuple);
         let releasing = self
             .by_tuple
             .get(&tuple)
@@ -527,5 +574,19 @@ impl NatPmpClient {
         if !releasing {
             self.cancel(tuple.0, Question::Delete(tuple.1, tuple.2));
         }
+    }
+}
+
+/// What a gateway may know of a lease. There are no nonces in NAT-PMP.
+fn trace((server, protocol, port): Tuple, until: Instant) -> Trace {
+    Trace {
+        key: LeaseKey {
+            server,
+            protocol,
+            port,
+        },
+        via: Via::NatPmp,
+        nonce: MappingNonce([0; 12]),
+        until,
     }
 }

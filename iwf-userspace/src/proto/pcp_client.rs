@@ -32,14 +32,15 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-use crate::mapping::{Lease as Granted, PortChoice};
+use crate::mapping::record::LeaseKey;
+use crate::mapping::{Lease as Granted, PortChoice, Via};
 use crate::types::timed::Timed;
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
     Protocol,
 };
 pub use handover::{Handover, Stage};
-pub use messages::{Effect, Ignored, Input, Liveness, Speaks, Want};
+pub use messages::{Effect, Ignored, Input, Liveness, Speaks, Trace, Want};
 pub use pace::{BURST as PACE_BURST, INTERVAL as PACE_INTERVAL};
 
 use lease::{Ended, Insist, Lease, Phase, Purpose, Tuple};
@@ -110,6 +111,7 @@ impl PcpClient {
             Input::Fallback(fallback) => self.fallback = fallback,
             Input::TakeOver(handover) => self.take_over(handover, now),
             Input::Abandon(id) => self.abandon(id, now),
+            Input::End(trace) => self.end_trace(trace, now),
             Input::Release(id) => self.release(id, now),
             Input::Keep(id) => self.keep(id, now),
             Input::Terms(want) => {
@@ -251,6 +253,7 @@ impl PcpClient {
             .filter(|lease| lease.tuple() == want.tuple());
         if let Some(lease) = held {
             let (nonce, known, grant) = (lease.nonce, lease.known, lease.grant);
+            let (doubtful, was_brief) = (lease.may_be_there(), lease.want.brief);
             let insist = match (want.choice, known) {
                 (PortChoice::Exact, Some(known)) if Some(known.port) == want.external => {
                     Insist::Endpoint
@@ -259,7 +262,10 @@ impl PcpClient {
                 (PortChoice::Any, _) => Insist::Nothing,
             };
             let mut lease = Lease::new(want, nonce, insist, Purpose::Answer, now);
-            (lease.known, lease.grant) = (known, grant);
+            (lease.known, lease.grant, lease.doubtful) = (known, grant, doubtful);
+            if was_brief {
+                self.asking(&lease, now);
+            }
             self.insert(lease);
             self.handle_timeout(now);
             return;
@@ -285,7 +291,9 @@ impl PcpClient {
             PortChoice::Any => Insist::Nothing,
         };
         let nonce = self.nonce_for(want.tuple());
-        self.insert(Lease::new(want, nonce, insist, Purpose::Answer, now));
+        let lease = Lease::new(want, nonce, insist, Purpose::Answer, now);
+        self.asking(&lease, now);
+        self.insert(lease);
         self.handle_timeout(now);
     }
 
@@ -306,6 +314,7 @@ impl PcpClient {
             self.insert(held);
         } else {
             let id = held.want.id;
+            held.doubtful = true;
             self.insert(held);
             self.line_up(id);
         }
@@ -316,15 +325,18 @@ impl PcpClient {
         let old = self.leases.get(&id);
         let grant = old.and_then(|lease| lease.grant);
         let kept = old.filter(|lease| lease.tuple() == want.tuple());
-        let nonce = match kept.map(|lease| lease.nonce) {
-            Some(nonce) => nonce,
-            None => {
-                self.abandon(id, now);
-                self.nonce_for(want.tuple())
-            }
-        };
+        let kept = kept.map(|lease| (lease.nonce, lease.may_be_there()));
+        let is_new = kept.is_none();
+        let (nonce, doubtful) = kept.unwrap_or_else(|| {
+            self.abandon(id, now);
+            (self.nonce_for(want.tuple()), false)
+        });
         let mut lease = Lease::new(want, nonce, Insist::Endpoint, Purpose::Restore, now);
         (lease.known, lease.grant) = (Some(external), grant);
+        lease.doubtful = doubtful;
+        if is_new {
+            self.asking(&lease, now);
+        }
         self.insert(lease);
         self.line_up(id);
         self.handle_timeout(now);
@@ -335,11 +347,56 @@ impl PcpClient {
             return;
         };
         let tuple = lease.tuple();
-        if lease.last_sent.is_some() || lease.grant.is_some() {
+        if lease.may_be_there() {
             let until = lease.may_last_until(now).max(now + LATE_GRANT);
             self.end(tuple, Ended::deleting(&lease, until, now));
+        } else {
+            self.forgotten(tuple);
         }
         self.handle_timeout(now);
+    }
+
+    /// Ends what an earlier life has left, unless it is in use.
+    fn end_trace(&mut self, trace: Trace, now: Instant) {
+        let LeaseKey {
+            server,
+            protocol,
+            port,
+        } = trace.key;
+        let tuple = (server, protocol, port);
+        if self.by_tuple.contains_key(&tuple) {
+            return;
+        }
+        self.server(server);
+        let ended = Ended {
+            nonce: trace.nonce,
+            until: trace.until,
+            delete: Some((retransmit::Backoff::default(), now)),
+            again: false,
+            in_line: false,
+            brief: false,
+        };
+        self.end(tuple, ended);
+        self.handle_timeout(now);
+    }
+
+    /// Says that a server is about to be asked.
+    fn asking(&mut self, lease: &Lease, now: Instant) {
+        if !lease.want.brief {
+            let until = lease.want.until.min(now + MAX_LIFETIME.duration());
+            self.effects.push_back(Effect::Asking {
+                id: lease.want.id,
+                trace: lease.trace(until.max(now + LATE_GRANT)),
+            });
+        }
+    }
+
+    /// Says that nothing is left at a server that could be ended.
+    fn forgotten(&mut self, tuple: Tuple) {
+        if !self.by_tuple.contains_key(&tuple) {
+            self.effects
+                .push_back(Effect::Forgotten(lease::key_of(tuple), Via::Pcp));
+        }
     }
 
     fn release(&mut self, id: Generation, now: Instant) {
@@ -348,6 +405,8 @@ impl PcpClient {
             self.effects.push_back(Effect::Released { id, result });
             return;
         };
+        let until = lease.may_last_until(now).max(now + LATE_GRANT);
+        self.effects.push_back(Effect::Ending(lease.trace(until)));
         lease.phase = Phase::Releasing {
             backoff: retransmit::Backoff::default(),
             at: now,
@@ -520,6 +579,10 @@ impl PcpClient {
             }
         }
         self.forget_ended(tuple);
+        if ended.delete.is_some() && !ended.brief {
+            let ending = lease::trace(tuple, ended.nonce, ended.until);
+            self.effects.push_back(Effect::Ending(ending));
+        }
         self.ended.insert(tuple, ended);
     }
 
@@ -529,6 +592,7 @@ impl PcpClient {
         if let Some(server) = self.servers.get_mut(&address) {
             server.pace.leave(Turn::Ended(protocol, port));
         }
+        self.forgotten(tuple);
         Some(ended)
     }
 }

@@ -50,7 +50,8 @@ fn a_lease_that_is_about_to_end_at_the_start_is_got_back() {
 fn what_was_refused_does_not_come_back_when_the_store_had_it() {
     let mut world = World::new(3);
     world.run(1);
-    let next = world.store.next_call();
+    // After that of the mark.
+    let next = world.store.next_call() + 1;
     world.store.faults.insert(next, EffectError::Failed);
     world.store.stores_what_fails = true;
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(501));

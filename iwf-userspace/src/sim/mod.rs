@@ -11,6 +11,7 @@ mod defects;
 mod found;
 mod kernel;
 mod link;
+mod marks;
 mod months;
 mod natpmp;
 mod oracle;

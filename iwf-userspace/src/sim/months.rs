@@ -287,8 +287,11 @@ fn calm(world: &mut World) {
     };
     mend(world);
     world.set_clock(0);
+    // Longer than the longest pause between two tries.
+    world.run(1400);
+    random::nothing_is_nobodys(world);
     // Longer than any lifetime granted, so that every lease was confirmed or has ended.
-    world.run(90_000);
+    world.run(88_600);
     random::agree(world);
     world.run(LONGEST.into());
     random::nothing_is_left(world);

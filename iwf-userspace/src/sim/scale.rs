@@ -66,6 +66,7 @@ fn with_many_until(seed: u64, count: u16, lease: u32) -> World {
                 via: Via::Pcp,
                 nonce,
                 expires: world.wall_at(expires),
+                asked: false,
             }),
         };
         world.store.records.insert(generation, record);

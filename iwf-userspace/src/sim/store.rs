@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::iwf::{EffectError, Saved, StoreChange};
-use crate::mapping::record::MappingRecord;
+use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
 use crate::types::{Epoch, Generation, NatEntry, UnixTime};
 
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pub(super) records: BTreeMap<Generation, MappingRecord>,
+    pub(super) marks: BTreeMap<LeaseKey, Mark>,
     epochs: BTreeMap<IpAddr, (Epoch, UnixTime)>,
     last_generation: u32,
     /// Commits that fail, counted from 1, with their error.
@@ -19,6 +20,8 @@ pub(super) struct Store {
     /// What fails is stored all the same, as a disk may do that does not confirm.
     pub(super) stores_what_fails: bool,
     calls: u64,
+    /// Commits that have failed.
+    pub(super) failures: u64,
     /// Changes stored.
     pub(super) changes: u64,
 }
@@ -39,6 +42,7 @@ impl Store {
                 self.apply(change);
             }
         }
+        self.failures += u64::from(fault.is_some());
         fault.map_or(Ok(()), Err)
     }
 
@@ -55,6 +59,12 @@ impl Store {
             StoreChange::Delete(generation) => {
                 self.records.remove(&generation);
             }
+            StoreChange::Mark(mark) => {
+                self.marks.insert(mark.key(), mark);
+            }
+            StoreChange::Unmark(key) => {
+                self.marks.remove(&key);
+            }
             StoreChange::Epoch {
                 server,
                 epoch,
@@ -69,6 +79,7 @@ impl Store {
     pub(super) fn saved(&self, held: Vec<NatEntry>) -> Saved {
         Saved {
             mappings: self.records.values().cloned().collect(),
+            marks: self.marks.values().copied().collect(),
             last_generation: self.last_generation,
             epochs: self
                 .epochs

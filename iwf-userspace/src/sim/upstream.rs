@@ -342,7 +342,8 @@ fn failures_here_undo_in_reverse() {
     for (error, code) in [(EffectError::Full, 728), (EffectError::Failed, 501)] {
         let mut world = World::new(18);
         world.run(1);
-        let next = world.store.next_call();
+        // After that of the mark.
+        let next = world.store.next_call() + 1;
         world.store.faults.insert(next, error);
         assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(code));
         world.run(1);
@@ -376,7 +377,8 @@ fn a_failed_overwrite_leaves_the_mapping_as_it_was() {
 fn a_store_that_fails_a_deletion_keeps_the_mapping() {
     let mut world = World::new(20);
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
-    let next = world.store.next_call();
+    // After that of the mark.
+    let next = world.store.next_call() + 1;
     world.store.faults.insert(next, EffectError::Failed);
     assert_eq!(world.ask(20, delete(8080)), Err(501));
     world.run(1);

@@ -440,7 +440,10 @@ impl World {
                 return;
             }
             for answer in std::mem::take(&mut self.answers) {
-                self.tell(answer);
+                if self.dies() {
+                    return;
+                }
+                self.carry_out(answer);
             }
             for ticket in tickets {
                 self.done(ticket, result);
@@ -482,6 +485,11 @@ impl World {
             }
         });
         match effect {
+            Effect::Reply { .. } | Effect::AdminReply { .. } | Effect::SendUpstream { .. }
+                if !self.unstored.is_empty() =>
+            {
+                self.answers.push(effect);
+            }
             Effect::Persist { ticket, change } => self.unstored.push((ticket, change)),
             Effect::WriteNat { ticket, entry } => {
                 let result = self.kernel.write(entry);
@@ -528,9 +536,7 @@ impl World {
                     self.wires.insert(key, datagram);
                 }
             }
-            Effect::Reply { .. } | Effect::AdminReply { .. } if !self.unstored.is_empty() => {
-                self.answers.push(effect);
-            }
+
             Effect::Reply { .. } | Effect::AdminReply { .. } => self.tell(effect),
             Effect::Notify(notice) => {
                 if self.keeps_sent {

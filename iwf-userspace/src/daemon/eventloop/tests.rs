@@ -397,12 +397,12 @@ async fn a_full_kernel_map_fails_the_call_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_full_store_fails_the_call_and_leaves_nothing() {
-    // The first commit is that of the mapping, and of the server's epoch with it.
+    // The first commit is that of the mark; the second one that of the mapping, and of the server's epoch with it.
     let carrier = Carrier::start(33).await;
     let lab = Lab::start(
         carrier.address,
         FakePlane::new(),
-        MemoryStore::failing_at(1),
+        MemoryStore::failing_at(2),
     );
     assert!(lab.add("5000").await.is_err());
     assert_eq!(lab.mappings().await, []);

@@ -503,19 +503,18 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             if self.unstored.is_empty() {
                 return;
             }
-            self.store(now);
+            self.store(out, now);
         }
     }
 
     fn carry_out(&mut self, effect: Effect, out: &mut impl Datagrams, now: Instant) {
         let (ticket, removed, result) = match effect {
-            Effect::Reply { .. } | Effect::AdminReply { .. } => {
+            Effect::Reply { .. } | Effect::AdminReply { .. } | Effect::SendUpstream { .. } => {
                 if let Some(answer) = self.unstored.hold(effect) {
-                    self.tell_outcome(answer);
+                    self.tell_outcome(answer, out);
                 }
                 return;
             }
-            Effect::SendUpstream { server, payload } => return out.send(server, &payload),
             Effect::Notify(notice) => return self.notify(&notice),
             Effect::Persist { ticket, change } => return self.unstored.push(ticket, change),
             Effect::WriteNat { ticket, entry } => {
@@ -546,8 +545,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.done(ticket, result, now);
     }
 
-    /// Answers whoever asked.
-    fn tell_outcome(&mut self, answered: Effect) {
+    /// Answers whoever asked, and asks servers.
+    fn tell_outcome(&mut self, answered: Effect, out: &mut impl Datagrams) {
         match answered {
             Effect::Reply { request, result } => {
                 if let Some((reply, wish)) = self.soap.remove(&request) {
@@ -562,8 +561,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
                 }
             }
-            Effect::SendUpstream { .. }
-            | Effect::WriteNat { .. }
+            Effect::SendUpstream { server, payload } => out.send(server, &payload),
+            Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
             | Effect::Persist { .. }
             | Effect::Notify(_) => {}

@@ -7,7 +7,7 @@ use tracing::{error, info};
 use super::super::control::events::EventKind;
 use super::super::dataplane::DataPlane;
 use super::super::store::{Store, StoreError};
-use super::Shell;
+use super::{Datagrams, Shell};
 use crate::iwf::{Effect, EffectError, StoreChange, Ticket};
 use crate::types::Instant;
 
@@ -31,7 +31,8 @@ impl Unstored {
         self.changes.push(change);
     }
 
-    /// Keeps an answer until what came before it is stored. Gives it back if nothing has to be.
+    /// Keeps an answer, or a datagram for a server, until what came before it is stored. Gives it back if nothing has to
+    /// be.
     pub(super) fn hold(&mut self, answer: Effect) -> Option<Effect> {
         if self.is_empty() {
             return Some(answer);
@@ -43,12 +44,12 @@ impl Unstored {
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Commits what waits and tells the core what came of it.
-    pub(super) fn store(&mut self, now: Instant) {
+    pub(super) fn store(&mut self, out: &mut impl Datagrams, now: Instant) {
         let tickets = std::mem::take(&mut self.unstored.tickets);
         let changes = std::mem::take(&mut self.unstored.changes);
         let result = self.commit(&changes, now);
         for answer in std::mem::take(&mut self.unstored.answers) {
-            self.tell_outcome(answer);
+            self.tell_outcome(answer, out);
         }
         for ticket in tickets {
             self.done(ticket, result, now);

@@ -6,7 +6,7 @@ use ::redb::{Database, TableDefinition};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::tests::{NOW, Scratch, filled, record, works};
+use super::tests::{NOW, Scratch, filled, mark, record, works};
 use super::*;
 
 /// Something that happens to a file.
@@ -177,6 +177,67 @@ fn an_older_format_is_migrated() {
     let txn = ::redb::ReadableDatabase::begin_read(&db).unwrap();
     let format = txn.open_table(META).unwrap().get("format").unwrap();
     assert_eq!(format.unwrap().value(), redb::FORMAT);
+}
+
+/// Format 2 has owners and no marks; what it kept is there, and marks can be written.
+#[test]
+fn format_2_is_migrated_and_then_has_marks() {
+    let scratch = Scratch::new();
+    write_format_1(&scratch, 2);
+    {
+        let db = Database::open(scratch.file()).unwrap();
+        let txn = db.begin_write().unwrap();
+        let octets = serde_json::to_vec(&without_asked(3)).unwrap();
+        let mut mappings = txn.open_table(MAPPINGS).unwrap();
+        mappings.insert(3, octets.as_slice()).unwrap();
+        drop(mappings);
+        txn.commit().unwrap();
+    }
+    let (mut store, snapshot) = open(&scratch.0, NOW).unwrap();
+    assert_eq!(snapshot.mappings[0], record(3));
+    assert_eq!(snapshot.mappings.len(), 2);
+    assert_eq!(snapshot.marks, []);
+    let changes = [StoreChange::Mark(mark(40_000)), StoreChange::Mark(mark(7))];
+    store.commit(&changes).unwrap();
+    drop(store);
+    let (mut store, snapshot) = open(&scratch.0, NOW).unwrap();
+    assert_eq!(snapshot.marks.len(), 2);
+    assert!(snapshot.marks.contains(&mark(7)));
+    store.commit(&[StoreChange::Unmark(mark(7).key())]).unwrap();
+    drop(store);
+    assert_eq!(open(&scratch.0, NOW).unwrap().1.marks, [mark(40_000)]);
+    assert_eq!(scratch.damaged(), 0);
+}
+
+/// A record as daemons of format 2 wrote it.
+fn without_asked(generation: u32) -> serde_json::Value {
+    let mut json = serde_json::to_value(record(generation)).unwrap();
+    let upstream = json["upstream"].as_object_mut().unwrap();
+    upstream.remove("asked").unwrap();
+    json
+}
+
+/// A mark that contradicts what it is filed under is damage like any other.
+#[test]
+fn a_mark_under_another_name_is_damage() {
+    let scratch = Scratch::new();
+    drop(open(&scratch.0, NOW).unwrap());
+    {
+        let db = Database::open(scratch.file()).unwrap();
+        let txn = db.begin_write().unwrap();
+        let octets = serde_json::to_vec(&mark(7)).unwrap();
+        let table = TableDefinition::<&str, &[u8]>::new("marks");
+        let mut marks = txn.open_table(table).unwrap();
+        marks
+            .insert("100.64.0.1:5351 TCP 8", octets.as_slice())
+            .unwrap();
+        drop(marks);
+        txn.commit().unwrap();
+    }
+    let (store, snapshot) = open(&scratch.0, NOW).unwrap();
+    assert_eq!(snapshot.marks, []);
+    assert_eq!(scratch.damaged(), 1);
+    works(store, &scratch);
 }
 
 /// The power may go at any operation of the migration: the next start has the same mappings.

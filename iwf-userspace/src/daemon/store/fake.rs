@@ -44,7 +44,7 @@ impl Store for MemoryStore {
                 StoreChange::Delete(generation) => {
                     self.records.remove(generation);
                 }
-                StoreChange::Epoch { .. } => {}
+                StoreChange::Mark(_) | StoreChange::Unmark(_) | StoreChange::Epoch { .. } => {}
             }
         }
         Ok(())

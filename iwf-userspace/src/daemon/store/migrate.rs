@@ -5,11 +5,12 @@
 //! |---|---|
 //! | 1 | |
 //! | 2 | every record names its owner; the end of a lease may be one that renewals have moved since, so that a daemon of format 1 would give leases up that are good |
+//! | 3 | there are marks of what servers may hold besides; a record may name a lease that was only asked for, which a daemon of format 2 would believe |
 
 use ::redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde_json::Value;
 
-use super::redb::{FORMAT, MAPPINGS, META, Unusable, unreadable, unwritable};
+use super::redb::{FORMAT, MAPPINGS, MARKS, META, Unusable, unreadable, unwritable};
 
 /// Migrates if there is a need; returns the format that was found then.
 pub(super) fn run(db: &Database) -> Result<Option<u64>, Unusable> {
@@ -22,6 +23,7 @@ pub(super) fn run(db: &Database) -> Result<Option<u64>, Unusable> {
     for version in found..FORMAT {
         match version {
             1 => to_2(&txn)?,
+            2 => to_3(&txn)?,
             unknown => {
                 return Err(Unusable::Damaged(format!("there is no format {unknown}")));
             }
@@ -77,5 +79,12 @@ fn to_2(txn: &WriteTransaction) -> Result<(), Unusable> {
         let stored = mappings.insert(key, value.as_slice());
         stored.map_err(|e| unwritable("migrate", e))?;
     }
+    Ok(())
+}
+
+/// Daemons before that remembered nothing of what no mapping stands on.
+fn to_3(txn: &WriteTransaction) -> Result<(), Unusable> {
+    txn.open_table(MARKS)
+        .map_err(|e| unwritable("migrate", e))?;
     Ok(())
 }

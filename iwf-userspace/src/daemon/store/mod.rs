@@ -28,7 +28,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::iwf::StoreChange;
-use crate::mapping::record::MappingRecord;
+use crate::mapping::record::{MappingRecord, Mark};
 use crate::types::{Epoch, UnixTime};
 
 /// What the store held at start.
@@ -36,6 +36,8 @@ use crate::types::{Epoch, UnixTime};
 pub struct Snapshot {
     /// Every mapping, by rising generation.
     pub mappings: Vec<MappingRecord>,
+    /// What servers may hold besides what mappings stand on.
+    pub marks: Vec<Mark>,
     /// UPnP BOOTID to use from now on (already stored, larger than any before).
     pub boot_id: u32,
     /// Identity of the device: base of every UDN, stable for ever.
@@ -140,6 +142,7 @@ pub fn open(state_dir: &Path, now: UnixTime) -> Result<(redb::RedbStore, Snapsho
     let (store, contents) = salvage::open(state_dir, lock, now)?;
     let snapshot = Snapshot {
         mappings: contents.mappings,
+        marks: contents.marks,
         boot_id: contents.boot_id,
         device_uuid,
         last_generation: contents.last_generation,

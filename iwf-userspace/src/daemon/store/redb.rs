@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `meta` | name | number: `format`, `boot_id`, `last_generation` |
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
+//! | `marks` | server, protocol and port of a lease | the mark as JSON |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
 
 use std::fmt;
@@ -19,16 +20,17 @@ use ::redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, 
 
 use super::{Counts, Store, StoreError, migrate};
 use crate::iwf::StoreChange;
-use crate::mapping::record::MappingRecord;
+use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
 use crate::types::{Epoch, UnixTime};
 
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 pub(super) const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
+pub(super) const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
 const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 
 /// Version of what the tables hold. Steps when an older daemon would misread it; [`super::migrate`] knows the
 /// way from each older one.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
 
 /// Page cache of the database, in octets. Everything is read once at start and rarely after.
 const CACHE: usize = 1 << 20;
@@ -89,6 +91,7 @@ fn builder() -> Builder {
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) mappings: Vec<MappingRecord>,
+    pub(super) marks: Vec<Mark>,
     pub(super) boot_id: u32,
     pub(super) last_generation: u32,
     pub(super) epochs: Vec<(IpAddr, Epoch, u64)>,
@@ -232,6 +235,20 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
         contents.mappings.push(record);
     }
 
+    let marks = txn.open_table(MARKS).map_err(|e| unreadable("read", e))?;
+    for row in marks.iter().map_err(|e| unreadable("read", e))? {
+        let (key, value) = row.map_err(|e| unreadable("read", e))?;
+        let mark: Mark = serde_json::from_slice(value.value())
+            .map_err(|e| Unusable::Damaged(format!("mark {:?}: {e}", key.value())))?;
+        if mark_key(mark.key()) != key.value() {
+            return Err(Unusable::Damaged(format!(
+                "mark {:?} contradicts its key",
+                key.value()
+            )));
+        }
+        contents.marks.push(mark);
+    }
+
     let epochs = txn.open_table(EPOCHS).map_err(|e| unreadable("read", e))?;
     for row in epochs.iter().map_err(|e| unreadable("read", e))? {
         let (key, value) = row.map_err(|e| unreadable("read", e))?;
@@ -240,6 +257,10 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
         contents.epochs.push(epoch);
     }
     Ok(contents)
+}
+
+fn mark_key(key: LeaseKey) -> String {
+    format!("{} {} {}", key.server, key.protocol, key.port)
 }
 
 fn parse_epoch(server: &str, value: &str) -> Option<(IpAddr, Epoch, u64)> {
@@ -259,6 +280,7 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
         meta.insert("boot_id", u64::from(contents.boot_id))?;
         meta.insert("last_generation", u64::from(contents.last_generation))?;
         txn.open_table(MAPPINGS)?;
+        txn.open_table(MARKS)?;
         txn.open_table(EPOCHS)?;
     }
     txn.commit()?;
@@ -275,13 +297,20 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
         for change in changes {
             match change {
                 StoreChange::Put(record) => {
-                    let value = serde_json::to_vec(record)
-                        .map_err(|e| ::redb::Error::Io(io::Error::other(e)))?;
+                    let value = encode(record)?;
                     mappings.insert(record.generation.0, value.as_slice())?;
                     last = last.max(u64::from(record.generation.0));
                 }
                 StoreChange::Delete(generation) => {
                     mappings.remove(generation.0)?;
+                }
+                StoreChange::Mark(mark) => {
+                    let value = encode(mark)?;
+                    txn.open_table(MARKS)?
+                        .insert(mark_key(mark.key()).as_str(), value.as_slice())?;
+                }
+                StoreChange::Unmark(key) => {
+                    txn.open_table(MARKS)?.remove(mark_key(*key).as_str())?;
                 }
                 StoreChange::Epoch {
                     server,
@@ -301,6 +330,10 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
     }
     txn.commit()?;
     Ok(())
+}
+
+fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>, ::redb::Error> {
+    serde_json::to_vec(value).map_err(|e| ::redb::Error::Io(io::Error::other(e)))
 }
 
 /// What reading came to. The machine may stand in the way; anything else, an I/O error of the medium included, is

@@ -77,7 +77,21 @@ pub(super) fn record(generation: u32) -> MappingRecord {
             via: Via::Pcp,
             nonce: MappingNonce([7; 12]),
             expires: UnixTime::from_secs(1_000_120),
+            asked: false,
         }),
+    }
+}
+
+/// The mark of a lease at that port of our NAT.
+pub(super) fn mark(port: u16) -> Mark {
+    Mark {
+        server: "100.64.0.1:5351".parse().unwrap(),
+        via: Via::Pcp,
+        protocol: Protocol::Tcp,
+        port: ExternalPort::new(port).unwrap(),
+        nonce: MappingNonce([9; 12]),
+        ending: port < 1024,
+        until: UnixTime::from_secs(1_086_400),
     }
 }
 

@@ -118,4 +118,6 @@ pub(super) struct Ended {
     pub(super) until: Instant,
     /// Whether it has to be deleted.
     pub(super) delete: bool,
+    /// As [`Want::brief`].
+    pub(super) brief: bool,
 }

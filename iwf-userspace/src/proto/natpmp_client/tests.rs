@@ -27,6 +27,7 @@ fn want(id: u32, to: SocketAddr, external: u16, until: Instant) -> Want {
         description: None,
         lifetime: Lifetime(3600),
         patient: false,
+        brief: false,
         until,
     }
 }

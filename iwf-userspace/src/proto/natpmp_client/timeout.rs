@@ -60,9 +60,14 @@ impl NatPmpClient {
         let tuple = lease.tuple();
         let pending = self.gateways.get(&tuple.0).and_then(|g| g.pending);
         let delete = pending.is_some_and(|p| p.question == Question::Map(id));
+        let brief = lease.want.brief;
         self.take_out(id);
-        let until = now + LATE_GRANT;
-        self.end(tuple, Ended { until, delete });
+        let ended = Ended {
+            until: now + LATE_GRANT,
+            delete,
+            brief,
+        };
+        self.end(tuple, ended);
     }
 
     /// Repeats what has not been answered in time, or gives it up.

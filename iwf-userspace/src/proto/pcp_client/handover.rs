@@ -54,6 +54,9 @@ impl PcpClient {
         }
         let leases = ids.into_iter().filter_map(|id| self.take_out(id));
         let leases: Vec<_> = leases.collect();
+        for lease in &leases {
+            self.forgotten(lease.tuple());
+        }
         self.settle();
         leases
             .into_iter()
@@ -91,6 +94,7 @@ impl PcpClient {
                 };
                 let mut lease = Lease::new(want, nonce, insist, Purpose::Restore, now);
                 (lease.known, lease.grant) = (known, grant.filter(|end| *end > now));
+                self.asking(&lease, now);
                 self.insert(lease);
                 self.line_up(id);
                 self.handle_timeout(now);

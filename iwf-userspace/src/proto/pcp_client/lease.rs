@@ -8,8 +8,9 @@ use rand::Rng;
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
 use super::server::Server;
-use super::{MAX_LIFETIME, Want};
-use crate::mapping::{MAX_LEASE, PortChoice};
+use super::{MAX_LIFETIME, Trace, Want};
+use crate::mapping::record::LeaseKey;
+use crate::mapping::{MAX_LEASE, PortChoice, Via};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Instant, InternalPort, Lifetime, MappingNonce, Protocol,
 };
@@ -38,6 +39,8 @@ pub(super) struct Lease {
     /// Waits for its turn: what is due is sent then.
     pub(super) in_line: bool,
     pub(super) last_sent: Option<Instant>,
+    /// The server may have it from what was sent before this, in an earlier life too.
+    pub(super) doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -120,6 +123,7 @@ impl Lease {
             lost: false,
             in_line: false,
             last_sent: None,
+            doubtful: false,
         }
     }
 
@@ -130,12 +134,22 @@ impl Lease {
     /// Until when the server may hold it: a request without an answer may have been granted all the same.
     pub(super) fn may_last_until(&self, now: Instant) -> Instant {
         let granted = self.grant.unwrap_or(now);
-        if self.is_unanswered() {
+        if self.is_unanswered() || (self.doubtful && self.grant.is_none()) {
             let asked = self.want.until.min(now + MAX_LIFETIME.duration());
             granted.max(asked)
         } else {
             granted
         }
+    }
+
+    /// Whether the server may have it.
+    pub(super) fn may_be_there(&self) -> bool {
+        self.last_sent.is_some() || self.grant.is_some() || self.doubtful
+    }
+
+    /// What the server may know of it until then.
+    pub(super) fn trace(&self, until: Instant) -> Trace {
+        trace(self.tuple(), self.nonce, until)
     }
 
     /// Whether something was sent that has not been answered.
@@ -289,6 +303,26 @@ pub(super) struct Ended {
     pub(super) again: bool,
     /// Waits for its turn.
     pub(super) in_line: bool,
+    /// As [`Want::brief`].
+    pub(super) brief: bool,
+}
+
+/// What a server may know of a lease, in PCP.
+pub(super) fn trace(tuple: Tuple, nonce: MappingNonce, until: Instant) -> Trace {
+    Trace {
+        key: key_of(tuple),
+        via: Via::Pcp,
+        nonce,
+        until,
+    }
+}
+
+pub(super) fn key_of((server, protocol, port): Tuple) -> LeaseKey {
+    LeaseKey {
+        server,
+        protocol,
+        port,
+    }
 }
 
 impl Ended {
@@ -299,6 +333,7 @@ impl Ended {
             delete: Some((Backoff::default(), now)),
             again: false,
             in_line: false,
+            brief: lease.want.brief,
         }
     }
 

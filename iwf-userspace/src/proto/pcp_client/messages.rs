@@ -5,10 +5,11 @@ use std::iter;
 use std::net::{IpAddr, SocketAddr};
 
 use super::Handover;
-use crate::mapping::{Lease as Granted, PortChoice};
+use crate::mapping::record::LeaseKey;
+use crate::mapping::{Lease as Granted, PortChoice, Via};
 use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, Protocol,
-    RemotePeer,
+    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
+    Protocol, RemotePeer,
 };
 use crate::wire::pcp::ResultCode;
 
@@ -37,6 +38,21 @@ pub struct Want {
     /// Whether whoever waits for the answer can wait for its turn as well: no application does.
     pub patient: bool,
     /// When it is no longer wanted; renewals never ask for more.
+    pub until: Instant,
+    /// It is a question rather than a wish, and ends so soon that nothing is remembered of it over a restart.
+    pub brief: bool,
+}
+
+/// What a server may know of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trace {
+    /// Where.
+    pub key: LeaseKey,
+    /// In which protocol.
+    pub via: Via,
+    /// By what it knows it.
+    pub nonce: MappingNonce,
+    /// When it has ended by itself.
     pub until: Instant,
 }
 
@@ -70,6 +86,8 @@ pub enum Input {
     Fallback(bool),
     /// Nobody waits for it: delete it upstream in the background.
     Abandon(Generation),
+    /// Delete what an earlier life has left there, in the background.
+    End(Trace),
     /// Delete it upstream; answered by [`Effect::Released`].
     Release(Generation),
     /// Stop deleting it and make sure that it is still there.
@@ -179,6 +197,17 @@ pub enum Effect {
         /// The outcome.
         result: Result<(), ResultCode>,
     },
+    /// A server is about to be asked for a lease under a nonce of its own. Comes before the first [`Effect::Send`] for it.
+    Asking {
+        /// Names the lease.
+        id: Generation,
+        /// What the server may know from then on.
+        trace: Trace,
+    },
+    /// A server is about to be told that a lease is over. Comes before the first [`Effect::Send`] about it.
+    Ending(Trace),
+    /// Nothing is left there of what was told by the two before, or nothing that could be ended.
+    Forgotten(LeaseKey, Via),
     /// A server has lost its state; its leases are being asked for again.
     EpochReset(SocketAddr),
     /// Worth storing: a server's clock was seen for the first time, or anew after a restart of it.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::epoch::Verdict;
-use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple};
+use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, trace};
 use super::negative::{Question, hold};
 use super::pace::Turn;
 use super::renewal::MIN_GAP;
@@ -483,28 +483,21 @@ impl PcpClient {
             }
             Phase::Bound { .. } | Phase::Requesting { .. } => return,
         };
-        let (tuple, nonce) = (lease.tuple(), lease.nonce);
+        let tuple = lease.tuple();
         self.forget(id, now);
-        self.keep_nonce(tuple, nonce, lifetime, again, now);
+        if let Some(ended) = self.ended.get_mut(&tuple) {
+            ended.again = again;
+        }
+        self.ended_deleted(tuple, lifetime, now);
         let result = Ok(());
         self.effects.push_back(Effect::Released { id, result });
     }
 
     fn ended_deleted(&mut self, tuple: Tuple, lifetime: Lifetime, now: Instant) {
-        if let Some(ended) = self.ended.get(&tuple) {
-            let (nonce, again) = (ended.nonce, ended.again);
-            self.keep_nonce(tuple, nonce, lifetime, again, now);
-        }
-    }
-
-    fn keep_nonce(
-        &mut self,
-        tuple: Tuple,
-        nonce: crate::types::MappingNonce,
-        lifetime: Lifetime,
-        again: bool,
-        now: Instant,
-    ) {
+        let Some(ended) = self.ended.get(&tuple) else {
+            return;
+        };
+        let (nonce, again, brief) = (ended.nonce, ended.again, ended.brief);
         // A repetition of the request that overtook the deletion may still be granted.
         let held = lifetime.min(MAX_LIFETIME).duration().max(LATE_GRANT);
         let ended = Ended {
@@ -513,8 +506,14 @@ impl PcpClient {
             delete: again.then_some((Backoff::default(), now)),
             again: false,
             in_line: false,
+            brief,
         };
         self.end(tuple, ended);
+        // Until then the server gives it to nobody who does not know the nonce.
+        if held > LATE_GRANT && !again && !brief {
+            let kept = trace(tuple, nonce, now + held);
+            self.effects.push_back(Effect::Ending(kept));
+        }
     }
 
     /// A grant nobody waits for any more: deleted (IWF-049).
@@ -526,6 +525,11 @@ impl PcpClient {
                 // The deletion may have been carried out before what was granted here.
                 Some(_) => ended.again = true,
                 None => ended.delete = Some((Backoff::default(), now)),
+            }
+            let (nonce, until, brief) = (ended.nonce, ended.until, ended.brief);
+            if !brief {
+                let ending = trace(tuple, nonce, until);
+                self.effects.push_back(Effect::Ending(ending));
             }
         }
     }

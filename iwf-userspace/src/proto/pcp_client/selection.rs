@@ -80,7 +80,7 @@ impl PcpClient {
                 if let Some((backoff, at)) = &mut ended.delete {
                     (*backoff, *at) = (Backoff::default(), now);
                 }
-                self.ended.insert(tuple, ended);
+                self.end(tuple, ended);
             }
         }
         self.handle_timeout(now);

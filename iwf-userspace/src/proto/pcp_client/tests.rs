@@ -38,6 +38,7 @@ fn want(id: u32, port: u16) -> Want {
         remote: RemotePeer::Any,
         description: None,
         patient: false,
+        brief: false,
         lifetime: Lifetime(3600),
         until: at(3600),
     }
@@ -59,6 +60,9 @@ fn drain(client: &mut PcpClient) -> (Vec<Request>, Vec<Effect>) {
             | Effect::Released { .. }
             | Effect::EpochReset(_)
             | Effect::EpochSeen { .. }
+            | Effect::Asking { .. }
+            | Effect::Ending(_)
+            | Effect::Forgotten(..)
             | Effect::Liveness(_)
             | Effect::Spent(_)
             | Effect::Speaks(_)) => rest.push(other),
@@ -303,6 +307,11 @@ fn a_new_server_is_asked_at_once_whatever_the_old_one_said() {
         ..want(3, 8080)
     };
     client.handle_input(Input::Request(elsewhere), at(2));
+    let told = client.poll_effect();
+    assert!(
+        matches!(told, Some(Effect::Asking { trace, .. }) if trace.key.server == other),
+        "before it is asked"
+    );
     let asked = client.poll_effect();
     assert!(matches!(asked, Some(Effect::Send { server, .. }) if server == other));
 }

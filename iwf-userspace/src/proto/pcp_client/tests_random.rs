@@ -183,6 +183,7 @@ impl Bench {
             description: Some("x".to_owned()),
             lifetime: Lifetime(lease),
             patient: false,
+            brief: false,
             until: self.now + Lifetime(lease).duration(),
         }
     }

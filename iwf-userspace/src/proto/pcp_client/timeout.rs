@@ -285,6 +285,7 @@ impl PcpClient {
             delete: None,
             again: false,
             in_line: false,
+            brief: lease.want.brief,
         };
         self.end(lease.tuple(), ended);
     }
