@@ -139,6 +139,10 @@ fn write_format_1(scratch: &Scratch, format: u64) {
     let txn = db.begin_write().unwrap();
     {
         let mut meta = txn.open_table(META).unwrap();
+        // Which the first two formats lacked.
+        if format >= redb::FORMAT {
+            meta.insert("format_again", !format).unwrap();
+        }
         for (name, value) in [("format", format), ("boot_id", 5), ("last_generation", 9)] {
             meta.insert(name, value).unwrap();
         }
@@ -283,4 +287,24 @@ fn a_newer_format_is_refused_and_left_alone() {
     assert!(fs::read(scratch.file()).unwrap() == before, "not one octet");
     assert_eq!(scratch.damaged(), 0);
     assert!(!scratch.0.join("store.opening").exists());
+}
+
+#[test]
+fn a_bent_format_number_is_damage_and_no_newer_store() {
+    for bent in [redb::FORMAT ^ 8, redb::FORMAT ^ 1] {
+        let scratch = Scratch::new();
+        drop(filled(&scratch));
+        let db = Database::open(scratch.file()).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(META)
+            .unwrap()
+            .insert("format", bent)
+            .unwrap();
+        txn.commit().unwrap();
+        drop(db);
+        let (store, snapshot) = open(&scratch.0, NOW).unwrap();
+        assert!(snapshot.mappings.is_empty());
+        assert_eq!(scratch.damaged(), 1);
+        works(store, &scratch);
+    }
 }

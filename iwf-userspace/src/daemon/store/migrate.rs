@@ -10,7 +10,9 @@
 use ::redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde_json::Value;
 
-use super::redb::{FORMAT, MAPPINGS, MARKS, META, Unusable, unreadable, unwritable};
+use super::redb::{
+    FORMAT, MAPPINGS, MARKS, META, Unusable, stamp, stated_format, unreadable, unwritable,
+};
 
 /// Migrates if there is a need; returns the format that was found then.
 pub(super) fn run(db: &Database) -> Result<Option<u64>, Unusable> {
@@ -29,10 +31,7 @@ pub(super) fn run(db: &Database) -> Result<Option<u64>, Unusable> {
             }
         }
     }
-    let stamped = || -> Result<(), ::redb::Error> {
-        txn.open_table(META)?.insert("format", FORMAT)?;
-        Ok(())
-    };
+    let stamped = || -> Result<(), ::redb::Error> { Ok(stamp(&mut txn.open_table(META)?)?) };
     stamped().map_err(|e| unwritable("migrate", e))?;
     txn.commit().map_err(|e| unwritable("migrate", e))?;
     Ok(Some(found))
@@ -46,10 +45,9 @@ fn format(db: &Database) -> Result<Option<u64>, Unusable> {
         Err(::redb::TableError::TableDoesNotExist(_)) => return Ok(None),
         Err(e) => return Err(unreadable("read", e)),
     };
-    let format = meta.get("format").map_err(|e| unreadable("read", e))?;
-    match format {
-        Some(format) => Ok(Some(format.value())),
-        None => Err(Unusable::Damaged("it lacks format".to_owned())),
+    match stated_format(&meta).map_err(|e| unreadable("read", e))? {
+        Some(format) => Ok(Some(format)),
+        None => Err(Unusable::Damaged("it states no format".to_owned())),
     }
 }
 

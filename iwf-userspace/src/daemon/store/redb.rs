@@ -5,7 +5,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | name | number: `format`, `boot_id`, `last_generation` |
+//! | `meta` | name | number: `format`, `format_again` (every bit of it turned), `boot_id`, `last_generation` |
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
 //! | `marks` | server, protocol and port of a lease | the mark as JSON |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
@@ -16,7 +16,9 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ::redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use ::redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition,
+};
 
 use super::{Counts, Store, StoreError, migrate};
 use crate::iwf::StoreChange;
@@ -69,7 +71,7 @@ impl Medium for PathBuf {
         // A file that was not closed in good order is not opened this way; nothing is lost by repairing it.
         let db = builder().open_read_only(self).ok()?;
         let meta = db.begin_read().ok()?.open_table(META).ok()?;
-        meta.get("format").ok()?.map(|format| format.value())
+        stated_format(&meta).ok()?
     }
 
     fn open(&self, builder: &Builder, may_make: bool) -> Result<Database, DatabaseError> {
@@ -85,6 +87,26 @@ fn builder() -> Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
     builder
+}
+
+/// Writes the present format. From 3 on it is there twice, so that damage is not taken for a newer daemon's store, which
+/// nobody may touch.
+pub(super) fn stamp(meta: &mut Table<'_, &str, u64>) -> Result<(), ::redb::StorageError> {
+    meta.insert("format", FORMAT)?;
+    meta.insert("format_again", !FORMAT)?;
+    Ok(())
+}
+
+/// The format that a store says it has, if it says so twice or has one that was stated once.
+pub(super) fn stated_format(
+    meta: &impl ReadableTable<&'static str, u64>,
+) -> Result<Option<u64>, ::redb::StorageError> {
+    let format = meta.get("format")?.map(|format| format.value());
+    let again = meta.get("format_again")?.map(|again| !again.value());
+    Ok(format.filter(|format| match again {
+        Some(again) => again == *format,
+        None => *format < 3,
+    }))
 }
 
 /// What the tables held.
@@ -276,7 +298,7 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
     let txn = db.begin_write()?;
     {
         let mut meta = txn.open_table(META)?;
-        meta.insert("format", FORMAT)?;
+        stamp(&mut meta)?;
         meta.insert("boot_id", u64::from(contents.boot_id))?;
         meta.insert("last_generation", u64::from(contents.last_generation))?;
         txn.open_table(MAPPINGS)?;
