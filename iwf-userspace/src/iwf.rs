@@ -35,10 +35,11 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark, WallClock};
 use crate::mapping::table::Table;
+use crate::mapping::{StaticMapping, Via};
+use crate::proto::igd_client;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
 use crate::types::timed::Timed;
@@ -61,6 +62,7 @@ use unsaved::Unsaved;
 use view::View;
 
 pub use crate::proto::igd::LinkCounters;
+pub use crate::proto::igd_client::{Errand, Fetched, Input as Returned};
 pub use crate::proto::pcp_client::Speaks;
 pub use crate::proto::pcp_servers::Origin;
 pub use servers::{Discovered, MAX_ASKED};
@@ -122,6 +124,8 @@ pub enum Input {
     Discovered(Discovered),
     /// The DHCP client of the system has renewed the WAN's lease, whether or not that changed anything.
     Renewed,
+    /// What came of [`Effect::Errand`].
+    Returned(igd_client::Input),
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
     /// Ports of our NAT that this machine uses itself. Complete, never a change.
@@ -212,6 +216,8 @@ pub enum Effect {
         /// The UDP payload.
         payload: Vec<u8>,
     },
+    /// Do something on the WAN link; what comes of it is [`Input::Returned`].
+    Errand(Errand),
     /// Write both kernel entries of a mapping, or overwrite those of the same generation or endpoint.
     WriteNat {
         /// Names it in [`Input::Done`].
@@ -384,6 +390,7 @@ impl Iwf {
             client: Leases::new(
                 PcpClient::new(StdRng::from_seed(rng.random())),
                 settings.nat_pmp,
+                settings.igd,
                 now,
             ),
             selection: Selection::default(),
@@ -439,7 +446,10 @@ impl Iwf {
             }
             Input::UpstreamUnreachable { server } => {
                 self.tell(pcp_client::Input::Unreachable(server), now);
-                self.select(pcp_servers::Input::Unreachable(server), now);
+                // The port of PCP is closed where UPnP is spoken.
+                if self.client.via(server) != Via::Igd {
+                    self.select(pcp_servers::Input::Unreachable(server), now);
+                }
             }
             Input::Done { ticket, result } => {
                 self.done(ticket, result, now);
@@ -448,6 +458,7 @@ impl Iwf {
             }
             Input::Wan(state) => self.wan_changed(state, now),
             Input::Discovered(discovered) => self.discover(discovered, now),
+            Input::Returned(input) => self.client.returned(input, now),
             Input::Renewed => self.client.renewed(now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;

@@ -33,11 +33,43 @@ impl Miniupnpd {
         Self::start_at(lab, "br0", CARRIER)
     }
 
+    /// Starts it as UPnP gateway that speaks neither PCP nor NAT-PMP, at a port of its own choice, and waits until it
+    /// listens.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_upnp(lab: &Lab) -> Result<Self> {
+        let server = Self::spawn(
+            lab,
+            "br0",
+            "enable_upnp=yes\nenable_natpmp=no\nhttp_port=0\n",
+        )?;
+        wait::until("miniupnpd to listen", Duration::from_secs(10), || {
+            let argv = ["ss", "-Hlun", "sport", "=", ":1900"];
+            let listening = lab.cgn.must(&argv).ok()?;
+            (!listening.trim().is_empty()).then_some(())
+        })?;
+        Ok(server)
+    }
+
     /// The same where `listening` says (an interface, or an address with its prefix length), asked at `address`.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_at(lab: &Lab, listening: &str, address: Ipv4Addr) -> Result<Self> {
+        let server = Self::spawn(lab, listening, "enable_upnp=no\nenable_natpmp=yes\n")?;
+        pcp::ask(
+            &lab.cpe,
+            address,
+            &Request::announce(WAN),
+            Duration::from_secs(10),
+        )
+        .context("wait for miniupnpd")?;
+        Ok(server)
+    }
+
+    /// Starts it with those protocols.
+    fn spawn(lab: &Lab, listening: &str, protocols: &str) -> Result<Self> {
         let dir = lab.dir().join("miniupnpd");
         std::fs::create_dir_all(&dir).context("create the server's directory")?;
         let pid_file = dir.join("pid");
@@ -46,8 +78,7 @@ impl Miniupnpd {
         let text = format!(
             "ext_ifname=ext0\n\
              listening_ip={listening}\n\
-             enable_upnp=no\n\
-             enable_natpmp=yes\n\
+             {protocols}\
              min_lifetime=120\n\
              max_lifetime=86400\n\
              secure_mode=yes\n\
@@ -79,19 +110,11 @@ impl Miniupnpd {
         let pid = wait::until("miniupnpd to write its pid", Duration::from_secs(5), || {
             std::fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
         })?;
-        let server = Self {
+        Ok(Self {
             cgn: lab.cgn.clone(),
             dir,
             pid,
-        };
-        pcp::ask(
-            &lab.cpe,
-            address,
-            &Request::announce(WAN),
-            Duration::from_secs(10),
-        )
-        .context("wait for miniupnpd")?;
-        Ok(server)
+        })
     }
 
     /// Leaves it running without a guard.

@@ -31,6 +31,8 @@ pub struct Options {
     pub log_drops: bool,
     /// Ports of services of the CPE that the WAN may reach, for TCP and UDP.
     pub open_ports: Vec<u16>,
+    /// Lines of `[upstream]` that are added as they are.
+    pub upstream: &'static str,
     /// Sections of the configuration that are added as they are.
     pub more: &'static str,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             log: "info",
             log_drops: false,
             open_ports: Vec::new(),
+            upstream: "",
             more: "",
         }
     }
@@ -94,6 +97,7 @@ impl Files {
              open_udp_ports = {:?}\n\
              [upstream]\n\
              pcp_servers = {servers}\n\
+             {}\n\
              [paths]\n\
              state_dir = \"{}\"\n\
              bpffs_dir = \"{}\"\n\
@@ -107,6 +111,7 @@ impl Files {
             options.mode,
             options.open_ports,
             options.open_ports,
+            options.upstream,
             show(&self.state_dir),
             show(&self.bpffs_dir),
             show(&self.control_socket),

@@ -50,6 +50,7 @@ pub fn core(config: &Config, description: &Description) -> Settings {
         },
         send_descriptions: config.send_descriptions,
         nat_pmp: config.nat_pmp,
+        igd: config.igd,
         policy,
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use crate::wire::ssdp;
 
@@ -48,6 +48,28 @@ pub(super) fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Resu
     socket.set_multicast_if_v4(&addr)?;
     socket.set_multicast_ttl_v4(u32::from(ttl))?;
     UdpSocket::from_std(socket.into())
+}
+
+/// Searches for gateways leave from here, and answers come back to it. They do not leave the link.
+pub(super) fn ssdp_search(interface: &str, own: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = udp()?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(own, 0).into())?;
+    socket.set_multicast_if_v4(&own)?;
+    socket.set_multicast_ttl_v4(1)?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// A connection by that interface from that address, whatever the routes say.
+pub(super) async fn tcp_client(
+    interface: &str,
+    own: Ipv4Addr,
+    server: SocketAddrV4,
+) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(SocketAddrV4::new(own, 0).into())?;
+    socket.connect(server.into()).await
 }
 
 /// A client socket for one PCP server, on a port that the kernel picks at random. Connected: the kernel drops

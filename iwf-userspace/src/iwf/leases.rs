@@ -3,63 +3,62 @@
 //! Read before editing: RFC 6887 section 9 and appendix A, RFC 6886 section 3.1.
 //!
 //! The core above asks for leases and hears of them; which protocol they are kept in shows only in [`Via`]. A server is
-//! asked in PCP until it says that it speaks NAT-PMP only. PCP asks on from time to time, and when that is answered
+//! asked in PCP until it says that it speaks NAT-PMP only, or, if it is the default router and that is wanted, until it has
+//! been silent for a while and a UPnP gateway is found there. PCP asks on from time to time, and when that is answered
 //! everything goes back.
+
+mod left;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use crate::mapping::Via;
 use crate::mapping::policy::is_public;
+use crate::mapping::{Lease, Via};
+use crate::proto::igd_client::{self, Errand, IgdClient};
 use crate::proto::natpmp_client::{self, NatPmpClient};
 use crate::proto::pcp_client::{
-    Effect, Handover, Ignored, Input, Liveness, PcpClient, Speaks, Want,
+    Effect, Handover, Ignored, Input, Liveness, PcpClient, Speaks, Trace, Want,
 };
-use crate::types::{
-    Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, Protocol,
-};
+use crate::types::{Epoch, ExternalEndpoint, Generation, Instant, LocalAddrs};
 use crate::wire::natpmp;
+use left::LeftBehind;
 
 /// Both clients.
 #[derive(Debug)]
 pub(super) struct Leases {
     pcp: PcpClient,
     natpmp: NatPmpClient,
+    igd: IgdClient,
     /// Whether NAT-PMP may be spoken at all.
     enabled: bool,
+    /// The default router, if UPnP may be spoken with it.
+    router: Option<SocketAddr>,
+    /// Whether UPnP may be spoken at all.
+    igd_enabled: bool,
     local: LocalAddrs,
     servers: Vec<SocketAddr>,
     /// Whose other addresses another machine tries.
     several: BTreeSet<SocketAddr>,
-    /// Servers that are asked in NAT-PMP.
-    fallen_back: BTreeSet<SocketAddr>,
-    /// What was mapped in NAT-PMP when its server turned out to speak PCP, until PCP has granted the same lease. No more
-    /// than there are leases.
-    left: BTreeMap<Generation, Left>,
+    /// Servers that are asked in something else than PCP.
+    fallen_back: BTreeMap<SocketAddr, Via>,
+    left: LeftBehind,
     effects: VecDeque<Effect>,
 }
 
-/// A mapping in NAT-PMP that is not needed once the same is mapped in PCP.
-#[derive(Clone, Copy, Debug)]
-struct Left {
-    server: SocketAddr,
-    protocol: Protocol,
-    port: ExternalPort,
-    external: ExternalEndpoint,
-    until: Instant,
-}
-
 impl Leases {
-    pub(super) fn new(pcp: PcpClient, enabled: bool, now: Instant) -> Self {
+    pub(super) fn new(pcp: PcpClient, enabled: bool, igd_enabled: bool, now: Instant) -> Self {
         let mut leases = Self {
             pcp,
             natpmp: NatPmpClient::default(),
+            igd: IgdClient::default(),
             enabled,
+            router: None,
+            igd_enabled,
             local: LocalAddrs::default(),
             servers: Vec::new(),
             several: BTreeSet::new(),
-            fallen_back: BTreeSet::new(),
-            left: BTreeMap::new(),
+            fallen_back: BTreeMap::new(),
+            left: LeftBehind::default(),
             effects: VecDeque::new(),
         };
         let fallback = leases.may_fall_back();
@@ -69,77 +68,40 @@ impl Leases {
 
     pub(super) fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Request(want) if self.via(want.server) == Via::NatPmp => {
-                if !self.natpmp.holds(want.id) {
-                    self.pcp.handle_input(Input::Abandon(want.id), now);
+            Input::Request(want) => {
+                let via = self.claim(want.id, want.server, now);
+                match via {
+                    Via::Pcp => self.pcp.handle_input(Input::Request(want), now),
+                    Via::NatPmp | Via::Igd => {
+                        self.fallback(via, natpmp_client::Input::Request(want), now);
+                    }
                 }
-                self.natpmp
-                    .handle_input(natpmp_client::Input::Request(want), now);
             }
-            Input::Reacquire { want, external } if self.via(want.server) == Via::NatPmp => {
-                if !self.natpmp.holds(want.id) {
-                    self.pcp.handle_input(Input::Abandon(want.id), now);
+            Input::Reacquire { want, external } => {
+                let via = self.claim(want.id, want.server, now);
+                match via {
+                    Via::Pcp => self
+                        .pcp
+                        .handle_input(Input::Reacquire { want, external }, now),
+                    Via::NatPmp | Via::Igd => {
+                        let input = natpmp_client::Input::Reacquire { want, external };
+                        self.fallback(via, input, now);
+                    }
                 }
-                let input = natpmp_client::Input::Reacquire { want, external };
-                self.natpmp.handle_input(input, now);
-            }
-            Input::Request(ref want) | Input::Reacquire { ref want, .. } => {
-                if self.natpmp.holds(want.id) {
-                    let id = want.id;
-                    self.natpmp
-                        .handle_input(natpmp_client::Input::Abandon(id), now);
-                }
-                self.pcp.handle_input(input, now);
             }
             Input::Adopt {
                 want,
                 lease,
                 external,
-            } => match lease.via {
-                Via::NatPmp if self.may_fall_back() => {
-                    self.fallen_back.insert(lease.server);
-                    let expires = lease.expires;
-                    let input = natpmp_client::Input::Adopt {
-                        want,
-                        expires,
-                        external,
-                    };
-                    self.natpmp.handle_input(input, now);
-                }
-                Via::NatPmp => self.pcp.handle_input(
-                    Input::TakeOver(Handover::held(want, external, lease.expires)),
-                    now,
-                ),
-                Via::Pcp => self.pcp.handle_input(
-                    Input::Adopt {
-                        want,
-                        lease,
-                        external,
-                    },
-                    now,
-                ),
-            },
+            } => self.adopt(want, lease, external, now),
             Input::Abandon(id) => {
+                self.drop_left(id, now);
                 let to = natpmp_client::Input::Abandon(id);
                 self.of_lease(id, input, to, now);
             }
-            Input::End(trace) => match trace.via {
-                Via::Pcp => self.pcp.handle_input(input, now),
-                Via::NatPmp if self.may_fall_back() => {
-                    self.fallen_back.insert(trace.key.server);
-                    let input = natpmp_client::Input::End {
-                        server: trace.key.server,
-                        protocol: trace.key.protocol,
-                        port: trace.key.port,
-                        until: trace.until,
-                    };
-                    self.natpmp.handle_input(input, now);
-                }
-                Via::NatPmp => self
-                    .effects
-                    .push_back(Effect::Forgotten(trace.key, trace.via)),
-            },
+            Input::End(trace) => self.end_trace(trace, now),
             Input::Release(id) => {
+                self.drop_left(id, now);
                 let to = natpmp_client::Input::Release(id);
                 self.of_lease(id, input, to, now);
             }
@@ -152,19 +114,22 @@ impl Leases {
             Input::Servers(list) => {
                 self.servers.clone_from(&list);
                 self.pcp.handle_input(Input::Servers(list.clone()), now);
-                self.natpmp
-                    .handle_input(natpmp_client::Input::Servers(list), now);
-                let (natpmp, servers) = (&self.natpmp, &self.servers);
+                for via in [Via::NatPmp, Via::Igd] {
+                    self.fallback(via, natpmp_client::Input::Servers(list.clone()), now);
+                }
+                let (natpmp, igd, servers) = (&self.natpmp, &self.igd, &self.servers);
                 self.fallen_back
-                    .retain(|at| servers.contains(at) || natpmp.uses(*at));
+                    .retain(|at, _| servers.contains(at) || natpmp.uses(*at) || igd.uses(*at));
             }
             Input::Several(several) => {
                 self.several.clone_from(&several);
                 self.pcp.handle_input(Input::Several(several), now);
             }
             Input::Probe(server) => {
-                self.natpmp
-                    .handle_input(natpmp_client::Input::Unknown(server), now);
+                if self.via(server) == Via::NatPmp {
+                    let input = natpmp_client::Input::Unknown(server);
+                    self.natpmp.handle_input(input, now);
+                }
                 self.pcp.handle_input(input, now);
             }
             Input::Rest(server) => {
@@ -174,7 +139,8 @@ impl Leases {
             }
             Input::Move { from, to } => {
                 self.pcp.handle_input(input, now);
-                for mut handover in self.natpmp.hand_over(from) {
+                let handovers = [self.natpmp.hand_over(from), self.igd.hand_over(from)];
+                for mut handover in handovers.into_iter().flatten() {
                     handover.want.server = to;
                     self.take_over(handover, now);
                 }
@@ -193,10 +159,32 @@ impl Leases {
         self.pump(now);
     }
 
+    /// The default router as it is called among servers. UPnP is spoken with nobody else.
+    pub(super) fn set_router(&mut self, router: Option<SocketAddr>, now: Instant) {
+        let router = router.filter(|_| self.igd_enabled);
+        if self.router != router {
+            self.router = router;
+            self.igd
+                .handle_input(igd_client::Input::Router(router), now);
+            self.pump(now);
+        }
+    }
+
+    /// What came of an errand.
+    pub(super) fn returned(&mut self, input: igd_client::Input, now: Instant) {
+        self.igd.handle_input(input, now);
+        self.pump(now);
+    }
+
+    /// The next errand, until `None`.
+    pub(super) fn poll_errand(&mut self) -> Option<Errand> {
+        self.igd.poll_errand()
+    }
+
     /// PCPC-083: whoever hands out leases may have got another box behind it, so what it was found to speak is found out
     /// again at once.
     pub(super) fn renewed(&mut self, now: Instant) {
-        for server in self.fallen_back.clone() {
+        for server in self.fallen_back.clone().into_keys() {
             if self.pcp.liveness(server) != Some(Liveness::Unknown) {
                 self.pcp.handle_input(Input::Probe(server), now);
             }
@@ -208,12 +196,19 @@ impl Leases {
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         self.pcp.handle_timeout(now);
         self.natpmp.handle_timeout(now);
+        self.igd.handle_timeout(now);
+        self.give_up_left(now);
         self.pump(now);
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let both = [self.pcp.poll_timeout(), self.natpmp.poll_timeout()];
-        both.into_iter().flatten().min()
+        let all = [
+            self.pcp.poll_timeout(),
+            self.natpmp.poll_timeout(),
+            self.igd.poll_timeout(),
+            self.left.next_event(),
+        ];
+        all.into_iter().flatten().min()
     }
 
     pub(super) fn poll_effect(&mut self) -> Option<Effect> {
@@ -222,52 +217,60 @@ impl Leases {
 
     /// The protocol in which a server is asked.
     pub(super) fn via(&self, server: SocketAddr) -> Via {
-        match self.fallen_back.contains(&server) {
-            true => Via::NatPmp,
-            false => Via::Pcp,
-        }
+        self.fallen_back.get(&server).copied().unwrap_or(Via::Pcp)
     }
 
     /// Whether a server answers; `None` if it is not known here.
     pub(super) fn liveness(&self, server: SocketAddr) -> Option<Liveness> {
         match self.via(server) {
             Via::NatPmp => self.natpmp.liveness(server),
+            Via::Igd => self.igd.liveness(server),
             Via::Pcp => self.pcp.liveness(server),
         }
     }
 
     pub(super) fn speaks(&self, server: SocketAddr) -> Speaks {
-        self.pcp.speaks(server)
+        match self.via(server) {
+            Via::Igd => Speaks::Igd,
+            Via::Pcp | Via::NatPmp => self.pcp.speaks(server),
+        }
     }
 
     pub(super) fn has_answered(&self, server: SocketAddr) -> bool {
-        self.pcp.has_answered(server) || self.natpmp.epoch(server).is_some()
+        self.pcp.has_answered(server)
+            || self.natpmp.epoch(server).is_some()
+            || self.igd.has_answered(server)
     }
 
     pub(super) fn epoch(&self, server: SocketAddr) -> Option<Epoch> {
         match self.via(server) {
             Via::NatPmp => self.natpmp.epoch(server),
+            Via::Igd => None,
             Via::Pcp => self.pcp.epoch(server),
         }
     }
 
     pub(super) fn ignored(&self) -> Ignored {
-        let (pcp, natpmp) = (self.pcp.ignored(), self.natpmp.ignored());
+        let all = [
+            self.pcp.ignored(),
+            self.natpmp.ignored(),
+            self.igd.ignored(),
+        ];
         Ignored {
-            stranger: pcp.stranger + natpmp.stranger,
-            malformed: pcp.malformed + natpmp.malformed,
-            unmatched: pcp.unmatched + natpmp.unmatched,
+            stranger: all.iter().map(|ignored| ignored.stranger).sum(),
+            malformed: all.iter().map(|ignored| ignored.malformed).sum(),
+            unmatched: all.iter().map(|ignored| ignored.unmatched).sum(),
         }
     }
 
     #[cfg(test)]
     pub(super) fn is_consistent(&self) -> bool {
-        self.pcp.is_consistent() && self.natpmp.is_consistent()
+        self.pcp.is_consistent() && self.natpmp.is_consistent() && self.igd.is_consistent()
     }
 
     #[cfg(test)]
     pub(super) fn looks(&self) -> u64 {
-        self.pcp.looks() + self.natpmp.looks()
+        self.pcp.looks() + self.natpmp.looks() + self.igd.looks()
     }
 
     /// PMP-020: only behind another NAT. While our address is not known, what was there is not given up.
@@ -276,11 +279,101 @@ impl Leases {
     }
 
     /// Tells whoever has the lease.
-    fn of_lease(&mut self, id: Generation, pcp: Input, natpmp: natpmp_client::Input, now: Instant) {
-        match self.natpmp.holds(id) {
-            true => self.natpmp.handle_input(natpmp, now),
-            false => self.pcp.handle_input(pcp, now),
+    fn of_lease(&mut self, id: Generation, pcp: Input, other: natpmp_client::Input, now: Instant) {
+        match self.holder(id) {
+            Via::Pcp => self.pcp.handle_input(pcp, now),
+            via @ (Via::NatPmp | Via::Igd) => self.fallback(via, other, now),
         }
+    }
+
+    /// Whose a lease is; PCP's also if it is nobody's.
+    fn holder(&self, id: Generation) -> Via {
+        if self.natpmp.holds(id) {
+            Via::NatPmp
+        } else if self.igd.holds(id) {
+            Via::Igd
+        } else {
+            Via::Pcp
+        }
+    }
+
+    /// Tells one of the others.
+    fn fallback(&mut self, via: Via, input: natpmp_client::Input, now: Instant) {
+        match via {
+            Via::NatPmp => self.natpmp.handle_input(input, now),
+            Via::Igd => self.igd.handle_input(igd_client::Input::Lease(input), now),
+            Via::Pcp => {}
+        }
+    }
+
+    /// In which protocol a lease is to be asked for; whoever has it in another one gives it up.
+    fn claim(&mut self, id: Generation, server: SocketAddr, now: Instant) -> Via {
+        let via = self.via(server);
+        for other in [Via::NatPmp, Via::Igd] {
+            if other != via && self.holder(id) == other {
+                self.fallback(other, natpmp_client::Input::Abandon(id), now);
+            }
+        }
+        if via != Via::Pcp && self.holder(id) == Via::Pcp {
+            self.pcp.handle_input(Input::Abandon(id), now);
+        }
+        via
+    }
+
+    fn adopt(&mut self, want: Want, lease: Lease, external: ExternalEndpoint, now: Instant) {
+        let spoken = match lease.via {
+            Via::Pcp => true,
+            Via::NatPmp => self.may_fall_back(),
+            Via::Igd => self.igd_enabled,
+        };
+        let expires = lease.expires;
+        match lease.via {
+            _ if !spoken => self.pcp.handle_input(
+                Input::TakeOver(Handover::held(want, external, expires)),
+                now,
+            ),
+            Via::Pcp => self.pcp.handle_input(
+                Input::Adopt {
+                    want,
+                    lease,
+                    external,
+                },
+                now,
+            ),
+            via @ (Via::NatPmp | Via::Igd) => {
+                self.fallen_back.insert(lease.server, via);
+                let input = natpmp_client::Input::Adopt {
+                    want,
+                    expires,
+                    external,
+                };
+                self.fallback(via, input, now);
+            }
+        }
+    }
+
+    /// Ends what an earlier life has left. UPnP deletes by the external port, which is not known any more: mostly it is
+    /// the port of our NAT, and nothing is deleted that is not ours. What is at another one ends by itself.
+    fn end_trace(&mut self, trace: Trace, now: Instant) {
+        let spoken = match trace.via {
+            Via::Pcp => return self.pcp.handle_input(Input::End(trace), now),
+            Via::NatPmp => self.may_fall_back(),
+            Via::Igd => self.igd_enabled,
+        };
+        if !spoken {
+            let forgotten = Effect::Forgotten(trace.key, trace.via);
+            self.effects.push_back(forgotten);
+            return;
+        }
+        self.fallen_back.insert(trace.key.server, trace.via);
+        let input = natpmp_client::Input::End {
+            server: trace.key.server,
+            protocol: trace.key.protocol,
+            port: trace.key.port,
+            external: trace.key.port,
+            until: trace.until,
+        };
+        self.fallback(trace.via, input, now);
     }
 
     fn set_local(&mut self, local: LocalAddrs, now: Instant) {
@@ -288,9 +381,10 @@ impl Leases {
         let fallback = self.may_fall_back();
         self.pcp.handle_input(Input::Fallback(fallback), now);
         self.pcp.handle_input(Input::Local(local), now);
-        self.natpmp
-            .handle_input(natpmp_client::Input::Local(local.v4), now);
-        let known = self.servers.iter().chain(&self.fallen_back).copied();
+        for via in [Via::NatPmp, Via::Igd] {
+            self.fallback(via, natpmp_client::Input::Local(local.v4), now);
+        }
+        let known = self.servers.iter().chain(self.fallen_back.keys()).copied();
         for server in known.collect::<BTreeSet<_>>() {
             self.follow(server, now);
         }
@@ -315,108 +409,126 @@ impl Leases {
 
     fn take_over(&mut self, handover: Handover, now: Instant) {
         match self.via(handover.want.server) {
-            Via::NatPmp => self
-                .natpmp
-                .handle_input(natpmp_client::Input::TakeOver(handover), now),
             Via::Pcp => self.pcp.handle_input(Input::TakeOver(handover), now),
+            via @ (Via::NatPmp | Via::Igd) => {
+                self.fallback(via, natpmp_client::Input::TakeOver(handover), now);
+            }
+        }
+    }
+
+    /// The best protocol that a server speaks, as far as that is known: PCP, then NAT-PMP, then UPnP.
+    fn best(&self, server: SocketAddr) -> Via {
+        let current = self.via(server);
+        let silent = self.pcp.liveness(server) == Some(Liveness::Silent);
+        let answers = |liveness| liveness == Some(Liveness::Answering);
+        let upnp = self.router == Some(server)
+            && (current == Via::Igd || answers(self.igd.liveness(server)));
+        let natpmp = self.may_fall_back() && server.is_ipv4();
+        match self.pcp.speaks(server) {
+            Speaks::NatPmp if natpmp && !silent => Via::NatPmp,
+            // What UPnP gave is not given up for a question that has no answer yet.
+            Speaks::Unknown | Speaks::Nothing if current == Via::Igd && self.igd_enabled => {
+                Via::Igd
+            }
+            _ if upnp
+                && silent
+                && !(current == Via::NatPmp && answers(self.natpmp.liveness(server))) =>
+            {
+                Via::Igd
+            }
+            Speaks::OtherVersion(_) if upnp => Via::Igd,
+            Speaks::NatPmp if natpmp => Via::NatPmp,
+            Speaks::NatPmp if upnp => Via::Igd,
+            Speaks::Unknown | Speaks::Nothing if current == Via::NatPmp && natpmp => Via::NatPmp,
+            Speaks::Unknown
+            | Speaks::Nothing
+            | Speaks::Pcp
+            | Speaks::NatPmp
+            | Speaks::Igd
+            | Speaks::OtherVersion(_) => Via::Pcp,
         }
     }
 
     /// Asks a server in the protocol that it speaks, as far as that is known.
     fn follow(&mut self, server: SocketAddr, now: Instant) {
-        let fallen_back = self.via(server) == Via::NatPmp;
-        match self.pcp.speaks(server) {
-            Speaks::NatPmp if self.may_fall_back() && server.is_ipv4() => {
-                self.fallen_back.insert(server);
-                self.natpmp
-                    .handle_input(natpmp_client::Input::Alive(server), now);
+        let (current, best) = (self.via(server), self.best(server));
+        if best == Via::NatPmp && self.pcp.speaks(server) == Speaks::NatPmp {
+            self.natpmp
+                .handle_input(natpmp_client::Input::Alive(server), now);
+        }
+        if current == best {
+            // What PCP was asked for before it became known.
+            if best == Via::NatPmp && self.pcp.speaks(server) == Speaks::NatPmp {
                 for handover in self.pcp.hand_over(server) {
                     self.take_over(handover, now);
                 }
             }
-            Speaks::Unknown | Speaks::Nothing if self.may_fall_back() => {}
-            Speaks::Unknown
-            | Speaks::Nothing
-            | Speaks::Pcp
-            | Speaks::NatPmp
-            | Speaks::OtherVersion(_)
-                if fallen_back =>
-            {
-                self.fallen_back.remove(&server);
-                for handover in self.natpmp.hand_over(server) {
-                    self.leave(&handover, now);
-                    self.take_over(handover, now);
-                }
-                self.effects.push_back(Effect::Liveness(server));
+            return;
+        }
+        let handovers = match current {
+            Via::Pcp => self.pcp.hand_over(server),
+            Via::NatPmp => self.natpmp.hand_over(server),
+            Via::Igd => self.igd.hand_over(server),
+        };
+        match best {
+            Via::Pcp => self.fallen_back.remove(&server),
+            Via::NatPmp | Via::Igd => self.fallen_back.insert(server, best),
+        };
+        for handover in handovers {
+            if current != Via::Pcp {
+                self.left.note(&handover, current, now);
             }
-            Speaks::Unknown
-            | Speaks::Nothing
-            | Speaks::Pcp
-            | Speaks::NatPmp
-            | Speaks::OtherVersion(_) => {}
+            self.take_over(handover, now);
+        }
+        if best == Via::Igd {
+            self.igd.handle_input(
+                igd_client::Input::Lease(natpmp_client::Input::Alive(server)),
+                now,
+            );
+            self.effects.push_back(Effect::Speaks(server));
+        }
+        if best != Via::NatPmp || current != Via::Pcp {
+            self.effects.push_back(Effect::Liveness(server));
         }
     }
 
-    /// Remembers what a server that speaks PCP now has mapped in NAT-PMP.
-    fn leave(&mut self, handover: &Handover, now: Instant) {
-        let Want {
-            id,
-            server,
-            protocol,
-            port,
-            ..
-        } = handover.want;
-        self.left.retain(|_, left| left.until > now);
-        if let (Some(external), Some(until)) = (handover.known, handover.grant) {
-            let left = Left {
-                server,
-                protocol,
-                port,
-                external,
-                until,
+    /// UPnP is looked for where nothing better answers, and as long as there is something to delete.
+    fn want_igd(&mut self, now: Instant) {
+        let Some(router) = self.router else {
+            return;
+        };
+        let nothing_better = self.servers.contains(&router)
+            && match (self.via(router), self.pcp.speaks(router)) {
+                (Via::Igd, _) | (Via::Pcp, Speaks::OtherVersion(_)) => true,
+                (Via::NatPmp, _) => self.natpmp.liveness(router) == Some(Liveness::Silent),
+                (Via::Pcp, Speaks::NatPmp) => true,
+                (Via::Pcp, Speaks::Unknown | Speaks::Nothing | Speaks::Pcp | Speaks::Igd) => {
+                    self.pcp.liveness(router) == Some(Liveness::Silent)
+                }
             };
-            self.left.insert(id, left);
-        }
+        let wanted = nothing_better || self.igd.uses(router) || self.left.has(Via::Igd);
+        self.igd
+            .handle_input(igd_client::Input::Wanted(wanted), now);
     }
 
-    /// PCP has granted what was mapped in NAT-PMP before. From here on remote hosts use the new endpoint, so that the old
-    /// mapping can go without cutting anything off. At the same endpoint it is the same mapping of the same box, which
-    /// PCP has taken over: ending it would end that one, and by itself it ends only if PCP's does.
-    fn succeeded(&mut self, id: Generation, external: ExternalEndpoint, now: Instant) {
-        if let Some(left) = self.left.remove(&id)
-            && left.external != external
-        {
-            let input = natpmp_client::Input::End {
-                server: left.server,
-                protocol: left.protocol,
-                port: left.port,
-                until: left.until,
-            };
-            self.natpmp.handle_input(input, now);
-        }
-    }
-
-    /// NAT-PMP deletes by the port of our NAT, so a box that keeps one table for both protocols may have deleted what it
-    /// maps in PCP too: that is asked for again at once.
-    fn gone(&mut self, (server, protocol, port): natpmp_client::Gone, now: Instant) {
-        if let Some(id) = self.pcp.lease_of(server, protocol, port) {
-            self.pcp.handle_input(Input::Keep(id), now);
-        }
-    }
-
-    /// Passes on what the clients say, and does what follows for the other one.
+    /// Passes on what the clients say, and does what follows for the others.
     fn pump(&mut self, now: Instant) {
         loop {
             if let Some(effect) = self.pcp.poll_effect() {
                 self.heed_pcp(effect, now);
             } else if let Some(effect) = self.natpmp.poll_effect() {
-                self.heed_natpmp(effect, now);
+                self.heed_fallback(Via::NatPmp, effect, now);
+            } else if let Some(effect) = self.igd.poll_effect() {
+                self.heed_fallback(Via::Igd, effect, now);
             } else if let Some(gone) = self.natpmp.poll_gone() {
                 self.gone(gone, now);
+            } else if let Some(gone) = self.igd.poll_gone() {
+                self.gone(gone, now);
             } else {
-                return;
+                break;
             }
         }
+        self.want_igd(now);
     }
 
     fn heed_pcp(&mut self, effect: Effect, now: Instant) {
@@ -429,6 +541,7 @@ impl Leases {
                 self.effects.push_back(effect);
                 self.follow(server, now);
             }
+            Effect::Lost { id } if self.takes_its_place(id, now) => {}
             // PCP only looks whether somebody is there.
             Effect::Liveness(server) if self.via(server) == Via::NatPmp => {
                 let input = match self.pcp.liveness(server) {
@@ -437,6 +550,13 @@ impl Leases {
                     Some(Liveness::Unknown) | None => return,
                 };
                 self.natpmp.handle_input(input, now);
+                self.follow(server, now);
+            }
+            Effect::Liveness(server) => {
+                if self.via(server) == Via::Pcp {
+                    self.effects.push_back(effect);
+                }
+                self.follow(server, now);
             }
             Effect::Send { .. }
             | Effect::Refused { .. }
@@ -449,18 +569,21 @@ impl Leases {
             | Effect::Ending(_)
             | Effect::Forgotten(..)
             | Effect::Spent(_)
-            | Effect::EpochReset(_)
-            | Effect::Liveness(_) => self.effects.push_back(effect),
+            | Effect::EpochReset(_) => self.effects.push_back(effect),
         }
     }
 
-    fn heed_natpmp(&mut self, effect: Effect, now: Instant) {
+    fn heed_fallback(&mut self, via: Via, effect: Effect, now: Instant) {
         match effect {
-            // Only what is left there is being ended.
-            Effect::Liveness(server) | Effect::EpochReset(server)
-                if self.via(server) == Via::Pcp => {}
+            Effect::Granted { id, external, .. } => {
+                self.effects.push_back(effect);
+                self.succeeded(id, external, now);
+            }
+            // A router that was found; or only what is left there is being ended.
+            Effect::Liveness(server) if self.via(server) != via => self.follow(server, now),
+            Effect::EpochReset(server) if self.via(server) != via => {}
             Effect::Liveness(server) => {
-                let silent = self.natpmp.liveness(server) == Some(Liveness::Silent);
+                let silent = self.liveness(server) == Some(Liveness::Silent);
                 self.effects.push_back(effect);
                 match silent {
                     true if self.several.contains(&server) => {
@@ -477,7 +600,6 @@ impl Leases {
                 self.look_again(server, now);
             }
             Effect::Send { .. }
-            | Effect::Granted { .. }
             | Effect::Refused { .. }
             | Effect::Trouble { .. }
             | Effect::GivenBack { .. }

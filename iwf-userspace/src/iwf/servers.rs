@@ -50,6 +50,8 @@ impl Iwf {
     /// Makes known who is to be asked, and lets mappings follow.
     pub(super) fn follow_servers(&mut self, now: Instant) {
         let list = self.server_list();
+        let router = self.router().first().copied();
+        self.client.set_router(router, now);
         self.select(pcp_servers::Input::Servers(list), now);
         self.choose_mode(now);
         self.leave_servers(now);
@@ -147,10 +149,12 @@ impl Iwf {
                     .map(|(origin, list)| (origin, self.usable(list))),
             );
             named.retain(|(_, addresses)| !addresses.is_empty());
-            if named.is_empty() && self.is_settled() {
-                if discovery.router {
-                    named.push((Origin::Router, self.router()));
-                }
+            let nobody = named.is_empty() && self.is_settled();
+            // The last link of the chain is there also where DHCP names somebody who does not answer.
+            if discovery.router && (nobody || self.settings.igd && !named.is_empty()) {
+                named.push((Origin::Router, self.router()));
+            }
+            if nobody {
                 if discovery.anycast {
                     named.push((Origin::Anycast, vec![(ANYCAST, SERVER_PORT).into()]));
                 }
@@ -180,7 +184,7 @@ impl Iwf {
         servers.collect()
     }
 
-    fn router(&self) -> Vec<SocketAddr> {
+    pub(super) fn router(&self) -> Vec<SocketAddr> {
         let router = self.wan.gateway.map(|addr| (addr, SERVER_PORT).into());
         router.into_iter().collect()
     }

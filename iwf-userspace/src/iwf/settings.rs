@@ -26,6 +26,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Whether servers that speak NAT-PMP only are asked in that.
     pub nat_pmp: bool,
+    /// Whether the default router is asked in UPnP if it speaks nothing better.
+    pub igd: bool,
     /// Whether servers are told the descriptions of mappings (AMB-18: they may be private).
     pub send_descriptions: bool,
     /// Longest time until an action is answered. More than 30 s is for control points that are known to wait.
@@ -44,6 +46,7 @@ impl Default for Settings {
             policy: Policy::default(),
             limits: Limits::default(),
             nat_pmp: true,
+            igd: false,
             send_descriptions: false,
             deadline: SOAP_DEADLINE,
             default_connection_service: String::new(),

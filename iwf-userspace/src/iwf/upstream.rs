@@ -79,6 +79,9 @@ impl Iwf {
                 }
             }
         }
+        while let Some(errand) = self.client.poll_errand() {
+            self.effects.push_back(Effect::Errand(errand));
+        }
         let connected = self.connection_status() == "Connected";
         self.connected_since = if connected {
             self.connected_since.or(Some(now))

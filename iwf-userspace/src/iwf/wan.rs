@@ -29,6 +29,8 @@ impl Iwf {
             self.drop_address_query(now);
             self.forget_address();
         }
+        let router = self.router().first().copied();
+        self.client.set_router(router, now);
         self.tell(pcp_client::Input::Local(self.wan.local()), now);
         self.follow_servers(now);
         if self.wan.address.is_some() {

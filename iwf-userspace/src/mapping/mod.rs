@@ -133,6 +133,8 @@ pub enum Via {
     Pcp,
     /// RFC 6886: a port only, no filter, no proof of ownership.
     NatPmp,
+    /// UPnP IGD: like NAT-PMP, and a renewal is the same mapping added again.
+    Igd,
 }
 
 /// Whether the control point insists on its external port.

@@ -9,6 +9,7 @@
 
 pub mod dhcp;
 pub mod igd;
+pub mod igd_client;
 pub mod natpmp_client;
 pub mod pcp_client;
 pub mod pcp_servers;

@@ -6,6 +6,9 @@
 //! NAT-PMP cannot say is made up for here: a port that is insisted on and not granted is given back, the external
 //! address is asked for by itself. Filters are our NAT's matter, and descriptions are not told.
 //!
+//! Routers that speak UPnP IGD have the same model in other words. For them another machine says the words: see
+//! [`other`].
+//!
 //! A gateway is asked one thing at a time. What waits for its turn is at most one question for each lease and each
 //! lease that has ended.
 #![forbid(unsafe_code)]
@@ -13,6 +16,7 @@
 mod clock;
 mod gateway;
 mod lease;
+pub mod other;
 mod respond;
 mod timeout;
 
@@ -37,6 +41,7 @@ use crate::wire::pcp::ResultCode;
 
 use gateway::{Gateway, Question};
 use lease::{Ended, Lease, Phase, Tuple};
+use other::{Asked, Said};
 
 /// Released leases remembered at once. Beyond it the one that would be forgotten first is.
 const MAX_ENDED: usize = 16_384;
@@ -80,6 +85,8 @@ pub enum Input {
         protocol: Protocol,
         /// Port of our NAT.
         port: ExternalPort,
+        /// Port of the gateway.
+        external: ExternalPort,
         /// When what was granted ends.
         until: Instant,
     },
@@ -104,11 +111,20 @@ pub enum Input {
     },
     /// A hard error for what was sent to that gateway.
     Unreachable(SocketAddr),
+    /// What a gateway of another protocol says.
+    Other {
+        /// The gateway.
+        from: SocketAddr,
+        /// What it says.
+        said: Said,
+    },
 }
 
 /// The machine.
 #[derive(Debug)]
 pub struct NatPmpClient {
+    via: Via,
+    asked: VecDeque<(SocketAddr, Asked)>,
     local: Option<Ipv4Addr>,
     gateways: BTreeMap<SocketAddr, Gateway>,
     leases: Timed<Generation, Lease>,
@@ -125,7 +141,16 @@ pub type Gone = (SocketAddr, Protocol, ExternalPort);
 
 impl Default for NatPmpClient {
     fn default() -> Self {
+        Self::new(Via::NatPmp)
+    }
+}
+
+impl NatPmpClient {
+    /// A client without leases. If they are not kept in NAT-PMP, questions are for [`NatPmpClient::poll_asked`].
+    pub fn new(via: Via) -> Self {
         Self {
+            via,
+            asked: VecDeque::new(),
             local: None,
             gateways: BTreeMap::new(),
             leases: Timed::new(),
@@ -136,9 +161,7 @@ impl Default for NatPmpClient {
             ignored: Ignored::default(),
         }
     }
-}
 
-impl NatPmpClient {
     /// Takes in a command or what came from a gateway.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
@@ -157,8 +180,9 @@ impl NatPmpClient {
                 server,
                 protocol,
                 port,
+                external,
                 until,
-            } => self.end_left(server, (protocol, port), until),
+            } => self.end_left((server, protocol, port), external, until),
             Input::Terms(want) => self.set_terms(want),
             Input::Local(local) => self.set_local(local),
             Input::Servers(list) => self.forget_others(&list),
@@ -177,6 +201,7 @@ impl NatPmpClient {
                 self.set_liveness(server, Liveness::Silent);
                 self.give_up(server, now);
             }
+            Input::Other { from, said } => self.said(from, said, now),
         }
         self.handle_timeout(now);
     }
@@ -381,12 +406,14 @@ impl NatPmpClient {
         if lease.sent || lease.grant.is_some() {
             let granted = lease.grant.unwrap_or(now);
             let until = granted.max(now + LATE_GRANT);
+            let external = lease.placed();
             self.end(
                 lease.tuple(),
                 Ended {
                     until,
                     delete: true,
                     brief: lease.want.brief,
+                    external,
                 },
             );
         } else {
@@ -398,7 +425,7 @@ impl NatPmpClient {
     fn asking(&mut self, id: Generation, now: Instant) {
         if let Some(lease) = self.leases.get(&id).filter(|lease| !lease.want.brief) {
             let until = lease.want.until.min(now + MAX_LIFETIME.duration());
-            let trace = trace(lease.tuple(), until.max(now + LATE_GRANT));
+            let trace = self.trace(lease.tuple(), until.max(now + LATE_GRANT));
             self.effects.push_back(Effect::Asking { id, trace });
         }
     }
@@ -406,7 +433,7 @@ impl NatPmpClient {
     /// Says that nothing is left at a gateway that could be ended.
     fn forgotten(&mut self, tuple: Tuple) {
         if !self.by_tuple.contains_key(&tuple) {
-            let Trace { key, via, .. } = trace(tuple, Instant::default());
+            let Trace { key, via, .. } = self.trace(tuple, Instant::default());
             self.effects.push_back(Effect::Forgotten(key, via));
         }
     }
@@ -419,9 +446,10 @@ impl NatPmpClient {
         };
         (lease.phase, lease.due) = (Phase::Releasing, None);
         let until = lease.grant.unwrap_or(now).max(now + LATE_GRANT);
-        let ending = trace(lease.tuple(), until);
+        let tuple = lease.tuple();
+        let ending = self.trace(tuple, until);
         self.effects.push_back(Effect::Ending(ending));
-        let (server, protocol, port) = lease.tuple();
+        let (server, protocol, port) = tuple;
         self.cancel(server, Question::Map(id));
         let gateway = self.gateway(server);
         gateway.line.join(Question::Delete(protocol, port), true);
@@ -437,14 +465,14 @@ impl NatPmpClient {
         self.line_up(id);
     }
 
-    fn end_left(&mut self, server: SocketAddr, of: (Protocol, ExternalPort), until: Instant) {
-        let tuple = (server, of.0, of.1);
+    fn end_left(&mut self, tuple: Tuple, external: ExternalPort, until: Instant) {
         if !self.by_tuple.contains_key(&tuple) {
             let ended = Ended {
                 until,
                 delete: true,
                 // Who wants it ended remembers that, or nobody has to.
                 brief: true,
+                external: Some(external),
             };
             self.end(tuple, ended);
         }
@@ -554,7 +582,7 @@ impl NatPmpClient {
         self.ended.insert(tuple, ended);
         let (server, protocol, port) = tuple;
         if ended.delete && !ended.brief {
-            let ending = trace(tuple, ended.until);
+            let ending = self.trace(tuple, ended.until);
             self.effects.push_back(Effect::Ending(ending));
         }
         if ended.delete {
@@ -575,18 +603,18 @@ impl NatPmpClient {
             self.cancel(tuple.0, Question::Delete(tuple.1, tuple.2));
         }
     }
-}
 
-/// What a gateway may know of a lease. There are no nonces in NAT-PMP.
-fn trace((server, protocol, port): Tuple, until: Instant) -> Trace {
-    Trace {
-        key: LeaseKey {
-            server,
-            protocol,
-            port,
-        },
-        via: Via::NatPmp,
-        nonce: MappingNonce([0; 12]),
-        until,
+    /// What a gateway may know of a lease. There are no nonces.
+    fn trace(&self, (server, protocol, port): Tuple, until: Instant) -> Trace {
+        Trace {
+            key: LeaseKey {
+                server,
+                protocol,
+                port,
+            },
+            via: self.via,
+            nonce: MappingNonce([0; 12]),
+            until,
+        }
     }
 }

@@ -9,6 +9,7 @@ mod answers;
 mod arbitrary;
 mod defects;
 mod found;
+mod igd;
 mod kernel;
 mod link;
 mod marks;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::igd::UpnpRouter;
 use super::kernel::Kernel;
 use super::link::Link;
 use super::natpmp::Gateway;
@@ -14,11 +15,12 @@ use super::oracle::Oracle;
 use super::server::{Server, address};
 use super::store::Store;
 use crate::iwf::{
-    AdminCommand, Discovered, Effect, EffectError, Input, Iwf, Notice, RequestId, ServerSource,
-    Settings, StoreChange, Ticket, WanState,
+    AdminCommand, Discovered, Effect, EffectError, Errand, Input, Iwf, Notice, RequestId, Returned,
+    ServerSource, Settings, StoreChange, Ticket, WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
+use crate::proto::igd_client;
 use crate::reconcile::invariants::Violation;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
@@ -68,6 +70,8 @@ pub(super) struct World {
     pub(super) sent_natpmp: Vec<(Instant, natpmp::Request)>,
     /// Stands in the server's place, and speaks NAT-PMP only.
     pub(super) gateway: Option<Gateway>,
+    /// Stands at the default router's address, and speaks UPnP.
+    pub(super) upnp: Option<UpnpRouter>,
     /// Where each went.
     pub(super) sent_to: Vec<SocketAddr>,
     /// Other addresses of the server.
@@ -111,6 +115,9 @@ enum Datagram {
     ToServer(SocketAddr, IpAddr, Vec<u8>),
     ToClient(SocketAddr, Vec<u8>),
     Unreachable(SocketAddr),
+    /// A request of HTTP, and what comes back.
+    Fetch(u64, igd_client::Request),
+    Returned(Returned),
 }
 
 impl World {
@@ -147,6 +154,7 @@ impl World {
             sent: Vec::new(),
             sent_natpmp: Vec::new(),
             gateway: None,
+            upnp: None,
             sent_to: Vec::new(),
             aliases: Vec::new(),
             dead: BTreeSet::new(),
@@ -396,8 +404,55 @@ impl World {
                 self.trace(|| format!("hears {:?}", ServerMessage::decode(&payload)));
                 self.input(Input::Upstream { from, payload });
             }
+            Datagram::Fetch(id, request) => self.fetch(id, &request),
+            Datagram::Returned(returned) => self.input(Input::Returned(returned)),
             Datagram::Unreachable(server) => self.input(Input::UpstreamUnreachable { server }),
         }
+    }
+
+    fn run_errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Search { router, payload } => {
+                assert_eq!(Some(router), self.wan.gateway, "nobody else is asked");
+                let answers = self.upnp.as_mut().map(|upnp| upnp.search(&payload));
+                for (from, payload) in answers.into_iter().flatten() {
+                    self.put(Datagram::Returned(Returned::Found { from, payload }));
+                }
+            }
+            Errand::Fetch { id, request } => {
+                assert_eq!(
+                    Some(*request.at.ip()),
+                    self.wan.gateway,
+                    "nobody else is asked"
+                );
+                self.put(Datagram::Fetch(id, request));
+            }
+        }
+    }
+
+    /// TCP repeats what is lost; at worst nothing comes of it, which the shell says after eight seconds.
+    fn fetch(&mut self, id: u64, request: &igd_client::Request) {
+        let now = self.now;
+        let source = self.wan.address;
+        let answer = match (&mut self.upnp, source) {
+            (Some(upnp), Some(source)) => upnp.fetch(source, request, now),
+            _ => Some((Duration::ZERO, None)),
+        };
+        let limit = Duration::from_secs(8);
+        let (wait, answer) = answer
+            .filter(|(wait, _)| *wait < limit)
+            .unwrap_or((limit, None));
+        self.last_datagram += 1;
+        let key = (now + wait, self.last_datagram);
+        let returned = Returned::Fetched { id, answer };
+        self.wires.insert(key, Datagram::Returned(returned));
+    }
+
+    fn put(&mut self, datagram: Datagram) {
+        self.last_datagram += 1;
+        let delay = self.link.copies(&mut self.rng).first().copied();
+        let key = (self.now + delay.unwrap_or_default(), self.last_datagram);
+        self.wires.insert(key, datagram);
     }
 
     /// Puts a datagram of the server on its way.
@@ -485,7 +540,10 @@ impl World {
             }
         });
         match effect {
-            Effect::Reply { .. } | Effect::AdminReply { .. } | Effect::SendUpstream { .. }
+            Effect::Reply { .. }
+            | Effect::AdminReply { .. }
+            | Effect::SendUpstream { .. }
+            | Effect::Errand(_)
                 if !self.unstored.is_empty() =>
             {
                 self.answers.push(effect);
@@ -501,6 +559,7 @@ impl World {
                 self.nudged |= result.is_err();
                 self.done(ticket, result);
             }
+            Effect::Errand(errand) => self.run_errand(errand),
             Effect::SendUpstream { server, payload } => {
                 if self.keeps_sent {
                     self.sent_to.push(server);
@@ -563,6 +622,7 @@ impl World {
                 assert_eq!(before, None, "answered twice");
             }
             Effect::SendUpstream { .. }
+            | Effect::Errand(_)
             | Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
             | Effect::Persist { .. }

@@ -11,6 +11,7 @@ mod decode;
 mod encode;
 mod error;
 
+pub(super) use decode::readable;
 pub use decode::{CallError, CallFault, MAX_ARGUMENTS, MAX_DEPTH};
 pub use encode::{Reply, encode_fault, encode_reply, encode_response};
 pub use error::UpnpError;

@@ -37,6 +37,8 @@ pub struct Config {
     pub send_descriptions: bool,
     /// Whether servers that speak NAT-PMP only are asked in that.
     pub nat_pmp: bool,
+    /// Whether the default router is asked in UPnP if it speaks nothing better.
+    pub igd: bool,
     /// Where they are looked for.
     pub discovery: Discovery,
     /// Where run-time files live.
@@ -462,6 +464,7 @@ impl Config {
                 self.send_descriptions != new.send_descriptions,
             ),
             ("upstream.nat_pmp", self.nat_pmp != new.nat_pmp),
+            ("upstream.igd", self.igd != new.igd),
             ("upstream.discovery", self.discovery != new.discovery),
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),

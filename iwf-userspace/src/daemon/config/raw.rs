@@ -109,6 +109,7 @@ section!(Upstream {
     discovery: Vec<Spanned<String>> = ["dhcp", "router", "anycast"].map(|name| unplaced(name.to_owned())),
     send_descriptions: bool = false,
     nat_pmp: bool = true,
+    igd: bool = false,
 });
 section!(Paths {
     state_dir: String = "/var/lib/iwf",

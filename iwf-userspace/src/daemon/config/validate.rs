@@ -63,6 +63,7 @@ impl TryFrom<raw::File> for Config {
             pcp_servers,
             send_descriptions: *file.upstream.send_descriptions.get_ref(),
             nat_pmp: *file.upstream.nat_pmp.get_ref(),
+            igd: *file.upstream.igd.get_ref(),
             discovery,
             paths: paths(&file.paths)?,
             http: http(&file.http)?,

@@ -32,8 +32,8 @@ use super::reconciler;
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
-    AdminCommand, Effect, EffectError, Input, Iwf, LinkCounters, Notice, RequestId, ServerState,
-    Ticket,
+    AdminCommand, Effect, EffectError, Errand, Input, Iwf, LinkCounters, Notice, RequestId,
+    Returned, ServerState, Ticket,
 };
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
@@ -56,11 +56,18 @@ const SWEEP_RETRY: Duration = Duration::from_secs(5);
 pub trait Datagrams {
     /// Sends one, or loses it.
     fn send(&mut self, server: SocketAddr, payload: &[u8]);
+
+    /// Does something about the default router.
+    fn run(&mut self, errand: Errand);
 }
 
 impl Datagrams for Upstream {
     fn send(&mut self, server: SocketAddr, payload: &[u8]) {
         Self::send(self, server, payload);
+    }
+
+    fn run(&mut self, errand: Errand) {
+        Self::run(self, errand);
     }
 }
 
@@ -277,6 +284,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     from: server.address,
                     payload,
                 })
+            }
+            UpstreamEvent::Found { from, payload } => {
+                Some(Input::Returned(Returned::Found { from, payload }))
+            }
+            UpstreamEvent::Fetched { id, answer } => {
+                Some(Input::Returned(Returned::Fetched { id, answer }))
             }
             UpstreamEvent::Unreachable { server } => Some(Input::UpstreamUnreachable { server }),
         }
@@ -509,7 +522,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
 
     fn carry_out(&mut self, effect: Effect, out: &mut impl Datagrams, now: Instant) {
         let (ticket, removed, result) = match effect {
-            Effect::Reply { .. } | Effect::AdminReply { .. } | Effect::SendUpstream { .. } => {
+            Effect::Reply { .. }
+            | Effect::AdminReply { .. }
+            | Effect::SendUpstream { .. }
+            | Effect::Errand(_) => {
                 if let Some(answer) = self.unstored.hold(effect) {
                     self.tell_outcome(answer, out);
                 }
@@ -562,6 +578,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 }
             }
             Effect::SendUpstream { server, payload } => out.send(server, &payload),
+            Effect::Errand(errand) => out.run(errand),
             Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
             | Effect::Persist { .. }

@@ -191,6 +191,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     Speaks::Unknown => return,
                     Speaks::Pcp => "PCP".to_owned(),
                     Speaks::NatPmp => "NAT-PMP only".to_owned(),
+                    Speaks::Igd => "UPnP only".to_owned(),
                     Speaks::OtherVersion(version) => format!("PCP version {version} only"),
                     Speaks::Nothing => "nothing: its port is closed".to_owned(),
                 };

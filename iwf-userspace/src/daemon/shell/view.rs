@@ -324,6 +324,7 @@ fn via(via: Via) -> &'static str {
     match via {
         Via::Pcp => "pcp",
         Via::NatPmp => "nat-pmp",
+        Via::Igd => "igd",
     }
 }
 

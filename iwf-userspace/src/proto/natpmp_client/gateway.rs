@@ -15,6 +15,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const TRIES: u32 = 9;
 /// The same of a deletion nobody waits for: without it the mapping ends by itself.
 const TRIES_TO_DELETE: u32 = 5;
+/// The wait for an answer that another machine gets.
+const OTHERS_WAIT: Duration = Duration::from_secs(120);
 /// Transmissions without an answer after which a gateway counts as silent, when the next one is due (15.75 s).
 const PATIENCE: u32 = 6;
 /// For how long the external address is taken to be what the gateway said last.
@@ -52,6 +54,16 @@ impl Pending {
                 Question::Address | Question::Map(_) | Question::Delete(..) => TRIES,
             },
             at: now + FIRST_WAIT,
+        }
+    }
+
+    /// Said by another machine, which repeats what has to be repeated and has an answer before the time is over.
+    pub(super) fn once(question: Question, now: Instant) -> Self {
+        Self {
+            question,
+            sent: 1,
+            most: 1,
+            at: now + OTHERS_WAIT,
         }
     }
 

@@ -29,6 +29,10 @@ pub(super) struct Lease {
     pub(super) due: Option<Instant>,
     /// Whether the gateway may know it.
     pub(super) sent: bool,
+    /// The port that it may be known by at a gateway of another protocol, before that is granted.
+    pub(super) tried: Option<ExternalPort>,
+    /// Whether the gateway keeps it without an end.
+    pub(super) permanent: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +56,18 @@ impl Lease {
             phase,
             due: None,
             sent: false,
+            tried: None,
+            permanent: false,
         }
     }
 
     pub(super) fn tuple(&self) -> Tuple {
         (self.want.server, self.want.protocol, self.want.port)
+    }
+
+    /// The external port that the gateway may know it by.
+    pub(super) fn placed(&self) -> Option<ExternalPort> {
+        self.tried.or(self.known.map(|external| external.port))
     }
 
     /// Whether it goes before others.
@@ -90,14 +101,19 @@ impl Lease {
 
     /// The request as it has to be at `now`: for what is left of the wish, at the port it had.
     pub(super) fn request(&self, now: Instant) -> Request {
-        let left = self.want.until.saturating_duration_since(now).as_secs();
         let known = self.known.map(|external| external.port);
         Request::Map {
             protocol: self.want.protocol,
             internal_port: InternalPort::new(self.want.port.get()),
             external_port: known.or(self.want.external),
-            lifetime: Lifetime(u32::try_from(left).unwrap_or(u32::MAX).clamp(1, LIFETIME.0)),
+            lifetime: self.lifetime(now),
         }
+    }
+
+    /// What is left of the wish, as far as it is asked for at once.
+    pub(super) fn lifetime(&self, now: Instant) -> Lifetime {
+        let left = self.want.until.saturating_duration_since(now).as_secs();
+        Lifetime(u32::try_from(left).unwrap_or(u32::MAX).clamp(1, LIFETIME.0))
     }
 }
 
@@ -120,4 +136,6 @@ pub(super) struct Ended {
     pub(super) delete: bool,
     /// As [`Want::brief`].
     pub(super) brief: bool,
+    /// The external port that the gateway may know it by; NAT-PMP deletes without.
+    pub(super) external: Option<ExternalPort>,
 }

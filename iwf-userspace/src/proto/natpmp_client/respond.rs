@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::gateway::Question;
 use super::lease::{MIN_GAP, Phase, Tuple};
 use super::{Effect, LATE_GRANT, Liveness, NatPmpClient};
-use crate::mapping::{Lease as Granted, PortChoice, Via};
+use crate::mapping::{Lease as Granted, PortChoice};
 use crate::proto::pcp_client::MAX_LIFETIME;
 use crate::proto::pcp_client::negative;
 use crate::types::{
@@ -24,10 +24,10 @@ const LONG_REFUSAL: Lifetime = Lifetime(1800);
 const SHORT_REFUSAL: Lifetime = Lifetime(30);
 
 /// The part of a response about a mapping.
-struct Answer {
-    result: ResultCode,
-    port: Option<ExternalPort>,
-    lifetime: Lifetime,
+pub(super) struct Answer {
+    pub(super) result: ResultCode,
+    pub(super) port: Option<ExternalPort>,
+    pub(super) lifetime: Lifetime,
 }
 
 impl NatPmpClient {
@@ -110,11 +110,19 @@ impl NatPmpClient {
         let Some(gateway) = self.gateways.get_mut(&from) else {
             return;
         };
-        let before = gateway.address;
-        gateway.set_address(addr, now);
         if asked {
             gateway.pending = None;
         }
+        self.learn_address(from, addr, now);
+    }
+
+    /// The gateway's external address is this one.
+    pub(super) fn learn_address(&mut self, from: SocketAddr, addr: Ipv4Addr, now: Instant) {
+        let Some(gateway) = self.gateways.get_mut(&from) else {
+            return;
+        };
+        let before = gateway.address;
+        gateway.set_address(addr, now);
         gateway.line.leave(Question::Address);
         if before.is_some_and(|before| before != addr) {
             self.readdress(from, addr, now);
@@ -183,7 +191,13 @@ impl NatPmpClient {
         }
     }
 
-    fn granted(&mut self, id: Generation, port: ExternalPort, answer: &Answer, now: Instant) {
+    pub(super) fn granted(
+        &mut self,
+        id: Generation,
+        port: ExternalPort,
+        answer: &Answer,
+        now: Instant,
+    ) {
         let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
@@ -195,6 +209,7 @@ impl NatPmpClient {
             return;
         };
         lease.known = Some(ExternalEndpoint { addr, port });
+        lease.tried = None;
         lease.grant = Some(now + answer.lifetime.min(MAX_LIFETIME).duration());
         lease.hold(now);
         self.confirm(id);
@@ -207,7 +222,7 @@ impl NatPmpClient {
         {
             let lease = Granted {
                 server: lease.want.server,
-                via: Via::NatPmp,
+                via: self.via,
                 nonce: MappingNonce([0; 12]),
                 expires,
             };
@@ -252,7 +267,7 @@ impl NatPmpClient {
         }
     }
 
-    fn deleted(&mut self, tuple: Tuple, now: Instant) {
+    pub(super) fn deleted(&mut self, tuple: Tuple, now: Instant) {
         let id = self.by_tuple.get(&tuple).copied();
         let releasing = |id: &Generation| {
             let lease = self.leases.get(id);
@@ -282,7 +297,13 @@ impl NatPmpClient {
     }
 
     /// The gateway refuses what it was asked.
-    fn failed(&mut self, server: SocketAddr, question: Question, result: ResultCode, now: Instant) {
+    pub(super) fn failed(
+        &mut self,
+        server: SocketAddr,
+        question: Question,
+        result: ResultCode,
+        now: Instant,
+    ) {
         if let Some(gateway) = self.gateways.get_mut(&server) {
             gateway.pending = None;
         }
@@ -339,9 +360,16 @@ impl NatPmpClient {
         let Some(gateway) = self.gateways.get_mut(&from) else {
             return;
         };
-        if !gateway.clock.observe(now, epoch) {
-            return;
+        if gateway.clock.observe(now, epoch) {
+            self.restarted(from);
         }
+    }
+
+    /// The gateway has lost what it knew.
+    pub(super) fn restarted(&mut self, from: SocketAddr) {
+        let Some(gateway) = self.gateways.get_mut(&from) else {
+            return;
+        };
         gateway.doubt_address();
         gateway.negative.clear();
         let of_server = self.leases.iter().filter(|(_, l)| l.want.server == from);

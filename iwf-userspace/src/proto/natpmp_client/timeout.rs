@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::gateway::{Pending, Question};
 use super::lease::{Ended, Phase, Tuple, delete_request};
 use super::{Effect, LATE_GRANT, Liveness, NatPmpClient};
+use crate::mapping::Via;
 use crate::types::{Generation, Instant, Lifetime};
 use crate::wire::natpmp::Request;
 use crate::wire::pcp::ResultCode;
@@ -40,7 +41,11 @@ impl NatPmpClient {
         };
         if lease.grant.is_some_and(|end| end <= now) {
             let released = lease.phase == Phase::Releasing;
-            self.forget(id, now);
+            match lease.permanent {
+                // The gateway would keep it for ever.
+                true => self.abandon(id, now),
+                false => self.forget(id, now),
+            }
             self.effects.push_back(if released {
                 let result = Ok(());
                 Effect::Released { id, result }
@@ -61,11 +66,13 @@ impl NatPmpClient {
         let pending = self.gateways.get(&tuple.0).and_then(|g| g.pending);
         let delete = pending.is_some_and(|p| p.question == Question::Map(id));
         let brief = lease.want.brief;
+        let external = lease.placed();
         self.take_out(id);
         let ended = Ended {
             until: now + LATE_GRANT,
             delete,
             brief,
+            external,
         };
         self.end(tuple, ended);
     }
@@ -122,7 +129,10 @@ impl NatPmpClient {
             if let Some(gateway) = self.gateways.get_mut(&server) {
                 gateway.line.leave(first.unwrap_or(question));
                 let asked = first.unwrap_or(question);
-                gateway.pending = Some(Pending::new(asked, awaited, now));
+                gateway.pending = Some(match self.via {
+                    Via::NatPmp => Pending::new(asked, awaited, now),
+                    Via::Pcp | Via::Igd => Pending::once(asked, now),
+                });
                 if !self.send(server, asked, now) {
                     self.cancel(server, asked);
                 }
@@ -149,6 +159,9 @@ impl NatPmpClient {
 
     /// Sends a question; false if there is no such thing to ask.
     fn send(&mut self, server: SocketAddr, question: Question, now: Instant) -> bool {
+        if self.via != Via::NatPmp {
+            return self.ask(server, question, now);
+        }
         let request = match question {
             Question::Address => Request::ExternalAddress,
             Question::Map(id) => {

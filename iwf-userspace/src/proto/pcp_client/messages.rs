@@ -257,6 +257,8 @@ pub enum Speaks {
     Pcp,
     /// NAT-PMP (RFC 6887 section 9, RFC 6886 section 3.5): a request may be repeated in that protocol.
     NatPmp,
+    /// Nothing of these, but UPnP IGD.
+    Igd,
     /// PCP in this version only.
     OtherVersion(u8),
     /// Nobody listens on its port.

@@ -3,6 +3,7 @@
 use quick_xml::events::Event;
 
 use super::*;
+use crate::wire::control_point::{Location, connections};
 
 fn info() -> DeviceInfo {
     DeviceInfo {
@@ -200,4 +201,19 @@ fn some_user_agents_only_see_version_1() {
     }
     assert_eq!(Tree::Igd2.for_user_agent(Some("miniupnpc/2.2")), Tree::Igd2);
     assert_eq!(Tree::Igd2.for_user_agent(None), Tree::Igd2);
+}
+
+#[test]
+fn a_control_point_finds_the_connection() {
+    let description = Description::new(info());
+    let here = Location::parse("http://192.168.1.1:49152/x").unwrap();
+    for (tree, version) in [(Tree::Igd1, 1), (Tree::Igd2, 2)] {
+        let found = connections(&here, description.root(tree).as_bytes()).unwrap();
+        assert_eq!(found[0].version, version);
+        assert_eq!(found[0].control.at, here.at);
+        assert!(matches!(
+            Route::of(&found[0].control.path),
+            Some(Route::Control(..))
+        ));
+    }
 }

@@ -130,7 +130,7 @@ impl Call {
             });
         }
         let header = soap_action.and_then(SoapAction::parse);
-        let text = text(body)?;
+        let text = readable(body).ok_or(CallError::Encoding)?;
         let element = read_action(&text)?;
         if element.name == QUERY && element.namespace.as_deref() == Some(CONTROL_URN) {
             return Ok(Self {
@@ -201,11 +201,11 @@ struct ActionElement {
     args: Vec<(String, String)>,
 }
 
-/// The body as text: without byte order mark and what surrounds the document.
-fn text(body: &[u8]) -> Result<Cow<'_, str>, CallError> {
+/// The body as text: without byte order mark and what surrounds the document. `None` for UTF-16 and UTF-32.
+pub(in crate::wire) fn readable(body: &[u8]) -> Option<Cow<'_, str>> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     if body.starts_with(&[0xff, 0xfe]) || body.starts_with(&[0xfe, 0xff]) {
-        return Err(CallError::Encoding);
+        return None;
     }
     let edge = |b: &u8| *b == 0 || b.is_ascii_whitespace();
     let start = body.iter().position(|b| !edge(b)).unwrap_or(body.len());
@@ -214,7 +214,7 @@ fn text(body: &[u8]) -> Result<Cow<'_, str>, CallError> {
         .rposition(|b| !edge(b))
         .map_or(start, |last| last + 1);
     let body = body.get(start..end).unwrap_or(&[]);
-    Ok(match std::str::from_utf8(body) {
+    Some(match std::str::from_utf8(body) {
         Ok(text) => Cow::Borrowed(text),
         // A description typed on an old system: taken as Latin-1, so that it does not cost the mapping.
         Err(_) => Cow::Owned(body.iter().copied().map(char::from).collect()),

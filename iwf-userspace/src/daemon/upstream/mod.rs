@@ -1,4 +1,6 @@
-//! Datagrams to and from PCP servers.
+//! Datagrams to and from PCP servers, and what a router without PCP is asked in their place.
+
+mod router;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,8 +14,11 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use router::RouterLink;
+
 use super::config::MAX_PCP_SERVERS;
 use super::sockets;
+use crate::iwf::{Errand, Fetched};
 use crate::types::LocalAddrs;
 
 /// Largest datagram read whole; RFC 6887 section 7 allows 1100 octets. What is longer is cut, and refused above.
@@ -36,6 +41,20 @@ pub enum UpstreamEvent {
         /// Its octets.
         payload: Vec<u8>,
     },
+    /// A datagram on the socket that searches for gateways leave from.
+    Found {
+        /// Its source.
+        from: SocketAddr,
+        /// Its octets.
+        payload: Vec<u8>,
+    },
+    /// What came of a request of HTTP.
+    Fetched {
+        /// Names the request.
+        id: u64,
+        /// The answer, if there was one.
+        answer: Option<Fetched>,
+    },
     /// A hard ICMP error: nobody listens there.
     Unreachable {
         /// The server.
@@ -52,6 +71,7 @@ pub struct Upstream {
     clients: BTreeMap<SocketAddr, Client>,
     /// One listener for each of our addresses, and whether it was tried: a failure is told once.
     announcements: BTreeMap<IpAddr, Option<Task>>,
+    router: RouterLink,
     events: mpsc::Sender<UpstreamEvent>,
 }
 
@@ -76,6 +96,7 @@ impl Upstream {
     /// buffers are the bound.
     pub fn new(interface: String, events: mpsc::Sender<UpstreamEvent>) -> Self {
         Self {
+            router: RouterLink::new(interface.clone(), events.clone()),
             interface,
             own: LocalAddrs::default(),
             clients: BTreeMap::new(),
@@ -92,6 +113,7 @@ impl Upstream {
         self.announcements
             .retain(|addr, _| addrs.contains(&Some(*addr)));
         self.own = own;
+        self.router.follow(own.v4);
         for addr in addrs.into_iter().flatten() {
             self.listen(addr, ifindex.unwrap_or(0));
         }
@@ -125,6 +147,11 @@ impl Upstream {
         if let Err(error) = self.try_send(server, payload) {
             debug!(%server, %error, "cannot send to the PCP server");
         }
+    }
+
+    /// Does something about the default router; what comes of it is an event.
+    pub fn run(&mut self, errand: Errand) {
+        self.router.run(errand);
     }
 
     fn try_send(&mut self, server: SocketAddr, payload: &[u8]) -> io::Result<()> {
