@@ -28,6 +28,32 @@ pub const DHCP: [&str; 13] = [
     "libldap-2.5-0",
 ];
 
+/// Packages of UPnP clients: GUPnP's for gateways with what calls it from Python, and a BitTorrent client, with what they
+/// link that is not everywhere.
+pub const CLIENTS: [&str; 21] = [
+    "gir1.2-gupnpigd-1.0",
+    "libgupnp-igd-1.0-4",
+    "libgupnp-1.6-0",
+    "libgssdp-1.6-0",
+    "libsoup-3.0-0",
+    "gir1.2-glib-2.0",
+    "libgirepository-1.0-1",
+    "libglib2.0-0",
+    "python3-gi",
+    "transmission-cli",
+    "libminiupnpc17",
+    "libnatpmp1",
+    "libevent-2.1-7",
+    "libcurl4",
+    "librtmp1",
+    "libssh2-1",
+    "libnghttp2-14",
+    "libpsl5",
+    "libbrotli1",
+    "libsqlite3-0",
+    "libxml2",
+];
+
 /// Top of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -94,6 +120,25 @@ pub fn busybox() -> Result<PathBuf> {
 /// As for [`miniupnpd`].
 pub fn dhclient() -> Result<PathBuf> {
     unpacked("sbin/dhclient")
+}
+
+/// A BitTorrent client, which opens its port by UPnP; `create` makes what it can share.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn transmission(part: &str) -> Result<PathBuf> {
+    unpacked(&format!("usr/bin/transmission-{part}"))
+}
+
+/// GUPnP's description for programs in other languages.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn gupnp_igd() -> Result<PathBuf> {
+    let arch = std::env::consts::ARCH;
+    unpacked(&format!(
+        "usr/lib/{arch}-linux-gnu/girepository-1.0/GUPnPIgd-1.0.typelib"
+    ))
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 /// Programs the lab calls: name, Debian package, and what it is for.
-const TOOLS: [(&str, &str, &str); 7] = [
+const TOOLS: [(&str, &str, &str); 8] = [
     ("ip", "iproute2", "makes the namespaces and links"),
     ("nft", "nftables", "is the carrier's NAT"),
     ("ethtool", "ethtool", "sets offloads of the links"),
@@ -30,6 +30,7 @@ const TOOLS: [(&str, &str, &str); 7] = [
     ("upnpc", "miniupnpc", "is the UPnP client on the LAN"),
     ("ping", "iputils-ping", "tries who is there"),
     ("nsenter", "util-linux", "runs programs in a namespace"),
+    ("python3", "python3", "runs a client of GUPnP"),
 ];
 
 /// Installs everything.
@@ -130,6 +131,11 @@ pub(crate) fn lab() -> Result<()> {
         packages::dnsmasq()?;
         packages::busybox()?;
         packages::dhclient()?;
+    }
+    if packages::transmission("cli").is_err() || packages::gupnp_igd().is_err() {
+        unpack(&packages::CLIENTS, "they open ports by UPnP")?;
+        packages::transmission("cli")?;
+        packages::gupnp_igd()?;
     }
     Ok(())
 }

@@ -22,7 +22,13 @@ pub(super) struct Removal {
 impl Iwf {
     /// Lists a range.
     pub(super) fn list(&mut self, call: &Call, range: &PortRange, limit: usize, now: Instant) {
-        let result = self.range(call, range, now).and_then(|mut found| {
+        // upnpc asks for everything in this way, and everything that it may have is from the lowest port on.
+        let first = match range.first {
+            0 | 1 => self.settings.policy.min_port.min(range.last),
+            first => first,
+        };
+        let range = PortRange { first, ..*range };
+        let result = self.range(call, &range, now).and_then(|mut found| {
             found.truncate(limit);
             if found.is_empty() {
                 Err(UpnpError::PORT_MAPPING_NOT_FOUND)

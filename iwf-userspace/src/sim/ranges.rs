@@ -219,6 +219,11 @@ fn a_list_has_its_limit_and_own_entries_only() {
         assert!(answer[0].starts_with("<p:PortMappingList xmlns:p="));
     }
     let some = world.ask(20, list(2002, 2004, 0)).expect("a list");
+    for from_the_beginning in [0, 1] {
+        let all = world.ask(20, list(from_the_beginning, 65_535, 0));
+        assert_eq!(ports(&all.expect("a list")[0]).len(), 5);
+        assert_eq!(world.ask(20, list(from_the_beginning, 1023, 0)), Err(606));
+    }
     assert_eq!(ports(&some[0]), [2002, 2003, 2004]);
     assert_eq!(world.ask(22, list(1024, 65_535, 0)), Err(730));
     let remote = mapping("AddPortMapping", 20, 2020, 80 + 2000, 600, "198.51.100.5");
