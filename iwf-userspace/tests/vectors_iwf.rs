@@ -88,7 +88,11 @@ impl Gateway {
                 Effect::RemoveNat { ticket, .. } | Effect::Persist { ticket, .. } => {
                     self.done(ticket);
                 }
-                Effect::AdminReply { .. } | Effect::Notify(_) => {}
+                Effect::AdminReply { .. }
+                | Effect::SubscriptionReply { .. }
+                | Effect::SendEvent(_)
+                | Effect::CancelEvent { .. }
+                | Effect::Notify(_) => {}
             }
         }
     }

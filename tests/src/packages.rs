@@ -28,6 +28,22 @@ pub const DHCP: [&str; 13] = [
     "libldap-2.5-0",
 ];
 
+/// Packages of a UPnP control point of another family than miniupnpc: GUPnP, with what lets Python use it.
+pub const GUPNP: [&str; 12] = [
+    "libgupnp-1.6-0",
+    "libgssdp-1.6-0",
+    "libsoup-3.0-0",
+    "libnghttp2-14",
+    "libpsl5",
+    "gir1.2-gupnp-1.6",
+    "gir1.2-gssdp-1.6",
+    "gir1.2-soup-3.0",
+    "gir1.2-freedesktop",
+    "gir1.2-glib-2.0",
+    "libgirepository-1.0-1",
+    "python3-gi",
+];
+
 /// Top of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -94,6 +110,27 @@ pub fn busybox() -> Result<PathBuf> {
 /// As for [`miniupnpd`].
 pub fn dhclient() -> Result<PathBuf> {
     unpacked("sbin/dhclient")
+}
+
+/// What Debian's Python needs in its environment to use GUPnP.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn gupnp() -> Result<Vec<(&'static str, String)>> {
+    let modules = unpacked("usr/lib/python3/dist-packages/gi/__init__.py")?;
+    let modules = modules.parent().and_then(Path::parent).unwrap_or(&modules);
+    let machine = unpacked(&format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))?;
+    let types = machine.join("girepository-1.0");
+    ensure!(
+        types.join("GUPnP-1.6.typelib").exists(),
+        "{} has no GUPnP: run `cargo xtask setup`",
+        types.display()
+    );
+    Ok(vec![
+        ("LD_LIBRARY_PATH", library_path()?),
+        ("GI_TYPELIB_PATH", types.display().to_string()),
+        ("PYTHONPATH", modules.display().to_string()),
+    ])
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

@@ -22,13 +22,14 @@ pub(crate) struct Args {
 }
 
 /// Programs the lab calls: name, Debian package, and what it is for.
-const TOOLS: [(&str, &str, &str); 7] = [
+const TOOLS: [(&str, &str, &str); 8] = [
     ("ip", "iproute2", "makes the namespaces and links"),
     ("nft", "nftables", "is the carrier's NAT"),
     ("ethtool", "ethtool", "sets offloads of the links"),
     ("tcpdump", "tcpdump", "watches what is on the wire"),
     ("upnpc", "miniupnpc", "is the UPnP client on the LAN"),
     ("ping", "iputils-ping", "tries who is there"),
+    ("python3", "python3", "runs the GUPnP control point"),
     ("nsenter", "util-linux", "runs programs in a namespace"),
 ];
 
@@ -130,6 +131,10 @@ pub(crate) fn lab() -> Result<()> {
         packages::dnsmasq()?;
         packages::busybox()?;
         packages::dhclient()?;
+    }
+    if packages::gupnp().is_err() {
+        unpack(&packages::GUPNP, "a control point that follows events")?;
+        packages::gupnp()?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 mod answers;
 mod arbitrary;
 mod defects;
+mod events;
 mod found;
 mod kernel;
 mod link;
@@ -27,5 +28,6 @@ mod server;
 mod soap;
 mod statics;
 mod store;
+mod subscriber;
 mod upstream;
 mod world;

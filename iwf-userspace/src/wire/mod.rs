@@ -11,6 +11,7 @@
 pub mod description;
 pub mod dhcp4;
 pub mod dhcp6;
+pub mod gena;
 pub mod natpmp;
 pub mod pcp;
 pub mod pcp_servers;
