@@ -10,6 +10,7 @@
 
 mod add;
 mod address;
+mod events;
 mod job;
 mod leases;
 mod marks;
@@ -39,6 +40,7 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark, WallClock};
 use crate::mapping::table::Table;
 use crate::mapping::{StaticMapping, Via};
+use crate::proto::gena::{self, Gena};
 use crate::proto::igd_client;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
@@ -47,9 +49,12 @@ use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol,
     UnixTime,
 };
+use crate::wire;
 use crate::wire::pcp::ResultCode;
+use crate::wire::scpd::Service;
 use crate::wire::soap;
 use address::AddressQuery;
+use events::Told;
 use job::Job;
 use leases::Leases;
 use marks::Marks;
@@ -91,6 +96,26 @@ pub enum Input {
         call: soap::Call,
         /// For how long it has been on its way here, which is time of its deadline.
         waited: Duration,
+    },
+    /// A control point asked at the event URL of a service. Answered at once by [`Effect::SubscriptionReply`].
+    Subscription {
+        /// Names the request in the answer.
+        request: RequestId,
+        /// The service.
+        service: &'static Service,
+        /// Source address of the TCP connection.
+        host: Ipv4Addr,
+        /// Our address that it came to.
+        own: Ipv4Addr,
+        /// What is asked.
+        wanted: wire::gena::Request,
+    },
+    /// What came of an [`Effect::SendEvent`].
+    EventSent {
+        /// The number of the message.
+        number: u64,
+        /// Whether the subscriber has confirmed it.
+        result: Result<(), gena::SendError>,
     },
     /// The owner of the router asks through the control socket. Answered by [`Effect::AdminReply`].
     Admin {
@@ -202,6 +227,20 @@ pub enum Effect {
         /// The answer.
         result: soap::ActionResult,
     },
+    /// Answer a request at an event URL.
+    SubscriptionReply {
+        /// The request that is answered.
+        request: RequestId,
+        /// What was granted; `None` for the end of a subscription.
+        result: Result<Option<gena::Granted>, gena::Refusal>,
+    },
+    /// Send an event message to a subscriber. Answered by [`Input::EventSent`]; what is never answered has failed.
+    SendEvent(gena::Send),
+    /// Stop to send it: nobody wants to hear of it any more.
+    CancelEvent {
+        /// The number of the message.
+        number: u64,
+    },
     /// Answer the administrator.
     AdminReply {
         /// The request that is answered.
@@ -239,7 +278,7 @@ pub enum Effect {
         /// The change.
         change: StoreChange,
     },
-    /// Something worth an INFO line and, later, an event to subscribers.
+    /// Something worth an INFO line.
     Notify(Notice),
 }
 
@@ -254,6 +293,8 @@ pub enum StoreChange {
     Mark(Mark),
     /// Remove the mark of this lease; absent is fine.
     Unmark(LeaseKey),
+    /// SystemUpdateID to begin a new life with: not less than what anybody was told.
+    UpdateId(u32),
     /// A server's clock as seen at that time. Written when a server is met and when it restarted, not with
     /// every response: the tolerance of the epoch test grows with the time that passed.
     Epoch {
@@ -277,6 +318,8 @@ pub struct Saved {
     pub epochs: Vec<(IpAddr, Epoch, UnixTime)>,
     /// What servers may hold besides what mappings stand on.
     pub marks: Vec<Mark>,
+    /// SystemUpdateID.
+    pub update_id: u32,
     /// What the kernel has kept of an earlier life.
     pub held: Vec<NatEntry>,
 }
@@ -376,6 +419,8 @@ pub struct Iwf {
     statics: Statics,
     unsaved: Unsaved,
     marks: Marks,
+    told: Told,
+    gena: Gena,
     effects: VecDeque<Effect>,
 }
 
@@ -396,6 +441,7 @@ impl Iwf {
             selection: Selection::default(),
             discovered: Discovered::default(),
             settings,
+            gena: Gena::new(StdRng::from_seed(rng.random())),
             rng,
             wan: WanState::default(),
             last_wan: None,
@@ -418,6 +464,7 @@ impl Iwf {
             statics: Statics::default(),
             unsaved: Unsaved::default(),
             marks: Marks::default(),
+            told: Told::default(),
             effects: VecDeque::new(),
         }
     }
@@ -439,6 +486,17 @@ impl Iwf {
                     deadline,
                 };
                 self.dispatch(call, now);
+            }
+            Input::Subscription {
+                request,
+                service,
+                host,
+                own,
+                wanted,
+            } => self.subscription(request, service, (host, own), wanted, now),
+            Input::EventSent { number, result } => {
+                let sent = gena::Input::Sent { number, result };
+                self.gena.handle_input(sent, now);
             }
             Input::Admin { request, command } => self.admin(request, command, now),
             Input::Upstream { from, payload } => {
@@ -462,6 +520,8 @@ impl Iwf {
             Input::Renewed => self.client.renewed(now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;
+                let lan = gena::Input::Lan(self.lan.clone());
+                self.gena.handle_input(lan, now);
                 if self.wan.address.is_some() {
                     self.follow_servers(now);
                 }
@@ -478,6 +538,7 @@ impl Iwf {
         self.pump(now);
         self.follow_statics(now);
         self.settle();
+        self.follow_events(now);
     }
 
     /// Brings the order of deadlines up to date with what was changed.
@@ -501,6 +562,8 @@ impl Iwf {
         self.pump(now);
         self.follow_statics(now);
         self.settle();
+        self.gena.handle_timeout(now);
+        self.follow_events(now);
     }
 
     /// When [`Iwf::handle_timeout`] has to be called next.
@@ -517,6 +580,7 @@ impl Iwf {
             .chain(self.address.next_event())
             .chain(self.next_static())
             .chain(self.unsaved.next_event())
+            .chain(self.gena.poll_timeout())
             .min()
     }
 

@@ -88,7 +88,12 @@ impl Gateway {
                 Effect::RemoveNat { ticket, .. } | Effect::Persist { ticket, .. } => {
                     self.done(ticket);
                 }
-                Effect::AdminReply { .. } | Effect::Notify(_) => {}
+                Effect::AdminReply { .. }
+                | Effect::Errand(_)
+                | Effect::SubscriptionReply { .. }
+                | Effect::SendEvent(_)
+                | Effect::CancelEvent { .. }
+                | Effect::Notify(_) => {}
             }
         }
     }

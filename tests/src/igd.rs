@@ -57,6 +57,14 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Value of the first header field of that name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.text.lines().take_while(|line| !line.is_empty());
+        let mut fields = lines.filter_map(|line| line.split_once(':'));
+        let field = fields.find(|(found, _)| found.eq_ignore_ascii_case(name));
+        field.map(|(_, value)| value.trim())
+    }
+
     /// Content of the first element of that name.
     pub fn element(&self, name: &str) -> Option<&str> {
         element(&self.text, name)
@@ -89,6 +97,7 @@ pub struct Gateway {
     host: Namespace,
     address: SocketAddrV4,
     control: String,
+    events: String,
     service: String,
 }
 
@@ -115,10 +124,12 @@ impl Gateway {
             .find(|part| part.contains(&name))
             .with_context(|| format!("the description has {name}"))?;
         let control = element(service, "controlURL").context("the service has a controlURL")?;
+        let events = element(service, "eventSubURL").context("the service has an eventSubURL")?;
         Ok(Self {
             host: host.clone(),
             address,
             control: control.trim().to_owned(),
+            events: events.trim().to_owned(),
             service: name,
         })
     }
@@ -174,6 +185,24 @@ impl Gateway {
     /// Where SOAP goes, for requests built by hand.
     pub fn control_path(&self) -> &str {
         &self.control
+    }
+
+    /// Where subscriptions go.
+    pub fn events_path(&self) -> &str {
+        &self.events
+    }
+
+    /// A request of that method at an event URL, with these header lines.
+    ///
+    /// # Errors
+    /// If nothing is answered.
+    pub fn at_events(&self, method: &str, path: &str, lines: &[String]) -> Result<Answer> {
+        let lines: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHOST: {}\r\nConnection: close\r\n{lines}\r\n",
+            self.address
+        );
+        self.raw(request.as_bytes())
     }
 
     /// AddPortMapping for the calling host or another one.

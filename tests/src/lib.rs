@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod dhcp;
 pub mod empty;
 pub mod fault;
+pub mod gena;
 pub mod igd;
 pub mod natpmp;
 pub mod netns;

@@ -28,9 +28,9 @@ pub const DHCP: [&str; 13] = [
     "libldap-2.5-0",
 ];
 
-/// Packages of UPnP clients: GUPnP's for gateways with what calls it from Python, and a BitTorrent client, with what they
+/// Packages of UPnP clients: GUPnP's with what calls it from Python, and a BitTorrent client, with what they
 /// link that is not everywhere.
-pub const CLIENTS: [&str; 21] = [
+pub const CLIENTS: [&str; 25] = [
     "gir1.2-gupnpigd-1.0",
     "libgupnp-igd-1.0-4",
     "libgupnp-1.6-0",
@@ -52,6 +52,10 @@ pub const CLIENTS: [&str; 21] = [
     "libbrotli1",
     "libsqlite3-0",
     "libxml2",
+    "gir1.2-gupnp-1.6",
+    "gir1.2-gssdp-1.6",
+    "gir1.2-soup-3.0",
+    "gir1.2-freedesktop",
 ];
 
 /// Top of the workspace.
@@ -139,6 +143,27 @@ pub fn gupnp_igd() -> Result<PathBuf> {
     unpacked(&format!(
         "usr/lib/{arch}-linux-gnu/girepository-1.0/GUPnPIgd-1.0.typelib"
     ))
+}
+
+/// What Debian's Python needs in its environment to use GUPnP.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn gupnp() -> Result<Vec<(&'static str, String)>> {
+    let modules = unpacked("usr/lib/python3/dist-packages/gi/__init__.py")?;
+    let modules = modules.parent().and_then(Path::parent).unwrap_or(&modules);
+    let machine = unpacked(&format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))?;
+    let types = machine.join("girepository-1.0");
+    ensure!(
+        types.join("GUPnP-1.6.typelib").exists(),
+        "{} has no GUPnP: run `cargo xtask setup`",
+        types.display()
+    );
+    Ok(vec![
+        ("LD_LIBRARY_PATH", library_path()?),
+        ("GI_TYPELIB_PATH", types.display().to_string()),
+        ("PYTHONPATH", modules.display().to_string()),
+    ])
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

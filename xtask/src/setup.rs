@@ -30,7 +30,7 @@ const TOOLS: [(&str, &str, &str); 8] = [
     ("upnpc", "miniupnpc", "is the UPnP client on the LAN"),
     ("ping", "iputils-ping", "tries who is there"),
     ("nsenter", "util-linux", "runs programs in a namespace"),
-    ("python3", "python3", "runs a client of GUPnP"),
+    ("python3", "python3", "runs control points of GUPnP"),
 ];
 
 /// Installs everything.
@@ -132,10 +132,17 @@ pub(crate) fn lab() -> Result<()> {
         packages::busybox()?;
         packages::dhclient()?;
     }
-    if packages::transmission("cli").is_err() || packages::gupnp_igd().is_err() {
-        unpack(&packages::CLIENTS, "they open ports by UPnP")?;
+    if packages::transmission("cli").is_err()
+        || packages::gupnp_igd().is_err()
+        || packages::gupnp().is_err()
+    {
+        unpack(
+            &packages::CLIENTS,
+            "they open ports by UPnP, and follow its events",
+        )?;
         packages::transmission("cli")?;
         packages::gupnp_igd()?;
+        packages::gupnp()?;
     }
     Ok(())
 }

@@ -77,6 +77,8 @@ enum Command {
     Events(Events),
     /// What the PCP server has granted.
     Leases,
+    /// LAN programs that have subscribed to UPnP events, and whether these get through.
+    Subscriptions,
     /// Compare the three tables now; exit 1 if they differ.
     Audit,
     /// Counters of the data plane, and how full its tables are.
@@ -285,6 +287,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             return list(arguments, &request, EVENTS);
         }
         Command::Leases => Request::Leases {},
+        Command::Subscriptions => Request::Subscriptions {},
         Command::Audit => Request::Audit {},
         Command::Stats(wanted) => return stats(arguments, wanted),
         Command::Discover => Request::Discover {},
@@ -348,6 +351,7 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         Response::Status(_)
         | Response::Mappings(_)
         | Response::Leases(_)
+        | Response::Subscriptions(_)
         | Response::Stats(_)
         | Response::Sessions(_)
         | Response::Dynamic(_)

@@ -17,6 +17,7 @@ use super::control::server::Call as ControlCall;
 use super::control::{Request, Response};
 use super::dataplane::DataPlane;
 use super::discovery::Discovery;
+use super::gena::{Outcome, SubscriptionCall};
 use super::http::SoapCall;
 use super::lan::LanServices;
 use super::link;
@@ -28,6 +29,7 @@ use super::shell::{Facts, Shell};
 use super::signals::{Wish, notify};
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
+use crate::iwf::LinkCounters;
 use crate::types::Instant as BootInstant;
 
 /// Calls of control points waiting for the core. Beyond it HTTP answers 503.
@@ -53,6 +55,10 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct Inputs {
     /// Control points.
     pub calls: mpsc::Receiver<SoapCall>,
+    /// Control points at event URLs.
+    pub subscriptions: mpsc::Receiver<SubscriptionCall>,
+    /// What comes of event messages.
+    pub outcomes: mpsc::Receiver<Outcome>,
     /// The owner.
     pub requests: mpsc::Receiver<ControlCall>,
     /// PCP servers.
@@ -139,6 +145,12 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 1.. = inputs.calls.recv_many(&mut calls, MAX_WAITING_CALLS) => {
                     self.shell.soap(calls.drain(..), &mut self.upstream, clock::now());
                 }
+                Some(wish) = inputs.subscriptions.recv() => {
+                    self.shell.subscription(wish, &mut self.upstream, clock::now());
+                }
+                Some(outcome) = inputs.outcomes.recv() => {
+                    self.shell.event_sent(outcome, &mut self.upstream, clock::now());
+                }
                 Some(request) = inputs.requests.recv() => {
                     if request.0 == (Request::Discover {}) {
                         if self.discovery.is_off() {
@@ -158,8 +170,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 _ = hear.tick(), if self.shell.is_followed() => self.shell.hear(),
                 _ = look.tick() => {
                     let network = self.as_configured(&inputs.network.borrow());
-                    let carrier = network.wan.address.is_some();
-                    let link = link::counters(self.config.wan_interface.as_str(), carrier);
+                    let link = self.link(&network);
                     self.shell.tick(link, clock::wall(), &mut self.upstream, clock::now());
                     self.look_at_own_ports(&network);
                     // Also when nothing has changed: a port that a LAN host still had may be free by now.
@@ -189,9 +200,17 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         self.follow_upstream(&network);
         self.shell
             .network(network.clone(), &mut self.upstream, clock::now());
+        // Subscribers hear of a link that goes when it goes.
+        let link = self.link(&network);
+        self.shell.link(link, &mut self.upstream, clock::now());
         // Hosts are served only when the kernel is ready for what they ask.
         self.shell.timeout(&mut self.upstream, clock::now());
         self.lan.follow(&network.lan);
+    }
+
+    fn link(&self, network: &NetState) -> LinkCounters {
+        let carrier = network.wan.address.is_some();
+        link::counters(self.config.wan_interface.as_str(), carrier)
     }
 
     fn as_configured(&self, network: &NetState) -> NetState {

@@ -7,6 +7,7 @@ pub mod dataplane;
 pub mod discovery;
 pub mod eventloop;
 mod fragments;
+pub mod gena;
 pub mod http;
 pub mod journal;
 pub mod lan;

@@ -28,6 +28,16 @@ pub(super) fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result
     TcpListener::from_std(socket.into())
 }
 
+/// A socket towards a subscriber: from our address on its link and by that interface, so that it leads nowhere else
+/// whatever the routes say.
+pub(super) fn subscriber(interface: &str, own: Ipv4Addr) -> io::Result<TcpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddrV4::new(own, 0).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
 /// What is sent to the discovery group on the interface of this address, and nothing else.
 pub(super) fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
     let socket = udp()?;

@@ -19,6 +19,7 @@ use super::discovery::Discovery;
 use super::eventloop::{
     Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
 };
+use super::gena::Courier;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
@@ -69,11 +70,13 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let core = core(&config, &description, snapshot, &plane)?;
     let fragment_tables = plane.fragments();
     let refusal_tables = plane.refusals();
-    let mut shell = Shell::new(core, plane, store, settings::host_ports(&config));
+    let (courier, outcomes) = Courier::new();
+    let mut shell = Shell::new(core, plane, store, settings::host_ports(&config), courier);
     shell.set_pinholes(settings::pinholes(&config));
     shell.set_rules(config.rules);
 
     let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
+    let (subscription_sender, subscriptions) = mpsc::channel(MAX_WAITING_CALLS);
     let (request_sender, requests) = mpsc::channel(MAX_WAITING_REQUESTS);
     let (datagram_sender, datagrams) = mpsc::channel(MAX_WAITING_DATAGRAMS);
     let site = Site::new(
@@ -81,6 +84,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         settings::server_name(),
         config.http,
         call_sender,
+        subscription_sender,
     );
     let identity = Identity {
         site,
@@ -108,6 +112,8 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     };
     let inputs = Inputs {
         calls,
+        subscriptions,
+        outcomes,
         requests,
         datagrams,
         network,
@@ -154,6 +160,7 @@ fn core(
             .into_iter()
             .map(|(server, epoch, seen)| (server, epoch, UnixTime::from_millis(seen)))
             .collect(),
+        update_id: snapshot.update_id,
         held: observed,
     };
     let mut seed = [0; 32];

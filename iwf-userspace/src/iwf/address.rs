@@ -183,7 +183,8 @@ impl Iwf {
     /// Keeps the device-wide external address.
     pub(super) fn learn_address(&mut self, addr: Ipv4Addr) {
         if self.external != Some(addr) {
-            self.external = Some(addr);
+            let before = self.external.replace(addr);
+            self.address_replaced(before);
             self.notify(Notice::ExternalAddress(Some(addr)));
         }
     }

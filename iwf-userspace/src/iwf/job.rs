@@ -432,6 +432,11 @@ impl Iwf {
             self.unsaved.watch(ticket, &change);
         }
         self.effects.push_back(Effect::Persist { ticket, change });
+        if job.is_some() {
+            // What a job stores, control points will see.
+            let (ticket, change) = (self.new_ticket(), self.update_id_to_store());
+            self.effects.push_back(Effect::Persist { ticket, change });
+        }
     }
 
     pub(super) fn write_nat(&mut self, entry: NatEntry, job: Option<Generation>) {

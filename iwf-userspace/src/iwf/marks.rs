@@ -165,7 +165,7 @@ impl Iwf {
                 }
             }
             StoreChange::Delete(generation) => self.marks.arrived(*generation),
-            StoreChange::Unmark(_) => return,
+            StoreChange::Unmark(_) | StoreChange::UpdateId(_) => return,
             StoreChange::Mark(_) | StoreChange::Epoch { .. } => {}
         }
         self.unmark();

@@ -24,6 +24,7 @@ impl Iwf {
     /// that does not look good is asked for again at once, with the nonce that the server knows.
     pub fn restore(&mut self, saved: Saved, now: Instant) {
         self.last_generation = saved.last_generation;
+        self.view.resume(saved.update_id);
         let wall = self.clock.unix(now);
         let is_set = wall.as_secs() + SLACK_SECS >= newest(&saved).as_secs();
         for (server, epoch, seen) in saved.epochs {
@@ -100,6 +101,7 @@ impl Iwf {
             self.tell(adopted, now);
         }
         if over {
+            self.view.lost();
             self.discard(generation, now);
         } else {
             self.view.restored(generation);

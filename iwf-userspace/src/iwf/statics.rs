@@ -243,6 +243,7 @@ impl Iwf {
             let generation = mapping.generation;
             if self.table.put(mapping).is_ok() {
                 self.rewrite(generation);
+                self.entry_changed(generation);
             }
         }
     }

@@ -36,8 +36,12 @@ impl Unsaved {
         match change {
             StoreChange::Put(record) => self.under_way.insert(ticket, record.generation),
             StoreChange::Delete(generation) => self.under_way.insert(ticket, *generation),
-            // The next restart of the server, or of ours, writes it again; marks are watched by themselves.
-            StoreChange::Epoch { .. } | StoreChange::Mark(_) | StoreChange::Unmark(_) => None,
+            // The next restart of the server, or of ours, writes it again, or the next change of a mapping; marks are
+            // watched by themselves.
+            StoreChange::Epoch { .. }
+            | StoreChange::UpdateId(_)
+            | StoreChange::Mark(_)
+            | StoreChange::Unmark(_) => None,
         };
     }
 

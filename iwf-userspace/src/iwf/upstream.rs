@@ -154,14 +154,12 @@ impl Iwf {
         self.write_nat(entry, None);
         self.notify(Notice::Renewed(id));
         if let Some(before) = before.1.endpoint().filter(|before| *before != external) {
-            if before.port != external.port {
-                self.view.changed(id);
-            }
             self.notify(Notice::Moved {
                 generation: id,
                 before,
                 after: external,
             });
+            self.entry_moved(id, before, external, now);
         }
     }
 

@@ -16,6 +16,16 @@ pub(super) struct View {
 }
 
 impl View {
+    /// What an earlier life has left.
+    pub(super) const fn resume(&mut self, update_id: u32) {
+        self.update_id = update_id;
+    }
+
+    /// A mapping of an earlier life is not there any more.
+    pub(super) const fn lost(&mut self) {
+        self.step();
+    }
+
     /// A mapping of an earlier life, which is no change.
     pub(super) fn restored(&mut self, generation: Generation) {
         self.entries.insert(generation);
@@ -39,7 +49,7 @@ impl View {
     }
 
     /// IGD-023: after the largest number comes 0.
-    fn step(&mut self) {
+    const fn step(&mut self) {
         self.update_id = self.update_id.wrapping_add(1);
     }
 }

@@ -144,7 +144,8 @@ impl Iwf {
     }
 
     fn forget_address(&mut self) {
-        if self.external.take().is_some() {
+        if let Some(before) = self.external.take() {
+            self.address_replaced(Some(before));
             self.notify(Notice::ExternalAddress(None));
         }
     }
@@ -207,6 +208,7 @@ impl Iwf {
                 mapping.claim = Claim::from(mapping.nat1);
                 if self.table.put(mapping).is_ok() {
                     self.rewrite(generation);
+                    self.entry_changed(generation);
                 } else {
                     self.remove(generation, Origin::Nobody, now);
                 }

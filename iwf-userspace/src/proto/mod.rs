@@ -8,6 +8,7 @@
 )]
 
 pub mod dhcp;
+pub mod gena;
 pub mod igd;
 pub mod igd_client;
 pub mod natpmp_client;

@@ -8,6 +8,7 @@
 mod answers;
 mod arbitrary;
 mod defects;
+mod events;
 mod found;
 mod igd;
 mod kernel;
@@ -28,5 +29,6 @@ mod server;
 mod soap;
 mod statics;
 mod store;
+mod subscriber;
 mod upstream;
 mod world;

@@ -13,6 +13,7 @@ pub(super) struct Store {
     pub(super) marks: BTreeMap<LeaseKey, Mark>,
     epochs: BTreeMap<IpAddr, (Epoch, UnixTime)>,
     last_generation: u32,
+    pub(super) update_id: u32,
     /// Commits that fail, counted from 1, with their error.
     pub(super) faults: BTreeMap<u64, EffectError>,
     /// Every commit fails.
@@ -65,6 +66,7 @@ impl Store {
             StoreChange::Unmark(key) => {
                 self.marks.remove(&key);
             }
+            StoreChange::UpdateId(id) => self.update_id = id,
             StoreChange::Epoch {
                 server,
                 epoch,
@@ -86,6 +88,7 @@ impl Store {
                 .iter()
                 .map(|(server, (epoch, seen))| (*server, *epoch, *seen))
                 .collect(),
+            update_id: self.update_id,
             held,
         }
     }

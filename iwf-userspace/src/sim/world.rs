@@ -14,12 +14,14 @@ use super::natpmp::Gateway;
 use super::oracle::Oracle;
 use super::server::{Server, address};
 use super::store::Store;
+use super::subscriber::Subscriber;
 use crate::iwf::{
     AdminCommand, Discovered, Effect, EffectError, Errand, Input, Iwf, Notice, RequestId, Returned,
     ServerSource, Settings, StoreChange, Ticket, WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
+use crate::proto::gena;
 use crate::proto::igd_client;
 use crate::reconcile::invariants::Violation;
 use crate::types::{Instant, Protocol, UnixTime};
@@ -109,11 +111,14 @@ pub(super) struct World {
     wires: BTreeMap<(Instant, u64), Datagram>,
     last_request: u64,
     last_datagram: u64,
+    /// Follows the events of one service.
+    pub(super) subscriber: Option<Subscriber>,
 }
 
 enum Datagram {
     ToServer(SocketAddr, IpAddr, Vec<u8>),
     ToClient(SocketAddr, Vec<u8>),
+    EventSent(u64, Result<(), gena::SendError>),
     Unreachable(SocketAddr),
     /// A request of HTTP, and what comes back.
     Fetch(u64, igd_client::Request),
@@ -177,6 +182,7 @@ impl World {
             wires: BTreeMap::new(),
             last_request: 0,
             last_datagram: 0,
+            subscriber: None,
         };
         world.boot();
         world
@@ -209,12 +215,19 @@ impl World {
         (self.unstored, self.answers) = (Vec::new(), Vec::new());
         self.now = self.now + while_down;
         let now = self.now;
-        self.wires
-            .retain(|(at, _), datagram| matches!(datagram, Datagram::ToServer(..)) || *at > now);
+        self.wires.retain(|(at, _), datagram| match datagram {
+            Datagram::ToServer(..) => true,
+            // The connection went with the daemon.
+            Datagram::EventSent(..) => false,
+            Datagram::ToClient(..) | Datagram::Unreachable(_) => *at > now,
+        });
         self.kernel.sweep(now);
         let wall = self.wall();
         let seed = self.rng.random();
         self.iwf = Iwf::new(self.settings.clone(), seed, wall, self.now);
+        if let Some(subscriber) = &mut self.subscriber {
+            subscriber.forgotten();
+        }
         let saved = self.store.saved(self.kernel.observe());
         self.iwf.restore(saved, self.now);
         self.nudged = true;
@@ -237,6 +250,7 @@ impl World {
             self.input(Input::Discovered(discovered));
         }
         self.input(Input::Statics(self.statics.clone()));
+        self.subscribe_again();
     }
 
     /// The wall clock at that time.
@@ -406,6 +420,12 @@ impl World {
             }
             Datagram::Fetch(id, request) => self.fetch(id, &request),
             Datagram::Returned(returned) => self.input(Input::Returned(returned)),
+            Datagram::EventSent(number, result) => {
+                if let Some(subscriber) = &mut self.subscriber {
+                    subscriber.sent(number, result);
+                }
+                self.input(Input::EventSent { number, result });
+            }
             Datagram::Unreachable(server) => self.input(Input::UpstreamUnreachable { server }),
         }
     }
@@ -595,8 +615,18 @@ impl World {
                     self.wires.insert(key, datagram);
                 }
             }
-
-            Effect::Reply { .. } | Effect::AdminReply { .. } => self.tell(effect),
+            Effect::SubscriptionReply { .. }
+            | Effect::SendEvent(_)
+            | Effect::CancelEvent { .. }
+                if !self.unstored.is_empty() =>
+            {
+                self.answers.push(effect);
+            }
+            Effect::Reply { .. }
+            | Effect::AdminReply { .. }
+            | Effect::SubscriptionReply { .. }
+            | Effect::SendEvent(_)
+            | Effect::CancelEvent { .. } => self.tell(effect),
             Effect::Notify(notice) => {
                 if self.keeps_sent {
                     self.notices.push(notice);
@@ -620,6 +650,26 @@ impl World {
             Effect::AdminReply { request, result } => {
                 let before = self.admin_replies.insert(request.0, result);
                 assert_eq!(before, None, "answered twice");
+            }
+            Effect::SubscriptionReply { result, .. } => {
+                if let Some(subscriber) = &mut self.subscriber {
+                    subscriber.answered(result);
+                }
+            }
+            Effect::SendEvent(send) => {
+                let subscriber = self.subscriber.as_mut();
+                let subscriber = subscriber.expect("somebody has subscribed");
+                if let Some((delay, result)) = subscriber.receives(self.now, &send) {
+                    self.last_datagram += 1;
+                    let key = (self.now + delay, self.last_datagram);
+                    let sent = Datagram::EventSent(send.number, result);
+                    self.wires.insert(key, sent);
+                }
+            }
+            Effect::CancelEvent { number } => {
+                if let Some(subscriber) = &mut self.subscriber {
+                    subscriber.sent(number, Err(gena::SendError::Silent));
+                }
             }
             Effect::SendUpstream { .. }
             | Effect::Errand(_)
@@ -666,5 +716,8 @@ impl World {
             );
         }
         self.oracle.check(self);
+        if let Some(subscriber) = &self.subscriber {
+            subscriber.check(&self.iwf, self.now);
+        }
     }
 }

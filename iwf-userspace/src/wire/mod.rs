@@ -12,6 +12,7 @@ pub mod control_point;
 pub mod description;
 pub mod dhcp4;
 pub mod dhcp6;
+pub mod gena;
 pub mod natpmp;
 pub mod pcp;
 pub mod pcp_servers;

@@ -71,6 +71,7 @@ impl Lister {
             Response::Status(_)
             | Response::Mappings(_)
             | Response::Leases(_)
+            | Response::Subscriptions(_)
             | Response::Audit(_)
             | Response::Stats(_)
             | Response::Done => String::new(),

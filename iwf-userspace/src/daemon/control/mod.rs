@@ -38,6 +38,8 @@ pub enum Request {
     Mappings {},
     /// What was granted upstream.
     Leases {},
+    /// Who is told of changes.
+    Subscriptions {},
     /// The differences among kernel, leases and mapping table, looked for now.
     Audit {},
     /// Every counter of the data plane, and how full its tables are.
@@ -114,6 +116,7 @@ impl Request {
             Self::Status {}
             | Self::Mappings {}
             | Self::Leases {}
+            | Self::Subscriptions {}
             | Self::Audit {}
             | Self::Stats {}
             | Self::MappingUsage {}
@@ -144,6 +147,8 @@ pub enum Response {
     Mappings(Vec<MappingRow>),
     /// To `leases`, by generation.
     Leases(Vec<LeaseRow>),
+    /// To `subscriptions`.
+    Subscriptions(Vec<SubscriptionRow>),
     /// To `audit`.
     Audit(Audit),
     /// To `stats`.
@@ -172,6 +177,7 @@ impl Response {
             Self::Status(status) => serde_json::to_value(status),
             Self::Mappings(rows) => serde_json::to_value(rows),
             Self::Leases(rows) => serde_json::to_value(rows),
+            Self::Subscriptions(rows) => serde_json::to_value(rows),
             Self::Audit(audit) => serde_json::to_value(audit),
             Self::Stats(stats) => serde_json::to_value(stats),
             Self::Sessions(rows) => serde_json::to_value(rows),
@@ -240,6 +246,9 @@ pub struct Status {
     /// What the store did.
     #[serde(default)]
     pub store: StoreState,
+    /// Subscriptions to events.
+    #[serde(default)]
+    pub subscriptions: u64,
 }
 
 /// One of several external addresses.
@@ -401,6 +410,27 @@ pub struct LeaseRow {
     pub assigned: SocketAddrV4,
     /// Seconds left.
     pub granted_left_seconds: u64,
+}
+
+/// One subscription to the events of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubscriptionRow {
+    /// Its name.
+    pub sid: String,
+    /// Type and version of the service.
+    pub service: String,
+    /// Who subscribed.
+    pub host: Ipv4Addr,
+    /// Where its messages go, in the order in which that is tried.
+    pub callbacks: Vec<String>,
+    /// Seconds left of it.
+    pub left_seconds: u64,
+    /// The number of its next message.
+    pub next_seq: u32,
+    /// Whether a message is on its way.
+    pub sending: bool,
+    /// Messages in a row that did not get through.
+    pub failures: u32,
 }
 
 /// Whether the three tables agree.

@@ -6,7 +6,9 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::lists::Lister;
 use super::stats_text::{self, View};
-use super::{Audit, Family, LeaseRow, MappingRow, Reconciler, Repairs, Response, Status};
+use super::{
+    Audit, Family, LeaseRow, MappingRow, Reconciler, Repairs, Response, Status, SubscriptionRow,
+};
 
 /// The answer as text that ends with a line end.
 pub fn render(response: &Response) -> String {
@@ -14,6 +16,7 @@ pub fn render(response: &Response) -> String {
         Response::Status(status) => render_status(status),
         Response::Mappings(rows) => render_mappings(rows),
         Response::Leases(rows) => render_leases(rows),
+        Response::Subscriptions(rows) => render_subscriptions(rows),
         Response::Audit(audit) => render_audit(audit),
         Response::Stats(stats) => stats_text::render(stats, &View::default()),
         Response::Sessions(_)
@@ -99,6 +102,7 @@ fn render_status(status: &Status) -> String {
         row("AFTR", aftr.clone());
     }
     row("mappings", status.mappings.to_string());
+    row("subscriptions", status.subscriptions.to_string());
     row("sessions", status.sessions.to_string());
     row("reconciler", reconciler(&status.reconciler));
     let store = &status.store;
@@ -231,6 +235,29 @@ fn render_leases(rows: &[LeaseRow]) -> String {
             row.nat1.to_string(),
             row.assigned.to_string(),
             span(row.granted_left_seconds),
+        ]);
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn render_subscriptions(rows: &[SubscriptionRow]) -> String {
+    if rows.is_empty() {
+        return "no subscriptions\n".to_owned();
+    }
+    let mut table = new(&["service", "host", "callback", "left", "messages", "state"]);
+    for row in rows {
+        let state = match (row.failures, row.sending) {
+            (0, false) => "told".to_owned(),
+            (0, true) => "being told".to_owned(),
+            (failures, _) => format!("{failures} failed"),
+        };
+        table.add_row([
+            row.service.clone(),
+            row.host.to_string(),
+            row.callbacks.join(" "),
+            span(row.left_seconds),
+            row.next_seq.to_string(),
+            state,
         ]);
     }
     format!("{}\n", table.trim_fmt())

@@ -20,6 +20,7 @@ use crate::daemon::dataplane::fake::{FakePlane, Fault, Tables};
 use crate::daemon::dataplane::inspect::{
     HostRow, Kind, SessionFilter, SessionRow, State, Transport, Usage, Way,
 };
+use crate::daemon::gena::Courier;
 use crate::daemon::http::Site;
 use crate::daemon::netstate::LanAddress;
 use crate::daemon::ssdp::Identity;
@@ -61,6 +62,8 @@ impl Lab {
             now,
         );
         let (call_sender, calls) = mpsc::channel(MAX_WAITING_CALLS);
+        let (subscription_sender, subscriptions) = mpsc::channel(MAX_WAITING_CALLS);
+        let (courier, outcomes) = Courier::new();
         let (requests, request_receiver) = mpsc::channel(MAX_WAITING_REQUESTS);
         let (datagram_sender, datagrams) = mpsc::channel(MAX_WAITING_DATAGRAMS);
         let (network, network_receiver) = watch::channel(NetState {
@@ -84,12 +87,13 @@ impl Lab {
                 settings::server_name(),
                 config.http,
                 call_sender.clone(),
+                subscription_sender,
             ),
             boot_id: 1,
             config: config.ssdp,
         };
         let daemon = Daemon {
-            shell: Shell::new(core, plane, store, settings::host_ports(&config)),
+            shell: Shell::new(core, plane, store, settings::host_ports(&config), courier),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
             lan: LanServices::new(identity, 0),
@@ -99,6 +103,8 @@ impl Lab {
         };
         let inputs = Inputs {
             calls,
+            subscriptions,
+            outcomes,
             requests: request_receiver,
             datagrams,
             network: network_receiver,

@@ -1,6 +1,7 @@
 //! From a request to its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -17,13 +18,19 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::super::gena::SubscriptionCall;
 use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
 use crate::wire::description::Route;
+use crate::wire::gena::{self, RequestError};
 use crate::wire::scpd::Service;
 use crate::wire::soap::{self, Call, CallFault, UpnpError};
 
 /// UPnP Device Architecture 1.1 clause 3.2.2: confirms that a mandatory extension was understood.
 const EXT: HeaderName = HeaderName::from_static("ext");
+const SID: HeaderName = HeaderName::from_static("sid");
+const TIMEOUT: HeaderName = HeaderName::from_static("timeout");
+/// A request at an event URL waits for nobody but the core.
+const SUBSCRIPTION_TIME: Duration = Duration::from_secs(10);
 const SOAP_ACTION: &str = "soapaction";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
 
@@ -87,9 +94,15 @@ async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) 
             "POST" | "M-POST" => control(&site, service, request).await,
             _ => not_allowed("POST, M-POST"),
         },
-        Route::Events(..) => match request.method().as_str() {
-            // Eventing is optional for a control point; 501 tells it to poll.
-            "SUBSCRIBE" | "UNSUBSCRIBE" => StatusCode::NOT_IMPLEMENTED.into_response(),
+        Route::Events(_, service) => match request.method().as_str() {
+            "SUBSCRIBE" => {
+                let wanted = gena::Request::subscribe(fields(request.headers()));
+                subscription(&site, ends(&request), service, wanted).await
+            }
+            "UNSUBSCRIBE" => {
+                let wanted = gena::Request::unsubscribe(fields(request.headers()));
+                subscription(&site, ends(&request), service, wanted).await
+            }
             _ => not_allowed("SUBSCRIBE, UNSUBSCRIBE"),
         },
     }
@@ -160,6 +173,66 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
     let reply = soap::encode_reply(&call, &result);
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     xml(status, reply.body)
+}
+
+fn ends(request: &Request) -> Option<Ends> {
+    request.extensions().get::<Ends>().copied()
+}
+
+/// Gives the first header field of a name.
+fn fields<'a>(headers: &'a HeaderMap) -> impl Fn(&str) -> Option<&'a [u8]> {
+    move |name: &str| headers.get(name).map(HeaderValue::as_bytes)
+}
+
+/// UPnP Device Architecture 1.1 clause 4.1.
+async fn subscription(
+    site: &Site,
+    ends: Option<Ends>,
+    service: &'static Service,
+    wanted: Result<gena::Request, RequestError>,
+) -> Response {
+    let Some(Ends { local, peer }) = ends else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            debug!(%peer, %error, "request at an event URL refused");
+            return refused(status(error.status()));
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    let question = SubscriptionCall {
+        service,
+        host: peer,
+        own: *local.ip(),
+        request: wanted,
+        reply,
+    };
+    // The queue is the bound; the client may try again.
+    if site.subscriptions.try_send(question).is_err() {
+        return refused(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    match timeout(SUBSCRIPTION_TIME, answer).await {
+        Ok(Ok(Ok(Some(granted)))) => {
+            let seconds = granted.timeout.as_secs();
+            let fields = [
+                (SID, granted.sid.to_string()),
+                (TIMEOUT, format!("Second-{seconds}")),
+            ];
+            fields.into_response()
+        }
+        Ok(Ok(Ok(None))) => StatusCode::OK.into_response(),
+        Ok(Ok(Err(refusal))) => {
+            debug!(%peer, %refusal, "request at an event URL refused");
+            refused(status(refusal.status()))
+        }
+        Ok(Err(_)) | Err(_) => refused(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, StatusCode> {

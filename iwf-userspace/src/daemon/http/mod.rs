@@ -1,6 +1,6 @@
-//! Descriptions and control for LAN hosts.
+//! Descriptions, control and subscriptions for LAN hosts.
 //!
-//! Read before editing: UPnP Device Architecture 1.1 clauses 2 and 3.
+//! Read before editing: UPnP Device Architecture 1.1 clauses 2, 3 and 4.
 //!
 //! One listener per LAN address, on that address and bound to that interface; nothing listens on the WAN.
 //! hyper is driven directly because axum's own serve loop knows no limits, and everything here has one:
@@ -30,6 +30,7 @@ use tracing::{debug, warn};
 use names::Names;
 
 use super::config::HttpConfig;
+use super::gena::SubscriptionCall;
 use super::netstate::LanAddress;
 use crate::wire::description::Description;
 use crate::wire::soap;
@@ -69,6 +70,7 @@ pub struct Site {
     description: Description,
     server: String,
     calls: mpsc::Sender<SoapCall>,
+    subscriptions: mpsc::Sender<SubscriptionCall>,
     limits: HttpConfig,
     connections: Mutex<Connections>,
     names: Names,
@@ -89,17 +91,20 @@ struct Ends {
 }
 
 impl Site {
-    /// A site that serves these documents and sends calls there. `server` is the SERVER header.
+    /// A site that serves these documents and sends calls and requests for subscriptions there. `server` is the SERVER
+    /// header.
     pub fn new(
         description: Description,
         server: String,
         limits: HttpConfig,
         calls: mpsc::Sender<SoapCall>,
+        subscriptions: mpsc::Sender<SubscriptionCall>,
     ) -> Arc<Self> {
         Arc::new(Self {
             description,
             server,
             calls,
+            subscriptions,
             limits,
             connections: Mutex::default(),
             names: Names::default(),

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream as StdStream;
 
 use super::*;
+use crate::proto::gena::{Granted, Refusal};
 use crate::wire::description::{DeviceInfo, DeviceUuid, Tree};
+use crate::wire::gena::{self, Sid};
 
 const ADD: &str = r#"<?xml version="1.0"?><s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body><u:GetExternalIPAddress xmlns:u="urn:schemas-upnp-org:service:WANIPConnection:1"/></s:Body></s:Envelope>"#;
 const ACTION: &str =
@@ -40,7 +42,9 @@ impl Server {
             runtime.unwrap().block_on(async move {
                 let (calls, questions) = mpsc::channel(4);
                 let server = "Linux/6 UPnP/1.1 iwf/0".to_owned();
-                let site = Site::new(description(), server, limits, calls);
+                let (subscriptions, wishes) = mpsc::channel(4);
+                tokio::spawn(grant_all(wishes));
+                let site = Site::new(description(), server, limits, calls, subscriptions);
                 let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 started.send(listener.local_addr().unwrap()).unwrap();
                 tokio::spawn(site.serve(listener, link));
@@ -82,6 +86,33 @@ impl Server {
         self.raw(&format!(
             "{head}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
         ))
+    }
+}
+
+async fn grant_all(mut wishes: mpsc::Receiver<SubscriptionCall>) {
+    let mut last = None;
+    while let Some(wish) = wishes.recv().await {
+        assert_eq!(
+            (wish.own, wish.host),
+            (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+        );
+        assert_eq!(wish.service.kind, "WANIPConnection");
+        let granted = |sid| Granted {
+            sid,
+            timeout: Duration::from_secs(1800),
+        };
+        let result = match wish.request {
+            gena::Request::Subscribe { .. } => {
+                last = Some(Sid::new([1; 16]));
+                Ok(last.map(granted))
+            }
+            gena::Request::Renew { sid, .. } if last == Some(sid) => Ok(last.map(granted)),
+            gena::Request::Unsubscribe { sid } if last == Some(sid) => Ok(None),
+            gena::Request::Renew { .. } | gena::Request::Unsubscribe { .. } => {
+                Err(Refusal::Unknown)
+            }
+        };
+        wish.reply.send(result).unwrap();
     }
 }
 
@@ -242,7 +273,22 @@ fn malformed_requests_get_their_own_status() {
         (
             "SUBSCRIBE /igd1/evt/WANIPConn HTTP/1.1\r\nHost: {host}\r\n",
             "",
-            "501",
+            "412",
+        ),
+        (
+            "UNSUBSCRIBE /igd1/evt/WANIPConn HTTP/1.1\r\nHost: {host}\r\n",
+            "",
+            "412",
+        ),
+        (
+            "SUBSCRIBE /igd1/evt/Nothing HTTP/1.1\r\nHost: {host}\r\n",
+            "",
+            "404",
+        ),
+        (
+            "NOTIFY /igd1/evt/WANIPConn HTTP/1.1\r\nHost: {host}\r\n",
+            "",
+            "405",
         ),
         ("nonsense\r\n", "", "400"),
     ] {
@@ -252,6 +298,34 @@ fn malformed_requests_get_their_own_status() {
     assert_eq!(status(&server.raw(&endless)), "431");
     // And the server is still there.
     assert_eq!(status(&server.ask("GET / HTTP/1.1\r\n", "")), "200");
+}
+
+#[test]
+fn subscriptions_are_made_renewed_and_ended() {
+    let server = Server::start(limits());
+    let ask = |method: &str, fields: &str| {
+        let head = format!("{method} /igd1/evt/WANIPConn HTTP/1.1\r\nHOST: {{host}}\r\n{fields}");
+        server.ask(&head, "").to_ascii_lowercase()
+    };
+    let new = "CALLBACK: <http://127.0.0.1:5000/>\r\nNT: upnp:event\r\nTIMEOUT: Second-1800\r\n";
+    let made = ask("SUBSCRIBE", new);
+    assert_eq!(status(&made), "200", "{made}");
+    for field in [
+        "\r\ntimeout: second-1800\r\n",
+        "\r\ncontent-length: 0\r\n",
+        "\r\nserver: linux/6 upnp/1.1 iwf/0\r\n",
+        "\r\ndate: ",
+    ] {
+        assert!(made.contains(field), "{field:?} {made}");
+    }
+    let (_, sid) = made.split_once("\r\nsid: ").unwrap();
+    let sid = format!("SID: {}\r\n", sid.lines().next().unwrap());
+    assert!(ask("SUBSCRIBE", &sid).contains(&sid.to_ascii_lowercase()));
+    assert_eq!(status(&ask("SUBSCRIBE", &format!("{new}{sid}"))), "400");
+    let other = sid.replace("uuid:01", "uuid:02");
+    assert_eq!(status(&ask("SUBSCRIBE", &other)), "412");
+    assert_eq!(status(&ask("UNSUBSCRIBE", &other)), "412");
+    assert_eq!(status(&ask("UNSUBSCRIBE", &sid)), "200");
 }
 
 #[test]

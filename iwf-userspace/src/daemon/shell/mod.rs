@@ -25,6 +25,7 @@ use super::control::events::EventKind;
 use super::control::server::{Call as ControlCall, Replies};
 use super::control::{Request, Response};
 use super::dataplane::{Change, DataPlane, DataPlaneError, Found, Pinhole, Turn};
+use super::gena::{Courier, Outcome, SubscriptionCall};
 use super::http::SoapCall;
 use super::journal::Journal;
 use super::netstate::NetState;
@@ -37,6 +38,7 @@ use crate::iwf::{
 };
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
+use crate::proto::gena::{Granted, Refusal};
 use crate::types::{Generation, Instant, NatEntry, Protocol, UnixTime};
 use crate::wire::soap;
 
@@ -85,6 +87,8 @@ pub struct Shell<P, S> {
     next_request: u64,
     soap: BTreeMap<RequestId, (oneshot::Sender<soap::ActionResult>, Option<Wish>)>,
     admin: BTreeMap<RequestId, Replies>,
+    subscriptions: BTreeMap<RequestId, oneshot::Sender<Result<Option<Granted>, Refusal>>>,
+    courier: Courier,
     /// What the last whole pass of the sweep found, and when.
     found: Option<(Found, Instant)>,
     journal: Journal,
@@ -127,7 +131,13 @@ struct Runs {
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
     /// A shell around a core that was restored already. `host_ports` are this machine's own services on the WAN.
-    pub fn new(core: Iwf, plane: P, store: S, host_ports: Vec<(Protocol, u16)>) -> Self {
+    pub fn new(
+        core: Iwf,
+        plane: P,
+        store: S,
+        host_ports: Vec<(Protocol, u16)>,
+        courier: Courier,
+    ) -> Self {
         Self {
             core,
             plane,
@@ -140,6 +150,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             next_request: 0,
             soap: BTreeMap::new(),
             admin: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            courier,
             found: None,
             journal: Journal::default(),
             servers_found: FoundServers::default(),
@@ -181,6 +193,34 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.drain(out, now);
     }
 
+    /// A control point asked at an event URL.
+    pub fn subscription(&mut self, wish: SubscriptionCall, out: &mut impl Datagrams, now: Instant) {
+        let SubscriptionCall {
+            service,
+            host,
+            own,
+            request: wanted,
+            reply,
+        } = wish;
+        let request = self.new_request();
+        self.subscriptions.insert(request, reply);
+        let input = Input::Subscription {
+            request,
+            service,
+            host,
+            own,
+            wanted,
+        };
+        self.input(input, out, now);
+    }
+
+    /// It is known what came of an event message.
+    pub fn event_sent(&mut self, outcome: Outcome, out: &mut impl Datagrams, now: Instant) {
+        let Outcome { number, result } = outcome;
+        self.courier.arrived(number);
+        self.input(Input::EventSent { number, result }, out, now);
+    }
+
     /// The owner asked.
     pub fn control(
         &mut self,
@@ -212,7 +252,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             }
             // The event loop has seen to it.
             Request::Discover {} => reply.answer(Response::Done),
-            Request::Status {} | Request::Mappings {} | Request::Leases {} | Request::Audit {} => {
+            Request::Status {}
+            | Request::Mappings {}
+            | Request::Leases {}
+            | Request::Subscriptions {}
+            | Request::Audit {} => {
                 reply.answer(self.look(&request, facts, now));
             }
             Request::Stats {} => match self.stats(now) {
@@ -396,6 +440,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Err(error) => log_plane("count", error),
         }
         self.input(Input::WallClock(wall), out, now);
+        self.link(link, out, now);
+    }
+
+    /// What the WAN link is and has carried.
+    pub fn link(&mut self, link: LinkCounters, out: &mut impl Datagrams, now: Instant) {
         self.input(Input::Link(link), out, now);
     }
 
@@ -525,7 +574,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Effect::Reply { .. }
             | Effect::AdminReply { .. }
             | Effect::SendUpstream { .. }
-            | Effect::Errand(_) => {
+            | Effect::Errand(_)
+            | Effect::SubscriptionReply { .. }
+            | Effect::SendEvent(_)
+            | Effect::CancelEvent { .. } => {
                 if let Some(answer) = self.unstored.hold(effect) {
                     self.tell_outcome(answer, out);
                 }
@@ -579,6 +631,18 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             }
             Effect::SendUpstream { server, payload } => out.send(server, &payload),
             Effect::Errand(errand) => out.run(errand),
+            Effect::SubscriptionReply { request, result } => {
+                if let Some(reply) = self.subscriptions.remove(&request) {
+                    answer(reply, result);
+                }
+            }
+            Effect::SendEvent(send) => {
+                let mut links = self.network.lan.iter();
+                let link = links.find(|link| link.addr == send.own);
+                let interface = link.map(|link| link.interface.clone());
+                self.courier.send(send, interface);
+            }
+            Effect::CancelEvent { number } => self.courier.cancel(number),
             Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
             | Effect::Persist { .. }

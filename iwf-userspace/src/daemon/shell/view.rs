@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::super::control::{
     Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Repairs, Request,
-    Response, Server, Stats, Status, StoreState,
+    Response, Server, Stats, Status, StoreState, SubscriptionRow,
 };
 use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::{DataPlane, DataPlaneError};
@@ -13,6 +13,7 @@ use super::super::store::Store;
 use super::Shell;
 use crate::iwf::{Mode, Origin, ServerState};
 use crate::mapping::{Mapping, Owner, Via};
+use crate::proto::gena;
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
 
 /// What the shell cannot know by itself.
@@ -37,6 +38,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 .map(|status| Response::Status(Box::new(status))),
             Request::Mappings {} => self.mapping_rows(now).map(Response::Mappings),
             Request::Leases {} => Ok(Response::Leases(self.lease_rows(now))),
+            Request::Subscriptions {} => Ok(Response::Subscriptions(self.subscription_rows(now))),
             Request::Audit {} => self.audit(now).map(Response::Audit),
             Request::Delete { .. }
             | Request::Stats {}
@@ -80,6 +82,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             sessions: self.sessions(),
             reconciler: self.reconciler(now),
             store: self.store_state(now),
+            subscriptions: self.core.gena().subscriptions().count() as u64,
         })
     }
 
@@ -117,6 +120,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     fn own_counters(&self, now: Instant) -> Vec<Counter> {
         let (reconciler, store) = (self.reconciler(now), self.store_state(now));
         let total = reconciler.total;
+        let gena = self.core.gena().counts();
         let counters = [
             ("reconciler_runs", reconciler.runs),
             ("reconciler_removed", total.removed),
@@ -127,6 +131,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             ("store_commits", store.commits),
             ("store_changes", store.changes),
             ("store_failures", store.failures),
+            ("gena_subscribed", gena.made),
+            ("gena_renewed", gena.renewed),
+            ("gena_ended", gena.ended),
+            ("gena_expired", gena.expired),
+            ("gena_dropped", gena.dropped),
+            ("gena_refused_callback", gena.refused_callback),
+            ("gena_refused_full", gena.refused_full),
+            ("gena_refused_unknown", gena.refused_unknown),
+            ("gena_delivered", gena.delivered),
+            ("gena_failed", gena.failed),
         ];
         let counter = |(name, value): (&str, u64)| Counter {
             name: name.to_owned(),
@@ -261,6 +275,21 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             })
         };
         self.core.mappings().filter_map(row).collect()
+    }
+
+    fn subscription_rows(&self, now: Instant) -> Vec<SubscriptionRow> {
+        let gena = self.core.gena();
+        let row = |seen: gena::View<'_>| SubscriptionRow {
+            sid: seen.sid.to_string(),
+            service: format!("{}:{}", seen.service.kind, seen.service.version),
+            host: seen.host,
+            callbacks: seen.callbacks.iter().map(ToString::to_string).collect(),
+            left_seconds: seen.expires.saturating_duration_since(now).as_secs(),
+            next_seq: seen.next_seq,
+            sending: seen.sending,
+            failures: seen.failures,
+        };
+        gena.subscriptions().map(row).collect()
     }
 
     /// Looks at the kernel now; the last run of the reconciler has no say.

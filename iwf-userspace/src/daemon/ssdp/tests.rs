@@ -37,9 +37,16 @@ impl Device {
             answer_within: Duration::from_secs(28),
         };
         let (calls, _) = mpsc::channel(1);
+        let (subscriptions, _) = mpsc::channel(1);
         let server = settings::server_name();
         let identity = Identity {
-            site: Site::new(settings::description(uuid), server, http, calls),
+            site: Site::new(
+                settings::description(uuid),
+                server,
+                http,
+                calls,
+                subscriptions,
+            ),
             boot_id: 7,
             config: SsdpConfig {
                 max_age: Duration::from_secs(1800),

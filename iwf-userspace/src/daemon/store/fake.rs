@@ -44,7 +44,10 @@ impl Store for MemoryStore {
                 StoreChange::Delete(generation) => {
                     self.records.remove(generation);
                 }
-                StoreChange::Mark(_) | StoreChange::Unmark(_) | StoreChange::Epoch { .. } => {}
+                StoreChange::Mark(_)
+                | StoreChange::Unmark(_)
+                | StoreChange::UpdateId(_)
+                | StoreChange::Epoch { .. } => {}
             }
         }
         Ok(())

@@ -46,6 +46,8 @@ pub struct Snapshot {
     pub last_generation: u32,
     /// Last epoch seen per server, with the wall-clock millisecond it was seen.
     pub epochs: Vec<(IpAddr, Epoch, u64)>,
+    /// SystemUpdateID to go on with.
+    pub update_id: u32,
 }
 
 /// Why the store failed.
@@ -147,6 +149,7 @@ pub fn open(state_dir: &Path, now: UnixTime) -> Result<(redb::RedbStore, Snapsho
         device_uuid,
         last_generation: contents.last_generation,
         epochs: contents.epochs,
+        update_id: contents.update_id,
     };
     Ok((store, snapshot))
 }

@@ -5,7 +5,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | name | number: `format`, `format_again` (every bit of it turned), `boot_id`, `last_generation` |
+//! | `meta` | name | number: `format`, `format_again` (every bit of it turned), `boot_id`, `last_generation`, and `update_id` unless it is 0 |
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
 //! | `marks` | server, protocol and port of a lease | the mark as JSON |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
@@ -117,6 +117,7 @@ pub(super) struct Contents {
     pub(super) boot_id: u32,
     pub(super) last_generation: u32,
     pub(super) epochs: Vec<(IpAddr, Epoch, u64)>,
+    pub(super) update_id: u32,
     /// The file had damage that redb could mend, perhaps by going back to an older state.
     pub(super) mended: bool,
     /// The format it had, if that was an older one.
@@ -240,6 +241,10 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
     };
     contents.boot_id = narrow("boot_id")?;
     contents.last_generation = narrow("last_generation")?;
+    // Stores of earlier daemons of this format have none.
+    let update_id = meta.get("update_id").map_err(|e| unreadable("read", e))?;
+    contents.update_id = u32::try_from(update_id.map_or(0, |v| v.value()))
+        .map_err(|_| Unusable::Damaged("update_id is out of range".to_owned()))?;
 
     let mappings = txn
         .open_table(MAPPINGS)
@@ -316,6 +321,7 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
         let mut meta = txn.open_table(META)?;
         let before = meta.get("last_generation")?.map_or(0, |v| v.value());
         let mut last = before;
+        let mut update_id = None;
         for change in changes {
             match change {
                 StoreChange::Put(record) => {
@@ -334,6 +340,7 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
                 StoreChange::Unmark(key) => {
                     txn.open_table(MARKS)?.remove(mark_key(*key).as_str())?;
                 }
+                StoreChange::UpdateId(id) => update_id = Some(*id),
                 StoreChange::Epoch {
                     server,
                     epoch,
@@ -348,6 +355,9 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
         }
         if last > before {
             meta.insert("last_generation", last)?;
+        }
+        if let Some(id) = update_id {
+            meta.insert("update_id", u64::from(id))?;
         }
     }
     txn.commit()?;
