@@ -21,6 +21,7 @@ pub mod settings;
 pub mod shell;
 pub mod signals;
 mod sockets;
+pub mod softwire;
 pub mod ssdp;
 pub mod start;
 pub mod store;

@@ -12,3 +12,4 @@ pub mod igd;
 pub mod natpmp_client;
 pub mod pcp_client;
 pub mod pcp_servers;
+pub mod softwire;

@@ -98,6 +98,12 @@ fn render_status(status: &Status) -> String {
     if let Some(aftr) = &status.aftr {
         row("AFTR", aftr.clone());
     }
+    if let Some(softwire) = &status.softwire {
+        row(
+            "softwire",
+            format!("{} to {}", softwire.local, softwire.aftr),
+        );
+    }
     row("mappings", status.mappings.to_string());
     row("sessions", status.sessions.to_string());
     row("reconciler", reconciler(&status.reconciler));
