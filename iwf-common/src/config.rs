@@ -105,8 +105,9 @@ pub struct Config {
     pub room_mappings: u32,
     /// IPv6 sessions there is room for.
     pub room_sessions6: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The device that IPv4 for the Internet is routed to while it goes through the softwire (SOFTWIRE says where that
+    /// ends); 0: there is none. Never together with an external address.
+    pub softwire: u32,
     /// How many of `lan` are in use.
     pub lan_len: u32,
     /// How many of `lan6` are in use.
@@ -172,7 +173,7 @@ impl Config {
             room_sessions: limits::SESSIONS / 2,
             room_mappings: limits::MAPPINGS,
             room_sessions6: limits::SESSIONS6 / 2,
-            pad: 0,
+            softwire: 0,
             lan_len: 0,
             lan6_len: 0,
             pool: [[0; 4]; limits::POOL],

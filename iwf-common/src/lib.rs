@@ -25,6 +25,7 @@ mod pod;
 pub mod port;
 pub mod reason;
 pub mod refusal;
+pub mod softwire;
 pub mod sweep;
 pub mod tcp;
 pub mod tick;

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 /// Version of the pinned layout. Part of the pin path: a daemon never adopts maps of another layout.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// XDP program of every LAN port (of the bridge's ports, not of the bridge).
 pub const XDP_LAN: &str = "iwf_xdp_lan";
@@ -80,6 +80,10 @@ pub const SWEEP: &str = "SWEEP";
 pub const SWEEP_ITEMS: &str = "SWEEP_ITEMS";
 /// Array of one [`crate::tick::ClockSample`].
 pub const CLOCK: &str = "CLOCK";
+/// See [`crate::softwire::Softwire`].
+pub const SOFTWIRE: &str = "SOFTWIRE";
+/// See [`crate::softwire::SoftwireHop`].
+pub const SOFTWIRE_HOP: &str = "SOFTWIRE_HOP";
 
 /// LRU hash, [`crate::fragment::FragmentKey`] to [`crate::fragment::FragmentValue`]: datagrams that come in parts.
 pub const FRAGMENTS: &str = "FRAGMENTS";
@@ -94,7 +98,7 @@ pub const REFUSED: &str = "REFUSED";
 pub const REFUSED_BUDGET: &str = "REFUSED_BUDGET";
 
 /// Every map that is pinned, in the order it is created.
-pub const PINNED_MAPS: [&str; 28] = [
+pub const PINNED_MAPS: [&str; 30] = [
     CONFIG,
     IFACES,
     DEVMAP,
@@ -123,6 +127,8 @@ pub const PINNED_MAPS: [&str; 28] = [
     HELD_BUDGET,
     REFUSED,
     REFUSED_BUDGET,
+    SOFTWIRE,
+    SOFTWIRE_HOP,
 ];
 
 #[cfg(test)]

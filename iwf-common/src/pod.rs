@@ -10,6 +10,7 @@ use crate::flow6::{
 use crate::fragment::{FragmentKey, FragmentValue};
 use crate::host::{HostKey, HostValue, Totals};
 use crate::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
+use crate::softwire::{Softwire, SoftwireHop};
 use crate::sweep::{SweepItem, SweepRequest};
 use crate::tick::ClockSample;
 
@@ -50,6 +51,8 @@ pod!(
     PeerValue,
     SessionKey,
     SessionValue,
+    Softwire,
+    SoftwireHop,
     SweepItem,
     SweepRequest,
 );

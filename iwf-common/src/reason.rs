@@ -89,6 +89,14 @@ counters! {
         RefusalTold = "refusals_told",
         /// Refused packets whose senders were not told, because too many wait or were told. Counted by the daemon.
         RefusalUntold = "refusals_untold",
+        /// IPv4 of LAN hosts put into the softwire and redirected.
+        SoftwireOut = "softwire_out",
+        /// IPv4 for LAN hosts taken out of the softwire and redirected.
+        SoftwireIn = "softwire_in",
+        /// Put into the softwire by the daemon, which counts them.
+        SoftwireRelayedOut = "softwire_relayed_out",
+        /// Taken out of the softwire by the daemon, which counts them.
+        SoftwireRelayedIn = "softwire_relayed_in",
     }
 }
 
@@ -137,6 +145,8 @@ counters! {
         Ipv6Unfiltered = "pass_ipv6_unfiltered",
         /// IPv6 that was admitted and goes on by way of the stack.
         Ipv6Stack = "pass_ipv6_stack",
+        /// Of the softwire and not for the short way: in fragments outside, or with options or extension headers.
+        Softwire = "pass_softwire",
     }
 }
 
@@ -213,6 +223,13 @@ counters! {
         SourceRoute = "drop_source_route",
         /// Of a session whose external address is no longer ours, or whose remote address has become ours.
         AddressGone = "drop_address_gone",
+        /// IPv4 in IPv6 to our end of the softwire from somebody who is not the AFTR.
+        SoftwireStranger = "drop_softwire_stranger",
+        /// From the AFTR, and what is inside is no IPv4 for a LAN host or the CPE, or not from outside.
+        SoftwireInner = "drop_softwire_inner",
+        /// Not carried through the softwire by the daemon, which counts them: no IPv4, or not from where or to where it
+        /// belongs, or the network refused it.
+        SoftwireRelay = "drop_softwire_relay",
     }
 }
 

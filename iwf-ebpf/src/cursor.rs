@@ -258,7 +258,7 @@ pub unsafe fn store32<const AT: usize>(header: *mut u8, octets: [u8; 4]) {
 /// # Safety
 /// Both are in bounds, and nothing else points to `into`.
 #[inline(always)]
-unsafe fn copy8(from: *const u8, into: *mut u8) {
+pub unsafe fn copy8(from: *const u8, into: *mut u8) {
     // SAFETY: one load and one store, in bounds by the caller's promise.
     unsafe {
         asm!(

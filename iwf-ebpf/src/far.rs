@@ -15,6 +15,7 @@ use crate::hook::{BareContext, Hook as _};
 use crate::icmp::{self, At};
 use crate::outbound;
 use crate::outcome::Outcome;
+use crate::softwire;
 use crate::v6;
 
 /// The way there, by hook.
@@ -31,12 +32,16 @@ pub trait Far {
     fn v6_egress(&self) -> Outcome;
     /// [`outbound::judge_stranger`].
     fn lan_stranger(&self, outcome: Outcome) -> Outcome;
+    /// [`softwire::outbound`].
+    fn softwire_out(&self) -> Outcome;
+    /// [`softwire::inbound`].
+    fn softwire_in(&self) -> Outcome;
     /// [`icmp::sum`].
     fn sum(&self, from: usize, len: usize) -> u32;
 }
 
 macro_rules! far {
-    ($context:ty, $raw:ty, $make:expr; $icmp:ident $fragment:ident $v6in:ident $v6out:ident $v6egress:ident $stranger:ident $sum:ident) => {
+    ($context:ty, $raw:ty, $make:expr; $icmp:ident $fragment:ident $v6in:ident $v6out:ident $v6egress:ident $stranger:ident $swout:ident $swin:ident $sum:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $icmp(ctx: *mut $raw, place: u32) -> u32 {
@@ -71,6 +76,18 @@ macro_rules! far {
         #[inline(never)]
         extern "C" fn $stranger(ctx: *mut $raw, outcome: u32) -> u32 {
             outbound::judge_stranger(&$make(ctx), Outcome::from_slot(outcome)).slot()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $swout(ctx: *mut $raw) -> u32 {
+            softwire::outbound(&$make(ctx)).slot()
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $swin(ctx: *mut $raw) -> u32 {
+            softwire::inbound(&$make(ctx)).slot()
         }
 
         #[unsafe(no_mangle)]
@@ -111,6 +128,16 @@ macro_rules! far {
             }
 
             #[inline(always)]
+            fn softwire_out(&self) -> Outcome {
+                Outcome::from_slot($swout(self.context().cast()))
+            }
+
+            #[inline(always)]
+            fn softwire_in(&self) -> Outcome {
+                Outcome::from_slot($swin(self.context().cast()))
+            }
+
+            #[inline(always)]
             fn sum(&self, from: usize, len: usize) -> u32 {
                 $sum(self.context().cast(), from as u32, len as u32)
             }
@@ -119,11 +146,11 @@ macro_rules! far {
 }
 
 far!(XdpContext, xdp_md, XdpContext::new;
-    xdp_icmp xdp_fragment xdp_v6_in xdp_v6_out xdp_v6_egress xdp_stranger xdp_sum);
+    xdp_icmp xdp_fragment xdp_v6_in xdp_v6_out xdp_v6_egress xdp_stranger xdp_sw_out xdp_sw_in xdp_sum);
 far!(TcContext, __sk_buff, TcContext::new;
-    tc_icmp tc_fragment tc_v6_in tc_v6_out tc_v6_egress tc_stranger tc_sum);
+    tc_icmp tc_fragment tc_v6_in tc_v6_out tc_v6_egress tc_stranger tc_sw_out tc_sw_in tc_sum);
 far!(BareContext, __sk_buff, bare;
-    bare_icmp bare_fragment bare_v6_in bare_v6_out bare_v6_egress bare_stranger bare_sum);
+    bare_icmp bare_fragment bare_v6_in bare_v6_out bare_v6_egress bare_stranger bare_sw_out bare_sw_in bare_sum);
 
 #[inline(always)]
 const fn bare(ctx: *mut __sk_buff) -> BareContext {

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::TC_ACT_REDIRECT;
 use aya_ebpf::helpers::{
-    bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_get_buff_len,
+    bpf_redirect, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_get_buff_len,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use iwf_common::flow::SessionValue;
@@ -69,6 +69,9 @@ pub trait Hook: Far {
     fn rewrite(&self, packet: &Packet, session: &SessionValue, hop: Hop) -> Step<()>;
     /// Translates a fragment that is not the first.
     fn rewrite_fragment(&self, fragment: &Later, value: &FragmentValue, hop: Hop) -> Step<()>;
+    /// Moves the beginning of the frame by `by` octets: backwards makes room. Pointers into the packet are void after
+    /// it; `false`: nothing was moved.
+    fn move_start(&self, by: i32) -> bool;
     /// Changes the identification of an IPv4 packet.
     fn set_identification(&self, old: [u8; 2], new: [u8; 2]) -> Step<()>;
     /// Changes the size in a TCP maximum segment size option; the size is `at` octets into the frame, and `option`
@@ -194,6 +197,12 @@ impl Hook for XdpContext {
     }
 
     #[inline(always)]
+    fn move_start(&self, by: i32) -> bool {
+        // SAFETY: the context is the kernel's own, and no pointer into the packet is held.
+        unsafe { bpf_xdp_adjust_head(self.ctx, by) == 0 }
+    }
+
+    #[inline(always)]
     fn set_identification(&self, old: [u8; 2], new: [u8; 2]) -> Step<()> {
         rewrite::identification_direct(&self.cursor(), old, new)
     }
@@ -285,6 +294,12 @@ macro_rules! of_the_stack {
                 )
             };
             copied == 0
+        }
+
+        /// Nothing is sent through the softwire from here.
+        #[inline(always)]
+        fn move_start(&self, _by: i32) -> bool {
+            false
         }
 
         #[inline(always)]

@@ -26,6 +26,7 @@ mod parse;
 mod refusal;
 mod rewrite;
 mod session;
+mod softwire;
 mod stats;
 mod sweep;
 mod v6;

@@ -14,6 +14,7 @@ use iwf_common::fragment::{FragmentKey, FragmentValue, HeldFragment};
 use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
 use iwf_common::refusal::RefusedPacket;
+use iwf_common::softwire::{Softwire, SoftwireHop};
 use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, reason};
@@ -93,6 +94,12 @@ pub static REFUSED: RingBuf<RefusedPacket, { limits::REFUSED_BYTES as usize }> =
 /// Of the LAN, of the WAN.
 #[btf_map]
 pub static REFUSED_BUDGET: PerCpuArray<EventBudget, 2> = PerCpuArray::new();
+
+#[btf_map]
+pub static SOFTWIRE: Array<Softwire, 1> = Array::new();
+/// Per CPU, so that nobody reads what another is writing.
+#[btf_map]
+pub static SOFTWIRE_HOP: PerCpuArray<SoftwireHop, 1> = PerCpuArray::new();
 
 /// Whether `addr` is a LAN host's. It is asked in many places, never on the fast path.
 #[inline(always)]

@@ -27,11 +27,11 @@ const NOWHERE: u32 = 0;
 
 /// What a session caches.
 pub struct NextHop {
-    egress: u32,
+    pub egress: u32,
     generation: u32,
-    mac: [u8; 6],
-    egress_mac: [u8; 6],
-    mtu: u16,
+    pub mac: [u8; 6],
+    pub egress_mac: [u8; 6],
+    pub mtu: u16,
 }
 
 impl NextHop {
@@ -235,13 +235,14 @@ pub fn is_spoofed(ctx: *mut c_void, ingress: u32, src: [u8; 4], dst: [u8; 4]) ->
     if config.wan == 0 || src == [0; 4] || matches!(src, [169, 254, ..]) || !is_unicast(dst) {
         return false;
     }
-    leaves_by(ctx, ingress, src, dst) == config.wan
+    let egress = leaves_by(ctx, ingress, src, dst);
+    (egress == config.wan || (config.softwire != 0 && egress == config.softwire))
         && leaves_by(ctx, config.wan, dst, src) != ingress
 }
 
 /// The interface that a packet is sent by; 0: it is not forwarded.
 #[inline(never)]
-fn leaves_by(ctx: *mut c_void, iif: u32, src: [u8; 4], dst: [u8; 4]) -> u32 {
+pub fn leaves_by(ctx: *mut c_void, iif: u32, src: [u8; 4], dst: [u8; 4]) -> u32 {
     let mut space = MaybeUninit::uninit();
     let params = params(&mut space, AF_INET, iif);
     params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);

@@ -22,7 +22,7 @@ use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{Marks, Packet, is_unicast, parse};
 use crate::rewrite::Hop;
 use crate::session::{self, Direction, Flow};
-use crate::{filter, hairpin, icmp, mapping, stats};
+use crate::{filter, hairpin, icmp, mapping, softwire, stats};
 
 /// One frame of a LAN host.
 #[inline(always)]
@@ -30,6 +30,9 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
     let mut packet = MaybeUninit::uninit();
     let packet = match parse(hook, &hook.cursor(), &mut packet) {
         Ok(packet) => packet,
+        Err(outcome) if outcome != PassReason::NotIpv4.into() && softwire::is_on() => {
+            return Err(hook.softwire_out());
+        }
         Err(outcome) if outcome == PassReason::IcmpError.into() => {
             return Err(admitted(hook, icmp::translate(hook, icmp::At::Lan)));
         }
@@ -58,6 +61,9 @@ pub fn run<H: Hook>(hook: &H) -> Step<Outcome> {
 /// The session of a packet that has none yet.
 #[inline(always)]
 fn begun<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<&'static mut SessionValue> {
+    if config.softwire != 0 {
+        return Err(hook.softwire_out());
+    }
     // The kernel takes packets with our own addresses from the LAN, for the sake of those that we have hairpinned.
     if is_external(&packet.key.src) {
         return Err(DropReason::Spoofed.into());
@@ -143,6 +149,10 @@ fn send<H: Hook>(
     if let Err(outcome) = way(hook, config, packet, session) {
         if session.flags & SessionFlags::HAIRPIN != 0 {
             return Err(hairpin::hand_up(hook, packet, session, now, outcome));
+        }
+        // The session waits for its address to come back; the packets need not.
+        if outcome == DropReason::AddressGone.into() && config.softwire != 0 {
+            return Err(hook.softwire_out());
         }
         return Err(passed(hook, packet, outcome));
     }

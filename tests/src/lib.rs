@@ -1,5 +1,6 @@
 //! The lab and the harness of the integration suites.
 
+pub mod aftr;
 pub mod bench;
 pub mod bpf;
 pub mod capture;

@@ -362,7 +362,7 @@ pub fn split(frame: &Frame, most: usize, id: u16) -> Vec<Vec<u8>> {
 }
 
 /// One's complement sum, folded (RFC 1071). All ones over what a right checksum covers.
-fn sum(bytes: &[u8]) -> u16 {
+pub fn sum(bytes: &[u8]) -> u16 {
     let mut total = 0u64;
     for pair in bytes.chunks(2) {
         let low = pair.get(1).copied().unwrap_or(0);

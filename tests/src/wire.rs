@@ -58,7 +58,7 @@ impl Drop for Wire {
 }
 
 /// A device that carries bare IP packets, and the descriptor its packets come out of.
-fn open(name: &str) -> Result<std::fs::File> {
+pub(crate) fn open(name: &str) -> Result<std::fs::File> {
     let file = std::fs::File::options()
         .read(true)
         .write(true)

@@ -20,6 +20,7 @@ use crate::hook::Hook;
 use crate::maps::CONFIG;
 use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
+use crate::softwire;
 
 /// First octet of an address of a group.
 const MULTICAST: u8 = 0xff;
@@ -53,6 +54,10 @@ fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
         }
         Err(outcome) => return Err(outcome),
     };
+    // The daemon's part of the softwire: no flow, and nothing to count.
+    if packet.key.proto == proto::IPV4 && config.softwire != 0 && softwire::is_sent(&packet.key) {
+        return Err(Done::HostOut.into());
+    }
     if packet.special != 0 {
         settle(hook, config, packet).step()?;
     }

@@ -21,6 +21,7 @@ use crate::hook::Hook;
 use crate::maps::CONFIG;
 use crate::outcome::{Outcome, Step};
 use crate::session::Direction;
+use crate::softwire;
 
 /// IKE (RFC 7296 section 2) and the client's port of DHCPv6 (RFC 8415 section 7.2), in network order.
 const IKE: [u8; 2] = 500u16.to_be_bytes();
@@ -46,6 +47,11 @@ fn try_run<H: Hook>(hook: &H) -> Step<Outcome> {
         Err(outcome) => return Err(unparsed(outcome)),
     };
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
+    // Of a later fragment it is not known what is inside.
+    let may_be = packet.key.proto == proto::IPV4 || packet.special & special::LATER != 0;
+    if may_be && config.softwire != 0 {
+        softwire::judge(hook, packet).step()?;
+    }
     if packet.special != 0 {
         settle(hook, config, packet).step()?;
     }

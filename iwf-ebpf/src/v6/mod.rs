@@ -20,9 +20,9 @@ pub mod egress;
 mod fragment;
 mod icmp;
 pub mod inbound;
-mod next_hop;
+pub mod next_hop;
 pub mod outbound;
-mod parse;
+pub mod parse;
 mod pinhole;
 mod session;
 pub mod sweep;
@@ -30,6 +30,8 @@ pub mod sweep;
 /// IANA protocol numbers beside those of [`crate::headers`].
 mod proto {
     pub const HOP_BY_HOP: u8 = 0;
+    /// IPv4 in IPv6 (RFC 2473).
+    pub const IPV4: u8 = 4;
     pub const DCCP: u8 = 33;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;

@@ -6,14 +6,17 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-    BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibParams,
+    BPF_FIB_LKUP_RET_UNREACHABLE, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as FibParams,
 };
 use aya_ebpf::helpers::bpf_fib_lookup;
+use iwf_common::config::Config;
 use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::flow6::{SessionFlags6, SessionKey6, SessionValue6};
 use iwf_common::reason::{Done, PassReason};
+use iwf_common::softwire::{Softwire, SoftwireHop};
 
 use super::parse::Packet6;
+use crate::clock::tick;
 use crate::maps::{CONFIG, DEVMAP};
 use crate::next_hop::{l3_interface, port_towards};
 use crate::outcome::{Outcome, Step};
@@ -185,6 +188,41 @@ fn route(ctx: *mut c_void, iif: u32, key: &SessionKey6) -> Route {
         // Not forwarded: local, or there is no route; also where forwarding is switched off.
         _ => Route::Local,
     }
+}
+
+/// The way to the AFTR for what the CPE itself sends by the WAN.
+#[inline(always)]
+pub fn to_aftr(
+    ctx: *mut c_void,
+    config: &Config,
+    tunnel: &Softwire,
+    hop: &mut SoftwireHop,
+) -> Step<()> {
+    // Before the question: what is found good while the network changes must not be good for the next generation.
+    // SAFETY: a reference is valid for reads; volatile keeps the order of the program text.
+    let generation = unsafe { core::ptr::read_volatile(&raw const config.next_hop_generation) };
+    let mut space = MaybeUninit::uninit();
+    let params = self::params(&mut space, config.wan, &tunnel.local, &tunnel.remote);
+    // The shortest that is a packet: the answer has the MTU of the path then, whatever it is.
+    params.__bindgen_anon_1.tot_len = 1;
+    let len = size_of::<FibParams>() as i32;
+    // SAFETY: the context is the kernel's own and the length is the struct's.
+    let answer = unsafe { bpf_fib_lookup(ctx, params, len, BPF_FIB_LOOKUP_OUTPUT) } as u32;
+    if answer != BPF_FIB_LKUP_RET_SUCCESS || params.ifindex != config.wan {
+        return Err(PassReason::Unresolved.into());
+    }
+    if params.smac == [0; 6] {
+        // Without an Ethernet address there is no Ethernet header either.
+        return Err(PassReason::NoRedirect.into());
+    }
+    hop.egress = params.ifindex;
+    hop.egress_mac = params.smac;
+    hop.mac = params.dmac;
+    // SAFETY: on success the kernel has put the MTU where the length was.
+    hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+    hop.asked = tick();
+    hop.generation = generation;
+    Ok(())
 }
 
 #[inline(always)]

@@ -27,6 +27,7 @@ use super::own_ports;
 use super::settings;
 use super::shell::{Facts, Shell};
 use super::signals::{Wish, notify};
+use super::softwire::Softwires;
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::LinkCounters;
@@ -78,6 +79,8 @@ pub struct Daemon<P, S> {
     pub upstream: Upstream,
     /// Asks DHCP servers for PCP servers.
     pub discovery: Discovery,
+    /// Looks after the DS-Lite softwire.
+    pub softwires: Softwires,
     /// Servers for LAN hosts.
     pub lan: LanServices,
     /// What it was told.
@@ -92,6 +95,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     /// Runs until told to stop, then says goodbye to the LAN. Programs, links and maps stay: forwarding goes on.
     pub async fn run(mut self, mut inputs: Inputs) {
         let started = clock::now();
+        let softwire = self.softwires.told();
+        self.shell.set_softwire(softwire, started);
         self.follow(&mut inputs.network);
         // Before anybody else can ask for their ports.
         self.follow_mappings();
@@ -141,6 +146,11 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 () = self.discovery.changed() => {
                     let report = self.discovery.report();
                     self.shell.discovered(report, &mut self.upstream, clock::now());
+                    self.softwires.hint(self.shell.aftr_hint());
+                }
+                () = self.softwires.changed() => {
+                    let told = self.softwires.told();
+                    self.shell.set_softwire(told, clock::now());
                 }
                 1.. = inputs.calls.recv_many(&mut calls, MAX_WAITING_CALLS) => {
                     self.shell.soap(calls.drain(..), &mut self.upstream, clock::now());

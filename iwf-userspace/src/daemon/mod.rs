@@ -22,6 +22,7 @@ pub mod settings;
 pub mod shell;
 pub mod signals;
 mod sockets;
+pub mod softwire;
 pub mod ssdp;
 pub mod start;
 pub mod store;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::daemon::config::FlowRules;
+use crate::daemon::dataplane::softwire::Softwire;
 use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
 use crate::iwf::WanState;
 use crate::types::Protocol;
@@ -100,6 +101,7 @@ impl NetState {
             fdb: self.fdb.clone(),
             rules: FlowRules::default(),
             next_hops: self.next_hops,
+            softwire: Softwire::Off,
         }
     }
 }

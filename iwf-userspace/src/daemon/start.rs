@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::config::Config;
@@ -23,7 +23,9 @@ use super::gena::Courier;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
+use super::netstate::NetState;
 use super::shell::Shell;
+use super::softwire::{self, Softwires};
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
@@ -71,6 +73,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let fragment_tables = plane.fragments();
     let refusal_tables = plane.refusals();
     let (courier, outcomes) = Courier::new();
+    let softwires = softwires(&config, &plane, &network);
     let mut shell = Shell::new(core, plane, store, settings::host_ports(&config), courier);
     shell.set_pinholes(settings::pinholes(&config));
     shell.set_rules(config.rules);
@@ -104,6 +107,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let daemon = Daemon {
         shell,
         discovery,
+        softwires,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
         lan: LanServices::new(identity, config.http.port),
         config,
@@ -174,6 +178,24 @@ fn core(
     );
     core.restore(saved, now);
     Ok(core)
+}
+
+fn softwires(
+    config: &Config,
+    plane: &KernelPlane,
+    network: &watch::Receiver<NetState>,
+) -> Softwires {
+    let Some(source) = config.ds_lite.clone() else {
+        softwire::remove_device();
+        return Softwires::off();
+    };
+    let settings = softwire::Settings {
+        source,
+        wan: config.wan_interface.to_string(),
+        mss_clamp: config.mss_clamp,
+        counters: plane.softwire_counters(),
+    };
+    Softwires::start(settings, network.clone())
 }
 
 /// Lets the kernel forward what has been hairpinned and cannot be redirected yet: such a packet comes in by the LAN

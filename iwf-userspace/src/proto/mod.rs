@@ -14,3 +14,4 @@ pub mod igd_client;
 pub mod natpmp_client;
 pub mod pcp_client;
 pub mod pcp_servers;
+pub mod softwire;

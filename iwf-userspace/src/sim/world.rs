@@ -217,9 +217,9 @@ impl World {
         let now = self.now;
         self.wires.retain(|(at, _), datagram| match datagram {
             Datagram::ToServer(..) => true,
-            // The connection went with the daemon.
-            Datagram::EventSent(..) => false,
-            Datagram::ToClient(..) | Datagram::Unreachable(_) => *at > now,
+            // The connections went with the daemon; what was sent on them may arrive.
+            Datagram::EventSent(..) | Datagram::Returned(_) => false,
+            Datagram::ToClient(..) | Datagram::Unreachable(_) | Datagram::Fetch(..) => *at > now,
         });
         self.kernel.sweep(now);
         let wall = self.wall();

@@ -278,6 +278,15 @@ mod tests {
         assert_eq!(reply.max_wait, Some(Duration::from_secs(120)));
     }
 
+    /// RFC 6334 section 5.
+    #[test]
+    fn only_the_first_aftr_counts() {
+        let first = option(64, b"\x04aftr\x07example\x00");
+        let second = option(64, b"\x05other\x07example\x00");
+        let reply = Reply::decode(&answer(&[first, second])).unwrap();
+        assert_eq!(reply.aftr.as_deref(), Some("aftr.example"));
+    }
+
     #[test]
     fn instances_are_bounded() {
         let many = vec![option(86, &[1; 16]); MAX_INSTANCES + 9];

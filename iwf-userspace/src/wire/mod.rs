@@ -20,6 +20,7 @@ pub mod port_listing;
 pub mod scpd;
 pub mod services;
 pub mod soap;
+pub mod softwire;
 pub mod ssdp;
 pub mod udp;
 mod xml;

@@ -13,6 +13,7 @@ use iwf_common::fragment::{FragmentKey, FragmentValue};
 use iwf_common::host::{HostKey, HostValue, Totals};
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, FilterList, MappingValue, PeerKey, PeerValue};
+use iwf_common::softwire::Softwire;
 
 use super::Plane;
 
@@ -49,6 +50,14 @@ impl Plane {
         let map = self.ebpf.map_mut(names::DEVMAP).context("DEVMAP")?;
         let mut map = aya::maps::DevMapHash::try_from(map)?;
         Ok(map.insert(ifindex, ifindex, None, 0)?)
+    }
+
+    /// Says where the softwire ends.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_softwire(&mut self, value: Softwire) -> Result<()> {
+        Ok(self.array(names::SOFTWIRE)?.set(0, value, 0)?)
     }
 
     /// Takes an interface out again.

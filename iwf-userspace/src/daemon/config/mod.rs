@@ -16,6 +16,7 @@ use iwf_common::limits::POOL;
 
 use crate::iwf::MAX_ASKED;
 use crate::mapping::StaticMapping;
+pub use crate::proto::softwire::Source as Aftr;
 
 /// Everything the daemon was told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Discovery on the LAN.
     pub ssdp: SsdpConfig,
+    /// Where IPv4 goes through IPv6 where the WAN has none; `None`: nowhere.
+    pub ds_lite: Option<Aftr>,
     /// How the packet programs are attached.
     pub attach: AttachMode,
     /// Whether LAN hosts may get external ports of this machine's own ephemeral range.
@@ -469,6 +472,7 @@ impl Config {
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),
             ("ssdp", self.ssdp != new.ssdp),
+            ("ds_lite", self.ds_lite != new.ds_lite),
             ("xdp.attach", self.attach != new.attach),
             (
                 "nat.ephemeral_ports",
@@ -489,7 +493,9 @@ impl Config {
 impl Config {
     /// Whether the DHCP servers of the WAN are asked.
     pub fn asks_dhcp(&self) -> bool {
-        self.mode != Mode::Local && self.pcp_servers.is_empty() && self.discovery.dhcp
+        let servers =
+            self.mode != Mode::Local && self.pcp_servers.is_empty() && self.discovery.dhcp;
+        servers || self.ds_lite == Some(Aftr::Dhcp)
     }
 }
 

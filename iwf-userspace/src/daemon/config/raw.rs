@@ -21,6 +21,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) xdp: Xdp,
     #[serde(default)]
+    pub(super) ds_lite: Option<DsLite>,
+    #[serde(default)]
     pub(super) nat: Nat,
     #[serde(default)]
     pub(super) policy: Policy,
@@ -128,6 +130,9 @@ section!(Ssdp {
 });
 section!(Xdp {
     attach: String = "auto"
+});
+section!(DsLite {
+    aftr: String = "dhcp"
 });
 section!(Nat {
     ephemeral_ports: String = "share",

@@ -219,6 +219,43 @@ fn filtering_and_refusals_are_read_and_followed() {
 }
 
 #[test]
+fn the_softwire_ends_where_it_is_written() {
+    let ds_lite = |text: &str| parse(&format!("{MINIMAL}[ds_lite]\n{text}\n"));
+    assert_eq!(parse(MINIMAL).unwrap().ds_lite, None);
+    assert!(ds_lite("").unwrap().asks_dhcp());
+    for (text, aftr) in [
+        ("", Aftr::Dhcp),
+        ("aftr = \"dhcp\"", Aftr::Dhcp),
+        (
+            "aftr = \"2001:db8::1\"",
+            Aftr::Address("2001:db8::1".parse().unwrap()),
+        ),
+        (
+            "aftr = \"aftr-1.example.net.\"",
+            Aftr::Name("aftr-1.example.net.".to_owned()),
+        ),
+    ] {
+        assert_eq!(ds_lite(text).unwrap().ds_lite, Some(aftr), "{text}");
+    }
+    for bad in [
+        "",
+        "192.0.2.1",
+        "fe80::1",
+        "::",
+        "::1",
+        "ff02::1",
+        "::ffff:192.0.2.1",
+        "a b",
+        "a..b",
+        "http://aftr",
+        "2001:db8::1/64",
+    ] {
+        let error = ds_lite(&format!("aftr = \"{bad}\"")).unwrap_err();
+        assert!(error.to_string().contains("ds_lite.aftr"), "{error}");
+    }
+}
+
+#[test]
 fn segment_sizes_are_clamped_as_written() {
     let clamp = |text: &str| parse(&format!("{MINIMAL}[nat]\nmss_clamp = {text}\n"));
     let auto = parse(MINIMAL).unwrap().mss_clamp;

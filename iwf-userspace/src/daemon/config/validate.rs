@@ -10,11 +10,12 @@ use toml::Spanned;
 
 use super::raw;
 use super::{
-    AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering, FlowRules,
-    HttpConfig, InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES, MAX_PCP_SERVERS,
-    MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer, PolicyConfig,
-    Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
+    Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
+    FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES,
+    MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer,
+    PolicyConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
+use crate::proto::softwire::is_usable;
 
 impl TryFrom<raw::File> for Config {
     type Error = Invalid;
@@ -75,6 +76,7 @@ impl TryFrom<raw::File> for Config {
                 )?,
                 ttl: number("ssdp.ttl", &file.ssdp.ttl, 1..=4)?,
             },
+            ds_lite: file.ds_lite.as_ref().map(aftr).transpose()?,
             attach: choice(
                 "xdp.attach",
                 &file.xdp.attach,
@@ -170,6 +172,37 @@ fn lan_interfaces(
             Ok(name)
         })
         .collect()
+}
+
+/// Octets of a name (RFC 1035 section 2.3.4) and of one of its labels.
+const MOST_OF_NAME: usize = 253;
+const MOST_OF_LABEL: usize = 63;
+
+fn aftr(section: &raw::DsLite) -> Result<Aftr, Invalid> {
+    let written = section.aftr.get_ref();
+    if written == "dhcp" {
+        return Ok(Aftr::Dhcp);
+    }
+    let is_label = |label: &str| {
+        let known = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_');
+        (1..=MOST_OF_LABEL).contains(&label.len()) && label.bytes().all(known)
+    };
+    let is_name = |name: &str| {
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let numeric = name
+            .bytes()
+            .all(|octet| octet.is_ascii_digit() || octet == b'.');
+        name.len() <= MOST_OF_NAME && !numeric && name.split('.').all(is_label)
+    };
+    match written.parse() {
+        Ok(addr) if is_usable(&addr) => Ok(Aftr::Address(addr)),
+        Err(_) if is_name(written) => Ok(Aftr::Name(written.clone())),
+        _ => Err(invalid(
+            &section.aftr,
+            format!("ds_lite.aftr: {written:?} cannot be where a softwire ends"),
+            "write \"dhcp\", a host name, or an IPv6 address that is not of the link, a group or this machine",
+        )),
+    }
 }
 
 fn interface(key: &str, written: &Spanned<String>) -> Result<InterfaceName, Invalid> {

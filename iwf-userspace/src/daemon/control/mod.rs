@@ -12,7 +12,7 @@ pub mod server;
 pub mod stats_text;
 pub mod table;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -237,6 +237,9 @@ pub struct Status {
     /// Where the network says a DS-Lite tunnel ends.
     #[serde(default)]
     pub aftr: Option<String>,
+    /// The DS-Lite softwire, while there is one.
+    #[serde(default)]
+    pub softwire: Option<SoftwireEnds>,
     /// Mappings in the table.
     pub mappings: u64,
     /// Sessions in the kernel at the last sweep.
@@ -249,6 +252,15 @@ pub struct Status {
     /// Subscriptions to events.
     #[serde(default)]
     pub subscriptions: u64,
+}
+
+/// Between whom IPv4 goes through IPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoftwireEnds {
+    /// Our end.
+    pub local: Ipv6Addr,
+    /// The AFTR.
+    pub aftr: Ipv6Addr,
 }
 
 /// One of several external addresses.

@@ -101,6 +101,12 @@ fn render_status(status: &Status) -> String {
     if let Some(aftr) = &status.aftr {
         row("AFTR", aftr.clone());
     }
+    if let Some(softwire) = &status.softwire {
+        row(
+            "softwire",
+            format!("{} to {}", softwire.local, softwire.aftr),
+        );
+    }
     row("mappings", status.mappings.to_string());
     row("subscriptions", status.subscriptions.to_string());
     row("sessions", status.sessions.to_string());

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::attach;
 use super::pins::{self, PinSet};
+use super::tun;
 
 /// See [`super::kernel::detach`].
 pub(super) fn detach(bpffs_dir: &Path) -> Result<()> {
@@ -26,6 +27,7 @@ pub(super) fn detach(bpffs_dir: &Path) -> Result<()> {
             .with_context(|| format!("remove {}", set.dir().display()))?;
         info!(pins = %set.dir().display(), "removed");
     }
+    tun::remove(tun::SOFTWIRE).context("remove the softwire's device")?;
     pins::release_bpffs(bpffs_dir)?;
     if !attach::until(|| doomed.are_gone()) {
         warn!("the kernel still holds some objects: a running daemon has them open");

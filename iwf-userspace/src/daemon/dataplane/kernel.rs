@@ -32,6 +32,7 @@ use super::pins::{self, PinSet};
 pub use super::programs::Origin;
 use super::programs::{self, Opened, Programs, Tools};
 use super::refusals::RefusalTables;
+use super::softwire::SoftwireCounters;
 use super::sweep::{self, Judge, Progress, Sweeper, Totals};
 use super::{Change, DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, Turn};
 use crate::daemon::config::{
@@ -228,6 +229,11 @@ impl KernelPlane {
     /// As [`Self::fragments`].
     pub(crate) fn refusals(&self) -> Result<RefusalTables> {
         maps::refusals(&self.pins)
+    }
+
+    /// Where the daemon counts what it carries through the softwire itself.
+    pub(crate) fn softwire_counters(&self) -> SoftwireCounters {
+        SoftwireCounters::of(self.pins.clone())
     }
 
     /// A whole pass of the sweep, in one go: for tests and tools, because it waits between slices.

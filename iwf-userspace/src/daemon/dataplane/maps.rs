@@ -25,6 +25,7 @@ use iwf_common::nat::{
     EndpointKey, Filter, FilterEntry, FilterList, MappingFlags, MappingKind, MappingValue, PeerKey,
     PeerValue, mask,
 };
+use iwf_common::softwire::{Softwire, SoftwireHop};
 use iwf_common::sweep::{SweepItem, SweepRequest};
 use iwf_common::tick::ClockSample;
 use iwf_common::{limits, names, reason};
@@ -66,7 +67,7 @@ impl Sizes {
 
     /// Key size, value size and entries every pinned map must have. The device map's value depends on the
     /// kernel and the rings have none; they are left out.
-    fn expected(&self) -> [(&'static str, usize, usize, u32); 24] {
+    fn expected(&self) -> [(&'static str, usize, usize, u32); 26] {
         const INDEX: usize = size_of::<u32>();
         let mapping = (size_of::<EndpointKey>(), size_of::<MappingValue>());
         [
@@ -154,6 +155,8 @@ impl Sizes {
             ),
             (names::HELD_BUDGET, INDEX, size_of::<EventBudget>(), 1),
             (names::REFUSED_BUDGET, INDEX, size_of::<EventBudget>(), 2),
+            (names::SOFTWIRE, INDEX, size_of::<Softwire>(), 1),
+            (names::SOFTWIRE_HOP, INDEX, size_of::<SoftwireHop>(), 1),
         ]
     }
 
@@ -187,6 +190,7 @@ impl Sizes {
 /// Open pinned maps.
 pub(super) struct Maps {
     pub(super) config: Array<MapData, Config>,
+    pub(super) softwire: Array<MapData, Softwire>,
     pub(super) ifaces: HashMap<MapData, u32, IfaceValue>,
     pub(super) devmap: DevMapHash<MapData>,
     pub(super) fdb: HashMap<MapData, FdbKey, u32>,
@@ -209,6 +213,7 @@ impl Maps {
     pub(super) fn open(set: &PinSet) -> Result<Self> {
         Ok(Self {
             config: typed(set, names::CONFIG)?,
+            softwire: typed(set, names::SOFTWIRE)?,
             ifaces: typed(set, names::IFACES)?,
             devmap: typed(set, names::DEVMAP)?,
             fdb: typed(set, names::BRIDGE_FDB)?,

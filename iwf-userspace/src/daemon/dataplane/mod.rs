@@ -34,9 +34,12 @@ mod raw_socket;
 pub(crate) mod refusals;
 pub(crate) mod ring;
 mod settle;
+pub mod softwire;
 pub mod sweep;
+pub(crate) mod tun;
 
 use inspect::{Inspector, TableRow};
+use softwire::Softwire;
 
 /// Why the data plane refused.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +137,8 @@ pub struct PlaneConfig {
     pub rules: FlowRules,
     /// Grows whenever a next hop a session may have cached is no longer right.
     pub next_hops: u32,
+    /// Where IPv4 goes through IPv6. Not while there is an external address.
+    pub softwire: Softwire,
 }
 
 /// What is let in from the WAN over IPv6 (WANIPv6FirewallControl:1, AddPinhole). What is `None` is any.

@@ -96,6 +96,7 @@ impl Lab {
             shell: Shell::new(core, plane, store, settings::host_ports(&config), courier),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
+            softwires: Softwires::off(),
             lan: LanServices::new(identity, 0),
             config,
             config_path: "/nonexistent".into(),

@@ -8,6 +8,7 @@ use tracing::info;
 use super::super::control::{Discovered as Row, Family};
 use super::super::dataplane::DataPlane;
 use super::super::discovery::{Report, Side};
+use super::super::softwire::Hint;
 use super::super::store::Store;
 use super::{Datagrams, Shell};
 use crate::iwf::{Discovered, Input};
@@ -26,6 +27,15 @@ impl FoundServers {
     /// Where the network says a DS-Lite tunnel ends.
     pub(super) fn aftr(&self) -> Option<String> {
         self.report.as_ref()?.v6.known.aftr.clone()
+    }
+
+    /// The same, and whether silence is an answer by now.
+    pub(super) fn aftr_hint(&self) -> Hint {
+        let known = self.report.as_ref().map(|report| &report.v6.known);
+        Hint {
+            name: known.and_then(|known| known.aftr.clone()),
+            settled: known.is_some_and(|known| known.settled),
+        }
     }
 
     fn discovered(&self) -> Discovered {

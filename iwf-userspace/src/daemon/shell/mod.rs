@@ -24,12 +24,14 @@ use super::config::FlowRules;
 use super::control::events::EventKind;
 use super::control::server::{Call as ControlCall, Replies};
 use super::control::{Request, Response};
+use super::dataplane::softwire::Softwire;
 use super::dataplane::{Change, DataPlane, DataPlaneError, Found, Pinhole, Turn};
 use super::gena::{Courier, Outcome, SubscriptionCall};
 use super::http::SoapCall;
 use super::journal::Journal;
 use super::netstate::NetState;
 use super::reconciler;
+use super::softwire::Hint;
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::{
@@ -84,6 +86,7 @@ pub struct Shell<P, S> {
     pinholes: Vec<Pinhole>,
     rules: FlowRules,
     network: NetState,
+    softwire: Softwire,
     next_request: u64,
     soap: BTreeMap<RequestId, (oneshot::Sender<soap::ActionResult>, Option<Wish>)>,
     admin: BTreeMap<RequestId, Replies>,
@@ -147,6 +150,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             pinholes: Vec::new(),
             rules: FlowRules::default(),
             network: NetState::default(),
+            softwire: Softwire::Off,
             next_request: 0,
             soap: BTreeMap::new(),
             admin: BTreeMap::new(),
@@ -423,6 +427,19 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.rules = rules;
     }
 
+    /// IPv4 goes another way through IPv6, or none. Takes effect at once, unless the network was not told yet.
+    pub fn set_softwire(&mut self, softwire: Softwire, now: Instant) {
+        self.softwire = softwire;
+        if self.network != NetState::default() {
+            self.configure(now);
+        }
+    }
+
+    /// What DHCP has said of the AFTR.
+    pub fn aftr_hint(&self) -> Hint {
+        self.servers_found.aftr_hint()
+    }
+
     /// What the WAN link has carried, and what time it is.
     pub fn tick(
         &mut self,
@@ -539,6 +556,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         config.own_ports = self.own_ports.clone();
         config.pinholes.clone_from(&self.pinholes);
         config.rules = self.rules;
+        config.softwire = self.softwire;
         if let Err(error) = self.plane.configure(&config) {
             log_plane("configure", error);
             self.runs.due = Some(now + RETRY);

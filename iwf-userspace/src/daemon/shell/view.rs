@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::super::control::{
     Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Repairs, Request,
-    Response, Server, Stats, Status, StoreState, SubscriptionRow,
+    Response, Server, SoftwireEnds, Stats, Status, StoreState, SubscriptionRow,
 };
 use super::super::dataplane::inspect::TableRow;
+use super::super::dataplane::softwire::Softwire;
 use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
@@ -78,6 +79,13 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             servers: self.servers(),
             discovery: self.servers_found.rows(),
             aftr: self.servers_found.aftr(),
+            softwire: match self.softwire {
+                Softwire::On(path) => Some(SoftwireEnds {
+                    local: path.local,
+                    aftr: path.remote,
+                }),
+                Softwire::Off | Softwire::Undecided => None,
+            },
             mappings: self.core.mappings().filter(|m| m.is_installed()).count() as u64,
             sessions: self.sessions(),
             reconciler: self.reconciler(now),

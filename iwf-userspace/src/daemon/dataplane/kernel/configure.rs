@@ -10,6 +10,7 @@ use iwf_common::config::{
 };
 use iwf_common::flow::NO_NEXT_HOP;
 use iwf_common::nat::{EndpointKey, Filter, MappingFlags, MappingKind, MappingValue, mask};
+use iwf_common::softwire::Softwire as SoftwireValue;
 use iwf_common::{limits, tick};
 use tracing::{debug, info, warn};
 
@@ -19,7 +20,9 @@ use crate::daemon::dataplane::attach::{self, Attachment, Mode};
 use crate::daemon::dataplane::features;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::pair::{Expect, Side, Tables as _};
+use crate::daemon::dataplane::softwire::Softwire;
 use crate::daemon::dataplane::{DataPlane as _, DataPlaneError, FdbEntry, PlaneConfig, Port, Role};
+use crate::daemon::softwire::inner_mtu;
 use crate::types::{NatEntry, Protocol};
 
 /// The parts of the configuration that are in the kernel; `None` is not known yet.
@@ -161,12 +164,23 @@ impl KernelPlane {
         new.wan = wan_index(&config.ports);
         new.filter = filter(config.rules.filtering) as u8;
         new.flags = answers(config.rules.refusals, held.flags);
-        new.mss = self.mss_clamp.size(config.wan_mtu);
+        new.softwire = match config.softwire {
+            _ if config.external_addr.is_some() => 0,
+            Softwire::Off => 0,
+            Softwire::Undecided => held.softwire,
+            Softwire::On(path) => path.ifindex,
+        };
+        new.mss = self.mss_clamp.size(if new.softwire == 0 {
+            config.wan_mtu
+        } else {
+            inner_mtu(config.wan_mtu)
+        });
         (new.lan, new.lan_len) = lan_prefixes(&config.lan_prefixes);
         new.lan_ifindex = lan_interfaces(config);
         (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
+        let redirected = self.follow_softwire(config, &held)?;
         let moved = (new.external_addr, new.pool) != (held.external_addr, held.pool);
-        if next_hops_changed || moved {
+        if next_hops_changed || moved || redirected || new.softwire != held.softwire {
             step(&mut new);
         }
         if new != held {
@@ -198,6 +212,35 @@ impl KernelPlane {
         outcome
             .map_err(to_io)
             .map_err(refused("write the configuration"))
+    }
+
+    /// Writes SOFTWIRE, while CONFIG, which was `held`, does not lead there: the kernel copies it octet by octet. Whether
+    /// it was another one.
+    fn follow_softwire(
+        &mut self,
+        config: &PlaneConfig,
+        held: &Config,
+    ) -> Result<bool, DataPlaneError> {
+        let Softwire::On(path) = config.softwire else {
+            return Ok(false);
+        };
+        let failed = refused("tell the softwire");
+        let wanted = SoftwireValue {
+            local: path.local.octets(),
+            remote: path.remote.octets(),
+        };
+        let map = &self.tables.maps.softwire;
+        if map.get(&0, 0).map_err(to_io).map_err(&failed)? == wanted {
+            return Ok(false);
+        }
+        if held.softwire != 0 {
+            let mut without = *held;
+            without.softwire = 0;
+            self.write_config(&without)?;
+        }
+        let map = &mut self.tables.maps.softwire;
+        map.set(0, wanted, 0).map_err(to_io).map_err(failed)?;
+        Ok(true)
     }
 
     /// Tells which LAN hosts have explicit mappings and where: their other mappings follow. With one address there is
