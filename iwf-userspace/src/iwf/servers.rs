@@ -154,10 +154,8 @@ impl Iwf {
             if discovery.router && (nobody || self.settings.igd && !named.is_empty()) {
                 named.push((Origin::Router, self.router()));
             }
-            if nobody {
-                if discovery.anycast {
-                    named.push((Origin::Anycast, vec![(ANYCAST, SERVER_PORT).into()]));
-                }
+            if nobody && discovery.anycast {
+                named.push((Origin::Anycast, vec![(ANYCAST, SERVER_PORT).into()]));
             }
         }
         // What maps IPv4 is asked from an IPv4 address: servers map for the address they are asked from.
