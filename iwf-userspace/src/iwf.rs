@@ -15,6 +15,7 @@ mod job;
 mod leases;
 mod marks;
 mod pace;
+pub mod pinholes;
 mod probe;
 mod ranges;
 mod restore;
@@ -36,14 +37,18 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark, WallClock};
 use crate::mapping::table::Table;
 use crate::mapping::{StaticMapping, Via};
+use crate::proto::firewall;
 use crate::proto::gena::{self, Gena};
 use crate::proto::igd_client;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
+use crate::types::caller::Caller;
+use crate::types::pinhole::Pinhole;
 use crate::types::timed::Timed;
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, LocalAddrs, NatEntry, Protocol,
@@ -59,6 +64,7 @@ use job::Job;
 use leases::Leases;
 use marks::Marks;
 use pace::Pace;
+use pinholes::{Ending, Firewall, Lan6};
 use probe::Probe;
 use ranges::Removal;
 use soap_calls::Call;
@@ -90,8 +96,8 @@ pub enum Input {
     Soap {
         /// Names the call in the reply.
         request: RequestId,
-        /// Source address of the TCP connection.
-        caller: Ipv4Addr,
+        /// Who calls.
+        caller: Caller,
         /// The decoded call.
         call: soap::Call,
         /// For how long it has been on its way here, which is time of its deadline.
@@ -153,6 +159,15 @@ pub enum Input {
     Returned(igd_client::Input),
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
+    /// The LAN's IPv6 changed, or is told for the first time.
+    Lan6(Lan6),
+    /// The outcome of [`Effect::CountPinhole`]; `None`: the kernel does not tell.
+    PinholeCounted {
+        /// The effect's request.
+        request: RequestId,
+        /// Packets that came in by it.
+        packets: Option<u64>,
+    },
     /// Ports of our NAT that this machine uses itself. Complete, never a change.
     OwnPorts(BTreeSet<(Protocol, u16)>),
     /// The external ports of this machine's own services changed. Complete, never a change. Mappings that are there
@@ -271,6 +286,21 @@ pub enum Effect {
         /// The entry.
         entry: NatEntry,
     },
+    /// Make the pinholes of control points in the kernel these. Complete, never a change. The sessions of those that are
+    /// gone have ended when it is done.
+    WritePinholes {
+        /// Names it in [`Input::Done`].
+        ticket: Ticket,
+        /// All of them.
+        pinholes: Vec<Pinhole>,
+    },
+    /// Count the packets that have come in by a pinhole; [`Input::PinholeCounted`] is the answer.
+    CountPinhole {
+        /// The call that asks.
+        request: RequestId,
+        /// The pinhole.
+        id: u16,
+    },
     /// Store a change durably before anything that follows depends on it.
     Persist {
         /// Names it in [`Input::Done`].
@@ -295,6 +325,10 @@ pub enum StoreChange {
     Unmark(LeaseKey),
     /// SystemUpdateID to begin a new life with: not less than what anybody was told.
     UpdateId(u32),
+    /// Insert or replace the record of the pinhole of this id.
+    PutPinhole(PinholeRecord),
+    /// Remove the record of this pinhole; absent is fine.
+    DeletePinhole(u16),
     /// A server's clock as seen at that time. Written when a server is met and when it restarted, not with
     /// every response: the tolerance of the epoch test grows with the time that passed.
     Epoch {
@@ -322,6 +356,12 @@ pub struct Saved {
     pub update_id: u32,
     /// What the kernel has kept of an earlier life.
     pub held: Vec<NatEntry>,
+    /// Every pinhole of control points.
+    pub pinholes: Vec<PinholeRecord>,
+    /// The id that was given last.
+    pub last_pinhole: u16,
+    /// The pinholes that the kernel has kept.
+    pub held_pinholes: Vec<Pinhole>,
 }
 
 /// What happened, for logs and listeners.
@@ -378,6 +418,10 @@ pub enum Notice {
         /// What is in its way.
         problem: StaticProblem,
     },
+    /// A pinhole is open that a control point asked for.
+    PinholeOpened(Pinhole),
+    /// It is closed.
+    PinholeClosed(Pinhole, Ending),
     /// A server lost its state or restarted (RFC 6887 section 8.5); its mappings are being re-requested.
     EpochReset(SocketAddr),
 }
@@ -421,6 +465,7 @@ pub struct Iwf {
     marks: Marks,
     told: Told,
     gena: Gena,
+    firewall: Firewall,
     effects: VecDeque<Effect>,
 }
 
@@ -465,6 +510,7 @@ impl Iwf {
             unsaved: Unsaved::default(),
             marks: Marks::default(),
             told: Told::default(),
+            firewall: Firewall::default(),
             effects: VecDeque::new(),
         }
     }
@@ -478,13 +524,12 @@ impl Iwf {
                 call,
                 waited,
             } => {
+                if call.service == firewall::SERVICE && !call.is_query() {
+                    self.firewall_call(request, caller, &call, now);
+                    return;
+                }
                 let deadline = now + self.settings.deadline.saturating_sub(waited);
-                let call = Call {
-                    request,
-                    caller,
-                    call,
-                    deadline,
-                };
+                let call = Call::new(request, &caller, call, deadline);
                 self.dispatch(call, now);
             }
             Input::Subscription {
@@ -510,6 +555,9 @@ impl Iwf {
                 }
             }
             Input::Done { ticket, result } => {
+                if self.pinhole_done(ticket, result, now) {
+                    return;
+                }
                 self.done(ticket, result, now);
                 // A lease that has ended while its mapping was being changed is due since.
                 self.end_leases(now);
@@ -527,6 +575,8 @@ impl Iwf {
                 }
                 self.statics.retry_now(now);
             }
+            Input::Lan6(lan) => self.lan6_changed(lan, now),
+            Input::PinholeCounted { request, packets } => self.pinhole_counted(request, packets),
             Input::OwnPorts(ports) => self.settings.policy.own = ports,
             Input::Reserved(ports) => {
                 self.settings.policy.reserved = ports.into_iter().collect();
@@ -559,6 +609,7 @@ impl Iwf {
         self.end_probes(now);
         self.end_address_query(now);
         self.store_again(now);
+        self.end_pinholes(now);
         self.pump(now);
         self.follow_statics(now);
         self.settle();
@@ -581,6 +632,7 @@ impl Iwf {
             .chain(self.next_static())
             .chain(self.unsaved.next_event())
             .chain(self.gena.poll_timeout())
+            .chain(self.firewall.next_event())
             .min()
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub mod caller;
+pub mod pinhole;
 pub(crate) mod timed;
 
 /// A point on the monotonic clock of the caller, in milliseconds since an arbitrary origin.

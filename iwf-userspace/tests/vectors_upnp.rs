@@ -190,6 +190,7 @@ fn uuid() -> DeviceUuid {
 }
 
 const SENDER: Sender<'_> = Sender {
+    group: std::net::IpAddr::V4(ssdp::GROUP),
     location: "http://192.168.1.1:5000/rootDesc.xml",
     server: "Linux/6.1 UPnP/1.1 cpe-iwf/0.1",
     max_age: 1800,

@@ -6,7 +6,7 @@
 //! lan2 192.168.1.11 ─┘          NAT1: iwfd                           NAT2: nftables
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -27,6 +27,19 @@ pub const CARRIER: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 1);
 /// A remote host on the Internet side.
 pub const REMOTE: Ipv4Addr = Ipv4Addr::new(11, 22, 33, 9);
+
+/// Global IPv6 address of lan1, in a lab that has them.
+pub const LAN1_6: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0x10);
+/// Global IPv6 address of lan2.
+pub const LAN2_6: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0x11);
+/// Global IPv6 address of the CPE on the LAN.
+pub const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 1);
+/// Global IPv6 address of the CPE on the WAN.
+pub const WAN_6: Ipv6Addr = Ipv6Addr::new(0x2a0c, 9, 0, 0, 0, 0, 0, 2);
+/// IPv6 address of the carrier on the subscriber side.
+pub const CARRIER_6: Ipv6Addr = Ipv6Addr::new(0x2a0c, 9, 0, 0, 0, 0, 0, 1);
+/// IPv6 address of the remote host.
+pub const REMOTE_6: Ipv6Addr = Ipv6Addr::new(0x2a0d, 7, 0, 0, 0, 0, 0, 9);
 
 /// The bridge of the LAN.
 pub const LAN_BRIDGE: &str = "br-lan";
@@ -158,6 +171,43 @@ impl Lab {
         let rules = lab.dir().join("carrier.nft");
         std::fs::write(&rules, CARRIER_RULES)?;
         lab.cgn.must(&["nft", "-f", &rules.display().to_string()])?;
+        Ok(lab)
+    }
+
+    /// The same with IPv6 besides: the carrier routes a prefix to the CPE and filters nothing.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_ipv6() -> Result<Self> {
+        let lab = Self::new()?;
+        for host in lab.hosts() {
+            host.sysctl("net/ipv6/conf/all/disable_ipv6", "0")?;
+            host.sysctl("net/ipv6/conf/default/disable_ipv6", "0")?;
+        }
+        for router in [&lab.cpe, &lab.cgn] {
+            router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        }
+        lab.cgn.must(&["nft", "flush", "ruleset"])?;
+        for (host, interface, address) in [
+            (&lab.lan1, "eth0", LAN1_6),
+            (&lab.lan2, "eth0", LAN2_6),
+            (&lab.cpe, LAN_BRIDGE, GATEWAY_6),
+            (&lab.cpe, WAN_IF, WAN_6),
+            (&lab.cgn, "br0", CARRIER_6),
+            (&lab.cgn, "ext0", Ipv6Addr::new(0x2a0d, 7, 0, 0, 0, 0, 0, 1)),
+            (&lab.inet, "eth0", REMOTE_6),
+        ] {
+            host.ip(&format!("address add {address}/64 dev {interface} nodad"))?;
+        }
+        for (host, route) in [
+            (&lab.lan1, format!("default via {GATEWAY_6}")),
+            (&lab.lan2, format!("default via {GATEWAY_6}")),
+            (&lab.cpe, format!("default via {CARRIER_6}")),
+            (&lab.cgn, format!("2a0b:1:2::/48 via {WAN_6}")),
+            (&lab.inet, "default via 2a0d:7::1".to_owned()),
+        ] {
+            host.ip(&format!("-6 route add {route}"))?;
+        }
         Ok(lab)
     }
 

@@ -14,7 +14,7 @@ use iwf_tests::daemon::{Iwfd, Options};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::packet::ETHERNET;
 use iwf_tests::packet6::Frame6;
-use iwf_tests::topology::{LAN_BRIDGE, Lab, WAN_IF};
+use iwf_tests::topology::{GATEWAY_6, LAN1_6, Lab, REMOTE_6, WAN_IF};
 use iwf_tests::wait;
 use iwf_tests::wire::Wire;
 use serde_json::Value;
@@ -23,57 +23,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 const SOON: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(1);
 
-const HOST: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0x10);
-const ROUTER: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 1);
-const REMOTE: Ipv6Addr = Ipv6Addr::new(0x2a0d, 7, 0, 0, 0, 0, 0, 9);
+const HOST: Ipv6Addr = LAN1_6;
+const ROUTER: Ipv6Addr = GATEWAY_6;
+const REMOTE: Ipv6Addr = REMOTE_6;
 const OPEN_PORT: u16 = 8080;
 
-/// The lab with IPv6: the provider routes a prefix to the CPE and filters nothing.
-fn lab() -> Result<Lab> {
-    let lab = Lab::new()?;
-    for host in lab.hosts() {
-        host.sysctl("net/ipv6/conf/all/disable_ipv6", "0")?;
-        host.sysctl("net/ipv6/conf/default/disable_ipv6", "0")?;
-    }
-    for router in [&lab.cpe, &lab.cgn] {
-        router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    }
-    lab.cgn.must(&["nft", "flush", "ruleset"])?;
-    for (host, args) in [
-        (&lab.lan1, format!("address add {HOST}/64 dev eth0 nodad")),
-        (&lab.lan1, format!("-6 route add default via {ROUTER}")),
-        (
-            &lab.cpe,
-            format!("address add {ROUTER}/64 dev {LAN_BRIDGE} nodad"),
-        ),
-        (
-            &lab.cpe,
-            format!("address add 2a0c:9::2/64 dev {WAN_IF} nodad"),
-        ),
-        (&lab.cpe, "-6 route add default via 2a0c:9::1".to_owned()),
-        (
-            &lab.cgn,
-            "address add 2a0c:9::1/64 dev br0 nodad".to_owned(),
-        ),
-        (
-            &lab.cgn,
-            "-6 route add 2a0b:1:2::/48 via 2a0c:9::2".to_owned(),
-        ),
-        (
-            &lab.cgn,
-            "address add 2a0d:7::1/64 dev ext0 nodad".to_owned(),
-        ),
-        (&lab.inet, format!("address add {REMOTE}/64 dev eth0 nodad")),
-        (&lab.inet, "-6 route add default via 2a0d:7::1".to_owned()),
-    ] {
-        host.ip(&args)?;
-    }
-    Ok(lab)
-}
-
-/// The same with the provider beyond a link without Ethernet headers.
+/// The lab with IPv6 and the provider beyond a link without Ethernet headers.
 fn bare_lab() -> Result<(Lab, Wire)> {
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     lab.cpe.ip(&format!("link del {WAN_IF}"))?;
     let wire = Wire::between((&lab.cpe, WAN_IF), (&lab.inet, "tun0"))?;
     for (host, args) in [
@@ -221,7 +178,7 @@ fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(
         &lab,
         "[[pinhole]]\ninternal = \"2a0b:1:2:3::10\"\ninternal_port = 8080\nprotocol = \"tcp\"\n",
@@ -278,7 +235,7 @@ fn a_stranger_is_refused_after_six_seconds() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(&lab, "")?;
     let within = Duration::from_secs(20) * wait::patience();
     let wan: Ipv6Addr = "2a0c:9::2".parse()?;
@@ -313,7 +270,7 @@ fn a_path_with_a_smaller_mtu_is_found_out() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     lab.cgn.ip("link set ext0 mtu 1400")?;
     let _iwfd = start(&lab, "")?;
     let server = listen(&lab.inet, REMOTE, 0)?;
@@ -328,7 +285,7 @@ fn without_the_filter_strangers_come_in() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(&lab, "[ipv6]\nfilter = false\n")?;
     let open = listen(&lab.lan1, HOST, 0)?;
     transfer(&lab.inet, &open, 1 << 16)?;
@@ -382,7 +339,7 @@ fn reversed_fragments_arrive_whole_both_ways() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(&lab, "")?;
     let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
     send_reversed((&lab.lan1, &inside), &outside)?;
@@ -401,10 +358,11 @@ fn a_flood_from_made_up_addresses_stops_nobody_else() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     lab.lan2
         .ip("address add 2a0b:1:2:3::20/64 dev eth0 nodad")?;
-    lab.lan2.ip(&format!("-6 route add default via {ROUTER}"))?;
+    lab.lan2
+        .ip(&format!("-6 route replace default via {ROUTER}"))?;
     let iwfd = start(&lab, "[limits]\nsessions6 = 256\n")?;
     let outside = udp(&lab.inet, REMOTE)?;
     let flood = raw(&lab.lan2)?;
@@ -467,7 +425,7 @@ fn a_neighbour_on_the_wan_reaches_no_service() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(&lab, "")?;
     let service = listen(&lab.cpe, Ipv6Addr::UNSPECIFIED, 0)?;
     let port = service.local_addr()?.port();
@@ -493,7 +451,7 @@ fn sessions_are_listed_with_what_they_counted() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = lab()?;
+    let lab = Lab::with_ipv6()?;
     let iwfd = start(
         &lab,
         "[[pinhole]]\ninternal = \"2a0b:1:2:3::10\"\ninternal_port = 8080\nprotocol = \"tcp\"\n",

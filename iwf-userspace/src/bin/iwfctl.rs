@@ -79,6 +79,8 @@ enum Command {
     Leases,
     /// LAN programs that have subscribed to UPnP events, and whether these get through.
     Subscriptions,
+    /// What is let in over IPv6 unasked: pinholes of the configuration and those that LAN hosts have asked for.
+    Pinholes,
     /// Compare the three tables now; exit 1 if they differ.
     Audit,
     /// Counters of the data plane, and how full its tables are.
@@ -288,6 +290,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         Command::Leases => Request::Leases {},
         Command::Subscriptions => Request::Subscriptions {},
+        Command::Pinholes => Request::Pinholes {},
         Command::Audit => Request::Audit {},
         Command::Stats(wanted) => return stats(arguments, wanted),
         Command::Discover => Request::Discover {},
@@ -350,6 +353,7 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         Response::Audit(audit) => !audit.clean,
         Response::Status(_)
         | Response::Mappings(_)
+        | Response::Pinholes(_)
         | Response::Leases(_)
         | Response::Subscriptions(_)
         | Response::Stats(_)

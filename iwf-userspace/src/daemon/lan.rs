@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::control::Listener;
-use super::netstate::LanAddress;
+use super::netstate::LanLink;
 use super::sockets;
 use super::ssdp::{Discovery, Identity};
 
@@ -24,26 +24,24 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct LanServices {
     identity: Identity,
     port: u16,
-    running: BTreeMap<LanAddress, Running>,
+    running: BTreeMap<LanLink, Running>,
     /// Addresses whose failure was told, so that it is told once.
-    failed: BTreeMap<LanAddress, io::ErrorKind>,
+    failed: BTreeMap<LanLink, io::ErrorKind>,
 }
 
 #[derive(Debug)]
 struct Running {
-    address: SocketAddrV4,
+    address: SocketAddr,
     http: JoinHandle<()>,
     stop: oneshot::Sender<()>,
     discovery: JoinHandle<()>,
 }
 
 impl Running {
-    fn start(identity: &Identity, link: &LanAddress, port: u16) -> io::Result<Self> {
-        let wanted = SocketAddrV4::new(link.addr, port);
+    fn start(identity: &Identity, link: &LanLink, port: u16) -> io::Result<Self> {
+        let wanted = sockets::on_link(link.addr, port, link.ifindex);
         let listener = sockets::tcp_listener(&link.interface, wanted)?;
-        let SocketAddr::V4(address) = listener.local_addr()? else {
-            return Err(io::ErrorKind::AddrNotAvailable.into());
-        };
+        let address = listener.local_addr()?;
         let discovery = Discovery::new(identity.clone(), link.clone(), address)?;
         let (stop, stopped) = oneshot::channel();
         Ok(Self {
@@ -74,8 +72,8 @@ impl LanServices {
     }
 
     /// Starts and stops servers until they are on these addresses. What fails is tried again by the next call.
-    pub fn follow(&mut self, wanted: &[LanAddress]) {
-        let gone = |link: &LanAddress| !wanted.contains(link);
+    pub fn follow(&mut self, wanted: &[LanLink]) {
+        let gone = |link: &LanLink| !wanted.contains(link);
         self.failed.retain(|link, _| !gone(link));
         for (link, running) in self.running.extract_if(.., |link, _| gone(link)) {
             info!(interface = link.interface, addr = %link.addr, "no longer serving a LAN address");
@@ -106,7 +104,7 @@ impl LanServices {
 
     /// Where LAN hosts are served.
     pub fn listeners(&self) -> Vec<Listener> {
-        let listener = |(link, running): (&LanAddress, &Running)| Listener {
+        let listener = |(link, running): (&LanLink, &Running)| Listener {
             interface: link.interface.clone(),
             address: running.address,
         };

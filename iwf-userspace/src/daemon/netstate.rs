@@ -1,7 +1,7 @@
 //! What the daemon knows about interfaces and addresses, as the netlink watcher publishes it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::daemon::config::FlowRules;
 use crate::daemon::dataplane::softwire::Softwire;
@@ -23,6 +23,11 @@ pub struct NetState {
     pub wan_mtu: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).
     pub lan: Vec<LanAddress>,
+    /// The IPv6 addresses by which those interfaces serve hosts: of each the lowest of its link and the lowest of every
+    /// other prefix, without those that are being tried for duplicates.
+    pub lan6_links: Vec<LanLink>,
+    /// Every IPv6 address of this machine.
+    pub own6: BTreeSet<Ipv6Addr>,
     /// IPv6 prefixes of the LAN: of its addresses and of what is routed to it, widest first.
     pub lan6: Vec<(Ipv6Addr, u8)>,
     /// Address of the WAN interface even while its carrier is lost, so that a short outage ends no session.
@@ -71,6 +76,14 @@ impl NetState {
             let shorter = len.min(*lan_len);
             masked(*network, shorter) == masked(external, shorter)
         })
+    }
+
+    /// Where hosts are served, in a fixed order.
+    pub fn served(&self) -> Vec<LanLink> {
+        let v4 = self.lan.iter().map(LanLink::from);
+        let mut all: Vec<_> = v4.chain(self.lan6_links.iter().cloned()).collect();
+        all.sort();
+        all
     }
 
     /// What the data plane has to follow.
@@ -147,9 +160,78 @@ impl LanAddress {
     }
 }
 
+/// An address of this machine on a link of the LAN, of either family: hosts of the link are served there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LanLink {
+    /// Interface that carries it (the bridge, not its ports).
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// The address of this machine.
+    pub addr: IpAddr,
+    /// Length of the on-link prefix.
+    pub prefix_len: u8,
+}
+
+impl From<&LanAddress> for LanLink {
+    fn from(lan: &LanAddress) -> Self {
+        Self {
+            interface: lan.interface.clone(),
+            ifindex: lan.ifindex,
+            addr: lan.addr.into(),
+            prefix_len: lan.prefix_len,
+        }
+    }
+}
+
+impl LanLink {
+    /// Whether `host` can be a host of this link that speaks to this address: of the same family and prefix.
+    pub fn contains(&self, host: IpAddr) -> bool {
+        match (self.addr, host) {
+            (IpAddr::V4(addr), IpAddr::V4(host)) => {
+                let lan = LanAddress {
+                    interface: String::new(),
+                    ifindex: self.ifindex,
+                    addr,
+                    prefix_len: self.prefix_len,
+                };
+                lan.contains(host)
+            }
+            (IpAddr::V6(addr), IpAddr::V6(host)) => in_prefix6(host, addr, self.prefix_len),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+/// Whether two IPv6 addresses have their first `len` bits in common.
+pub fn in_prefix6(addr: Ipv6Addr, of: Ipv6Addr, len: u8) -> bool {
+    let mask = u128::MAX
+        .checked_shl(128 - u32::from(len.min(128)))
+        .unwrap_or(0);
+    u128::from(addr) & mask == u128::from(of) & mask
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ipv6_link_has_the_hosts_of_its_prefix() {
+        let link = |addr: &str, prefix_len| LanLink {
+            interface: "br-lan".to_owned(),
+            ifindex: 2,
+            addr: addr.parse().expect("an address"),
+            prefix_len,
+        };
+        let host = |addr: &str| -> IpAddr { addr.parse().expect("an address") };
+        assert!(link("fe80::1", 64).contains(host("fe80::99")));
+        assert!(!link("fe80::1", 64).contains(host("2a0b::99")));
+        assert!(link("2a0b::1", 64).contains(host("2a0b::99")));
+        assert!(!link("2a0b::1", 64).contains(host("2a0b:0:0:1::99")));
+        assert!(!link("2a0b::1", 64).contains(host("192.168.1.9")));
+        assert!(!link("192.168.1.1", 24).contains(host("::ffff:192.168.1.9")));
+        assert!(link("192.168.1.1", 24).contains(host("192.168.1.9")));
+    }
 
     fn lan(addr: [u8; 4], prefix_len: u8) -> LanAddress {
         LanAddress {

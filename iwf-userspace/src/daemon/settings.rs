@@ -8,7 +8,8 @@ use super::dataplane::Pinhole;
 use super::sockets::PCP_CLIENT_PORT;
 use crate::iwf::{Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
-use crate::types::Protocol;
+use crate::proto::firewall::Firewall;
+use crate::types::{Lifetime, Protocol};
 use crate::wire::description::{Description, DeviceInfo, DeviceUuid, Tree};
 use crate::wire::dhcp4;
 
@@ -59,6 +60,14 @@ pub fn core(config: &Config, description: &Description) -> Settings {
         },
         // Half a second is for the shell and the network.
         deadline: config.http.answer_within - Duration::from_millis(500),
+        firewall: Firewall {
+            enabled: config.ipv6.filter,
+            pinholes: config.ipv6.pinholes,
+            wildcards: config.ipv6.pinhole_wildcards,
+            per_host: count(config.ipv6.max_pinholes_per_host),
+            connected: lifetime(config.timeouts.tcp_established),
+            unconnected: lifetime(config.timeouts.udp_idle),
+        },
         default_connection_service: description.default_connection_service(Tree::Igd1),
     }
 }
@@ -138,6 +147,10 @@ pub fn server_name() -> String {
     let end = release.find(|c| !digits(c)).unwrap_or(release.len());
     let (release, _) = release.split_at(end);
     format!("Linux/{release} UPnP/1.1 iwf/{}", env!("CARGO_PKG_VERSION"))
+}
+
+fn lifetime(idle: Duration) -> Lifetime {
+    Lifetime(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX))
 }
 
 fn count(limit: u32) -> usize {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
+use super::netstate::LanLink;
 use crate::wire::ssdp;
 
 /// Connections the kernel holds before they are accepted.
@@ -18,8 +19,12 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
 /// A listener that accepts only what arrives on the interface: the address alone would also be reachable from
 /// the other side of the router.
-pub(super) fn tcp_listener(interface: &str, address: SocketAddrV4) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+pub(super) fn tcp_listener(interface: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    let family = Domain::for_address(address);
+    let socket = Socket::new(family, Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&address.into())?;
@@ -38,31 +43,57 @@ pub(super) fn subscriber(interface: &str, own: Ipv4Addr) -> io::Result<TcpSocket
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
-/// What is sent to the discovery group on the interface of this address, and nothing else.
-pub(super) fn ssdp_group(interface: &str, addr: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = udp()?;
+/// An address with the port as a socket of this interface is bound to it: those of the link need to be told which.
+pub(super) fn on_link(addr: IpAddr, port: u16, ifindex: u32) -> SocketAddr {
+    match addr {
+        IpAddr::V4(addr) => SocketAddrV4::new(addr, port).into(),
+        IpAddr::V6(addr) => {
+            let of_link = addr.is_unicast_link_local() || addr.is_multicast();
+            let scope = if of_link { ifindex } else { 0 };
+            SocketAddrV6::new(addr, port, 0, scope).into()
+        }
+    }
+}
+
+/// What is sent to the discovery group of this address on its interface, and nothing else.
+pub(super) fn ssdp_group(link: &LanLink) -> io::Result<UdpSocket> {
+    let group = on_link(ssdp::group(link.addr), ssdp::PORT, link.ifindex);
+    let socket = udp_of(Domain::for_address(group))?;
     // Other discovery programs on this machine listen there as well.
     socket.set_reuse_address(true)?;
-    socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddrV4::new(ssdp::GROUP, ssdp::PORT).into())?;
-    socket.join_multicast_v4(&ssdp::GROUP, &addr)?;
+    socket.bind_device(Some(link.interface.as_bytes()))?;
+    socket.bind(&group.into())?;
+    match (link.addr, group.ip()) {
+        (IpAddr::V4(addr), IpAddr::V4(group)) => socket.join_multicast_v4(&group, &addr)?,
+        (_, IpAddr::V6(group)) => socket.join_multicast_v6(&group, link.ifindex)?,
+        (IpAddr::V6(_), IpAddr::V4(_)) => return Err(io::ErrorKind::AddrNotAvailable.into()),
+    }
     UdpSocket::from_std(socket.into())
 }
 
 /// Discovery by this address: unicast searches come in, answers and announcements go out.
-pub(super) fn ssdp_unicast(interface: &str, addr: Ipv4Addr, ttl: u8) -> io::Result<UdpSocket> {
-    let socket = udp()?;
+pub(super) fn ssdp_unicast(link: &LanLink, ttl: u8) -> io::Result<UdpSocket> {
+    let own = on_link(link.addr, ssdp::PORT, link.ifindex);
+    let socket = udp_of(Domain::for_address(own))?;
     socket.set_reuse_address(true)?;
-    socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddrV4::new(addr, ssdp::PORT).into())?;
-    socket.set_multicast_if_v4(&addr)?;
-    socket.set_multicast_ttl_v4(u32::from(ttl))?;
+    socket.bind_device(Some(link.interface.as_bytes()))?;
+    socket.bind(&own.into())?;
+    match link.addr {
+        IpAddr::V4(addr) => {
+            socket.set_multicast_if_v4(&addr)?;
+            socket.set_multicast_ttl_v4(u32::from(ttl))?;
+        }
+        IpAddr::V6(_) => {
+            socket.set_multicast_if_v6(link.ifindex)?;
+            socket.set_multicast_hops_v6(u32::from(ttl))?;
+        }
+    }
     UdpSocket::from_std(socket.into())
 }
 
 /// Searches for gateways leave from here, and answers come back to it. They do not leave the link.
 pub(super) fn ssdp_search(interface: &str, own: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = udp()?;
+    let socket = udp_of(Domain::IPV4)?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&SocketAddrV4::new(own, 0).into())?;
     socket.set_multicast_if_v4(&own)?;
@@ -121,12 +152,11 @@ pub(super) fn pcp_announcements(
     UdpSocket::from_std(socket.into())
 }
 
-fn udp() -> io::Result<Socket> {
-    udp_of(Domain::IPV4)
-}
-
 fn udp_of(family: Domain) -> io::Result<Socket> {
     let socket = Socket::new(family, Type::DGRAM, Some(Protocol::UDP))?;
+    if family == Domain::IPV6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
@@ -140,12 +170,25 @@ mod tests {
     #[tokio::test]
     async fn discovery_sends_with_the_configured_ttl_from_its_own_port() {
         let addr = Ipv4Addr::new(127, 0, 0, 29);
-        let socket = ssdp_unicast("lo", addr, 2).unwrap();
+        let link = LanLink {
+            interface: "lo".to_owned(),
+            ifindex: 1,
+            addr: addr.into(),
+            prefix_len: 8,
+        };
+        let socket = ssdp_unicast(&link, 2).unwrap();
         assert_eq!(SockRef::from(&socket).multicast_ttl_v4().unwrap(), 2);
         assert_eq!(
             socket.local_addr().unwrap(),
             SocketAddrV4::new(addr, 1900).into()
         );
+        let link = LanLink {
+            addr: Ipv6Addr::LOCALHOST.into(),
+            prefix_len: 128,
+            ..link
+        };
+        let socket = ssdp_unicast(&link, 2).unwrap();
+        assert_eq!(SockRef::from(&socket).multicast_hops_v6().unwrap(), 2);
     }
 
     /// PCPC-003: whoever cannot see our requests has to guess where answers go.

@@ -23,6 +23,7 @@ use super::gena::Courier;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
+use super::neighbours::Neighbours;
 use super::netstate::NetState;
 use super::shell::Shell;
 use super::softwire::{self, Softwires};
@@ -88,6 +89,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         config.http,
         call_sender,
         subscription_sender,
+        Neighbours::connect(network.clone()).context("open netlink")?,
     );
     let identity = Identity {
         site,
@@ -166,6 +168,11 @@ fn core(
             .collect(),
         update_id: snapshot.update_id,
         held: observed,
+        pinholes: snapshot.pinholes,
+        last_pinhole: snapshot.last_pinhole,
+        held_pinholes: plane
+            .observe_pinholes()
+            .context("read the kernel's pinholes")?,
     };
     let mut seed = [0; 32];
     SysRng.try_fill_bytes(&mut seed).context("get entropy")?;

@@ -166,7 +166,10 @@ impl Iwf {
             }
             StoreChange::Delete(generation) => self.marks.arrived(*generation),
             StoreChange::Unmark(_) | StoreChange::UpdateId(_) => return,
-            StoreChange::Mark(_) | StoreChange::Epoch { .. } => {}
+            StoreChange::Mark(_)
+            | StoreChange::Epoch { .. }
+            | StoreChange::PutPinhole(_)
+            | StoreChange::DeletePinhole(_) => {}
         }
         self.unmark();
     }

@@ -25,6 +25,8 @@ impl Iwf {
     pub fn restore(&mut self, saved: Saved, now: Instant) {
         self.last_generation = saved.last_generation;
         self.view.resume(saved.update_id);
+        let (pinholes, held_pinholes) = (saved.pinholes.clone(), &saved.held_pinholes);
+        self.restore_pinholes(pinholes, held_pinholes, saved.last_pinhole, now);
         let wall = self.clock.unix(now);
         let is_set = wall.as_secs() + SLACK_SECS >= newest(&saved).as_secs();
         for (server, epoch, seen) in saved.epochs {

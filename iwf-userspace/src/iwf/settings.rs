@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::mapping::policy::{Limits, Policy};
+use crate::proto::firewall::Firewall;
 
 /// UPnP Device Architecture 1.1 clause 3 gives an action 30 s, AMB-06 answers it within 28 s.
 /// Half a second of them is for the shell and the network.
@@ -32,6 +33,8 @@ pub struct Settings {
     pub send_descriptions: bool,
     /// Longest time until an action is answered. More than 30 s is for control points that are known to wait.
     pub deadline: Duration,
+    /// What WANIPv6FirewallControl may do.
+    pub firewall: Firewall,
     /// Value of DefaultConnectionService (Layer3Forwarding:1).
     pub default_connection_service: String,
 }
@@ -49,6 +52,7 @@ impl Default for Settings {
             igd: false,
             send_descriptions: false,
             deadline: SOAP_DEADLINE,
+            firewall: Firewall::default(),
             default_connection_service: String::new(),
         }
     }

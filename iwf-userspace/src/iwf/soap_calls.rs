@@ -8,6 +8,7 @@ use super::{AdminCommand, Effect, Iwf, Mode, RequestId, variables};
 use crate::mapping::Owner;
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
+use crate::types::caller::Caller;
 use crate::types::{ExternalPort, Generation, Instant, RemotePeer};
 use crate::wire::soap::{self, ActionResult, UpnpError};
 
@@ -18,10 +19,29 @@ const MAX_DEFERRED: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) request: RequestId,
+    /// The caller's IPv4 address.
     pub(super) caller: Ipv4Addr,
     pub(super) call: soap::Call,
     /// When it is answered at the latest.
     pub(super) deadline: Instant,
+}
+
+impl Call {
+    pub(super) fn new(
+        request: RequestId,
+        host: &Caller,
+        call: soap::Call,
+        deadline: Instant,
+    ) -> Self {
+        let named = call.arg("NewInternalClient");
+        let named = named.and_then(|addr| addr.trim().parse().ok());
+        Self {
+            request,
+            caller: host.v4(named),
+            call,
+            deadline,
+        }
+    }
 }
 
 impl Iwf {

@@ -36,12 +36,14 @@ impl Unsaved {
         match change {
             StoreChange::Put(record) => self.under_way.insert(ticket, record.generation),
             StoreChange::Delete(generation) => self.under_way.insert(ticket, *generation),
-            // The next restart of the server, or of ours, writes it again, or the next change of a mapping; marks are
-            // watched by themselves.
+            // The next restart of the server, or of ours, writes it again, or the next change of a mapping; the others are
+            // watched where they are made.
             StoreChange::Epoch { .. }
             | StoreChange::UpdateId(_)
             | StoreChange::Mark(_)
-            | StoreChange::Unmark(_) => None,
+            | StoreChange::Unmark(_)
+            | StoreChange::PutPinhole(_)
+            | StoreChange::DeletePinhole(_) => None,
         };
     }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Iwf, Mode};
-use crate::proto::igd;
+use crate::proto::{firewall, igd};
 use crate::types::Instant;
 use crate::wire::scpd::Service;
 
@@ -29,6 +29,10 @@ impl Iwf {
                 self.port_mapping_entries().to_string()
             }
             ("WANIPConnection", "SystemUpdateID") => self.system_update_id().to_string(),
+            (firewall::SERVICE, name) => {
+                let mut flags = self.firewall_status().into_iter();
+                flags.find(|(flag, _)| *flag == name)?.1
+            }
             _ => return None,
         };
         service.variable(name).map(|_| value)

@@ -270,5 +270,6 @@ impl Iwf {
         for record in records {
             self.persist(StoreChange::Put(record), None);
         }
+        self.store_pinholes_again(now);
     }
 }

@@ -5,6 +5,7 @@
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+pub mod pinholes;
 pub mod policy;
 pub mod ports;
 pub mod record;

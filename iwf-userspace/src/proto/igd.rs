@@ -195,10 +195,13 @@ pub const fn is_version_1(call: &Call) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::firewall;
 
     #[test]
     fn every_action_of_the_tables_is_handled() {
-        for service in services::ALL {
+        // The firewall's are read elsewhere.
+        let here = |service: &&Service| service.kind != firewall::SERVICE;
+        for service in services::ALL.into_iter().filter(here) {
             for action in service.actions {
                 let call = Call {
                     service: service.kind.to_owned(),

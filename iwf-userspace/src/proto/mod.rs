@@ -8,6 +8,7 @@
 )]
 
 pub mod dhcp;
+pub mod firewall;
 pub mod gena;
 pub mod igd;
 pub mod igd_client;

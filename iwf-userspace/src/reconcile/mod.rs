@@ -10,4 +10,5 @@
 
 pub mod desired;
 pub mod invariants;
+pub mod pinholes;
 pub mod plan;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::iwf::EffectError;
 use crate::reconcile::plan::Plan;
+use crate::types::pinhole::Pinhole;
 use crate::types::{ExternalEndpoint, Instant, NatEntry, Protocol};
 
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub(super) struct Kernel {
     /// How many entries there may be.
     pub(super) capacity: Option<usize>,
     calls: u64,
+    /// What is let in over IPv6.
+    pub(super) pinholes: Vec<Pinhole>,
     /// Writes so far, by which a test tells that nothing was made anew.
     pub(super) writes: u64,
     /// Entries removed so far.
@@ -49,6 +52,12 @@ impl Kernel {
         Ok(())
     }
 
+    pub(super) fn set_pinholes(&mut self, pinholes: Vec<Pinhole>) -> Result<(), EffectError> {
+        self.count()?;
+        self.pinholes = pinholes;
+        Ok(())
+    }
+
     fn is_full(&self) -> bool {
         self.capacity
             .is_some_and(|capacity| self.entries.len() >= capacity)
@@ -56,6 +65,7 @@ impl Kernel {
 
     /// The power goes: nothing is left.
     pub(super) fn clear(&mut self) {
+        self.pinholes.clear();
         self.entries.clear();
     }
 

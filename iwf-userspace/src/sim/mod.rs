@@ -17,6 +17,7 @@ mod marks;
 mod months;
 mod natpmp;
 mod oracle;
+mod pinholes;
 mod pool;
 mod random;
 mod ranges;

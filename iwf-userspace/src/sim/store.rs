@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::iwf::{EffectError, Saved, StoreChange};
+use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
+use crate::types::pinhole::Pinhole;
 use crate::types::{Epoch, Generation, NatEntry, UnixTime};
 
 #[derive(Debug, Default)]
@@ -14,6 +16,8 @@ pub(super) struct Store {
     epochs: BTreeMap<IpAddr, (Epoch, UnixTime)>,
     last_generation: u32,
     pub(super) update_id: u32,
+    pub(super) pinholes: BTreeMap<u16, PinholeRecord>,
+    last_pinhole: u16,
     /// Commits that fail, counted from 1, with their error.
     pub(super) faults: BTreeMap<u64, EffectError>,
     /// Every commit fails.
@@ -67,6 +71,16 @@ impl Store {
                 self.marks.remove(&key);
             }
             StoreChange::UpdateId(id) => self.update_id = id,
+            StoreChange::PutPinhole(record) => {
+                let json = serde_json::to_vec(&record).expect("encodes");
+                let record = serde_json::from_slice(&json).expect("decodes");
+                if self.pinholes.insert(record_id(&record), record).is_none() {
+                    self.last_pinhole = record_id(&record);
+                }
+            }
+            StoreChange::DeletePinhole(id) => {
+                self.pinholes.remove(&id);
+            }
             StoreChange::Epoch {
                 server,
                 epoch,
@@ -78,7 +92,7 @@ impl Store {
     }
 
     /// What a new life begins with; `held` is what the kernel has.
-    pub(super) fn saved(&self, held: Vec<NatEntry>) -> Saved {
+    pub(super) fn saved(&self, held: Vec<NatEntry>, held_pinholes: Vec<Pinhole>) -> Saved {
         Saved {
             mappings: self.records.values().cloned().collect(),
             marks: self.marks.values().copied().collect(),
@@ -90,6 +104,13 @@ impl Store {
                 .collect(),
             update_id: self.update_id,
             held,
+            pinholes: self.pinholes.values().copied().collect(),
+            last_pinhole: self.last_pinhole,
+            held_pinholes,
         }
     }
+}
+
+fn record_id(record: &PinholeRecord) -> u16 {
+    record.id
 }

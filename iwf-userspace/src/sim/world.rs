@@ -15,6 +15,7 @@ use super::oracle::Oracle;
 use super::server::{Server, address};
 use super::store::Store;
 use super::subscriber::Subscriber;
+use crate::iwf::pinholes::Lan6;
 use crate::iwf::{
     AdminCommand, Discovered, Effect, EffectError, Errand, Input, Iwf, Notice, RequestId, Returned,
     ServerSource, Settings, StoreChange, Ticket, WanState,
@@ -24,6 +25,8 @@ use crate::mapping::{Mapping, State, StaticMapping};
 use crate::proto::gena;
 use crate::proto::igd_client;
 use crate::reconcile::invariants::Violation;
+use crate::reconcile::pinholes::differences;
+use crate::types::caller::Caller;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
 use crate::wire::pcp::{Request, ServerMessage};
@@ -101,6 +104,10 @@ pub(super) struct World {
     pub(super) clock_error: i64,
     /// What clients were told.
     pub(super) oracle: Oracle,
+    /// Packets that have come in by pinholes.
+    pub(super) pinhole_packets: BTreeMap<u16, u64>,
+    /// The LAN's IPv6, if it has any.
+    pub(super) lan6: Option<Lan6>,
     /// The kernel refused something: the shell lets the reconciler run when it has carried out everything.
     nudged: bool,
     /// Does not check everything after each step: with many mappings that takes its time, and it counts as a look.
@@ -175,6 +182,8 @@ impl World {
             moved: false,
             clock_error: 0,
             oracle: Oracle::default(),
+            pinhole_packets: BTreeMap::new(),
+            lan6: None,
             nudged: false,
             unchecked: false,
             unstored: Vec::new(),
@@ -228,7 +237,8 @@ impl World {
         if let Some(subscriber) = &mut self.subscriber {
             subscriber.forgotten();
         }
-        let saved = self.store.saved(self.kernel.observe());
+        let pinholes = self.kernel.pinholes.clone();
+        let saved = self.store.saved(self.kernel.observe(), pinholes);
         self.iwf.restore(saved, self.now);
         self.nudged = true;
         self.boot();
@@ -245,6 +255,9 @@ impl World {
 
     fn boot(&mut self) {
         self.input(Input::Lan(vec![LAN]));
+        if let Some(lan6) = self.lan6.clone() {
+            self.input(Input::Lan6(lan6));
+        }
         self.input(Input::Wan(self.wan.clone()));
         if let Some(discovered) = self.discovered.clone() {
             self.input(Input::Discovered(discovered));
@@ -286,6 +299,7 @@ impl World {
     /// Lets the reconciler run, as the shell does after a failure and from time to time.
     pub(super) fn reconcile(&mut self) {
         self.kernel.reconcile(&self.iwf.desired(self.now));
+        self.kernel.pinholes = self.iwf.desired_pinholes();
     }
 
     #[expect(clippy::print_stdout, reason = "for who looks for a fault")]
@@ -300,6 +314,21 @@ impl World {
         self.settle();
     }
 
+    /// A call of any host.
+    pub(super) fn call_from(&mut self, caller: Caller, call: Call) -> u64 {
+        self.last_request += 1;
+        let id = self.last_request;
+        self.open.insert(id, self.now);
+        let request = RequestId(id);
+        self.input(Input::Soap {
+            request,
+            caller,
+            call,
+            waited: Duration::ZERO,
+        });
+        id
+    }
+
     /// A call of 192.168.1.`host`.
     pub(super) fn call(&mut self, host: u8, call: Call) -> u64 {
         self.last_request += 1;
@@ -309,7 +338,7 @@ impl World {
         self.trace(|| format!("192.168.1.{host} calls {} {:?}", call.action, call.args));
         self.input(Input::Soap {
             request: RequestId(id),
-            caller: Ipv4Addr::new(192, 168, 1, host),
+            caller: Ipv4Addr::new(192, 168, 1, host).into(),
             call,
             waited: Duration::ZERO,
         });
@@ -580,6 +609,17 @@ impl World {
                 self.done(ticket, result);
             }
             Effect::Errand(errand) => self.run_errand(errand),
+            Effect::WritePinholes { ticket, pinholes } => {
+                let result = self.kernel.set_pinholes(pinholes);
+                self.nudged |= result.is_err();
+                self.done(ticket, result);
+            }
+            Effect::CountPinhole { request, id } => {
+                let packets = self.pinhole_packets.get(&id).copied().unwrap_or(0);
+                let packets = Some(packets);
+                let counted = Input::PinholeCounted { request, packets };
+                self.iwf.handle_input(counted, self.now);
+            }
             Effect::SendUpstream { server, payload } => {
                 if self.keeps_sent {
                     self.sent_to.push(server);
@@ -676,6 +716,8 @@ impl World {
             | Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
             | Effect::Persist { .. }
+            | Effect::WritePinholes { .. }
+            | Effect::CountPinhole { .. }
             | Effect::Notify(_) => panic!("no answer: {answer:?}"),
         }
     }
@@ -702,6 +744,8 @@ impl World {
             violations.retain(|v| !matches!(v, Violation::Missing(_)));
         }
         assert_eq!(violations, [], "at {:?}", self.now);
+        let drift = differences(&self.kernel.pinholes, &self.iwf.desired_pinholes());
+        assert_eq!(drift, [], "at {:?}", self.now);
         for (id, asked) in &self.open {
             let waits = self.now.saturating_duration_since(*asked);
             assert!(waits <= self.patience(), "call {id} waits {waits:?}");

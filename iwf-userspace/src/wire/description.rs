@@ -123,7 +123,10 @@ static IGD2: Device = Device {
             kind: "WANConnectionDevice",
             version: 2,
             index: 3,
-            services: &[&services::WAN_IP_CONNECTION_2],
+            services: &[
+                &services::WAN_IP_CONNECTION_2,
+                &services::WAN_IPV6_FIREWALL_CONTROL,
+            ],
             children: &[],
         }],
     }],

@@ -7,11 +7,12 @@
 use super::scpd::{Action, Argument, DataType, Direction, Service, Variable};
 
 /// Every service in every version that can be called.
-pub static ALL: [&Service; 4] = [
+pub static ALL: [&Service; 5] = [
     &LAYER3_FORWARDING,
     &WAN_COMMON_INTERFACE_CONFIG,
     &WAN_IP_CONNECTION_1,
     &WAN_IP_CONNECTION_2,
+    &WAN_IPV6_FIREWALL_CONTROL,
 ];
 
 /// Which connection service is the default one.
@@ -206,6 +207,89 @@ pub static WAN_IP_CONNECTION_2: Service = Service {
         plain("A_ARG_TYPE_PortListing", DataType::String),
     ],
 };
+
+/// Pinholes of the IPv6 filter.
+pub static WAN_IPV6_FIREWALL_CONTROL: Service = Service {
+    kind: "WANIPv6FirewallControl",
+    version: 1,
+    id: "WANIPv6Firewall1",
+    path: "WANIPv6Firewall",
+    actions: &[
+        action(
+            "GetFirewallStatus",
+            &[
+                output("FirewallEnabled", "FirewallEnabled"),
+                output("InboundPinholeAllowed", "InboundPinholeAllowed"),
+            ],
+        ),
+        action(
+            "GetOutboundPinholeTimeout",
+            &[
+                input("RemoteHost", "A_ARG_TYPE_IPv6Address"),
+                input("RemotePort", "A_ARG_TYPE_Port"),
+                input("InternalClient", "A_ARG_TYPE_IPv6Address"),
+                input("InternalPort", "A_ARG_TYPE_Port"),
+                input("Protocol", "A_ARG_TYPE_Protocol"),
+                output(
+                    "OutboundPinholeTimeout",
+                    "A_ARG_TYPE_OutboundPinholeTimeout",
+                ),
+            ],
+        ),
+        action(
+            "AddPinhole",
+            &[
+                input("RemoteHost", "A_ARG_TYPE_IPv6Address"),
+                input("RemotePort", "A_ARG_TYPE_Port"),
+                input("InternalClient", "A_ARG_TYPE_IPv6Address"),
+                input("InternalPort", "A_ARG_TYPE_Port"),
+                input("Protocol", "A_ARG_TYPE_Protocol"),
+                input("LeaseTime", "A_ARG_TYPE_LeaseTime"),
+                output("UniqueID", "A_ARG_TYPE_UniqueID"),
+            ],
+        ),
+        action(
+            "UpdatePinhole",
+            &[
+                input("UniqueID", "A_ARG_TYPE_UniqueID"),
+                input("NewLeaseTime", "A_ARG_TYPE_LeaseTime"),
+            ],
+        ),
+        action("DeletePinhole", &[input("UniqueID", "A_ARG_TYPE_UniqueID")]),
+        action(
+            "GetPinholePackets",
+            &[
+                input("UniqueID", "A_ARG_TYPE_UniqueID"),
+                output("PinholePackets", "A_ARG_TYPE_PinholePackets"),
+            ],
+        ),
+        action(
+            "CheckPinholeWorking",
+            &[
+                input("UniqueID", "A_ARG_TYPE_UniqueID"),
+                output("IsWorking", "A_ARG_TYPE_Boolean"),
+            ],
+        ),
+    ],
+    variables: &[
+        evented("FirewallEnabled", DataType::Boolean),
+        evented("InboundPinholeAllowed", DataType::Boolean),
+        plain("A_ARG_TYPE_OutboundPinholeTimeout", DataType::Ui4),
+        plain("A_ARG_TYPE_IPv6Address", DataType::String),
+        plain("A_ARG_TYPE_Port", DataType::Ui2),
+        plain("A_ARG_TYPE_Protocol", DataType::Ui2),
+        Variable {
+            range: Some((1, MAX_PINHOLE_LEASE)),
+            ..plain("A_ARG_TYPE_LeaseTime", DataType::Ui4)
+        },
+        plain("A_ARG_TYPE_UniqueID", DataType::Ui2),
+        plain("A_ARG_TYPE_PinholePackets", DataType::Ui4),
+        plain("A_ARG_TYPE_Boolean", DataType::Boolean),
+    ],
+};
+
+/// WANIPv6FirewallControl:1 section 2.3: longest lease of a pinhole in seconds.
+pub const MAX_PINHOLE_LEASE: u32 = 86_400;
 
 /// WANIPConnection:2 section 2.3.16: longest lease in seconds.
 pub const MAX_LEASE: u32 = 604_800;

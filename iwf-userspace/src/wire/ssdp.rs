@@ -4,14 +4,18 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::description::{Device, DeviceUuid, Tree};
 use super::scpd::Service;
 
-/// The multicast group of discovery.
+/// The multicast group of discovery over IPv4.
 pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
+/// Annex A: the group of discovery over IPv6 on one link.
+pub const GROUP_LINK: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xc);
+/// Annex A: the group of discovery over IPv6 in one site.
+pub const GROUP_SITE: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xc);
 /// The port of discovery.
 pub const PORT: u16 = 1900;
 /// Clause 1.3.2: a larger MX is taken for this.
@@ -99,6 +103,8 @@ pub struct Advert {
 pub struct Sender<'a> {
     /// URL of the description, with the address that the receiver can reach.
     pub location: &'a str,
+    /// The group that announcements go to ([`group`]).
+    pub group: IpAddr,
     /// `OS/version UPnP/1.1 product/version`.
     pub server: &'a str,
     /// How long the message holds, in seconds; at least 1800 (clause 1.2.2).
@@ -207,16 +213,30 @@ impl Search {
         tree.for_user_agent(self.user_agent.as_deref())
     }
 
+    /// The tree for a search that comes to this address of ours: over IPv6 that of version 2, whatever is searched, because
+    /// only that has the firewall, by which IPv6 hosts are reached; again unless the client cannot bear it.
+    pub fn tree_at(&self, own: IpAddr) -> Tree {
+        match own {
+            IpAddr::V4(_) => self.tree(),
+            IpAddr::V6(_) => Tree::Igd2.for_user_agent(self.user_agent.as_deref()),
+        }
+    }
+
     /// What is found in [`Search::tree`]; empty: not answered.
     pub fn answers(&self, uuid: DeviceUuid) -> Vec<Advert> {
-        let root = self.tree().root();
+        self.answers_in(self.tree(), uuid)
+    }
+
+    /// What is found in a tree; empty: not answered.
+    pub fn answers_in(&self, tree: Tree, uuid: DeviceUuid) -> Vec<Advert> {
+        let root = tree.root();
         let typed = |device: &Device| Advert {
             nt: self.st.clone(),
             usn: format!("uuid:{}::{}", uuid.of(device), self.st),
         };
         match &self.target {
             None => Vec::new(),
-            Some(Target::All) => advertisements(self.tree(), uuid),
+            Some(Target::All) => advertisements(tree, uuid),
             Some(Target::RootDevice) => vec![typed(root)],
             Some(Target::Uuid(asked)) => root
                 .walk()
@@ -267,6 +287,16 @@ impl Target {
     }
 }
 
+/// The group that is searched and announced to by this address of the device: what is found must be reachable from
+/// everywhere in the group's scope (annex A).
+pub const fn group(own: IpAddr) -> IpAddr {
+    match own {
+        IpAddr::V4(_) => IpAddr::V4(GROUP),
+        IpAddr::V6(addr) if addr.is_unicast_link_local() => IpAddr::V6(GROUP_LINK),
+        IpAddr::V6(_) => IpAddr::V6(GROUP_SITE),
+    }
+}
+
 /// Everything a tree announces: three for the root, two for each device in it, one for each service.
 pub fn advertisements(tree: Tree, uuid: DeviceUuid) -> Vec<Advert> {
     let advert = |device: &Device, nt: String| Advert {
@@ -313,7 +343,7 @@ pub fn encode_answer(sender: &Sender<'_>, advert: &Advert, date: Option<&str>) -
 
 /// The announcement that the device is there (NTS `ssdp:alive`).
 pub fn encode_alive(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
-    let mut message = Message::notify();
+    let mut message = Message::notify(sender);
     message.header("CACHE-CONTROL", format_args!("max-age={}", sender.max_age));
     message.header("LOCATION", format_args!("{}", sender.location));
     message.header("NT", format_args!("{}", advert.nt));
@@ -326,7 +356,7 @@ pub fn encode_alive(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
 
 /// The announcement that the device goes (NTS `ssdp:byebye`).
 pub fn encode_byebye(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
-    let mut message = Message::notify();
+    let mut message = Message::notify(sender);
     message.header("NT", format_args!("{}", advert.nt));
     message.header("NTS", format_args!("ssdp:byebye"));
     message.header("USN", format_args!("{}", advert.usn));
@@ -337,7 +367,7 @@ pub fn encode_byebye(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
 /// The announcement that BOOTID is about to become `next_boot_id` because the addresses changed (NTS
 /// `ssdp:update`).
 pub fn encode_update(sender: &Sender<'_>, advert: &Advert, next_boot_id: u32) -> Vec<u8> {
-    let mut message = Message::notify();
+    let mut message = Message::notify(sender);
     message.header("LOCATION", format_args!("{}", sender.location));
     message.header("NT", format_args!("{}", advert.nt));
     message.header("NTS", format_args!("ssdp:update"));
@@ -364,9 +394,10 @@ impl Message {
         Self(text)
     }
 
-    fn notify() -> Self {
+    fn notify(sender: &Sender<'_>) -> Self {
         let mut message = Self::new("NOTIFY * HTTP/1.1");
-        message.header("HOST", format_args!("{GROUP}:{PORT}"));
+        let group = SocketAddr::new(sender.group, PORT);
+        message.header("HOST", format_args!("{group}"));
         message
     }
 

@@ -263,6 +263,12 @@ pub struct Ipv6 {
     pub filtering: Filtering,
     /// Whether that holds for TCP, SCTP and DCCP as well (REC-33).
     pub open_tcp: bool,
+    /// Whether LAN hosts may ask for pinholes (WANIPv6FirewallControl:1, InboundPinholeAllowed).
+    pub pinholes: bool,
+    /// Whether those may be for every port, or every protocol.
+    pub pinhole_wildcards: bool,
+    /// How many one host may have.
+    pub max_pinholes_per_host: u32,
 }
 
 impl Default for Ipv6 {
@@ -271,6 +277,9 @@ impl Default for Ipv6 {
             filter: true,
             filtering: Filtering::EndpointIndependent,
             open_tcp: false,
+            pinholes: true,
+            pinhole_wildcards: false,
+            max_pinholes_per_host: 32,
         }
     }
 }

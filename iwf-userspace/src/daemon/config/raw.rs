@@ -150,6 +150,9 @@ section!(Ipv6 {
     filter: bool = true,
     filtering: String = "endpoint-independent",
     open_tcp: bool = false,
+    pinholes: bool = true,
+    pinhole_wildcards: bool = false,
+    max_pinholes_per_host: i64 = 32,
 });
 section!(Limits {
     sessions: i64 = 65536,

@@ -106,6 +106,13 @@ impl TryFrom<raw::File> for Config {
                 filter: *file.ipv6.filter.get_ref(),
                 filtering: choice("ipv6.filtering", &file.ipv6.filtering, &FILTERINGS)?,
                 open_tcp: *file.ipv6.open_tcp.get_ref(),
+                pinholes: *file.ipv6.pinholes.get_ref(),
+                pinhole_wildcards: *file.ipv6.pinhole_wildcards.get_ref(),
+                max_pinholes_per_host: number(
+                    "ipv6.max_pinholes_per_host",
+                    &file.ipv6.max_pinholes_per_host,
+                    1..=1024,
+                )?,
             },
             pinholes: pinholes(&file.pinhole)?,
             limits,

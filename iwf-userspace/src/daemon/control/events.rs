@@ -54,6 +54,12 @@ kinds! {
     MappingRemoved = "mapping-removed",
     /// A control point's wish was refused.
     MappingRefused = "mapping-refused",
+    /// An IPv6 pinhole that was asked for is open.
+    PinholeOpened = "pinhole-opened",
+    /// It is closed.
+    PinholeClosed = "pinhole-closed",
+    /// A control point's wish for a pinhole was refused.
+    PinholeRefused = "pinhole-refused",
     /// A mapping of the configuration cannot be had now.
     StaticWaits = "static-waits",
     /// The address that remote hosts use has changed.

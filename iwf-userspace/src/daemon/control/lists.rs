@@ -72,6 +72,7 @@ impl Lister {
             | Response::Mappings(_)
             | Response::Leases(_)
             | Response::Subscriptions(_)
+            | Response::Pinholes(_)
             | Response::Audit(_)
             | Response::Stats(_)
             | Response::Done => String::new(),

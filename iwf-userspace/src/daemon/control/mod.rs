@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::events::{EventFilter, EventPage};
 use super::dataplane::inspect::{
-    DynamicFilter, DynamicRow, HostRow, SessionFilter, SessionRow, TableRow, Usage,
+    DynamicFilter, DynamicRow, HostRow, SessionFilter, SessionRow, TableRow, Transport, Usage,
 };
 use crate::types::Protocol;
 
@@ -40,6 +40,8 @@ pub enum Request {
     Leases {},
     /// Who is told of changes.
     Subscriptions {},
+    /// What is let in over IPv6 unasked. Walks the IPv6 sessions.
+    Pinholes {},
     /// The differences among kernel, leases and mapping table, looked for now.
     Audit {},
     /// Every counter of the data plane, and how full its tables are.
@@ -117,6 +119,7 @@ impl Request {
             | Self::Mappings {}
             | Self::Leases {}
             | Self::Subscriptions {}
+            | Self::Pinholes {}
             | Self::Audit {}
             | Self::Stats {}
             | Self::MappingUsage {}
@@ -149,6 +152,8 @@ pub enum Response {
     Leases(Vec<LeaseRow>),
     /// To `subscriptions`.
     Subscriptions(Vec<SubscriptionRow>),
+    /// To `pinholes`, by id.
+    Pinholes(Vec<PinholeRow>),
     /// To `audit`.
     Audit(Audit),
     /// To `stats`.
@@ -178,6 +183,7 @@ impl Response {
             Self::Mappings(rows) => serde_json::to_value(rows),
             Self::Leases(rows) => serde_json::to_value(rows),
             Self::Subscriptions(rows) => serde_json::to_value(rows),
+            Self::Pinholes(rows) => serde_json::to_value(rows),
             Self::Audit(audit) => serde_json::to_value(audit),
             Self::Stats(stats) => serde_json::to_value(stats),
             Self::Sessions(rows) => serde_json::to_value(rows),
@@ -278,7 +284,34 @@ pub struct Listener {
     /// LAN interface.
     pub interface: String,
     /// Address and port of description and control.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
+}
+
+/// One pinhole. What is absent of it is any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinholeRow {
+    /// Its number, as sessions and control points have it.
+    pub id: u16,
+    /// Whether the configuration states it; else a control point has asked for it.
+    pub is_static: bool,
+    /// The LAN host's address.
+    pub internal: Ipv6Addr,
+    /// Its port.
+    pub internal_port: Option<u16>,
+    /// The remote host.
+    pub remote: Option<Ipv6Addr>,
+    /// Its port.
+    pub remote_port: Option<u16>,
+    /// IANA protocol number, by its name where it is a transport that people know.
+    pub protocol: Option<Transport>,
+    /// MAC address of the host that asked, if it is known.
+    pub host: Option<String>,
+    /// Seconds until it ends; absent: it stays.
+    pub lease_left_seconds: Option<u64>,
+    /// Packets that have come in by it.
+    pub packets: u64,
+    /// Whether the kernel has it.
+    pub kernel: bool,
 }
 
 /// One address of a PCP server.

@@ -7,7 +7,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use super::lists::Lister;
 use super::stats_text::{self, View};
 use super::{
-    Audit, Family, LeaseRow, MappingRow, Reconciler, Repairs, Response, Status, SubscriptionRow,
+    Audit, Family, LeaseRow, MappingRow, PinholeRow, Reconciler, Repairs, Response, Status,
+    SubscriptionRow,
 };
 
 /// The answer as text that ends with a line end.
@@ -17,6 +18,7 @@ pub fn render(response: &Response) -> String {
         Response::Mappings(rows) => render_mappings(rows),
         Response::Leases(rows) => render_leases(rows),
         Response::Subscriptions(rows) => render_subscriptions(rows),
+        Response::Pinholes(rows) => render_pinholes(rows),
         Response::Audit(audit) => render_audit(audit),
         Response::Stats(stats) => stats_text::render(stats, &View::default()),
         Response::Sessions(_)
@@ -264,6 +266,32 @@ fn render_subscriptions(rows: &[SubscriptionRow]) -> String {
             span(row.left_seconds),
             row.next_seq.to_string(),
             state,
+        ]);
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn render_pinholes(rows: &[PinholeRow]) -> String {
+    if rows.is_empty() {
+        return "no pinholes\n".to_owned();
+    }
+    let mut table = new(&[
+        "id", "protocol", "internal", "remote", "origin", "host", "left", "packets", "kernel",
+    ]);
+    let any = |value: Option<String>| value.unwrap_or_else(|| "any".to_owned());
+    for row in rows {
+        let port = |port: Option<u16>| any(port.map(|port| port.to_string()));
+        let remote = any(row.remote.map(|addr| format!("[{addr}]")));
+        table.add_row([
+            row.id.to_string(),
+            any(row.protocol.map(|protocol| protocol.to_string())),
+            format!("[{}]:{}", row.internal, port(row.internal_port)),
+            format!("{remote}:{}", port(row.remote_port)),
+            if row.is_static { "config" } else { "upnp" }.to_owned(),
+            or_dash(row.host.as_ref()),
+            row.lease_left_seconds.map_or_else(|| "-".to_owned(), span),
+            row.packets.to_string(),
+            if row.kernel { "yes" } else { "NO" }.to_owned(),
         ]);
     }
     format!("{}\n", table.trim_fmt())

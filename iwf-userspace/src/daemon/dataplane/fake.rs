@@ -11,7 +11,7 @@ use super::inspect::{
     DynamicFilter, DynamicRow, HostRow, Inspector, SessionFilter, SessionRow, TableRow, Take, Usage,
 };
 use super::{
-    Change, DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, Turn,
+    Change, DataPlane, DataPlaneError, Found, Pinhole, PlaneConfig, PlaneEvent, SweepStep, Turn,
     same_endpoints,
 };
 use crate::types::{ExternalEndpoint, Generation, NatEntry, Protocol};
@@ -219,6 +219,16 @@ impl DataPlane for FakePlane {
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
         Ok(self.entries.values().copied().collect())
+    }
+
+    fn set_pinholes(&mut self, pinholes: &[Pinhole]) -> Result<(), DataPlaneError> {
+        self.count_change()?;
+        self.config.pinholes = pinholes.to_vec();
+        Ok(())
+    }
+
+    fn observe_pinholes(&self) -> Result<Vec<Pinhole>, DataPlaneError> {
+        Ok(self.config.pinholes.clone())
     }
 
     fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {

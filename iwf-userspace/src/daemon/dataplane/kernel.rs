@@ -34,7 +34,9 @@ use super::programs::{self, Opened, Programs, Tools};
 use super::refusals::RefusalTables;
 use super::softwire::SoftwireCounters;
 use super::sweep::{self, Judge, Progress, Sweeper, Totals};
-use super::{Change, DataPlane, DataPlaneError, Found, PlaneConfig, PlaneEvent, SweepStep, Turn};
+use super::{
+    Change, DataPlane, DataPlaneError, Found, Pinhole, PlaneConfig, PlaneEvent, SweepStep, Turn,
+};
 use crate::daemon::config::{
     AttachMode, Config as Configuration, EphemeralPorts, Ipv6, MssClamp, Timeouts,
 };
@@ -319,6 +321,17 @@ impl DataPlane for KernelPlane {
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
         pair::observe(&self.tables, &self.clock)
+    }
+
+    fn set_pinholes(&mut self, pinholes: &[Pinhole]) -> Result<(), DataPlaneError> {
+        self.tick_clock()?;
+        self.applied.pinholes = None;
+        let host_ports = self.applied.host_ports.clone();
+        self.follow_pinholes(pinholes, &host_ports)
+    }
+
+    fn observe_pinholes(&self) -> Result<Vec<Pinhole>, DataPlaneError> {
+        ipv6::observe(&self.tables.maps, &self.clock).map_err(refused("list the pinholes"))
     }
 
     fn pinhole_packets(&self) -> Result<Vec<(u16, u64)>, DataPlaneError> {

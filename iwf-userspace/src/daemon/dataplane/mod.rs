@@ -11,7 +11,7 @@ use std::time::Duration;
 use iwf_common::event::EventKind;
 
 use crate::daemon::config::FlowRules;
-use crate::types::{ExternalEndpoint, Generation, Instant, InternalEndpoint, NatEntry, Protocol};
+use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
 
 mod attach;
 mod batch;
@@ -38,6 +38,7 @@ pub mod softwire;
 pub mod sweep;
 pub(crate) mod tun;
 
+pub use crate::types::pinhole::Pinhole;
 use inspect::{Inspector, TableRow};
 use softwire::Softwire;
 
@@ -141,25 +142,6 @@ pub struct PlaneConfig {
     pub softwire: Softwire,
 }
 
-/// What is let in from the WAN over IPv6 (WANIPv6FirewallControl:1, AddPinhole). What is `None` is any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Pinhole {
-    /// Names it (UniqueID); never 0.
-    pub id: u16,
-    /// The LAN host's address.
-    pub internal: Ipv6Addr,
-    /// Its port.
-    pub internal_port: Option<u16>,
-    /// The remote host.
-    pub remote: Option<Ipv6Addr>,
-    /// Its port.
-    pub remote_port: Option<u16>,
-    /// IANA protocol number.
-    pub protocol: Option<u8>,
-    /// When it ends; `None`: never.
-    pub expires: Option<Instant>,
-}
-
 /// What comes after a slice of the sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SweepStep {
@@ -253,6 +235,19 @@ pub trait DataPlane {
     /// # Errors
     /// Only what the kernel refuses.
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError>;
+
+    /// Makes the pinholes these, and looks at each of those there are for that. The sessions of pinholes that have gone have
+    /// ended when this returns.
+    ///
+    /// # Errors
+    /// `Full`, and what the kernel refuses.
+    fn set_pinholes(&mut self, pinholes: &[Pinhole]) -> Result<(), DataPlaneError>;
+
+    /// Every pinhole that the kernel holds, in no particular order.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn observe_pinholes(&self) -> Result<Vec<Pinhole>, DataPlaneError>;
 
     /// Packets that came in by each pinhole, with its id, in no particular order.
     ///

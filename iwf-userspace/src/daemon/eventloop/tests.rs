@@ -22,6 +22,7 @@ use crate::daemon::dataplane::inspect::{
 };
 use crate::daemon::gena::Courier;
 use crate::daemon::http::Site;
+use crate::daemon::neighbours::Neighbours;
 use crate::daemon::netstate::LanAddress;
 use crate::daemon::ssdp::Identity;
 use crate::daemon::store::fake::MemoryStore;
@@ -88,6 +89,7 @@ impl Lab {
                 config.http,
                 call_sender.clone(),
                 subscription_sender,
+                Neighbours::unknown(),
             ),
             boot_id: 1,
             config: config.ssdp,
@@ -179,7 +181,7 @@ impl Lab {
         let (reply, answer) = oneshot::channel();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let call = SoapCall {
-            caller: HOST,
+            caller: HOST.into(),
             call: soap::Call {
                 service: "WANIPConnection".to_owned(),
                 version: 1,

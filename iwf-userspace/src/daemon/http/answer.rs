@@ -1,5 +1,6 @@
 //! From a request to its answer.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
 use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use crate::types::caller::Caller;
 use crate::wire::description::Route;
 use crate::wire::gena::{self, RequestError};
 use crate::wire::scpd::Service;
@@ -32,6 +34,8 @@ const TIMEOUT: HeaderName = HeaderName::from_static("timeout");
 /// A request at an event URL waits for nobody but the core.
 const SUBSCRIPTION_TIME: Duration = Duration::from_secs(10);
 const SOAP_ACTION: &str = "soapaction";
+/// The service whose actions speak of IPv6 addresses.
+const FIREWALL: &str = "WANIPv6FirewallControl";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
 
 const PAGE: &str = "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>iwf</title></head>\
@@ -62,12 +66,7 @@ async fn own_name_only(request: Request, next: Next) -> Response {
     let Some(&Ends { local, .. }) = request.extensions().get::<Ends>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
-    let own = |authority: &str| {
-        let host = authority
-            .rsplit_once(':')
-            .map_or(authority, |(host, _)| host);
-        host.trim().parse() == Ok(*local.ip())
-    };
+    let own = |authority: &str| host_of(authority) == Some(local.ip());
     let hosts = request.headers().get_all(HOST).iter();
     let named_otherwise = hosts
         .map(|host| host.to_str().is_ok_and(own))
@@ -82,6 +81,33 @@ async fn own_name_only(request: Request, next: Next) -> Response {
         return StatusCode::FORBIDDEN.into_response();
     }
     next.run(request).await
+}
+
+/// The address that an authority names, if it names one and not a host. A zone, which is the sender's own name of the
+/// link and should not have been sent, is not looked at.
+fn host_of(authority: &str) -> Option<IpAddr> {
+    let authority = authority.trim();
+    if let Some(literal) = authority.strip_prefix('[') {
+        let (literal, port) = literal.split_once(']')?;
+        let is_port = port.is_empty() || port.starts_with(':');
+        let (addr, _) = literal.split_once('%').unwrap_or((literal, ""));
+        return Some(IpAddr::V6(addr.parse().ok().filter(|_| is_port)?));
+    }
+    let (host, _) = authority.rsplit_once(':').unwrap_or((authority, ""));
+    Some(IpAddr::V4(host.trim().parse().ok()?))
+}
+
+/// Who calls. Which other addresses are the host's is asked for when an action may depend on it: its source tells nothing
+/// of an address of the other family, or of another scope.
+async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
+    let Ends { peer, ifindex, .. } = ends;
+    if peer.is_ipv4() && call.service != FIREWALL {
+        return peer.into();
+    }
+    let named = call.arg("InternalClient");
+    let named = named.or_else(|| call.arg("NewInternalClient"));
+    let named = named.and_then(|addr| addr.trim().parse().ok());
+    site.neighbours.caller(ifindex, peer, named).await
 }
 
 async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) -> Response {
@@ -122,9 +148,10 @@ fn document(site: &Site, route: Route, request: &Request) -> Response {
 }
 
 async fn control(site: &Site, service: &Service, request: Request) -> Response {
-    let Some(&Ends { peer, .. }) = request.extensions().get::<Ends>() else {
+    let Some(&ends) = request.extensions().get::<Ends>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
+    let Ends { peer, .. } = ends;
     let (head, body) = request.into_parts();
     let body = match read_body(&head.headers, body).await {
         Ok(body) => body,
@@ -149,11 +176,12 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
         call.version = service.version;
     }
     let begun = Instant::now();
-    site.names.resolve(&mut call, peer).await;
+    let caller = caller(site, ends, &call).await;
+    site.names.resolve(&mut call, caller.v4(None)).await;
     let waited = begun.elapsed();
     let (reply, answer) = oneshot::channel();
     let question = SoapCall {
-        caller: peer,
+        caller,
         call: call.clone(),
         waited,
         reply,
@@ -191,8 +219,12 @@ async fn subscription(
     service: &'static Service,
     wanted: Result<gena::Request, RequestError>,
 ) -> Response {
-    let Some(Ends { local, peer }) = ends else {
+    let Some(Ends { local, peer, .. }) = ends else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    // Events go out over IPv4 only. This status tells a control point to poll.
+    let (IpAddr::V4(own), IpAddr::V4(host)) = (local.ip(), peer) else {
+        return refused(StatusCode::NOT_IMPLEMENTED);
     };
     let wanted = match wanted {
         Ok(wanted) => wanted,
@@ -204,8 +236,8 @@ async fn subscription(
     let (reply, answer) = oneshot::channel();
     let question = SubscriptionCall {
         service,
-        host: peer,
-        own: *local.ip(),
+        host,
+        own,
         request: wanted,
         reply,
     };

@@ -13,7 +13,7 @@ mod names;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +31,9 @@ use names::Names;
 
 use super::config::HttpConfig;
 use super::gena::SubscriptionCall;
-use super::netstate::LanAddress;
+use super::neighbours::Neighbours;
+use super::netstate::LanLink;
+use crate::types::caller::Caller;
 use crate::wire::description::Description;
 use crate::wire::soap;
 
@@ -54,8 +56,8 @@ const CONNECTION_TIME: Duration = Duration::from_secs(120);
 /// A call of a control point with the place for its answer.
 #[derive(Debug)]
 pub struct SoapCall {
-    /// Source address of the connection: decides what is the caller's own.
-    pub caller: Ipv4Addr,
+    /// Who calls: decides what is the caller's own.
+    pub caller: Caller,
     /// What was called.
     pub call: soap::Call,
     /// For how long its names were looked up.
@@ -72,6 +74,7 @@ pub struct Site {
     calls: mpsc::Sender<SoapCall>,
     subscriptions: mpsc::Sender<SubscriptionCall>,
     limits: HttpConfig,
+    neighbours: Neighbours,
     connections: Mutex<Connections>,
     names: Names,
 }
@@ -80,14 +83,15 @@ pub struct Site {
 #[derive(Debug, Default)]
 struct Connections {
     total: usize,
-    per_host: BTreeMap<Ipv4Addr, usize>,
+    per_host: BTreeMap<IpAddr, usize>,
 }
 
 /// The two ends of a connection, known to be both on one LAN link.
 #[derive(Clone, Copy, Debug)]
 struct Ends {
-    local: SocketAddrV4,
-    peer: Ipv4Addr,
+    local: SocketAddr,
+    peer: IpAddr,
+    ifindex: u32,
 }
 
 impl Site {
@@ -99,6 +103,7 @@ impl Site {
         limits: HttpConfig,
         calls: mpsc::Sender<SoapCall>,
         subscriptions: mpsc::Sender<SubscriptionCall>,
+        neighbours: Neighbours,
     ) -> Arc<Self> {
         Arc::new(Self {
             description,
@@ -106,6 +111,7 @@ impl Site {
             calls,
             subscriptions,
             limits,
+            neighbours,
             connections: Mutex::default(),
             names: Names::default(),
         })
@@ -127,7 +133,7 @@ impl Site {
     }
 
     /// Serves the hosts on one link until dropped.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, link: LanAddress) {
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, link: LanLink) {
         let router = TowerToHyperService::new(answer::router(Arc::clone(&self)));
         loop {
             let (stream, peer) = match listener.accept().await {
@@ -160,11 +166,11 @@ impl Site {
 /// One of the places for connections, given back when dropped.
 struct Place {
     site: Arc<Site>,
-    host: Ipv4Addr,
+    host: IpAddr,
 }
 
 impl Place {
-    fn take(site: &Arc<Site>, host: Ipv4Addr) -> Option<Self> {
+    fn take(site: &Arc<Site>, host: IpAddr) -> Option<Self> {
         let mut open = site
             .connections
             .lock()
@@ -201,11 +207,14 @@ impl Drop for Place {
 }
 
 /// `None` unless the host is on the link and reached us by the link's own address.
-fn ends(stream: &TcpStream, peer: SocketAddr, link: &LanAddress) -> Option<Ends> {
-    let (IpAddr::V4(peer), Ok(SocketAddr::V4(local))) = (peer.ip(), stream.local_addr()) else {
-        return None;
-    };
-    (link.contains(peer) && *local.ip() == link.addr).then_some(Ends { local, peer })
+fn ends(stream: &TcpStream, peer: SocketAddr, link: &LanLink) -> Option<Ends> {
+    let (peer, local) = (peer.ip(), stream.local_addr().ok()?);
+    let ifindex = link.ifindex;
+    (link.contains(peer) && local.ip() == link.addr).then_some(Ends {
+        local,
+        peer,
+        ifindex,
+    })
 }
 
 async fn converse(

@@ -1,7 +1,7 @@
 #![expect(clippy::disallowed_types, reason = "the tests are a client")]
 
 use std::io::{Read, Write};
-use std::net::TcpStream as StdStream;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream as StdStream};
 
 use super::*;
 use crate::proto::gena::{Granted, Refusal};
@@ -15,21 +15,21 @@ const CONTROL: &str = "/igd1/ctl/WANIPConn";
 
 /// A site on loopback whose core answers a question for the address, and 718 to anything else.
 struct Server {
-    address: SocketAddrV4,
+    address: SocketAddr,
     /// The server's thread ends when this is dropped.
     _running: oneshot::Sender<()>,
 }
 
 impl Server {
     fn start(limits: HttpConfig) -> Self {
-        Self::start_on(limits, Ipv4Addr::LOCALHOST, 8)
+        Self::start_on(limits, Ipv4Addr::LOCALHOST.into(), 8)
     }
 
     /// The link served is said to have this address.
-    fn start_on(limits: HttpConfig, addr: Ipv4Addr, prefix_len: u8) -> Self {
+    fn start_on(limits: HttpConfig, addr: IpAddr, prefix_len: u8) -> Self {
         let (running, stopped) = oneshot::channel::<()>();
         let (started, address) = std::sync::mpsc::channel();
-        let link = LanAddress {
+        let link = LanLink {
             interface: "lo".to_owned(),
             ifindex: 1,
             addr,
@@ -44,17 +44,27 @@ impl Server {
                 let server = "Linux/6 UPnP/1.1 iwf/0".to_owned();
                 let (subscriptions, wishes) = mpsc::channel(4);
                 tokio::spawn(grant_all(wishes));
-                let site = Site::new(description(), server, limits, calls, subscriptions);
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                let neighbours = Neighbours::unknown();
+                let site = Site::new(
+                    description(),
+                    server,
+                    limits,
+                    calls,
+                    subscriptions,
+                    neighbours,
+                );
+                let at: IpAddr = match addr {
+                    IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                    IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                };
+                let listener = TcpListener::bind((at, 0)).await.unwrap();
                 started.send(listener.local_addr().unwrap()).unwrap();
                 tokio::spawn(site.serve(listener, link));
                 tokio::spawn(answer_all(questions));
                 stopped.await.unwrap_err();
             });
         });
-        let Ok(SocketAddr::V4(address)) = address.recv() else {
-            panic!("the server has not started on an IPv4 address");
-        };
+        let address = address.recv().unwrap();
         Self {
             address,
             _running: running,
@@ -370,6 +380,33 @@ fn foreign_names_and_pages_are_refused() {
 }
 
 #[test]
+fn an_ipv6_address_is_named_in_brackets_with_or_without_a_zone() {
+    let server = Server::start_on(limits(), Ipv6Addr::LOCALHOST.into(), 128);
+    let port = server.address.port();
+    for (host, expected) in [
+        (format!("[::1]:{port}"), "200"),
+        ("[::1]".to_owned(), "200"),
+        ("[0:0:0:0:0:0:0:1]:80".to_owned(), "200"),
+        (format!("[::1%25lo]:{port}"), "200"),
+        (format!("[::1%lo]:{port}"), "200"),
+        (format!("[::2]:{port}"), "403"),
+        (format!("[::2%::1]:{port}"), "403"),
+        ("::1".to_owned(), "403"),
+        ("[::1".to_owned(), "403"),
+        ("[::1]evil.example".to_owned(), "403"),
+        ("evil.example".to_owned(), "403"),
+        ("127.0.0.1".to_owned(), "403"),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\n");
+        assert_eq!(status(&server.ask(&head, "")), expected, "{head}");
+    }
+    for (origin, expected) in [("[::1]", "200"), ("[::2]", "403"), ("evil.example", "403")] {
+        let head = format!("GET / HTTP/1.1\r\nHost: [::1]\r\nOrigin: http://{origin}\r\n");
+        assert_eq!(status(&server.ask(&head, "")), expected, "{head}");
+    }
+}
+
+#[test]
 fn documents_follow_tree_and_user_agent() {
     let server = Server::start(limits());
     for (path, agent, version) in [
@@ -425,6 +462,6 @@ fn connections_over_the_limit_are_closed_and_places_come_back() {
 #[test]
 fn hosts_of_other_links_are_not_served() {
     // The link has the address 192.0.2.1: what arrives on another address, or from outside, is not for it.
-    let server = Server::start_on(limits(), Ipv4Addr::new(192, 0, 2, 1), 24);
+    let server = Server::start_on(limits(), Ipv4Addr::new(192, 0, 2, 1).into(), 24);
     assert_eq!(server.raw("GET / HTTP/1.0\r\n\r\n"), "");
 }

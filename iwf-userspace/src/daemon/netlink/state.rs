@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::daemon::dataplane::{FdbEntry, Port, Role};
-use crate::daemon::netstate::{LanAddress, NetState};
+use crate::daemon::netstate::{LanAddress, LanLink, NetState};
 use crate::iwf::WanState;
 use parse::{Address, Link, Mac, Route};
 
@@ -22,6 +22,9 @@ mod parse;
 pub(super) const MAX_STATIONS: usize = 4096;
 /// Most neighbours remembered. One more costs nothing but a needless look at the FIB when it changes.
 pub(super) const MAX_NEIGHBOURS: usize = 16_384;
+
+/// Most IPv6 addresses of one LAN interface that hosts are served on.
+const MAX_LINKS6: usize = 8;
 
 /// The configured interfaces, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,12 +94,13 @@ impl State {
             RouteNetlinkMessage::DelLink(m) => self.del_link(m),
             RouteNetlinkMessage::NewAddress(m) => {
                 if let Some(address) = parse::address(m) {
+                    self.addresses.retain(|held| !held.is_same(&address));
                     self.addresses.insert(address);
                 }
             }
             RouteNetlinkMessage::DelAddress(m) => {
                 if let Some(address) = parse::address(m) {
-                    self.addresses.remove(&address);
+                    self.addresses.retain(|held| !held.is_same(&address));
                 }
             }
             RouteNetlinkMessage::NewRoute(m) => {
@@ -184,6 +188,8 @@ impl State {
                 .and_then(|(ifindex, _)| self.link_local(ifindex)),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
             lan: self.lan_addresses(),
+            lan6_links: self.lan6_links(),
+            own6: self.own6(),
             lan6: self.lan6_prefixes(),
             external_addr,
             wan_addresses: wan.map_or_else(Vec::new, |(ifindex, _)| self.own_addresses(ifindex)),
@@ -327,6 +333,51 @@ impl State {
             .collect();
         lan.sort();
         lan
+    }
+
+    fn own6(&self) -> BTreeSet<Ipv6Addr> {
+        let all = self.addresses.iter();
+        all.filter_map(|a| match a.addr {
+            IpAddr::V6(addr) => Some(addr),
+            IpAddr::V4(_) => None,
+        })
+        .collect()
+    }
+
+    /// In the order of [`LanLink`].
+    fn lan6_links(&self) -> Vec<LanLink> {
+        let mut links: Vec<LanLink> = Vec::new();
+        for name in &self.interfaces.lan {
+            let Some((ifindex, link)) = self.find(name).filter(|(_, link)| link.up) else {
+                continue;
+            };
+            let first = links.len();
+            // Lowest first, so that the lowest of a prefix is taken.
+            let own = self.addresses.iter().filter(|a| a.ifindex == ifindex);
+            for address in own {
+                let IpAddr::V6(addr) = address.addr else {
+                    continue;
+                };
+                // No host shares a prefix of one address.
+                if address.tentative || address.prefix_len == 128 || addr.is_multicast() {
+                    continue;
+                }
+                let here = links.get(first..).unwrap_or_default();
+                let known = here.iter().any(|held| {
+                    held.prefix_len <= address.prefix_len && held.contains(address.addr)
+                });
+                if !known && here.len() < MAX_LINKS6 {
+                    links.push(LanLink {
+                        interface: link.name.clone(),
+                        ifindex,
+                        addr: address.addr,
+                        prefix_len: address.prefix_len,
+                    });
+                }
+            }
+        }
+        links.sort();
+        links
     }
 
     fn ports(&self) -> Vec<Port> {

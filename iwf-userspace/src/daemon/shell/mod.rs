@@ -9,6 +9,7 @@
 mod found;
 mod listing;
 mod persist;
+mod pinholes;
 mod pressure;
 mod telling;
 mod view;
@@ -34,6 +35,7 @@ use super::reconciler;
 use super::softwire::Hint;
 use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
+use crate::iwf::pinholes::Lan6;
 use crate::iwf::{
     AdminCommand, Effect, EffectError, Errand, Input, Iwf, LinkCounters, Notice, RequestId,
     Returned, ServerState, Ticket,
@@ -47,6 +49,7 @@ use crate::wire::soap;
 use found::FoundServers;
 use listing::Question;
 use persist::Unstored;
+use pinholes::Pinholes;
 use pressure::Pressure;
 use telling::Wish;
 pub use view::Facts;
@@ -83,7 +86,7 @@ pub struct Shell<P, S> {
     store: S,
     host_ports: Vec<(Protocol, u16)>,
     own_ports: BTreeSet<(Protocol, u16)>,
-    pinholes: Vec<Pinhole>,
+    pinholes: Pinholes,
     rules: FlowRules,
     network: NetState,
     softwire: Softwire,
@@ -147,7 +150,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             store,
             host_ports,
             own_ports: BTreeSet::new(),
-            pinholes: Vec::new(),
+            pinholes: Pinholes::default(),
             rules: FlowRules::default(),
             network: NetState::default(),
             softwire: Softwire::Off,
@@ -182,9 +185,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 waited,
                 reply,
             } = question;
-            debug!(%caller, action = call.action, "control point calls");
+            debug!(caller = %caller.addr, action = call.action, "control point calls");
             let request = self.new_request();
-            let wish = Wish::of(caller, &call);
+            let wish = Wish::of(caller.addr, &call);
             self.soap.insert(request, (reply, wish));
             let input = Input::Soap {
                 request,
@@ -263,6 +266,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Request::Audit {} => {
                 reply.answer(self.look(&request, facts, now));
             }
+            Request::Pinholes {} => reply.answer(self.pinhole_rows(now)),
             Request::Stats {} => match self.stats(now) {
                 Ok(stats) => self.look_up(Question::Stats(stats), reply),
                 Err(error) => reply.answer(listing::failed(error)),
@@ -372,7 +376,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             len: link.prefix_len,
         });
         let (lan, wan) = (lan.collect(), self.network.wan.clone());
+        let lan6 = Lan6 {
+            prefixes: self.network.lan6.clone(),
+            own: self.network.own6.clone(),
+        };
         self.input(Input::Lan(lan), out, now);
+        self.input(Input::Lan6(lan6), out, now);
         self.input(Input::Wan(wan), out, now);
         self.nudge(now);
     }
@@ -419,7 +428,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
 
     /// Other pinholes are open. Takes effect with the next change of the network or of the services.
     pub fn set_pinholes(&mut self, pinholes: Vec<Pinhole>) {
-        self.pinholes = pinholes;
+        self.pinholes.stated = pinholes;
     }
 
     /// Other rules hold for new flows. Takes effect as [`Shell::set_pinholes`] does.
@@ -531,6 +540,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.runs.due = None;
         let mut repairs = Vec::new();
         let outcome = reconciler::run(&mut self.plane, &self.core.desired(now), &mut repairs);
+        let outcome = outcome.and_then(|mut outcome| {
+            outcome.add(self.reconcile_pinholes()?);
+            Ok(outcome)
+        });
         self.hear();
         self.tell_repairs(&repairs);
         match outcome {
@@ -554,7 +567,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     fn configure(&mut self, now: Instant) {
         let mut config = self.network.plane_config(self.host_ports.clone());
         config.own_ports = self.own_ports.clone();
-        config.pinholes.clone_from(&self.pinholes);
+        config.pinholes = self.wanted_pinholes();
         config.rules = self.rules;
         config.softwire = self.softwire;
         if let Err(error) = self.plane.configure(&config) {
@@ -602,6 +615,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 return;
             }
             Effect::Notify(notice) => return self.notify(&notice),
+            Effect::WritePinholes { ticket, pinholes } => {
+                let written = self.write_pinholes(pinholes);
+                let written = written.map(|()| Change::Settled);
+                (ticket, None, written.map_err(|e| plane_failed("write", e)))
+            }
+            Effect::CountPinhole { request, id } => {
+                let packets = self.pinhole_packets(id, now);
+                let counted = Input::PinholeCounted { request, packets };
+                return self.core.handle_input(counted, now);
+            }
             Effect::Persist { ticket, change } => return self.unstored.push(ticket, change),
             Effect::WriteNat { ticket, entry } => {
                 let written = self.plane.write(&entry);
@@ -663,6 +686,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Effect::CancelEvent { number } => self.courier.cancel(number),
             Effect::WriteNat { .. }
             | Effect::RemoveNat { .. }
+            | Effect::WritePinholes { .. }
+            | Effect::CountPinhole { .. }
             | Effect::Persist { .. }
             | Effect::Notify(_) => {}
         }
@@ -726,6 +751,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Notice::UpstreamRefused { .. }
             | Notice::GivenBack { .. }
             | Notice::ServerSpeaks { .. } => self.tell_upstream(notice),
+            Notice::PinholeOpened(pinhole) => self.tell_opened(pinhole),
+            Notice::PinholeClosed(pinhole, why) => self.tell_closed(pinhole, *why),
             Notice::EpochReset(server) => {
                 info!(%server, "PCP server lost its state; asking for the mappings again");
                 let detail = "asking for the mappings again".to_owned();

@@ -1,7 +1,7 @@
 //! What is worth an event, in the words of `iwfctl events`.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use iwf_common::event::EventKind as Told;
 use iwf_common::reason::DropReason;
@@ -24,23 +24,26 @@ use crate::wire::soap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     action: &'static str,
-    caller: Ipv4Addr,
+    caller: IpAddr,
     protocol: Option<Transport>,
-    internal: Option<(Ipv4Addr, u16)>,
+    internal: Option<SocketAddr>,
     external_port: Option<u16>,
 }
 
 /// Actions that change mappings. Others are not worth an event.
-const CHANGES: [&str; 4] = [
+const CHANGES: [&str; 7] = [
     "AddPortMapping",
     "AddAnyPortMapping",
     "DeletePortMapping",
     "DeletePortMappingRange",
+    "AddPinhole",
+    "UpdatePinhole",
+    "DeletePinhole",
 ];
 
 impl Wish {
     /// Only numbers and addresses are kept of what a LAN host wrote.
-    pub(super) fn of(caller: Ipv4Addr, call: &soap::Call) -> Option<Self> {
+    pub(super) fn of(caller: IpAddr, call: &soap::Call) -> Option<Self> {
         let action = CHANGES.into_iter().find(|action| *action == call.action)?;
         let text = |name: &str| {
             let args = call.args.iter();
@@ -49,12 +52,18 @@ impl Wish {
                 .map(|(_, value)| value.trim())
         };
         let port = |name| text(name).and_then(|text| text.parse::<u16>().ok());
-        let client = text("NewInternalClient").and_then(|text| text.parse().ok());
+        let is_pinhole = action.ends_with("Pinhole");
+        let (client, at, protocol) = if is_pinhole {
+            ("InternalClient", "InternalPort", "Protocol")
+        } else {
+            ("NewInternalClient", "NewInternalPort", "NewProtocol")
+        };
+        let client = text(client).and_then(|text| text.parse::<IpAddr>().ok());
         Some(Self {
             action,
             caller,
-            protocol: text("NewProtocol").and_then(|text| text.parse().ok()),
-            internal: client.zip(port("NewInternalPort")),
+            protocol: text(protocol).and_then(|text| text.parse().ok()),
+            internal: client.zip(port(at)).map(SocketAddr::from),
             external_port: port("NewExternalPort"),
         })
     }
@@ -65,12 +74,16 @@ impl Wish {
             .map_or_else(String::new, |port| format!(" of external port {port}"));
         EventRow {
             protocol: self.protocol,
-            internal: Some(self.internal.unwrap_or((self.caller, 0)).into()),
+            internal: Some(self.internal.unwrap_or((self.caller, 0).into())),
             detail: format!(
                 "{}{port} refused: {} {}",
                 self.action, error.code, error.description
             ),
-            ..control(EventKind::MappingRefused)
+            ..control(if self.action.ends_with("Pinhole") {
+                EventKind::PinholeRefused
+            } else {
+                EventKind::MappingRefused
+            })
         }
     }
 }
@@ -203,6 +216,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Notice::Removed(_)
             | Notice::ExternalAddress(_)
             | Notice::StaticWaits { .. }
+            | Notice::PinholeOpened(_)
+            | Notice::PinholeClosed(..)
             | Notice::EpochReset(_) => {}
         }
     }
@@ -247,7 +262,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 }
 
-fn control(kind: EventKind) -> EventRow {
+pub(super) fn control(kind: EventKind) -> EventRow {
     EventRow::new(clock::wall(), Source::ControlPlane, kind)
 }
 
@@ -368,7 +383,7 @@ mod tests {
             action: "AddPortMapping".to_owned(),
             args: args.map(owned).to_vec(),
         };
-        let caller = Ipv4Addr::new(192, 168, 1, 10);
+        let caller = IpAddr::from([192, 168, 1, 10]);
         let event = Wish::of(caller, &call)
             .unwrap()
             .refused(soap::UpnpError::ACTION_FAILED);

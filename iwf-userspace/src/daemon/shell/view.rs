@@ -42,6 +42,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Request::Subscriptions {} => Ok(Response::Subscriptions(self.subscription_rows(now))),
             Request::Audit {} => self.audit(now).map(Response::Audit),
             Request::Delete { .. }
+            | Request::Pinholes {}
             | Request::Stats {}
             | Request::MappingUsage {}
             | Request::Sessions { .. }
@@ -303,12 +304,14 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Looks at the kernel now; the last run of the reconciler has no say.
     fn audit(&self, now: Instant) -> Result<Audit, DataPlaneError> {
         let observed = self.plane.observe()?;
-        let differences: Vec<String> = self
+        let mut differences: Vec<String> = self
             .core
             .audit(&observed, now)
             .iter()
             .map(ToString::to_string)
             .collect();
+        let pinholes = self.pinhole_differences()?;
+        differences.extend(pinholes.iter().map(ToString::to_string));
         let installed = || self.core.mappings().filter(|m| m.is_installed());
         Ok(Audit {
             clean: differences.is_empty(),

@@ -5,7 +5,7 @@
 mod queue;
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::config::SsdpConfig;
 use super::http::Site;
-use super::netstate::LanAddress;
+use super::netstate::LanLink;
 use super::sockets;
 use crate::wire::description::Tree;
 use crate::wire::ssdp::{self, Advert, Arrival, Search, SearchError, Sender};
@@ -47,8 +47,8 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Discovery {
     identity: Identity,
-    link: LanAddress,
-    http: SocketAddrV4,
+    link: LanLink,
+    http: SocketAddr,
     group: UdpSocket,
     unicast: UdpSocket,
     queue: Queue,
@@ -60,15 +60,15 @@ impl Discovery {
     ///
     /// # Errors
     /// The address is not there, or the port is taken by a program that does not share it.
-    pub fn new(identity: Identity, link: LanAddress, http: SocketAddrV4) -> io::Result<Self> {
+    pub fn new(identity: Identity, link: LanLink, http: SocketAddr) -> io::Result<Self> {
         Ok(Self {
-            group: sockets::ssdp_group(&link.interface, link.addr)?,
-            unicast: sockets::ssdp_unicast(&link.interface, link.addr, identity.config.ttl)?,
+            group: sockets::ssdp_group(&link)?,
+            unicast: sockets::ssdp_unicast(&link, identity.config.ttl)?,
             rng: StdRng::try_from_rng(&mut SysRng).map_err(io::Error::other)?,
             queue: Queue::default(),
             identity,
             link,
-            http,
+            http: without_zone(http),
         })
     }
 
@@ -118,19 +118,18 @@ impl Discovery {
         arrival: Arrival,
     ) {
         let (length, from) = match received {
-            Ok((length, SocketAddr::V4(from))) => (length, from),
-            Ok((_, SocketAddr::V6(_))) => return,
+            Ok(received) => received,
             Err(error) => {
                 debug!(%error, interface = self.link.interface, "cannot receive a search");
                 return;
             }
         };
         // Our own announcements come back to us.
-        if *from.ip() == self.link.addr {
+        if from.ip() == self.link.addr {
             return;
         }
         // Answers go to hosts of the link only, or anybody could be flooded through us (SSDP-008).
-        if !self.link.contains(*from.ip()) {
+        if !self.link.contains(from.ip()) {
             debug!(%from, interface = self.link.interface, "search from elsewhere ignored");
             return;
         }
@@ -149,12 +148,13 @@ impl Discovery {
             debug!(%from, "search without MX ignored");
             return;
         };
-        let adverts = search.answers(self.identity.site.description().uuid());
+        let tree = search.tree_at(self.link.addr);
+        let adverts = search.answers_in(tree, self.identity.site.description().uuid());
         if adverts.is_empty() {
             return;
         }
         let due = self.in_random(spread);
-        if !self.queue.push(due, from, search.tree(), adverts) {
+        if !self.queue.push(due, from, tree, adverts) {
             debug!(%from, "too many searches: one is not answered");
         }
     }
@@ -171,7 +171,8 @@ impl Discovery {
     /// Sends the whole set once. The tree of version 2 is announced alone: only the highest version of a type
     /// is (DEV-004), and what cannot bear it gets version 1 by its user agent.
     async fn announce(&self, encode: impl Fn(&Sender<'_>, &Advert) -> Vec<u8> + Copy) {
-        let group = SocketAddrV4::new(ssdp::GROUP, ssdp::PORT);
+        let group = ssdp::group(self.link.addr);
+        let group = sockets::on_link(group, ssdp::PORT, self.link.ifindex);
         for advert in ssdp::advertisements(Tree::Igd2, self.identity.site.description().uuid()) {
             let message = self.encode(Tree::Igd2, &advert, encode);
             self.send(group, &message).await;
@@ -187,6 +188,7 @@ impl Discovery {
         let site = &self.identity.site;
         let sender = Sender {
             location: &format!("http://{}{}", self.http, tree.path()),
+            group: ssdp::group(self.link.addr),
             server: site.server(),
             max_age: u32::try_from(self.identity.config.max_age.as_secs()).unwrap_or(u32::MAX),
             boot_id: self.identity.boot_id,
@@ -195,11 +197,19 @@ impl Discovery {
         encode(&sender, advert)
     }
 
-    async fn send(&self, to: SocketAddrV4, message: &[u8]) {
+    async fn send(&self, to: SocketAddr, message: &[u8]) {
         if let Err(error) = self.unicast.send_to(message, to).await {
             warn!(%to, %error, interface = self.link.interface, "cannot send to the LAN");
         }
     }
+}
+
+/// A zone is this machine's name of the link and means nothing in a URL that others read.
+fn without_zone(mut addr: SocketAddr) -> SocketAddr {
+    if let SocketAddr::V6(addr) = &mut addr {
+        addr.set_scope_id(0);
+    }
+    addr
 }
 
 /// How long an announcement stands alone: a random time in the second quarter of its validity (clause 1.2.2

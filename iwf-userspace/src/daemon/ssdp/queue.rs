@@ -2,7 +2,7 @@
 //! bandwidth: searches waiting in all, from one host, and datagrams per second.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct Answer {
-    to: SocketAddrV4,
+    to: SocketAddr,
     tree: Tree,
     /// Those still to be sent, last one first.
     adverts: Vec<Advert>,
@@ -40,7 +40,7 @@ impl Queue {
     pub(super) fn push(
         &mut self,
         due: Instant,
-        to: SocketAddrV4,
+        to: SocketAddr,
         tree: Tree,
         mut adverts: Vec<Advert>,
     ) -> bool {
@@ -66,7 +66,7 @@ impl Queue {
     }
 
     /// An answer to be sent now, if there is one.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(SocketAddrV4, Tree, Advert)> {
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(SocketAddr, Tree, Advert)> {
         if self.next_due()? > now {
             return None;
         }
@@ -93,8 +93,8 @@ mod tests {
         (0..n).map(advert).collect()
     }
 
-    fn host(n: u8) -> SocketAddrV4 {
-        SocketAddrV4::new([192, 168, 1, n].into(), 1900)
+    fn host(n: u8) -> SocketAddr {
+        ([192, 168, 1, n], 1900).into()
     }
 
     fn drain(queue: &mut Queue, now: Instant) -> Vec<String> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::daemon::config::HttpConfig;
+use crate::daemon::neighbours::Neighbours;
 use crate::daemon::settings;
 use crate::wire::description::DeviceUuid;
 
@@ -46,6 +47,7 @@ impl Device {
                 http,
                 calls,
                 subscriptions,
+                Neighbours::unknown(),
             ),
             boot_id: 7,
             config: SsdpConfig {
@@ -53,13 +55,13 @@ impl Device {
                 ttl: 2,
             },
         };
-        let link = LanAddress {
+        let link = LanLink {
             interface: "lo".to_owned(),
             ifindex: 1,
-            addr,
+            addr: addr.into(),
             prefix_len: 30,
         };
-        let discovery = Discovery::new(identity, link, SocketAddrV4::new(addr, 5000)).unwrap();
+        let discovery = Discovery::new(identity, link, (addr, 5000).into()).unwrap();
         let (stop, stopped) = oneshot::channel();
         Self {
             addr,
@@ -112,10 +114,10 @@ async fn next(socket: &UdpSocket, uuid: &str) -> String {
 async fn announces_goodbye_then_twice_alive_then_goodbye() {
     let group = listener();
     let device = Device::start(17);
-    // 3 for the root, 2 for each of 2 embedded devices, 3 services: once goodbye, twice alive.
+    // 3 for the root, 2 for each of 2 embedded devices, 4 services: once goodbye, twice alive.
     let mut kinds = BTreeMap::new();
     let mut order = Vec::new();
-    for _ in 0..30 {
+    for _ in 0..33 {
         let message = next(&group, &device.uuid).await;
         let nts = message
             .lines()
@@ -130,15 +132,15 @@ async fn announces_goodbye_then_twice_alive_then_goodbye() {
     }
     assert_eq!(
         kinds,
-        BTreeMap::from([("byebye".to_owned(), 10), ("alive".to_owned(), 20)])
+        BTreeMap::from([("byebye".to_owned(), 11), ("alive".to_owned(), 22)])
     );
-    assert!(order[..10].iter().all(|nts| nts == "byebye"));
+    assert!(order[..11].iter().all(|nts| nts == "byebye"));
     drop(device.stop);
     timeout(SOON, device.running)
         .await
         .expect("ends soon")
         .unwrap();
-    for _ in 0..10 {
+    for _ in 0..11 {
         let message = next(&group, &device.uuid).await;
         assert!(message.contains("NTS: ssdp:byebye\r\n"), "{message}");
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Counts, Store, StoreError};
 use crate::iwf::StoreChange;
+use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::MappingRecord;
 use crate::types::Generation;
 
@@ -12,6 +13,8 @@ use crate::types::Generation;
 pub struct MemoryStore {
     /// What is stored.
     pub records: BTreeMap<Generation, MappingRecord>,
+    /// Pinholes that are stored.
+    pub pinholes: BTreeMap<u16, PinholeRecord>,
     calls: u32,
     counts: Counts,
     fail_at: Option<u32>,
@@ -43,6 +46,12 @@ impl Store for MemoryStore {
                 }
                 StoreChange::Delete(generation) => {
                     self.records.remove(generation);
+                }
+                StoreChange::PutPinhole(record) => {
+                    self.pinholes.insert(record.id, *record);
+                }
+                StoreChange::DeletePinhole(id) => {
+                    self.pinholes.remove(id);
                 }
                 StoreChange::Mark(_)
                 | StoreChange::Unmark(_)

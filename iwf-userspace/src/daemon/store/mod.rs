@@ -28,6 +28,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::iwf::StoreChange;
+use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{MappingRecord, Mark};
 use crate::types::{Epoch, UnixTime};
 
@@ -48,6 +49,10 @@ pub struct Snapshot {
     pub epochs: Vec<(IpAddr, Epoch, u64)>,
     /// SystemUpdateID to go on with.
     pub update_id: u32,
+    /// Every pinhole, by rising id.
+    pub pinholes: Vec<PinholeRecord>,
+    /// The id of a pinhole that was given last.
+    pub last_pinhole: u16,
 }
 
 /// Why the store failed.
@@ -150,6 +155,8 @@ pub fn open(state_dir: &Path, now: UnixTime) -> Result<(redb::RedbStore, Snapsho
         last_generation: contents.last_generation,
         epochs: contents.epochs,
         update_id: contents.update_id,
+        pinholes: contents.pinholes,
+        last_pinhole: contents.last_pinhole,
     };
     Ok((store, snapshot))
 }

@@ -5,9 +5,10 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | name | number: `format`, `format_again` (every bit of it turned), `boot_id`, `last_generation`, and `update_id` unless it is 0 |
+//! | `meta` | name | number: `format`, `format_again` (every bit of it turned), `boot_id`, `last_generation`, `last_pinhole` if any was given, and `update_id` unless it is 0 |
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
 //! | `marks` | server, protocol and port of a lease | the mark as JSON |
+//! | `pinholes` | id | the record as JSON; an older daemon leaves it alone, and its records end by themselves |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
 
 use std::fmt;
@@ -22,12 +23,14 @@ use ::redb::{
 
 use super::{Counts, Store, StoreError, migrate};
 use crate::iwf::StoreChange;
+use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
 use crate::types::{Epoch, UnixTime};
 
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 pub(super) const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
 pub(super) const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
+const PINHOLES: TableDefinition<'_, u16, &[u8]> = TableDefinition::new("pinholes");
 const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 
 /// Version of what the tables hold. Steps when an older daemon would misread it; [`super::migrate`] knows the
@@ -118,6 +121,8 @@ pub(super) struct Contents {
     pub(super) last_generation: u32,
     pub(super) epochs: Vec<(IpAddr, Epoch, u64)>,
     pub(super) update_id: u32,
+    pub(super) pinholes: Vec<PinholeRecord>,
+    pub(super) last_pinhole: u16,
     /// The file had damage that redb could mend, perhaps by going back to an older state.
     pub(super) mended: bool,
     /// The format it had, if that was an older one.
@@ -275,6 +280,13 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
         }
         contents.marks.push(mark);
     }
+    let last_pinhole = meta
+        .get("last_pinhole")
+        .map_err(|e| unreadable("read", e))?;
+    let last_pinhole = last_pinhole.map_or(0, |last| last.value());
+    contents.last_pinhole = u16::try_from(last_pinhole)
+        .map_err(|_| Unusable::Damaged("last_pinhole is out of range".to_owned()))?;
+    contents.pinholes = read_pinholes(&txn)?;
 
     let epochs = txn.open_table(EPOCHS).map_err(|e| unreadable("read", e))?;
     for row in epochs.iter().map_err(|e| unreadable("read", e))? {
@@ -288,6 +300,27 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
 
 fn mark_key(key: LeaseKey) -> String {
     format!("{} {} {}", key.server, key.protocol, key.port)
+}
+
+fn read_pinholes(txn: &::redb::ReadTransaction) -> Result<Vec<PinholeRecord>, Unusable> {
+    let pinholes = match txn.open_table(PINHOLES) {
+        Ok(pinholes) => pinholes,
+        // Of a daemon that knew none.
+        Err(::redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(e) => return Err(unreadable("read", e)),
+    };
+    let mut records = Vec::new();
+    for row in pinholes.iter().map_err(|e| unreadable("read", e))? {
+        let (key, value) = row.map_err(|e| unreadable("read", e))?;
+        let record: PinholeRecord = serde_json::from_slice(value.value())
+            .map_err(|e| Unusable::Damaged(format!("pinhole {}: {e}", key.value())))?;
+        if record.id != key.value() {
+            let what = format!("pinhole {} contradicts its key", key.value());
+            return Err(Unusable::Damaged(what));
+        }
+        records.push(record);
+    }
+    Ok(records)
 }
 
 fn parse_epoch(server: &str, value: &str) -> Option<(IpAddr, Epoch, u64)> {
@@ -308,6 +341,7 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
         meta.insert("last_generation", u64::from(contents.last_generation))?;
         txn.open_table(MAPPINGS)?;
         txn.open_table(MARKS)?;
+        txn.open_table(PINHOLES)?;
         txn.open_table(EPOCHS)?;
     }
     txn.commit()?;
@@ -341,6 +375,17 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
                     txn.open_table(MARKS)?.remove(mark_key(*key).as_str())?;
                 }
                 StoreChange::UpdateId(id) => update_id = Some(*id),
+                StoreChange::PutPinhole(record) => {
+                    let value = encode(record)?;
+                    let mut pinholes = txn.open_table(PINHOLES)?;
+                    let is_new = pinholes.insert(record.id, value.as_slice())?.is_none();
+                    if is_new {
+                        meta.insert("last_pinhole", u64::from(record.id))?;
+                    }
+                }
+                StoreChange::DeletePinhole(id) => {
+                    txn.open_table(PINHOLES)?.remove(*id)?;
+                }
                 StoreChange::Epoch {
                     server,
                     epoch,

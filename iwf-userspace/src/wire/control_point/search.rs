@@ -69,6 +69,7 @@ mod tests {
         let uuid = DeviceUuid::from_octets([7; 16]);
         let adverts = search.answers(uuid);
         let sender = Sender {
+            group: std::net::IpAddr::V4(GROUP),
             location: "http://192.168.1.1:49152/igd1/root.xml",
             server: "Linux/6 UPnP/1.1 iwf/0",
             max_age: 1800,

@@ -105,6 +105,7 @@ fn tree_2_is_of_version_2() {
             "urn:schemas-upnp-org:service:Layer3Forwarding:1",
             "urn:schemas-upnp-org:service:WANCommonInterfaceConfig:1",
             "urn:schemas-upnp-org:service:WANIPConnection:2",
+            "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1",
         ]
     );
     let id = format!(" configId=\"{}\"", description.config_id());

@@ -96,6 +96,37 @@ errors! {
     INCONSISTENT_PARAMETERS = 733 "InconsistentParameters",
 }
 
+/// The errors that WANIPv6FirewallControl:1 has besides those of every service.
+pub mod firewall {
+    use super::UpnpError;
+
+    const fn error(code: u16, description: &'static str) -> UpnpError {
+        UpnpError { code, description }
+    }
+
+    /// No room for another pinhole.
+    pub const PINHOLE_SPACE_EXHAUSTED: UpnpError = error(701, "PinholeSpaceExhausted");
+    /// Everything passes: there is nothing to make holes in.
+    pub const FIREWALL_DISABLED: UpnpError = error(702, "FirewallDisabled");
+    /// The owner of the router wants no pinholes.
+    pub const INBOUND_PINHOLE_NOT_ALLOWED: UpnpError = error(703, "InboundPinholeNotAllowed");
+    /// No pinhole has this id.
+    pub const NO_SUCH_ENTRY: UpnpError = error(704, "NoSuchEntry");
+    /// Pinholes of this protocol are not offered.
+    pub const PROTOCOL_NOT_SUPPORTED: UpnpError = error(705, "ProtocolNotSupported");
+    /// The internal port has to be named.
+    pub const INTERNAL_PORT_WILDCARDING_NOT_ALLOWED: UpnpError =
+        error(706, "InternalPortWildcardingNotAllowed");
+    /// The protocol has to be named.
+    pub const PROTOCOL_WILDCARDING_NOT_ALLOWED: UpnpError =
+        error(707, "ProtocolWildcardingNotAllowed");
+    /// The internal client has to be named.
+    pub const WILDCARD_NOT_PERMITTED_IN_SRC_IP: UpnpError =
+        error(708, "WildCardNotPermittedInSrcIP");
+    /// Nothing has come in by the pinhole.
+    pub const NO_TRAFFIC_RECEIVED: UpnpError = error(709, "NoTrafficReceived");
+}
+
 impl fmt::Display for UpnpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.code, self.description)

@@ -38,6 +38,8 @@ pub(super) struct Applied {
     /// Ports of sockets that a LAN host still has.
     pending: BTreeSet<EndpointKey>,
     pub(super) pinholes: Option<super::ipv6::Wanted>,
+    /// The open ports that are among them.
+    pub(super) host_ports: Vec<(Protocol, u16)>,
     /// What PAIRED holds; `None`: it is to be looked at again, because a mapping has gone.
     pairs: Option<BTreeMap<[u8; 4], [u8; 4]>>,
     /// The external addresses that this was right for.
@@ -59,7 +61,7 @@ impl KernelPlane {
             self.follow_addresses(config, next_hops_changed),
             self.follow_pairs(config),
             self.follow_services(config),
-            self.follow_pinholes(config),
+            self.follow_pinholes(&config.pinholes, &config.host_ports),
         ];
         outcomes.into_iter().collect::<Result<(), _>>()?;
         self.applied.next_hops = Some(config.next_hops);

@@ -15,7 +15,7 @@ use super::configure::filter;
 use crate::daemon::config::Ipv6;
 use crate::daemon::dataplane::clock::Clock;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
-use crate::daemon::dataplane::{DataPlaneError, Pinhole, PlaneConfig};
+use crate::daemon::dataplane::{DataPlaneError, Pinhole};
 use crate::daemon::sockets::PCP_CLIENT_PORT;
 use crate::types::Protocol;
 
@@ -25,8 +25,13 @@ pub(super) type Wanted = BTreeMap<PinholeKey, (u16, u32)>;
 impl KernelPlane {
     /// Makes PINHOLES what is wanted. What goes, goes before its sessions; what comes is announced to the
     /// programs, by its shape, after it is there.
-    pub(super) fn follow_pinholes(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
-        let wanted = wanted(config, &self.clock);
+    pub(super) fn follow_pinholes(
+        &mut self,
+        pinholes: &[Pinhole],
+        host_ports: &[(Protocol, u16)],
+    ) -> Result<(), DataPlaneError> {
+        let wanted = wanted(pinholes, host_ports, &self.clock);
+        self.applied.host_ports = host_ports.to_vec();
         if self.applied.pinholes.as_ref() == Some(&wanted) {
             return Ok(());
         }
@@ -77,12 +82,12 @@ fn write(maps: &mut Maps, wanted: &Wanted) -> io::Result<bool> {
     Ok(gone)
 }
 
-fn wanted(config: &PlaneConfig, clock: &Clock) -> Wanted {
-    let pinholes = config.pinholes.iter().map(|pinhole| {
+fn wanted(pinholes: &[Pinhole], host_ports: &[(Protocol, u16)], clock: &Clock) -> Wanted {
+    let pinholes = pinholes.iter().map(|pinhole| {
         let expires = clock.deadline(pinhole.expires);
         (key(pinhole), (pinhole.id, expires))
     });
-    let own = config.host_ports.iter().filter_map(|(protocol, port)| {
+    let own = host_ports.iter().filter_map(|(protocol, port)| {
         // What PCP servers announce comes over IPv4.
         let v4_only = (Protocol::Udp, PCP_CLIENT_PORT);
         ((*protocol, *port) != v4_only).then(|| (open_port(*protocol, *port), (OWN, 0)))
@@ -116,6 +121,27 @@ fn key(pinhole: &Pinhole) -> PinholeKey {
             | any(pinhole.protocol.is_none(), Shape::ANY_PROTO),
         pad: 0,
     }
+}
+
+/// What PINHOLES holds, without the open ports.
+pub(super) fn observe(maps: &Maps, clock: &Clock) -> io::Result<Vec<Pinhole>> {
+    let held = maps::contents(&maps.pinholes)?;
+    let asked_for = held.iter().filter(|(_, value)| value.id != OWN);
+    Ok(asked_for
+        .map(|(key, value)| {
+            let given = |bit: u8| key.shape & bit == 0;
+            let port = |bit: u8, port: [u8; 2]| given(bit).then_some(u16::from_be_bytes(port));
+            Pinhole {
+                id: value.id,
+                internal: key.internal.into(),
+                internal_port: port(Shape::ANY_INTERNAL_PORT, key.internal_port),
+                remote: given(Shape::ANY_REMOTE).then_some(key.remote.into()),
+                remote_port: port(Shape::ANY_REMOTE_PORT, key.remote_port),
+                protocol: given(Shape::ANY_PROTO).then_some(key.proto),
+                expires: clock.instant(value.expires),
+            }
+        })
+        .collect())
 }
 
 /// Packets per pinhole: of sessions that have ended, and of those that live.

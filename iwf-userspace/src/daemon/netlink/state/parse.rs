@@ -37,6 +37,15 @@ pub(super) struct Address {
     pub(super) ifindex: u32,
     pub(super) addr: IpAddr,
     pub(super) prefix_len: u8,
+    /// Cannot be used yet: somebody else on the link may have it.
+    pub(super) tentative: bool,
+}
+
+impl Address {
+    /// Whether it is the same address, whatever its state.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.ifindex, self.addr, self.prefix_len) == (other.ifindex, other.addr, other.prefix_len)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +114,8 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
         ifindex: header.index,
         addr,
         prefix_len: header.prefix_len.min(if v6 { 128 } else { 32 }),
+        tentative: header.flags.contains(AddressHeaderFlags::Tentative)
+            && !header.flags.contains(AddressHeaderFlags::Optimistic),
     })
 }
 

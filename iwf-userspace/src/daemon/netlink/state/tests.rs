@@ -113,6 +113,40 @@ fn the_lans_ipv6_prefixes_are_those_of_its_addresses_and_of_routes_to_it() {
 }
 
 #[test]
+fn hosts_are_served_on_the_lowest_ipv6_address_of_each_prefix_that_may_be_used() {
+    let mut state = router();
+    let mut tentative = address6(BRIDGE, "2a0b:1:2:3::1", 64);
+    tentative.header.flags = AddressHeaderFlags::Tentative | AddressHeaderFlags::Permanent;
+    state.fold(&RouteNetlinkMessage::NewAddress(tentative));
+    for (ifindex, text, len) in [
+        (BRIDGE, "2a0b:1:2:3::2", 64),
+        (BRIDGE, "2a0b:1:2:3::3", 64),
+        (BRIDGE, "fd00:1::9", 128),
+        (BRIDGE, "fe80::2", 64),
+        (BRIDGE, "fe80::1", 64),
+        (WAN, "2a0c:9::2", 64),
+        (WAN, "fe80::9", 64),
+    ] {
+        let message = address6(ifindex, text, len);
+        state.fold(&RouteNetlinkMessage::NewAddress(message));
+    }
+    let served = |state: &State| -> Vec<IpAddr> {
+        let links = state.snapshot().lan6_links;
+        assert!(links.iter().all(|link| link.ifindex == BRIDGE));
+        links.iter().map(|link| link.addr).collect()
+    };
+    let addr = |text: &str| -> IpAddr { text.parse().expect("an address") };
+    assert_eq!(served(&state), [addr("2a0b:1:2:3::2"), addr("fe80::1")]);
+    // Nobody else has it.
+    let good = address6(BRIDGE, "2a0b:1:2:3::1", 64);
+    state.fold(&RouteNetlinkMessage::NewAddress(good.clone()));
+    assert_eq!(served(&state), [addr("2a0b:1:2:3::1"), addr("fe80::1")]);
+    assert_eq!(state.snapshot().own6.len(), 8);
+    state.fold(&RouteNetlinkMessage::DelAddress(good));
+    assert_eq!(served(&state), [addr("2a0b:1:2:3::2"), addr("fe80::1")]);
+}
+
+#[test]
 fn the_better_of_two_default_routes_is_the_gateway() {
     let mut state = router();
     let better = Ipv4Addr::new(100, 64, 0, 7);

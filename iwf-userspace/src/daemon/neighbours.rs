@@ -1,0 +1,184 @@
+//! Which addresses of a LAN link are one host's: those that the kernel's neighbour tables lead to one MAC address.
+//!
+//! Read before editing: rtnetlink(7), ip-neighbour(8).
+//!
+//! A control point calls by one address and speaks of another: by the one of its link and of its global one, or over
+//! IPv4 of an IPv6 address. Asked for at the moment of such a call, because tables that were told before may be old.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::netstate::NetState;
+use crate::types::caller::{Caller, Mac};
+
+/// Addresses of one host that are looked at; further ones are not its own then.
+const MAX_ADDRESSES: usize = 64;
+/// How long the kernel may take to find out the MAC address behind an address that nobody has spoken to yet: one
+/// solicitation and its repetition.
+const RESOLVE_TIME: Duration = Duration::from_millis(1500);
+/// Between two looks whether it has.
+const RESOLVE_LOOK: Duration = Duration::from_millis(50);
+
+/// A way to ask the kernel.
+#[derive(Debug)]
+pub struct Neighbours {
+    source: Option<(Handle, watch::Receiver<NetState>)>,
+}
+
+impl Neighbours {
+    /// Connects to rtnetlink, on a task of its own. `network` says which addresses are of which link.
+    ///
+    /// # Errors
+    /// There is no netlink socket to be had.
+    pub fn connect(network: watch::Receiver<NetState>) -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self {
+            source: Some((handle, network)),
+        })
+    }
+
+    /// Knows of nobody.
+    #[cfg(test)]
+    pub const fn unknown() -> Self {
+        Self { source: None }
+    }
+
+    /// Who calls from this address of a link, as far as it can be told. `named` is an address that the call speaks of:
+    /// if it is of the link and not known yet, the kernel is made to find it.
+    pub async fn caller(&self, ifindex: u32, addr: IpAddr, named: Option<IpAddr>) -> Caller {
+        let Some((handle, network)) = &self.source else {
+            return addr.into();
+        };
+        let on_link = named.filter(|named| {
+            let links = network.borrow().served();
+            links
+                .iter()
+                .any(|link| link.ifindex == ifindex && link.contains(*named))
+        });
+        let asked = async {
+            let mut table = table(handle, ifindex).await?;
+            if let Some(wanted) = on_link.filter(|wanted| !table.contains_key(wanted)) {
+                let use_it = handle
+                    .neighbours()
+                    .add(ifindex, wanted)
+                    .flags(NeighbourFlags::Use)
+                    .state(NeighbourState::None)
+                    .replace();
+                use_it.execute().await?;
+                let until = Instant::now() + RESOLVE_TIME;
+                while !table.contains_key(&wanted) && Instant::now() < until {
+                    sleep(RESOLVE_LOOK).await;
+                    table = self::table(handle, ifindex).await?;
+                }
+            }
+            Ok::<_, rtnetlink::Error>(table)
+        };
+        match asked.await {
+            Ok(table) => of(&table, addr),
+            Err(error) => {
+                debug!(%addr, %error, "cannot ask for the neighbours");
+                addr.into()
+            }
+        }
+    }
+}
+
+/// The caller, from the addresses of its link.
+fn of(table: &BTreeMap<IpAddr, Mac>, addr: IpAddr) -> Caller {
+    let mac = table.get(&addr).copied();
+    let mut others: Vec<IpAddr> = table
+        .iter()
+        .filter(|(other, of)| **other != addr && mac == Some(**of))
+        .map(|(other, _)| *other)
+        .collect();
+    if others.len() > MAX_ADDRESSES {
+        debug!(%addr, addresses = others.len(), "a host has more addresses than are looked at");
+        others.truncate(MAX_ADDRESSES);
+    }
+    Caller { addr, mac, others }
+}
+
+/// Every address of an interface whose MAC address is known.
+async fn table(handle: &Handle, ifindex: u32) -> Result<BTreeMap<IpAddr, Mac>, rtnetlink::Error> {
+    let mut table = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = handle.neighbours().get();
+        request.message_mut().header.family = family;
+        let mut entries = request.execute();
+        while let Some(entry) = entries.try_next().await? {
+            if entry.header.ifindex == ifindex {
+                table.extend(resolved(&entry));
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// Address and MAC address of an entry that has both.
+fn resolved(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
+    if matches!(
+        entry.header.state,
+        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None
+    ) {
+        return None;
+    }
+    let (mut addr, mut mac) = (None, None);
+    for attribute in &entry.attributes {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the enum is open; the other attributes say nothing of addresses"
+        )]
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                addr = Some(IpAddr::V4(*v4));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                addr = Some(IpAddr::V6(*v6));
+            }
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = octets.as_slice().try_into().ok();
+            }
+            _ => {}
+        }
+    }
+    // A group's address is nobody's.
+    addr.zip(mac.filter(|mac: &Mac| mac[0] & 1 == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_with_one_mac_are_one_hosts() {
+        let table: BTreeMap<IpAddr, Mac> = [
+            ("192.168.1.10", 1),
+            ("fe80::10", 1),
+            ("2a0b::10", 1),
+            ("192.168.1.11", 2),
+            ("2a0b::11", 2),
+        ]
+        .map(|(addr, mac)| (addr.parse().expect("an address"), [2, 0, 0, 0, 0, mac]))
+        .into();
+        let addr = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        let caller = of(&table, addr("fe80::10"));
+        assert!(caller.is(addr("2a0b::10")) && caller.is(addr("192.168.1.10")));
+        assert!(caller.is(addr("fe80::10")) && !caller.is(addr("2a0b::11")));
+        let stranger = of(&table, addr("fe80::99"));
+        assert_eq!(stranger, addr("fe80::99").into());
+        assert!(!stranger.is(addr("2a0b::10")));
+    }
+}

@@ -1,0 +1,74 @@
+//! Who calls.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// A control point: the source of its connection, and which other addresses of its link are the same host's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Source address of the connection.
+    pub addr: IpAddr,
+    /// Its MAC address, if it was asked for and is known.
+    pub mac: Option<Mac>,
+    /// Its other addresses, as far as they were asked for and are known.
+    pub others: Vec<IpAddr>,
+}
+
+impl Caller {
+    /// Whether that address is the caller's own.
+    pub fn is(&self, addr: IpAddr) -> bool {
+        self.addr == addr || self.others.contains(&addr)
+    }
+
+    /// Its IPv4 address, for mappings: that of the connection, else the one that it names if it is its own, else any
+    /// of its own. Unspecified, which is no host's, if none is known to be.
+    pub fn v4(&self, named: Option<Ipv4Addr>) -> Ipv4Addr {
+        let v4 = |addr: &IpAddr| match addr {
+            IpAddr::V4(addr) => Some(*addr),
+            IpAddr::V6(_) => None,
+        };
+        let named = named.filter(|named| self.others.contains(&(*named).into()));
+        v4(&self.addr)
+            .or(named)
+            .or_else(|| self.others.iter().find_map(v4))
+            .unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+}
+
+impl From<IpAddr> for Caller {
+    fn from(addr: IpAddr) -> Self {
+        Self {
+            addr,
+            mac: None,
+            others: Vec::new(),
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Caller {
+    fn from(addr: Ipv4Addr) -> Self {
+        IpAddr::V4(addr).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_ipv6_only_an_address_that_is_tied_to_it_is_its_own() {
+        let addr = |last| Ipv4Addr::new(192, 168, 1, last);
+        let v6: IpAddr = "fe80::10".parse().expect("an address");
+        let unknown = Caller::from(v6);
+        assert_eq!(unknown.v4(Some(addr(10))), Ipv4Addr::UNSPECIFIED);
+        let tied = Caller {
+            others: vec![addr(10).into(), addr(12).into()],
+            ..unknown
+        };
+        assert_eq!(tied.v4(Some(addr(12))), addr(12));
+        assert_eq!(tied.v4(Some(addr(11))), addr(10));
+        assert_eq!(Caller::from(addr(11)).v4(Some(addr(10))), addr(11));
+    }
+}
