@@ -30,7 +30,7 @@ pub const DHCP: [&str; 13] = [
 
 /// Packages of UPnP clients: GUPnP's with what calls it from Python, and a BitTorrent client, with what they
 /// link that is not everywhere.
-pub const CLIENTS: [&str; 25] = [
+pub const CLIENTS: [&str; 32] = [
     "gir1.2-gupnpigd-1.0",
     "libgupnp-igd-1.0-4",
     "libgupnp-1.6-0",
@@ -56,6 +56,13 @@ pub const CLIENTS: [&str; 25] = [
     "gir1.2-gssdp-1.6",
     "gir1.2-soup-3.0",
     "gir1.2-freedesktop",
+    "libicu72",
+    "libsasl2-2",
+    "libgssapi-krb5-2",
+    "libkrb5-3",
+    "libk5crypto3",
+    "libkrb5support0",
+    "libkeyutils1",
 ];
 
 /// Top of the workspace.
