@@ -261,3 +261,6 @@ impl IgdClient {
         self.leases.looks()
     }
 }
+
+#[cfg(test)]
+mod tests;

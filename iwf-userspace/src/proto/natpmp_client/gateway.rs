@@ -118,6 +118,21 @@ impl Line {
         Some((*question, !late))
     }
 
+    /// Lets nobody go before others any more, and says what was waited for.
+    pub(super) fn give_up(&mut self) -> Vec<Question> {
+        let mut awaited = Vec::new();
+        while let Some((question, true)) = self.first() {
+            awaited.push(question);
+            let place = self.places.get_mut(&question);
+            if let Some((late, number)) = place {
+                self.order.remove(&(*late, *number));
+                *late = true;
+                self.order.insert((true, *number), question);
+            }
+        }
+        awaited
+    }
+
     /// Leases in it.
     pub(super) fn leases(&self) -> Vec<Generation> {
         let lease = |question: &Question| match question {

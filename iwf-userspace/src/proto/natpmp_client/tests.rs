@@ -185,3 +185,31 @@ fn any_order_of_inputs_leaves_it_consistent() {
         }
     }
 }
+
+/// Whoever waited has heard of it; what is left waits with everything else until the gateway is asked again.
+#[test]
+fn who_waits_in_line_hears_of_silence_too() {
+    let (mut client, to) = (client(), server(1));
+    for id in [1, 2] {
+        client.handle_input(Input::Request(want(id, to, 8000, at(4000))), at(1));
+    }
+    client.handle_input(Input::Keep(Generation(1)), at(1));
+    client.handle_input(Input::Release(Generation(2)), at(1));
+    sent(&mut client);
+    client.handle_input(Input::Unreachable(to), at(1));
+    let effects: Vec<_> = std::iter::from_fn(|| client.poll_effect()).collect();
+    let released = |e: &Effect| {
+        matches!(
+            e,
+            Effect::Released {
+                id: Generation(2),
+                result: Err(_)
+            }
+        )
+    };
+    assert!(effects.iter().any(released), "{effects:?}");
+    let asks = |e: &Effect| matches!(e, Effect::Send { .. });
+    assert!(!effects.iter().any(asks), "{effects:?}");
+    assert!(client.poll_timeout() > Some(at(60)), "it is left alone");
+    assert!(client.is_consistent());
+}

@@ -111,8 +111,17 @@ impl NatPmpClient {
             self.line_up(id);
         }
         self.set_liveness(server, Liveness::Silent);
-        let waiting = self.gateways.get(&server).map(|g| g.line.leases());
-        for id in waiting.unwrap_or_default() {
+        let Some(gateway) = self.gateways.get_mut(&server) else {
+            return;
+        };
+        let waiting = gateway.line.leases();
+        for question in gateway.line.give_up() {
+            if let Question::Delete(protocol, port) = question {
+                self.cancel(server, question);
+                self.not_deleted((server, protocol, port), ResultCode::NetworkFailure, now);
+            }
+        }
+        for id in waiting {
             let asked = |id| self.leases.get(id).map(|lease| lease.phase);
             if asked(&id) == Some(Phase::Asked) {
                 self.refuse(id, ResultCode::NetworkFailure, false, now);
