@@ -1,0 +1,136 @@
+//! What the configuration and the network say: to the data plane first, then to the core.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use tracing::{info, warn};
+
+use super::{Datagrams, RETRY, Shell, log_plane};
+use crate::daemon::config::FlowRules;
+use crate::daemon::control::events::EventKind;
+use crate::daemon::dataplane::softwire::Softwire;
+use crate::daemon::dataplane::{DataPlane, Pinhole};
+use crate::daemon::netstate::NetState;
+use crate::daemon::softwire::Hint;
+use crate::daemon::store::Store;
+use crate::iwf::Input;
+use crate::iwf::pinholes::Lan6;
+use crate::mapping::StaticMapping;
+use crate::mapping::policy::LanPrefix;
+use crate::types::{Instant, Protocol};
+
+impl<P: DataPlane, S: Store> Shell<P, S> {
+    /// Interfaces or addresses changed. The data plane goes first, so that nothing is translated to an address
+    /// that is no longer ours.
+    pub fn network(&mut self, network: NetState, out: &mut impl Datagrams, now: Instant) {
+        if self.network.wan != network.wan {
+            info!(address = ?network.wan.address, gateway = ?network.wan.gateway, "WAN changed");
+            let shown = |addr: Option<Ipv4Addr>| {
+                addr.map_or_else(|| "none".to_owned(), |addr| addr.to_string())
+            };
+            let (address, gateway) = (shown(network.wan.address), shown(network.wan.gateway));
+            let detail = format!("address {address}, gateway {gateway}");
+            self.tell_text(EventKind::WanChanged, None, detail);
+        }
+        if let Some((prefix, len)) = network.conflict().filter(|_| {
+            let told = self.network.conflict();
+            told != network.conflict()
+        }) {
+            warn!(
+                external = ?network.external_addr,
+                "the provider's network overlaps with {prefix}/{len} of the LAN: hosts there are not reached from here; \
+                 give the LAN another prefix"
+            );
+        }
+        self.network = network;
+        self.configure(now);
+        let lan = self.network.lan.iter().map(|link| LanPrefix {
+            own: link.addr,
+            len: link.prefix_len,
+        });
+        let (lan, wan) = (lan.collect(), self.network.wan.clone());
+        let lan6 = Lan6 {
+            prefixes: self.network.lan6.clone(),
+            own: self.network.own6.clone(),
+        };
+        self.input(Input::Lan(lan), out, now);
+        self.input(Input::Lan6(lan6), out, now);
+        self.input(Input::Wan(wan), out, now);
+        self.nudge(now);
+    }
+
+    /// Other services of this machine are open to the WAN.
+    pub fn set_host_ports(
+        &mut self,
+        host_ports: Vec<(Protocol, u16)>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        self.host_ports = host_ports.clone();
+        self.input(Input::Reserved(host_ports), out, now);
+        self.configure(now);
+    }
+
+    /// The mappings that the configuration states.
+    pub fn set_statics(
+        &mut self,
+        statics: Vec<StaticMapping>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        self.input(Input::Statics(statics), out, now);
+    }
+
+    /// The ports this machine uses itself, as they are now. The data plane hears of them when it is configured next.
+    pub fn set_own_ports(
+        &mut self,
+        own_ports: BTreeSet<(Protocol, u16)>,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
+        if self.own_ports != own_ports {
+            self.own_ports = own_ports;
+            self.input(Input::OwnPorts(self.own_ports.clone()), out, now);
+        }
+    }
+
+    /// Makes the data plane follow again. Never before the network was told: without interfaces it would let go of all.
+    pub fn follow_again(&mut self, now: Instant) {
+        self.configure(now);
+    }
+
+    /// Other pinholes are open. Takes effect with the next change of the network or of the services.
+    pub fn set_pinholes(&mut self, pinholes: Vec<Pinhole>) {
+        self.pinholes.stated = pinholes;
+    }
+
+    /// Other rules hold for new flows. Takes effect as [`Shell::set_pinholes`] does.
+    pub fn set_rules(&mut self, rules: FlowRules) {
+        self.rules = rules;
+    }
+
+    /// IPv4 goes another way through IPv6, or none. Takes effect at once, unless the network was not told yet.
+    pub fn set_softwire(&mut self, softwire: Softwire, now: Instant) {
+        self.softwire = softwire;
+        if self.network != NetState::default() {
+            self.configure(now);
+        }
+    }
+
+    /// What DHCP has said of the AFTR.
+    pub fn aftr_hint(&self) -> Hint {
+        self.servers_found.aftr_hint()
+    }
+
+    fn configure(&mut self, now: Instant) {
+        let mut config = self.network.plane_config(self.host_ports.clone());
+        config.own_ports = self.own_ports.clone();
+        config.pinholes = self.wanted_pinholes();
+        config.rules = self.rules;
+        config.softwire = self.softwire;
+        if let Err(error) = self.plane.configure(&config) {
+            log_plane("configure", error);
+            self.runs.due = Some(now + RETRY);
+        }
+    }
+}
