@@ -1,7 +1,10 @@
-//! Clock, wires and observers.
+//! Clock and observers.
+
+mod effects;
+mod wires;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -17,20 +20,20 @@ use super::store::Store;
 use super::subscriber::Subscriber;
 use crate::iwf::pinholes::Lan6;
 use crate::iwf::{
-    AdminCommand, Discovered, Effect, EffectError, Errand, Input, Iwf, Notice, RequestId, Returned,
-    ServerSource, Settings, StoreChange, Ticket, WanState,
+    AdminCommand, Discovered, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings,
+    StoreChange, Ticket, WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
-use crate::proto::gena;
-use crate::proto::igd_client;
 use crate::reconcile::invariants::Violation;
 use crate::reconcile::pinholes::differences;
 use crate::types::caller::Caller;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
-use crate::wire::pcp::{Request, ServerMessage};
+use crate::wire::pcp::Request;
 use crate::wire::soap::{ActionResult, Call};
+
+use wires::Datagram;
 
 /// The WAN address at start.
 pub(super) const WAN: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
@@ -120,16 +123,6 @@ pub(super) struct World {
     last_datagram: u64,
     /// Follows the events of one service.
     pub(super) subscriber: Option<Subscriber>,
-}
-
-enum Datagram {
-    ToServer(SocketAddr, IpAddr, Vec<u8>),
-    ToClient(SocketAddr, Vec<u8>),
-    EventSent(u64, Result<(), gena::SendError>),
-    Unreachable(SocketAddr),
-    /// A request of HTTP, and what comes back.
-    Fetch(u64, igd_client::Request),
-    Returned(Returned),
 }
 
 impl World {
@@ -422,304 +415,6 @@ impl World {
             );
         }
         true
-    }
-
-    fn deliver(&mut self, datagram: Datagram) {
-        match datagram {
-            Datagram::ToServer(to, source, payload) => {
-                let natpmp = payload.first() == Some(&natpmp::VERSION);
-                let gateway = self.gateway.as_mut().filter(|_| to == address());
-                if let Some(gateway) = gateway.filter(|gateway| natpmp || !gateway.pcp_too) {
-                    if let Some(answer) = gateway.receive(self.now, &payload) {
-                        self.answer_from(to, answer);
-                    }
-                    return;
-                }
-                let server = match &mut self.other {
-                    Some((at, other)) if *at == to => other,
-                    _ => &mut self.server,
-                };
-                if let Some(answer) = server.receive(self.now, source, &payload) {
-                    self.answer_from(to, answer);
-                }
-            }
-            Datagram::ToClient(from, payload) => {
-                self.trace(|| format!("hears {:?}", ServerMessage::decode(&payload)));
-                self.input(Input::Upstream { from, payload });
-            }
-            Datagram::Fetch(id, request) => self.fetch(id, &request),
-            Datagram::Returned(returned) => self.input(Input::Returned(returned)),
-            Datagram::EventSent(number, result) => {
-                if let Some(subscriber) = &mut self.subscriber {
-                    subscriber.sent(number, result);
-                }
-                self.input(Input::EventSent { number, result });
-            }
-            Datagram::Unreachable(server) => self.input(Input::UpstreamUnreachable { server }),
-        }
-    }
-
-    fn run_errand(&mut self, errand: Errand) {
-        match errand {
-            Errand::Search { router, payload } => {
-                assert_eq!(Some(router), self.wan.gateway, "nobody else is asked");
-                let answers = self.upnp.as_mut().map(|upnp| upnp.search(&payload));
-                for (from, payload) in answers.into_iter().flatten() {
-                    self.put(Datagram::Returned(Returned::Found { from, payload }));
-                }
-            }
-            Errand::Fetch { id, request } => {
-                assert_eq!(
-                    Some(*request.at.ip()),
-                    self.wan.gateway,
-                    "nobody else is asked"
-                );
-                self.put(Datagram::Fetch(id, request));
-            }
-        }
-    }
-
-    /// TCP repeats what is lost; at worst nothing comes of it, which the shell says after eight seconds.
-    fn fetch(&mut self, id: u64, request: &igd_client::Request) {
-        let now = self.now;
-        let source = self.wan.address;
-        let answer = match (&mut self.upnp, source) {
-            (Some(upnp), Some(source)) => upnp.fetch(source, request, now),
-            _ => Some((Duration::ZERO, None)),
-        };
-        let limit = Duration::from_secs(8);
-        let (wait, answer) = answer
-            .filter(|(wait, _)| *wait < limit)
-            .unwrap_or((limit, None));
-        self.last_datagram += 1;
-        let key = (now + wait, self.last_datagram);
-        let returned = Returned::Fetched { id, answer };
-        self.wires.insert(key, Datagram::Returned(returned));
-    }
-
-    fn put(&mut self, datagram: Datagram) {
-        self.last_datagram += 1;
-        let delay = self.link.copies(&mut self.rng).first().copied();
-        let key = (self.now + delay.unwrap_or_default(), self.last_datagram);
-        self.wires.insert(key, datagram);
-    }
-
-    /// Puts a datagram of the server on its way.
-    pub(super) fn answer(&mut self, payload: Vec<u8>) {
-        self.answer_from(address(), payload);
-    }
-
-    /// The same from one of its addresses.
-    pub(super) fn answer_from(&mut self, from: SocketAddr, payload: Vec<u8>) {
-        for delay in self.link.copies(&mut self.rng) {
-            self.last_datagram += 1;
-            let key = (self.now + delay, self.last_datagram);
-            let datagram = Datagram::ToClient(from, payload.clone());
-            self.wires.insert(key, datagram);
-        }
-    }
-
-    /// Carries out effects as the shell does until there is none, then checks everything.
-    fn settle(&mut self) {
-        loop {
-            while let Some(effect) = self.iwf.poll_effect() {
-                if self.dies() {
-                    return;
-                }
-                self.carry_out(effect);
-            }
-            if self.unstored.is_empty() {
-                break;
-            }
-            if self.dies() {
-                return;
-            }
-            let (tickets, changes): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.unstored).into_iter().unzip();
-            let result = self.store.commit(changes);
-            if result.is_err() {
-                self.store_failed = self.now;
-            }
-            if self.dies() {
-                return;
-            }
-            for answer in std::mem::take(&mut self.answers) {
-                if self.dies() {
-                    return;
-                }
-                self.carry_out(answer);
-            }
-            for ticket in tickets {
-                self.done(ticket, result);
-            }
-        }
-        if std::mem::take(&mut self.nudged) {
-            self.reconcile();
-        }
-        if !self.unchecked {
-            self.check();
-        }
-    }
-
-    /// Whether the daemon dies here.
-    fn dies(&mut self) -> bool {
-        let Some(left) = &mut self.crash_after else {
-            return false;
-        };
-        if *left > 0 {
-            *left -= 1;
-            return false;
-        }
-        self.crash_after = None;
-        self.crash();
-        true
-    }
-
-    fn done(&mut self, ticket: Ticket, result: Result<(), EffectError>) {
-        let input = Input::Done { ticket, result };
-        self.iwf.handle_input(input, self.now);
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
-        self.trace(|| {
-            if let Effect::SendUpstream { payload, .. } = &effect {
-                format!("sends {:?}", Request::decode(payload))
-            } else {
-                format!("wants {effect:?}")
-            }
-        });
-        match effect {
-            Effect::Reply { .. }
-            | Effect::AdminReply { .. }
-            | Effect::SendUpstream { .. }
-            | Effect::Errand(_)
-                if !self.unstored.is_empty() =>
-            {
-                self.answers.push(effect);
-            }
-            Effect::Persist { ticket, change } => self.unstored.push((ticket, change)),
-            Effect::WriteNat { ticket, entry } => {
-                let result = self.kernel.write(entry);
-                self.nudged |= result.is_err();
-                self.done(ticket, result);
-            }
-            Effect::RemoveNat { ticket, entry } => {
-                let result = self.kernel.remove(entry);
-                self.nudged |= result.is_err();
-                self.done(ticket, result);
-            }
-            Effect::Errand(errand) => self.run_errand(errand),
-            Effect::WritePinholes { ticket, pinholes } => {
-                let result = self.kernel.set_pinholes(pinholes);
-                self.nudged |= result.is_err();
-                self.done(ticket, result);
-            }
-            Effect::CountPinhole { request, id } => {
-                let packets = self.pinhole_packets.get(&id).copied().unwrap_or(0);
-                let packets = Some(packets);
-                let counted = Input::PinholeCounted { request, packets };
-                self.iwf.handle_input(counted, self.now);
-            }
-            Effect::SendUpstream { server, payload } => {
-                if self.keeps_sent {
-                    self.sent_to.push(server);
-                }
-                let other = self.other.as_ref().map(|(at, _)| *at);
-                let known = server == address() || self.aliases.contains(&server);
-                let lost = self.dead.contains(&server) || self.closed.contains(&server);
-                assert!(known || lost || other == Some(server), "{server} is asked");
-                let source = if payload.first() == Some(&natpmp::VERSION) {
-                    let request = natpmp::Request::decode(&payload).expect("well formed");
-                    self.sent_natpmp.push((self.now, request));
-                    IpAddr::V4(self.wan.address.expect("an address to send from"))
-                } else {
-                    let request = Request::decode(&payload).expect("well formed");
-                    let source = request.client;
-                    if self.keeps_sent {
-                        self.sent.push((self.now, request));
-                    }
-                    source
-                };
-                if self.closed.contains(&server) {
-                    self.last_datagram += 1;
-                    let key = (self.now + Duration::from_millis(1), self.last_datagram);
-                    self.wires.insert(key, Datagram::Unreachable(server));
-                }
-                if lost {
-                    return;
-                }
-                for delay in self.link.copies(&mut self.rng) {
-                    self.last_datagram += 1;
-                    let key = (self.now + delay, self.last_datagram);
-                    let datagram = Datagram::ToServer(server, source, payload.clone());
-                    self.wires.insert(key, datagram);
-                }
-            }
-            Effect::SubscriptionReply { .. }
-            | Effect::SendEvent(_)
-            | Effect::CancelEvent { .. }
-                if !self.unstored.is_empty() =>
-            {
-                self.answers.push(effect);
-            }
-            Effect::Reply { .. }
-            | Effect::AdminReply { .. }
-            | Effect::SubscriptionReply { .. }
-            | Effect::SendEvent(_)
-            | Effect::CancelEvent { .. } => self.tell(effect),
-            Effect::Notify(notice) => {
-                if self.keeps_sent {
-                    self.notices.push(notice);
-                }
-            }
-        }
-    }
-
-    /// Tells people what came of it.
-    fn tell(&mut self, answer: Effect) {
-        match answer.clone() {
-            Effect::Reply { request, result } => {
-                let asked = self.open.remove(&request.0);
-                let asked = asked.expect("every call is answered once");
-                let took = self.now.saturating_duration_since(asked);
-                assert!(took <= self.patience(), "answered after {took:?}");
-                self.oracle
-                    .told(request.0, &result, self.store.stores_what_fails);
-                self.replies.insert(request.0, (self.now, result));
-            }
-            Effect::AdminReply { request, result } => {
-                let before = self.admin_replies.insert(request.0, result);
-                assert_eq!(before, None, "answered twice");
-            }
-            Effect::SubscriptionReply { result, .. } => {
-                if let Some(subscriber) = &mut self.subscriber {
-                    subscriber.answered(result);
-                }
-            }
-            Effect::SendEvent(send) => {
-                let subscriber = self.subscriber.as_mut();
-                let subscriber = subscriber.expect("somebody has subscribed");
-                if let Some((delay, result)) = subscriber.receives(self.now, &send) {
-                    self.last_datagram += 1;
-                    let key = (self.now + delay, self.last_datagram);
-                    let sent = Datagram::EventSent(send.number, result);
-                    self.wires.insert(key, sent);
-                }
-            }
-            Effect::CancelEvent { number } => {
-                if let Some(subscriber) = &mut self.subscriber {
-                    subscriber.sent(number, Err(gena::SendError::Silent));
-                }
-            }
-            Effect::SendUpstream { .. }
-            | Effect::Errand(_)
-            | Effect::WriteNat { .. }
-            | Effect::RemoveNat { .. }
-            | Effect::Persist { .. }
-            | Effect::WritePinholes { .. }
-            | Effect::CountPinhole { .. }
-            | Effect::Notify(_) => panic!("no answer: {answer:?}"),
-        }
     }
 
     /// Active mappings.
