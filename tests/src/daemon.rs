@@ -286,6 +286,21 @@ impl Ctl {
         self.cpe.must(&self.argv(args)?)
     }
 
+    /// What one of the data plane's counters or the daemon's own stands at.
+    ///
+    /// # Errors
+    /// If the daemon does not answer, or has no such counter.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let stats = self.json(&["stats"])?;
+        ["counters", "daemon"]
+            .iter()
+            .filter_map(|list| stats[list].as_array())
+            .flatten()
+            .find(|counter| counter["name"] == name)
+            .and_then(|counter| counter["value"].as_u64())
+            .with_context(|| format!("no counter {name}"))
+    }
+
     /// Removes everything the daemon put into the kernel; the daemon need not run.
     ///
     /// # Errors

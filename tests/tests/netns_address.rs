@@ -56,10 +56,7 @@ impl Router {
     }
 
     fn count(&self, counter: &str) -> Result<u64> {
-        let stats = self.iwfd.ctl().json(&["stats"])?;
-        let counters = stats["counters"].as_array().context("counters")?;
-        let named = counters.iter().find(|c| c["name"] == counter);
-        named.and_then(|c| c["value"].as_u64()).context("a counter")
+        self.iwfd.ctl().counter(counter)
     }
 
     fn wait_for_status(

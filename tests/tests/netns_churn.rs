@@ -217,7 +217,7 @@ fn a_long_transfer_loses_nothing_while_sessions_and_mappings_come_and_go() -> Re
     let made = churn.finish().with_context(|| fates(&scripted))?;
     ensure!(made >= FLOWS, "{made} flows only");
     let moved = long.finish()?;
-    let created = counter(&scripted, "sessions_created")?;
+    let created = scripted.iwfd.ctl().counter("sessions_created")?;
     ensure!(created >= FLOWS, "{created} sessions for {made} flows");
     for refused in [
         "drop_sessions_full",
@@ -227,7 +227,7 @@ fn a_long_transfer_loses_nothing_while_sessions_and_mappings_come_and_go() -> Re
         "drop_session_collision",
         "drop_private_source",
     ] {
-        ensure!(counter(&scripted, refused)? == 0, "{refused}");
+        ensure!(scripted.iwfd.ctl().counter(refused)? == 0, "{refused}");
     }
     eprintln!("{moved} octets beside {made} flows and {mapped} mappings");
     let owner = gateway.seen_from(&scripted.lab.lan2);
@@ -439,13 +439,4 @@ fn pin(processor: usize) -> Result<()> {
 fn fates(scripted: &Scripted) -> String {
     let stats = scripted.iwfd.ctl().must(&["stats"]);
     stats.unwrap_or_else(|error| format!("{error:#}"))
-}
-
-fn counter(scripted: &Scripted, name: &str) -> Result<u64> {
-    let stats = scripted.iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    let found = counters.iter().find(|counter| counter["name"] == name);
-    found
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
 }

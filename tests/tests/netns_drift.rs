@@ -1,11 +1,10 @@
 //! Whatever happens to the kernel's tables behind the daemon's back, one nudge brings them back to what is wanted, and
 //! nothing else is touched.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::maps::HashMap;
 use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue};
@@ -144,14 +143,6 @@ impl Tables {
     }
 }
 
-fn counters(cascade: &Cascade) -> Result<BTreeMap<String, u64>> {
-    let stats = cascade.iwfd.ctl().json(&["stats"])?;
-    let counters = stats["daemon"].as_array().context("the daemon's own")?;
-    let read =
-        |row: &serde_json::Value| Some((row["name"].as_str()?.to_owned(), row["value"].as_u64()?));
-    Ok(counters.iter().filter_map(read).collect())
-}
-
 #[test]
 fn any_drift_of_the_kernel_is_repaired_by_one_nudge() -> Result<()> {
     if !may_run() {
@@ -205,8 +196,8 @@ fn any_drift_of_the_kernel_is_repaired_by_one_nudge() -> Result<()> {
     }
     let status = cascade.iwfd.ctl().json(&["status"])?;
     ensure!(status["reconciler"]["total"] == *total, "{status}");
-    let counted = counters(&cascade)?;
-    ensure!(total["created"].as_u64() == counted.get("reconciler_created").copied());
+    let counted = cascade.iwfd.ctl().counter("reconciler_created")?;
+    ensure!(total["created"].as_u64() == Some(counted));
     Ok(())
 }
 
@@ -221,12 +212,12 @@ fn repaired(
     dynamic: &[EndpointKey],
     drifts: &[Drift],
 ) -> Result<()> {
-    let quiet = counters(cascade)?["reconciler_runs"];
+    let quiet = cascade.iwfd.ctl().counter("reconciler_runs")?;
     for drift in drifts {
         tables.apply(drift, good)?;
     }
     let found = cascade.iwfd.ctl().run(&["audit"])?;
-    let before = counters(cascade)?["reconciler_runs"];
+    let before = cascade.iwfd.ctl().counter("reconciler_runs")?;
     // The nudge before this one, or news of the kernel, may have led to a run of its own that was quicker than the audit.
     ensure!(
         found.code == Some(1) || before > quiet,
@@ -234,7 +225,10 @@ fn repaired(
     );
     cascade.iwfd.process().signal(Signal::SIGHUP)?;
     wait::until_ok("the reconciler to repair it", SOON, || {
-        ensure!(counters(cascade)?["reconciler_runs"] > before, "no run yet");
+        ensure!(
+            cascade.iwfd.ctl().counter("reconciler_runs")? > before,
+            "no run yet"
+        );
         let audit = cascade.iwfd.ctl().json(&["audit"])?;
         ensure!(audit["clean"] == true, "{audit}");
         ensure!(audit["reconciler"]["failed"] == 0, "{audit}");

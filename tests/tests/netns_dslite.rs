@@ -129,16 +129,6 @@ fn is_up(iwfd: &Iwfd, local: Ipv6Addr) -> Result<()> {
     })
 }
 
-fn counter(iwfd: &Iwfd, name: &str) -> Result<u64> {
-    let stats = iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
-}
-
 fn ping(host: &Namespace, to: Ipv4Addr, more: &[&str]) -> Result<()> {
     let to = to.to_string();
     let base = ["ping", "-n", "-c", "2", "-i", "0.2", "-W", "2"];
@@ -189,20 +179,20 @@ fn the_lan_reaches_the_internet_with_its_own_addresses() -> Result<()> {
     ensure!(aftr.subscriber() == Some(B4), "{:?}", aftr.subscriber());
 
     // What is known is carried by the programs, all of it.
-    let relayed = counter(&iwfd, "softwire_relayed_out")?;
+    let relayed = iwfd.ctl().counter("softwire_relayed_out")?;
     let (out, back) = (
-        counter(&iwfd, "softwire_out")?,
-        counter(&iwfd, "softwire_in")?,
+        iwfd.ctl().counter("softwire_out")?,
+        iwfd.ctl().counter("softwire_in")?,
     );
     let mut transfer = Transfer::start(&lab.lan1, to)?;
     transfer.goes_on(2_000_000, SOON)?;
     transfer.finish()?;
-    ensure!(counter(&iwfd, "softwire_out")? > out + 1000);
-    ensure!(counter(&iwfd, "softwire_in")? > back + 1000);
-    let now = counter(&iwfd, "softwire_relayed_out")?;
+    ensure!(iwfd.ctl().counter("softwire_out")? > out + 1000);
+    ensure!(iwfd.ctl().counter("softwire_in")? > back + 1000);
+    let now = iwfd.ctl().counter("softwire_relayed_out")?;
     ensure!(now == relayed, "{relayed} relayed before, {now} after");
-    ensure!(counter(&iwfd, "mss_clamped")? >= 2);
-    ensure!(counter(&iwfd, "sessions_created")? == 0);
+    ensure!(iwfd.ctl().counter("mss_clamped")? >= 2);
+    ensure!(iwfd.ctl().counter("sessions_created")? == 0);
     Ok(())
 }
 
@@ -222,8 +212,8 @@ fn large_packets_are_fragmented_outside_and_arrive_whole() -> Result<()> {
     ping(&lab.lan1, REMOTE, &["-s", "4000"])?;
     // Nobody has fragmented what may not be.
     ping(&lab.lan1, REMOTE, &["-M", "do", "-s", "1472"])?;
-    ensure!(counter(&iwfd, "softwire_relayed_out")? > 4);
-    ensure!(counter(&iwfd, "softwire_relayed_in")? > 4);
+    ensure!(iwfd.ctl().counter("softwire_relayed_out")? > 4);
+    ensure!(iwfd.ctl().counter("softwire_relayed_in")? > 4);
     Ok(())
 }
 
@@ -272,19 +262,19 @@ fn strangers_and_what_is_not_for_the_lan_do_not_come_in() -> Result<()> {
             ensure!(got == len, "{got} octets");
             Ok(())
         })?;
-        let before = counter(&iwfd, counted)?;
+        let before = iwfd.ctl().counter(counted)?;
         aftr::send(&lab.cgn, AFTR, B4, &packet(GATEWAY, len))?;
         aftr::send(&lab.cgn, AFTR, B4, &packet(Ipv4Addr::new(10, 9, 8, 7), len))?;
         wait::until_ok("both to be dropped", SOON, || {
             let all = [counted, "drop_softwire_relay"];
-            let now = counter(&iwfd, counted)?;
+            let now = iwfd.ctl().counter(counted)?;
             ensure!(now > before, "{all:?}: {before}, {now}");
             Ok(())
         })?;
-        let before = counter(&iwfd, "drop_softwire_stranger")?;
+        let before = iwfd.ctl().counter("drop_softwire_stranger")?;
         aftr::send(&lab.cgn, STRANGER, B4, &packet(LAN1, len))?;
         wait::until_ok("the stranger to be dropped", SOON, || {
-            let now = counter(&iwfd, "drop_softwire_stranger")?;
+            let now = iwfd.ctl().counter("drop_softwire_stranger")?;
             ensure!(now > before, "{before}, {now}");
             Ok(())
         })?;
@@ -393,7 +383,7 @@ fn a_narrow_path_to_the_aftr_is_learned() -> Result<()> {
     large_echo(&lab.lan1, to, 1400)?;
     large_echo(&lab.lan1, to, 8000)?;
     ping(&lab.lan1, REMOTE, &["-M", "do", "-s", "1400"])?;
-    ensure!(counter(&iwfd, "softwire_relayed_out")? > 0);
+    ensure!(iwfd.ctl().counter("softwire_relayed_out")? > 0);
     Ok(())
 }
 
@@ -413,7 +403,7 @@ fn without_xdp_it_works_as_well() -> Result<()> {
     transfer.goes_on(500_000, SOON)?;
     transfer.finish()?;
     ensure!(aftr.sources() == [LAN1].into(), "{:?}", aftr.sources());
-    ensure!(counter(&iwfd, "softwire_out")? == 0);
-    ensure!(counter(&iwfd, "softwire_relayed_out")? > 100);
+    ensure!(iwfd.ctl().counter("softwire_out")? == 0);
+    ensure!(iwfd.ctl().counter("softwire_relayed_out")? > 100);
     Ok(())
 }

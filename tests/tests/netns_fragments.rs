@@ -22,16 +22,6 @@ const SOON: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_millis(500);
 
 /// The value of a counter.
-fn counter(cascade: &Cascade, name: &str) -> Result<u64> {
-    let stats = cascade.iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
-}
-
 fn text(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at % 251) as u8).collect()
 }
@@ -109,7 +99,7 @@ fn large_datagrams_cross_both_nats() -> Result<()> {
         }
     }
     ensure!(
-        counter(&cascade, "fragments_forwarded")? > 100,
+        cascade.iwfd.ctl().counter("fragments_forwarded")? > 100,
         "not translated by XDP"
     );
     // The CPE's own fragments, and pings of its WAN address.
@@ -182,7 +172,7 @@ fn reversed_fragments_arrive_whole_both_ways() -> Result<()> {
     ensure!(payload == text(5000), "the datagram differs");
     ensure!(from == SocketAddr::V4(far), "from {from}");
     ensure!(
-        counter(&cascade, "fragments_held")? >= 8,
+        cascade.iwfd.ctl().counter("fragments_held")? >= 8,
         "nothing was held"
     );
     Ok(())
@@ -213,8 +203,8 @@ fn a_flood_of_fragments_stops_nobody_else() -> Result<()> {
         large_echo(&lab.lan1, outside, 8192).with_context(|| format!("after round {round}"))?;
     }
     let (held, refused) = (
-        counter(&cascade, "fragments_held")?,
-        counter(&cascade, "drop_fragments_full")?,
+        cascade.iwfd.ctl().counter("fragments_held")?,
+        cascade.iwfd.ctl().counter("drop_fragments_full")?,
     );
     ensure!(held > 0 && refused > 1000, "held {held}, refused {refused}");
     Ok(())

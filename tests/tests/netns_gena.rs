@@ -24,13 +24,6 @@ fn local() -> Options {
     }
 }
 
-fn counter(iwfd: &Iwfd, name: &str) -> Result<u64> {
-    let stats = iwfd.ctl().json(&["stats"])?;
-    let counters = stats["daemon"].as_array().context("counters")?;
-    let named = counters.iter().find(|c| c["name"] == name);
-    named.and_then(|c| c["value"].as_u64()).context("a counter")
-}
-
 fn has(name: &'static str, value: &'static str) -> impl Fn(&Message) -> bool {
     move |message| message.value(name) == Some(value)
 }
@@ -220,7 +213,7 @@ fn nobody_is_sent_anything_by_a_strangers_wish() -> Result<()> {
         let answer = subscribe(&gateway, &path, callback)?;
         assert_eq!(answer.status, 412, "{callback}");
     }
-    assert_eq!(counter(&iwfd, "gena_refused_callback")?, 8);
+    assert_eq!(iwfd.ctl().counter("gena_refused_callback")?, 8);
     let huge = format!("<http://192.168.1.10:5000/{}>", "x".repeat(20_000));
     assert_eq!(subscribe(&gateway, &path, &huge)?.status, 431);
     let long = format!("<http://192.168.1.10:5000/{}>", "x".repeat(3000));
@@ -250,7 +243,7 @@ fn nobody_is_sent_anything_by_a_strangers_wish() -> Result<()> {
         let callback = format!("<{}>", good.url());
         assert_eq!(subscribe(&gateway, &path, &callback)?.status, 503);
     }
-    assert_eq!(counter(&iwfd, "gena_refused_full")?, 200);
+    assert_eq!(iwfd.ctl().counter("gena_refused_full")?, 200);
     Subscriber::start(&lab.lan2, LAN2, Manner::Good)?.subscribe(&gateway)?;
     assert_eq!(tap.frames()?.len(), 0, "nothing has left by the WAN");
     Ok(())
@@ -312,7 +305,7 @@ fn dead_and_slow_subscribers_delay_nobody() -> Result<()> {
         ensure!(failing.count() >= 12, "{rows:?}");
         Ok(())
     })?;
-    let failed = counter(&iwfd, "gena_failed")?;
+    let failed = iwfd.ctl().counter("gena_failed")?;
     ensure!(failed >= 12, "{failed}");
     Ok(())
 }

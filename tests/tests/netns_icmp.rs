@@ -23,16 +23,6 @@ const SOON: Duration = Duration::from_secs(10);
 /// Octets that are many full segments.
 const MUCH: usize = 100_000;
 
-fn counter(cascade: &Cascade, name: &str) -> Result<u64> {
-    let stats = cascade.iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
-}
-
 fn socket(host: &Namespace) -> Result<UdpSocket> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
     Ok(host.within(|| UdpSocket::bind(any))??)
@@ -126,7 +116,7 @@ fn a_lan_host_traces_the_route_through_both_nats() -> Result<()> {
         let text = format!("{ping:?}");
         assert!(text.contains(&format!("From {hop}")), "{text}");
     }
-    assert!(counter(&cascade, "icmp_errors_translated")? >= 3);
+    assert!(cascade.iwfd.ctl().counter("icmp_errors_translated")? >= 3);
     Ok(())
 }
 
@@ -181,7 +171,7 @@ fn a_lan_host_learns_the_path_mtu() -> Result<()> {
     peers::tcp_echo(lan1, outside, &"x".repeat(MUCH), SOON)?;
     let route = lan1.ip(&format!("route get {REMOTE}"))?;
     assert!(route.contains("mtu 1300"), "{route}");
-    assert!(counter(&cascade, "icmp_errors_translated")? >= 1);
+    assert!(cascade.iwfd.ctl().counter("icmp_errors_translated")? >= 1);
     Ok(())
 }
 
@@ -200,7 +190,7 @@ fn a_remote_host_learns_the_path_mtu() -> Result<()> {
     peers::tcp_echo(inet, to, &"x".repeat(MUCH), SOON)?;
     let route = inet.ip(&format!("route get {EXTERNAL}"))?;
     assert!(route.contains("mtu 1300"), "{route}");
-    assert!(counter(&cascade, "icmp_errors_translated")? >= 1);
+    assert!(cascade.iwfd.ctl().counter("icmp_errors_translated")? >= 1);
     Ok(())
 }
 
@@ -224,7 +214,7 @@ fn lan_hosts_meet_at_external_endpoints() -> Result<()> {
             }
         }
     }
-    assert!(counter(&cascade, "hairpinned")? >= 20);
+    assert!(cascade.iwfd.ctl().counter("hairpinned")? >= 20);
     // The address itself is the CPE's.
     lan2.must(&["ping", "-n", "-c", "1", "-W", "5", &WAN.to_string()])?;
     Ok(())
@@ -242,7 +232,7 @@ fn a_host_that_is_not_resolved_yet_is_met_too() -> Result<()> {
     cascade.lab.cpe.ip("neigh flush dev br-lan")?;
     let external = SocketAddrV4::new(WAN, port);
     peers::tcp_echo(&cascade.lab.lan2, external, "first of all", SOON)?;
-    assert!(counter(&cascade, "pass_unresolved")? >= 1);
+    assert!(cascade.iwfd.ctl().counter("pass_unresolved")? >= 1);
     Ok(())
 }
 

@@ -70,16 +70,6 @@ fn ping(host: &Namespace, to: Ipv6Addr) -> Result<()> {
         .map(drop)
 }
 
-fn counter(iwfd: &Iwfd, name: &str) -> Result<u64> {
-    let stats = iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
-}
-
 fn listen(host: &Namespace, addr: Ipv6Addr, port: u16) -> Result<TcpListener> {
     Ok(host.within(|| TcpListener::bind((addr, port)))??)
 }
@@ -188,11 +178,11 @@ fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
     let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
     exchange(&inside, &outside, 100)?;
     // By XDP, not by the stack alone.
-    ensure!(counter(&iwfd, "forwarded6_out")? > 0 && counter(&iwfd, "forwarded6_in")? > 0);
+    ensure!(iwfd.ctl().counter("forwarded6_out")? > 0 && iwfd.ctl().counter("forwarded6_in")? > 0);
 
     // In fragments, both ways.
     exchange(&inside, &outside, 8000)?;
-    ensure!(counter(&iwfd, "fragments_forwarded")? >= 10);
+    ensure!(iwfd.ctl().counter("fragments_forwarded")? >= 10);
 
     // Another remote socket: the endpoint is open.
     let other = udp(&lab.inet, REMOTE)?;
@@ -202,7 +192,7 @@ fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
     ensure!(from == other.local_addr()?);
 
     // Nobody asked for these.
-    let before = counter(&iwfd, "drop_unsolicited6")?;
+    let before = iwfd.ctl().counter("drop_unsolicited6")?;
     let closed = listen(&lab.lan1, HOST, 0)?;
     let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
     ensure!(connect(&lab.inet, closed.local_addr()?, SILENCE).is_err());
@@ -219,7 +209,7 @@ fn the_lan_begins_what_it_likes_and_strangers_do_not() -> Result<()> {
     for addr in [ROUTER, wan] {
         ensure!(connect(&lab.inet, (addr, own).into(), SILENCE).is_err());
     }
-    ensure!(counter(&iwfd, "drop_unsolicited6")? > before + 4);
+    ensure!(iwfd.ctl().counter("drop_unsolicited6")? > before + 4);
 
     // But this was.
     transfer(&lab.inet, &open, 1 << 16)?;
@@ -261,7 +251,7 @@ fn a_stranger_is_refused_after_six_seconds() -> Result<()> {
         }
         Ok(())
     })?;
-    ensure!(counter(&iwfd, "refusals_told")? == 3);
+    ensure!(iwfd.ctl().counter("refusals_told")? == 3);
     Ok(())
 }
 
@@ -290,8 +280,8 @@ fn without_the_filter_strangers_come_in() -> Result<()> {
     let open = listen(&lab.lan1, HOST, 0)?;
     transfer(&lab.inet, &open, 1 << 16)?;
     ping(&lab.inet, ROUTER)?;
-    ensure!(counter(&iwfd, "pass_ipv6_unfiltered")? > 0);
-    ensure!(counter(&iwfd, "drop_unsolicited6")? == 0);
+    ensure!(iwfd.ctl().counter("pass_ipv6_unfiltered")? > 0);
+    ensure!(iwfd.ctl().counter("drop_unsolicited6")? == 0);
     Ok(())
 }
 
@@ -311,12 +301,15 @@ fn a_wan_without_ethernet_is_filtered_as_well() -> Result<()> {
     let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
     exchange(&inside, &outside, 100)?;
     exchange(&inside, &outside, 8000)?;
-    ensure!(counter(&iwfd, "egress6")? > 50 && counter(&iwfd, "pass_no_redirect")? > 50);
+    ensure!(iwfd.ctl().counter("egress6")? > 50 && iwfd.ctl().counter("pass_no_redirect")? > 50);
     send_reversed((&lab.lan1, &inside), &outside)?;
     send_reversed((&lab.inet, &outside), &inside)?;
-    ensure!(counter(&iwfd, "fragments_held")? >= 8, "nothing was held");
+    ensure!(
+        iwfd.ctl().counter("fragments_held")? >= 8,
+        "nothing was held"
+    );
 
-    let before = counter(&iwfd, "drop_unsolicited6")?;
+    let before = iwfd.ctl().counter("drop_unsolicited6")?;
     let closed = listen(&lab.lan1, HOST, 0)?;
     let open = listen(&lab.lan1, HOST, OPEN_PORT)?;
     ensure!(connect(&lab.inet, closed.local_addr()?, SILENCE).is_err());
@@ -328,7 +321,7 @@ fn a_wan_without_ethernet_is_filtered_as_well() -> Result<()> {
     for addr in [ROUTER, wan] {
         ensure!(connect(&lab.inet, (addr, own).into(), SILENCE).is_err());
     }
-    ensure!(counter(&iwfd, "drop_unsolicited6")? >= before + 4);
+    ensure!(iwfd.ctl().counter("drop_unsolicited6")? >= before + 4);
     transfer(&lab.inet, &open, 1 << 16)?;
     transfer(&lab.cpe, &server, 1 << 16)?;
     Ok(())
@@ -344,7 +337,10 @@ fn reversed_fragments_arrive_whole_both_ways() -> Result<()> {
     let (inside, outside) = (udp(&lab.lan1, HOST)?, udp(&lab.inet, REMOTE)?);
     send_reversed((&lab.lan1, &inside), &outside)?;
     send_reversed((&lab.inet, &outside), &inside)?;
-    ensure!(counter(&iwfd, "fragments_held")? >= 8, "nothing was held");
+    ensure!(
+        iwfd.ctl().counter("fragments_held")? >= 8,
+        "nothing was held"
+    );
     // A datagram for the router itself, of a flow that it has begun.
     let own = udp(&lab.cpe, "2a0c:9::2".parse()?)?;
     exchange(&own, &outside, 100)?;
@@ -380,9 +376,9 @@ fn a_flood_from_made_up_addresses_stops_nobody_else() -> Result<()> {
                 .with_context(|| format!("after round {round}"))?;
         }
     }
-    let refused = counter(&iwfd, "drop_host_sessions")?;
+    let refused = iwfd.ctl().counter("drop_host_sessions")?;
     ensure!(refused > 1000, "only {refused} of 2000 were refused");
-    ensure!(counter(&iwfd, "drop_sessions6_full")? == 0);
+    ensure!(iwfd.ctl().counter("drop_sessions6_full")? == 0);
     // The owner is told whose flows those are, as far as the budget goes.
     let events = |more: &[&str]| {
         let kind = ["events", "--kind", "host-sessions"];
@@ -437,9 +433,9 @@ fn a_neighbour_on_the_wan_reaches_no_service() -> Result<()> {
         .parse()?;
     let zone = lab.cgn.ifindex("br0")?;
     let to = std::net::SocketAddrV6::new(own, port, 0, zone).into();
-    let before = counter(&iwfd, "drop_unsolicited6")?;
+    let before = iwfd.ctl().counter("drop_unsolicited6")?;
     ensure!(connect(&lab.cgn, to, SILENCE).is_err());
-    ensure!(counter(&iwfd, "drop_unsolicited6")? > before);
+    ensure!(iwfd.ctl().counter("drop_unsolicited6")? > before);
     // The link itself works: neighbour discovery and echo.
     lab.cgn
         .must(&["ping", "-6", "-c", "1", "-W", "2", &format!("{own}%br0")])?;

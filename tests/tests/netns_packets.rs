@@ -33,16 +33,6 @@ fn ping(host: &Namespace, to: std::net::Ipv4Addr) -> Result<()> {
 }
 
 /// Counters of that name, as the daemon reads them from the kernel.
-fn counter(cascade: &Cascade, name: &str) -> Result<u64> {
-    let stats = cascade.iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
-}
-
 #[test]
 fn hosts_of_the_lan_reach_the_internet_through_both_nats() -> Result<()> {
     if !may_run() {
@@ -158,7 +148,7 @@ fn nothing_unsolicited_comes_in_and_the_drop_is_counted() -> Result<()> {
         Echo::listen(&cascade.lab.lan1, 30000)?,
         Echo::listen(&cascade.lab.cpe, 30001)?,
     );
-    let dropped = || counter(&cascade, "drop_unsolicited");
+    let dropped = || cascade.iwfd.ctl().counter("drop_unsolicited");
     let before = dropped()?;
 
     // From the carrier's own network, so that the carrier's NAT has no say. 5000 is the daemon's HTTP server,
@@ -277,16 +267,16 @@ fn an_established_flow_bypasses_the_stack_in_both_directions() -> Result<()> {
         };
         let (stack, out, back) = (
             forwarded("Ip:")?,
-            counter(&cascade, "forwarded_out")?,
-            counter(&cascade, "forwarded_in")?,
+            cascade.iwfd.ctl().counter("forwarded_out")?,
+            cascade.iwfd.ctl().counter("forwarded_in")?,
         );
         ping(lan1, REMOTE)?;
         anyhow::ensure!(
-            counter(&cascade, "forwarded_out")? >= out + 3,
+            cascade.iwfd.ctl().counter("forwarded_out")? >= out + 3,
             "not out by XDP"
         );
         anyhow::ensure!(
-            counter(&cascade, "forwarded_in")? >= back + 3,
+            cascade.iwfd.ctl().counter("forwarded_in")? >= back + 3,
             "not in by XDP"
         );
         anyhow::ensure!(forwarded("Ip:")? == stack, "the stack forwarded");

@@ -130,7 +130,7 @@ fn a_remote_host_is_refused_after_six_seconds() -> Result<()> {
         syn.get(ETHERNET..).is_some_and(|syn| error.payload == syn),
         "{syn:?}, {error:?}"
     );
-    ensure!(counter(&iwfd, "refusals_told")? == 1);
+    ensure!(iwfd.ctl().counter("refusals_told")? == 1);
     Ok(())
 }
 
@@ -150,7 +150,7 @@ fn a_simultaneous_open_is_not_spoken_of() -> Result<()> {
         let to = SocketAddrV4::new(WAN, 7000).into();
         let met = scope.spawn(move || outside.connect_timeout(&to, within));
         wait::until_ok("the SYN to be refused", SOON, || {
-            let noted = counter(&iwfd, "refusals_noted")?;
+            let noted = iwfd.ctl().counter("refusals_noted")?;
             ensure!(noted > 0, "not yet");
             Ok(())
         })?;
@@ -229,7 +229,7 @@ fn nobody_is_told_while_the_configuration_forbids() -> Result<()> {
         let cgn = &lab.cgn;
         let attempt = scope.spawn(move || attempt(cgn, 5000, within));
         wait::until_ok("the SYN to be refused", SOON, || {
-            ensure!(counter(&iwfd, "refusals_noted")? > 0, "not yet");
+            ensure!(iwfd.ctl().counter("refusals_noted")? > 0, "not yet");
             Ok(())
         })?;
         reload(&mut iwfd, "\"answer\"", "\"silent\"")?;
@@ -241,7 +241,7 @@ fn nobody_is_told_while_the_configuration_forbids() -> Result<()> {
     })?;
     let (kind, _) = attempt(&lab.cgn, 5001, within)?;
     ensure!(kind == ErrorKind::TimedOut, "{kind}");
-    ensure!(counter(&iwfd, "refusals_told")? == 0);
+    ensure!(iwfd.ctl().counter("refusals_told")? == 0);
     reload(&mut iwfd, "\"silent\"", "\"answer-lan\"")?;
     let (kind, _) = attempt(&lab.cgn, 5002, within)?;
     ensure!(kind == ErrorKind::TimedOut, "{kind}");
@@ -290,14 +290,4 @@ fn another_filtering_holds_at_once_after_a_reload() -> Result<()> {
         })?;
     }
     Ok(())
-}
-
-fn counter(iwfd: &Iwfd, name: &str) -> Result<u64> {
-    let stats = iwfd.ctl().json(&["stats"])?;
-    let counters = stats["counters"].as_array().context("a list of counters")?;
-    counters
-        .iter()
-        .find(|counter| counter["name"] == name)
-        .and_then(|counter| counter["value"].as_u64())
-        .with_context(|| format!("a counter {name}"))
 }

@@ -244,11 +244,8 @@ fn replace(text: &str, replacements: &[(&str, &str)]) -> Result<String> {
     Ok(text)
 }
 
-#[test]
-fn every_form_of_a_request_opens_its_port() -> Result<()> {
-    if !may_run() {
-        return Ok(());
-    }
+/// A daemon that asks nobody upstream.
+fn alone() -> Result<(Lab, Iwfd, Gateway)> {
     let lab = Lab::new()?;
     let options = Options {
         mode: "local",
@@ -257,6 +254,15 @@ fn every_form_of_a_request_opens_its_port() -> Result<()> {
     };
     let iwfd = Iwfd::start(&lab, &options)?;
     let gateway = Gateway::discover(&lab.lan1)?;
+    Ok((lab, iwfd, gateway))
+}
+
+#[test]
+fn every_form_of_a_request_opens_its_port() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let (_lab, iwfd, gateway) = alone()?;
     let host = gateway.address().to_string();
     let mut expected = BTreeSet::new();
     for (form, port) in FORMS.iter().zip(6001..) {
@@ -293,14 +299,7 @@ fn stacks_of_version_1_never_see_version_2() -> Result<()> {
     if !may_run() {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    let options = Options {
-        mode: "local",
-        pcp_servers: Vec::new(),
-        ..Options::default()
-    };
-    let _iwfd = Iwfd::start(&lab, &options)?;
-    let gateway = Gateway::discover(&lab.lan1)?;
+    let (_lab, _iwfd, gateway) = alone()?;
     let get = |path: &str, agent: &str| -> Result<String> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n",
