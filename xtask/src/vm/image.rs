@@ -54,13 +54,13 @@ pub(super) fn write(
         tree.file(&path, module.octets);
     }
     for tool in TOOLS {
-        tree.program(&which(tool)?)?;
+        tree.program(&which(tool)?, None)?;
     }
     for own in ["iwfd", "iwfctl"] {
-        tree.program(&packages::built(own)?)?;
+        tree.program(&packages::built(own)?, None)?;
     }
-    tree.program(program)?;
-    tree.directory(&packages::cache())?;
+    tree.program(program, None)?;
+    tree.program(&packages::miniupnpd()?, Some(&packages::library_path()?))?;
     tree.file("/etc/hosts", b"127.0.0.1 localhost\n".to_vec());
     tree.file("/etc/passwd", b"root:x:0:0:root:/:/bin/sh\n".to_vec());
     tree.file("/etc/group", b"root:x:0:\n".to_vec());
@@ -132,11 +132,13 @@ impl Tree {
         self.files.insert(path.to_owned(), octets);
     }
 
-    /// A program with the libraries it is linked to, all at the paths they have here.
-    fn program(&mut self, path: &Path) -> Result<()> {
+    /// A program with the libraries it is linked to, all at the paths they have here. Unpacked programs have theirs in
+    /// directories that `library_path` names, as in `LD_LIBRARY_PATH`.
+    fn program(&mut self, path: &Path, library_path: Option<&str>) -> Result<()> {
         self.copy(path)?;
         let output = Command::new("ldd")
             .arg(path)
+            .env("LD_LIBRARY_PATH", library_path.unwrap_or_default())
             .output()
             .context("start ldd")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -145,32 +147,7 @@ impl Tree {
             self.copy(Path::new(word))?;
         }
         if text.contains("not found") {
-            // Unpacked programs find their libraries by LD_LIBRARY_PATH, ours must not need it.
             bail!("a library of {} is missing:\n{text}", path.display());
-        }
-        Ok(())
-    }
-
-    /// Every file below a directory; programs with their libraries as far as they are found here.
-    fn directory(&mut self, dir: &Path) -> Result<()> {
-        for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-            let entry = entry?;
-            let path = entry.path();
-            if path.is_dir() {
-                self.directory(&path)?;
-            } else if path.is_file() {
-                self.copy(&path)?;
-                let binary = path.components().any(|part| part.as_os_str() == "sbin");
-                let output = Command::new("ldd")
-                    .arg(&path)
-                    .output()
-                    .context("start ldd")?;
-                let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                let found = text.split_whitespace().filter(|word| word.starts_with('/'));
-                for library in found.filter(|_| binary) {
-                    self.copy(Path::new(library))?;
-                }
-            }
         }
         Ok(())
     }
