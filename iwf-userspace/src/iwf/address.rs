@@ -117,7 +117,6 @@ impl Iwf {
             return false;
         }
         self.learn_address(external.addr);
-        self.answer_waiting(Some(external.addr));
         true
     }
 
@@ -180,8 +179,10 @@ impl Iwf {
         self.answer_waiting(None);
     }
 
-    /// Keeps the device-wide external address.
+    /// Keeps the device-wide external address. Whoever waits for it is answered before the mapping is whose grant told it:
+    /// control points that ask for both at once expect the answers in that order.
     pub(super) fn learn_address(&mut self, addr: Ipv4Addr) {
+        self.answer_waiting(Some(addr));
         if self.external != Some(addr) {
             let before = self.external.replace(addr);
             self.address_replaced(before);

@@ -246,6 +246,20 @@ fn the_external_address_is_found_without_a_mapping() {
     assert_eq!(world.server.alive(world.now).count(), 0, "nothing is left");
 }
 
+/// GUPnP's client asks for both at once, and never says that its port is open if it hears of the port first.
+#[test]
+fn who_waits_for_the_address_hears_of_it_before_a_mapping_is_confirmed() {
+    let mut world = World::new(9);
+    world.link.cut = true;
+    let address = world.call(20, get_address());
+    world.link.cut = false;
+    // The question is repeated after seconds only.
+    let mapping = world.call(20, add(20, 2001, 600));
+    assert_eq!(world.wait_for(mapping), Ok(vec![]));
+    assert!(world.replies.contains_key(&address), "told with the grant");
+    assert_eq!(world.wait_for(address).expect("known"), ["11.22.33.1"]);
+}
+
 #[test]
 fn a_server_that_maps_no_low_port_tells_the_address_too() {
     let mut world = World::new(9);
