@@ -10,7 +10,7 @@ use iwf_tests::gena::{Manner, Message, Subscriber, subscribe};
 use iwf_tests::igd::{Gateway, Version};
 use iwf_tests::netns::may_run;
 use iwf_tests::packages;
-use iwf_tests::topology::{CARRIER, GATEWAY, LAN1, LAN2, Lab, WAN_IF};
+use iwf_tests::topology::{CARRIER, GATEWAY, LAN1, LAN2, Lab, WAN, WAN_IF};
 use iwf_tests::wait;
 use iwf_tests::wire_tap::Tap;
 
@@ -128,7 +128,17 @@ fn another_wan_address_is_told_once_and_a_lost_link_at_once() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let iwfd = Iwfd::start(&lab, &local())?;
+    let published = lab.dir().join("published");
+    let hook = format!(
+        "[[hook]]\nevents = [\"external-address\"]\n\
+         run = [\"/bin/sh\", \"-c\", \"echo $IWF_DETAIL >> {}\"]\n",
+        published.display()
+    );
+    let options = Options {
+        more: hook.leak(),
+        ..local()
+    };
+    let iwfd = Iwfd::start(&lab, &options)?;
     let gateway = Gateway::discover(&lab.lan1)?;
     for port in 9090..9095 {
         gateway.add("TCP", port, LAN1, 8080, 3600)?.ok()?;
@@ -166,6 +176,18 @@ fn another_wan_address_is_told_once_and_a_lost_link_at_once() -> Result<()> {
         let all: Vec<_> = (0..).take(seqs.len()).collect();
         assert_eq!(seqs, all, "each once and in order");
     }
+    // A second change shows that nothing was told twice before it.
+    let again = Ipv4Addr::new(100, 64, 0, 78);
+    lab.cpe.ip(&format!("addr flush dev {WAN_IF}"))?;
+    lab.cpe.address(WAN_IF, again, 24)?;
+    let last = format!("{again}\n");
+    let told = wait::until("the hook to hear of it", LATER, || {
+        let told = std::fs::read_to_string(&published).ok()?;
+        told.ends_with(&last).then_some(told)
+    })?;
+    let addresses: Vec<_> = told.lines().filter(|line| *line != "not known").collect();
+    let expected = [WAN.to_string(), moved.to_string(), again.to_string()];
+    assert_eq!(addresses, expected, "{told}");
 
     let link = Subscriber::start(&lab.lan1, LAN1, Manner::Good)?;
     let path = gateway.events_path().replace("WANIPConn", "WANCommonIFC");

@@ -18,6 +18,7 @@ use super::control::{Request, Response};
 use super::dataplane::DataPlane;
 use super::discovery::Discovery;
 use super::gena::{Outcome, SubscriptionCall};
+use super::hooks::Hooks;
 use super::http::SoapCall;
 use super::lan::LanServices;
 use super::link;
@@ -83,6 +84,8 @@ pub struct Daemon<P, S> {
     pub softwires: Softwires,
     /// Servers for LAN hosts.
     pub lan: LanServices,
+    /// Programs of the owner.
+    pub hooks: Hooks,
     /// What it was told.
     pub config: Config,
     /// Where to read it again.
@@ -276,6 +279,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.shell
                     .set_host_ports(ports, &mut self.upstream, clock::now());
                 self.follow_mappings();
+                self.config.hooks = new.hooks;
+                self.hooks.follow(&self.config.hooks);
                 self.discovery.ask_again();
                 self.shell.nudge(clock::now());
                 info!("configuration read again");

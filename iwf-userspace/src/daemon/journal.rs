@@ -48,6 +48,74 @@ struct Place {
     control_plane: u64,
 }
 
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the oldest that is kept.
+    Oldest,
+    /// After the newest.
+    Newest,
+}
+
+/// A reader's place in the journal. It does not keep the journal going: when the daemon ends, so do the events.
+#[derive(Debug)]
+pub struct Reader {
+    rings: Arc<Mutex<Rings>>,
+    changed: watch::Receiver<u64>,
+    place: Place,
+    filter: EventFilter,
+}
+
+impl Reader {
+    /// The next events, which are waited for; `None` when no more can come.
+    pub async fn next(&mut self) -> Option<EventPage> {
+        loop {
+            self.changed.borrow_and_update();
+            if let Some(page) = self.kept() {
+                return Some(page);
+            }
+            self.changed.changed().await.ok()?;
+        }
+    }
+
+    /// The next events that are there already.
+    fn kept(&mut self) -> Option<EventPage> {
+        loop {
+            let (page, more) = locked(&self.rings).read(&mut self.place, &self.filter);
+            if page.lost > 0 || !page.events.is_empty() {
+                return Some(page);
+            }
+            if !more {
+                return None;
+            }
+        }
+    }
+
+    /// Hands what is kept to `replies`, and with `follow` whatever comes, until nobody listens any more.
+    pub async fn tell(mut self, follow: bool, replies: Replies) {
+        loop {
+            let page = if follow {
+                tokio::select! {
+                    page = self.next() => page,
+                    () = replies.closed() => return,
+                }
+            } else {
+                self.kept()
+            };
+            let Some(page) = page else {
+                if !follow {
+                    // It does not matter whether it is heard.
+                    replies.send(Response::End(ListEnd::default())).await.ok();
+                }
+                return;
+            };
+            if replies.send(Response::Events(page)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl Default for Journal {
     fn default() -> Self {
         Self {
@@ -81,38 +149,17 @@ impl Journal {
         self.changed.receiver_count() > 0
     }
 
-    /// Hands what is kept to `replies`, and with `follow` whatever comes, until nobody listens any more. With `new`, what
-    /// is kept is left out.
-    pub async fn tell(self, filter: EventFilter, follow: bool, new: bool, replies: Replies) {
-        let Self { rings, changed } = self;
-        let mut changed = {
-            // The sender must go: its end is the daemon's.
-            let sender = changed;
-            sender.subscribe()
+    /// A reader of events that `filter` admits.
+    pub fn reader(&self, filter: EventFilter, start: Start) -> Reader {
+        let place = match start {
+            Start::Oldest => self.rings().oldest(),
+            Start::Newest => self.rings().newest(),
         };
-        let mut place = match new {
-            true => locked(&rings).newest(),
-            false => locked(&rings).oldest(),
-        };
-        loop {
-            changed.borrow_and_update();
-            let (page, more) = locked(&rings).read(&mut place, &filter);
-            let worth = page.lost > 0 || !page.events.is_empty();
-            if worth && replies.send(Response::Events(page)).await.is_err() {
-                return;
-            }
-            if more {
-                continue;
-            }
-            if !follow {
-                // It does not matter whether it is heard.
-                replies.send(Response::End(ListEnd::default())).await.ok();
-                return;
-            }
-            tokio::select! {
-                changed = changed.changed() => if changed.is_err() { return },
-                () = replies.closed() => return,
-            }
+        Reader {
+            rings: Arc::clone(&self.rings),
+            changed: self.changed.subscribe(),
+            place,
+            filter,
         }
     }
 
@@ -274,12 +321,8 @@ mod tests {
         let journal = Journal::default();
         journal.write(event(1, Source::ControlPlane));
         let (replies, mut answers) = Replies::channel();
-        let telling = tokio::spawn(journal.clone().tell(
-            EventFilter::default(),
-            true,
-            false,
-            replies,
-        ));
+        let reader = journal.reader(EventFilter::default(), Start::Oldest);
+        let telling = tokio::spawn(reader.tell(true, replies));
         let Response::Events(page) = next(&mut answers).await else {
             panic!("no events");
         };
@@ -299,12 +342,8 @@ mod tests {
     async fn a_reader_that_does_not_read_loses_the_oldest() {
         let journal = Journal::default();
         let (replies, mut answers) = Replies::channel();
-        let telling = tokio::spawn(journal.clone().tell(
-            EventFilter::default(),
-            true,
-            true,
-            replies,
-        ));
+        let reader = journal.reader(EventFilter::default(), Start::Newest);
+        let telling = tokio::spawn(reader.tell(true, replies));
         while !journal.is_followed() {
             tokio::task::yield_now().await;
         }
@@ -337,7 +376,10 @@ mod tests {
             kinds: vec![EventKind::Repaired],
             ..EventFilter::default()
         };
-        journal.tell(filter, false, false, replies).await;
+        journal
+            .reader(filter, Start::Oldest)
+            .tell(false, replies)
+            .await;
         assert_eq!(next(&mut answers).await, Response::End(ListEnd::default()));
         assert_eq!(answers.recv().await, None);
     }

@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod eventloop;
 mod fragments;
 pub mod gena;
+pub mod hooks;
 pub mod http;
 pub mod journal;
 pub mod lan;

@@ -20,6 +20,7 @@ use super::eventloop::{
     Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
 };
 use super::gena::Courier;
+use super::hooks::Hooks;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
@@ -106,12 +107,15 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     };
     let refusals = tokio::spawn(refusals::run(refusal_tables, wan));
     let control = tokio::spawn(control.serve(request_sender));
+    let mut hooks = Hooks::new(shell.journal().clone(), config.paths.control_socket.clone());
+    hooks.follow(&config.hooks);
     let daemon = Daemon {
         shell,
         discovery,
         softwires,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
         lan: LanServices::new(identity, config.http.port),
+        hooks,
         config,
         config_path,
         log_filter,

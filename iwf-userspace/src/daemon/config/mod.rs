@@ -3,6 +3,7 @@
 //! Two types on purpose: `raw` mirrors the file and knows the line of each value, [`Config`] holds only what
 //! passed. A value that is refused is reported with file, line and what to write instead.
 
+mod hooks;
 mod mappings;
 mod raw;
 mod validate;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use iwf_common::limits::POOL;
 
+use super::control::events::EventKind;
 use crate::iwf::MAX_ASKED;
 use crate::mapping::StaticMapping;
 pub use crate::proto::softwire::Source as Aftr;
@@ -76,6 +78,8 @@ pub struct Config {
     pub log_filter: String,
     /// Whether the packet programs log each packet they drop.
     pub log_drops: bool,
+    /// Programs run when something happens. At most [`MAX_HOOKS`], none twice.
+    pub hooks: Vec<Hook>,
     /// Mappings that are always there. At most [`MAX_STATIC_MAPPINGS`], none twice for one protocol and port.
     pub mappings: Vec<StaticMapping>,
 }
@@ -89,6 +93,9 @@ pub const MAX_PCP_SERVERS: usize = MAX_ASKED;
 pub const MAX_PINHOLES: usize = 1024;
 /// Most mappings that can be stated, TCP and UDP counted apart; all are asked for at once at start.
 pub const MAX_STATIC_MAPPINGS: usize = 256;
+
+/// Most hooks a configuration may have; each is a task, and a process while it runs.
+pub const MAX_HOOKS: usize = 16;
 
 /// The well-known port of PCP servers (RFC 6887 section 7).
 pub const PCP_PORT: u16 = 5351;
@@ -330,6 +337,15 @@ pub struct StaticPinhole {
     pub remote_port: Option<u16>,
     /// IANA protocol number.
     pub protocol: Option<u8>,
+}
+
+/// A program that is run when something happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// What it is run for; never empty.
+    pub events: Vec<EventKind>,
+    /// Absolute path of the program, then its arguments; never empty.
+    pub run: Vec<String>,
 }
 
 /// Table sizes. The kernel maps are allocated for them.

@@ -39,6 +39,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) log: Log,
     #[serde(default)]
+    pub(super) hook: Vec<Hook>,
+    #[serde(default)]
     pub(super) mapping: Vec<Mapping>,
 }
 
@@ -55,6 +57,14 @@ pub(super) struct Mapping {
     pub(super) filtering: Option<Spanned<String>>,
     #[serde(default = "no_text")]
     pub(super) description: Spanned<String>,
+}
+
+/// One table of `[[hook]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hook {
+    pub(super) events: Spanned<Vec<Spanned<String>>>,
+    pub(super) run: Spanned<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]

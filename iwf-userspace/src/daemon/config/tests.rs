@@ -311,6 +311,43 @@ fn pinholes_are_read_and_wrong_ones_refused() {
 }
 
 #[test]
+fn hooks_are_read_and_wrong_ones_refused() {
+    let text = format!(
+        "{MINIMAL}[[hook]]\nevents = [\"external-address\", \"mapping-moved\", \"external-address\"]\n\
+         run = [\"/bin/true\", \"a b\"]\n"
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(config.hooks.len(), 1);
+    let kinds = [EventKind::ExternalAddress, EventKind::MappingMoved];
+    assert_eq!(config.hooks[0].events, kinds);
+    assert_eq!(config.hooks[0].run, ["/bin/true", "a b"]);
+    let good = "events = [\"external-address\"]\nrun = [\"/bin/true\"]";
+    let twice = format!("{good}\n[[hook]]\n{good}");
+    let many: Vec<_> = (0..=MAX_HOOKS)
+        .map(|n| format!("{good}#\n").replace("true", &n.to_string()))
+        .collect();
+    let many = many.join("[[hook]]\n");
+    for (body, problem) in [
+        ("events = []\nrun = [\"/bin/true\"]", "hook.events is empty"),
+        (
+            "events = [\"x\"]\nrun = [\"/bin/true\"]",
+            "\"x\" is no event",
+        ),
+        ("events = [\"other\"]\nrun = []", "hook.run is empty"),
+        (
+            "events = [\"other\"]\nrun = [\"true\"]",
+            "is not an absolute path",
+        ),
+        ("events = [\"other\"]\nrun = [\"/a\\u0000\"]", "zero octet"),
+        (&twice, "listed twice"),
+        (&many, "more than 16 hooks"),
+    ] {
+        let error = parse(&format!("{MINIMAL}[[hook]]\n{body}\n")).unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+}
+
+#[test]
 fn mappings_are_read_in_full() {
     let text = format!(
         "{MINIMAL}[[mapping]]\nprotocol = \"both\"\nexternal_port = 443\ninternal = \"192.168.1.10:8443\"\n\

@@ -115,6 +115,7 @@ impl TryFrom<raw::File> for Config {
                 )?,
             },
             pinholes: pinholes(&file.pinhole)?,
+            hooks: super::hooks::check(&file.hook)?,
             limits,
             timeouts: timeouts(&file.timeouts)?,
             reconcile_interval: seconds(

@@ -22,6 +22,7 @@ use crate::daemon::dataplane::inspect::{
 };
 use crate::daemon::gena::Courier;
 use crate::daemon::http::Site;
+use crate::daemon::journal::Journal;
 use crate::daemon::neighbours::Neighbours;
 use crate::daemon::netstate::LanAddress;
 use crate::daemon::ssdp::Identity;
@@ -96,6 +97,7 @@ impl Lab {
         };
         let daemon = Daemon {
             shell: Shell::new(core, plane, store, settings::host_ports(&config), courier),
+            hooks: Hooks::new(Journal::default(), PathBuf::new()),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
             softwires: Softwires::off(),

@@ -32,7 +32,7 @@ use super::dataplane::softwire::Softwire;
 use super::dataplane::{DataPlane, DataPlaneError, Found};
 use super::gena::{Courier, Outcome, SubscriptionCall};
 use super::http::SoapCall;
-use super::journal::Journal;
+use super::journal::{Journal, Start};
 use super::netstate::NetState;
 use super::reconciler;
 use super::store::Store;
@@ -278,8 +278,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 new,
             } => {
                 self.hear();
+                let start = if new { Start::Newest } else { Start::Oldest };
                 // It ends when its reader does, or with the daemon.
-                tokio::spawn(self.journal.clone().tell(filter, follow, new, reply));
+                tokio::spawn(self.journal.reader(filter, start).tell(follow, reply));
             }
         }
     }
@@ -290,6 +291,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Ok(inspector) => listing::answer_later(inspector, question, reply),
             Err(error) => reply.answer(listing::failed(error)),
         }
+    }
+
+    /// What happened lately.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
     }
 
     /// Whether somebody follows the events as they come.
