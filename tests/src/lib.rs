@@ -22,6 +22,7 @@ pub mod peers;
 pub mod process;
 pub mod prog;
 pub mod script;
+pub mod ssdp;
 pub mod topology;
 pub mod upnpc;
 pub mod wait;
