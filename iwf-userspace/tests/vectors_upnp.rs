@@ -196,6 +196,7 @@ const SENDER: Sender<'_> = Sender {
     max_age: 1800,
     boot_id: 1_700_000_000,
     config_id: 1337,
+    search_port: None,
 };
 
 fn root_advert() -> Advert {
@@ -246,6 +247,33 @@ fn ssdp_announcements() {
         header(&update, "NEXTBOOTID.UPNP.ORG").as_deref(),
         Some("1700000001")
     );
+    // Clause 1.3.2: who hears unicast searches elsewhere says so wherever it can be found by.
+    let elsewhere = Sender {
+        search_port: Some(50_001),
+        ..SENDER
+    };
+    for (message, told) in [
+        (
+            ssdp::encode_alive(&elsewhere, &root_advert()),
+            Some("50001"),
+        ),
+        (
+            ssdp::encode_update(&elsewhere, &root_advert(), 1_700_000_001),
+            Some("50001"),
+        ),
+        (
+            ssdp::encode_answer(&elsewhere, &root_advert(), None),
+            Some("50001"),
+        ),
+        (ssdp::encode_byebye(&elsewhere, &root_advert()), None),
+    ] {
+        let message = String::from_utf8(message).expect("text");
+        assert_eq!(
+            header(&message, "SEARCHPORT.UPNP.ORG").as_deref(),
+            told,
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 pub struct Options {
     /// `auto`, `cascaded` or `local`.
     pub mode: &'static str,
+    /// Interfaces of the LAN.
+    pub lan: &'static [&'static str],
     /// Upstream PCP servers; `default-router` finds the carrier. Addresses with spaces between are those of one server.
     pub pcp_servers: Vec<String>,
     /// `auto`, `native` or `generic`.
@@ -41,6 +43,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             mode: "cascaded",
+            lan: &[LAN_BRIDGE],
             pcp_servers: vec!["default-router".to_owned()],
             attach: "native",
             log: "info",
@@ -90,7 +93,7 @@ impl Files {
         let text = format!(
             "mode = \"{}\"\n\
              [lan]\n\
-             interfaces = [\"{LAN_BRIDGE}\"]\n\
+             interfaces = {:?}\n\
              [wan]\n\
              interface = \"{WAN_IF}\"\n\
              open_tcp_ports = {:?}\n\
@@ -109,6 +112,7 @@ impl Files {
              drops = {}\n\
              {}",
             options.mode,
+            options.lan,
             options.open_ports,
             options.open_ports,
             options.upstream,

@@ -23,6 +23,7 @@ pub mod process;
 pub mod prog;
 pub mod script;
 pub mod secret;
+pub mod ssdp;
 pub mod topology;
 pub mod upnpc;
 pub mod wait;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use iwf_tests::daemon::{Iwfd, Options};
 use iwf_tests::netns::{Namespace, may_run};
+use iwf_tests::ssdp::{Ear, Message};
 use iwf_tests::topology::{GATEWAY_6, LAN_BRIDGE, LAN1_6, Lab, REMOTE_6, WAN_6, WAN_IF};
 use iwf_tests::upnpc;
 use iwf_tests::wait;
@@ -22,6 +23,8 @@ const SILENCE: Duration = Duration::from_millis(1500);
 
 const OF_LINK: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xc);
 const OF_SITE: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xc);
+/// What one set of announcements has.
+const SET: usize = 11;
 const LATER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, 1);
 
 fn start(lab: &Lab, more: &'static str) -> Result<Iwfd> {
@@ -178,10 +181,19 @@ fn hosts_find_the_gateway_by_groups_of_both_scopes_and_addresses_are_followed() 
     description(&lab.lan1, "eth0", *at)?;
     let location = found(&lab.lan1, "fd00:77::10".parse()?, OF_SITE)?;
     ensure!(location.contains(&format!("[{LATER}]")), "{location}");
+    let mut ear = Ear::open(&lab.lan1, "eth0", OF_SITE.into())?;
     lab.cpe
         .ip(&format!("address del {LATER}/64 dev {LAN_BRIDGE}"))?;
     served_on(&iwfd, &[GATEWAY_6])?;
-    Ok(())
+    wait::until_ok("a goodbye from the address that has gone", SOON, || {
+        let heard = ear.heard()?;
+        let goodbye = |m: &&Message| m.from == LATER && m.kind() == "byebye";
+        let goodbyes = heard.iter().filter(goodbye).count();
+        ensure!(goodbyes == SET, "{goodbyes} in {heard:?}");
+        let of_other = |m: &Message| m.from == GATEWAY_6 && m.kind() == "alive";
+        ensure!(heard.iter().any(of_other), "{heard:?}");
+        Ok(())
+    })
 }
 
 #[test]

@@ -189,7 +189,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     // Also when nothing has changed: a port that a LAN host still had may be free by now.
                     self.shell.follow_again(clock::now());
                     // What could not be bound is tried again.
-                    self.lan.follow(&network.served());
+                    self.follow_lan(&network);
                     self.follow_upstream(&network);
                 }
                 _ = reconcile.tick() => self.shell.nudge(clock::now()),
@@ -218,7 +218,13 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         self.shell.link(link, &mut self.upstream, clock::now());
         // Hosts are served only when the kernel is ready for what they ask.
         self.shell.timeout(&mut self.upstream, clock::now());
-        self.lan.follow(&network.served());
+        self.follow_lan(&network);
+    }
+
+    fn follow_lan(&mut self, network: &NetState) {
+        let shell = &mut self.shell;
+        let keep = |boot_id| shell.keep_boot_id(boot_id, clock::now());
+        self.lan.follow(&network.served(), clock::wall(), keep);
     }
 
     fn link(&self, network: &NetState) -> LinkCounters {

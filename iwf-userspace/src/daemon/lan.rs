@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -14,7 +15,10 @@ use tracing::{info, warn};
 use super::control::Listener;
 use super::netstate::LanLink;
 use super::sockets;
-use super::ssdp::{Discovery, Identity};
+use super::ssdp::{Discovery, Identity, Opening, Voice};
+use super::store;
+use crate::types::UnixTime;
+use crate::wire::ssdp;
 
 /// How long goodbyes may take at the end.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -24,32 +28,53 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct LanServices {
     identity: Identity,
     port: u16,
+    /// BOOTID.UPNP.ORG, for every link the same.
+    boot_id: watch::Sender<u32>,
+    /// Whether the next life will know of it.
+    is_boot_id_kept: bool,
+    /// Whether anybody may have been told of it.
+    has_spoken: bool,
     running: BTreeMap<LanLink, Running>,
     /// Addresses whose failure was told, so that it is told once.
     failed: BTreeMap<LanLink, io::ErrorKind>,
 }
 
+/// Servers that have their sockets and do not serve yet.
+struct Ready {
+    link: LanLink,
+    address: SocketAddr,
+    listener: TcpListener,
+    discovery: Discovery,
+}
+
+impl Ready {
+    fn start(self, identity: &Identity, opening: Opening) -> Running {
+        let (stop, stopped) = oneshot::channel();
+        Running {
+            address: self.address,
+            voice: self.discovery.voice(),
+            http: tokio::spawn(Arc::clone(&identity.site).serve(self.listener, self.link)),
+            stop,
+            discovery: tokio::spawn(self.discovery.run(opening, stopped)),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     address: SocketAddr,
+    voice: Voice,
     http: JoinHandle<()>,
     stop: oneshot::Sender<()>,
     discovery: JoinHandle<()>,
 }
 
 impl Running {
-    fn start(identity: &Identity, link: &LanLink, port: u16) -> io::Result<Self> {
-        let wanted = sockets::on_link(link.addr, port, link.ifindex);
-        let listener = sockets::tcp_listener(&link.interface, wanted)?;
-        let address = listener.local_addr()?;
-        let discovery = Discovery::new(identity.clone(), link.clone(), address)?;
-        let (stop, stopped) = oneshot::channel();
-        Ok(Self {
-            address,
-            http: tokio::spawn(Arc::clone(&identity.site).serve(listener, link.clone())),
-            stop,
-            discovery: tokio::spawn(discovery.run(stopped)),
-        })
+    /// Ends the servers of an address that has gone.
+    fn end(self, boot_id: u32) {
+        self.http.abort();
+        self.discovery.abort();
+        self.voice.late_goodbye(boot_id);
     }
 
     /// Ends the servers; connections that are open finish what they do. The task returned says goodbye.
@@ -64,31 +89,63 @@ impl LanServices {
     /// Servers for this identity on no address yet. `port` 0 takes any free one on each address.
     pub fn new(identity: Identity, port: u16) -> Self {
         Self {
-            identity,
             port,
+            boot_id: watch::Sender::new(identity.boot_id),
+            is_boot_id_kept: true,
+            has_spoken: false,
+            identity,
             running: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
     }
 
     /// Starts and stops servers until they are on these addresses. What fails is tried again by the next call.
-    pub fn follow(&mut self, wanted: &[LanLink]) {
+    ///
+    /// Control points have to learn from discovery that addresses have come or gone (UPnP Device Architecture 1.1 clause
+    /// 1.2.4): what has gone says goodbye, what stays names the next BOOTID, and only then all announce themselves with
+    /// it. `keep` stores that number and says whether it could.
+    pub fn follow(&mut self, wanted: &[LanLink], now: UnixTime, mut keep: impl FnMut(u32) -> bool) {
+        let boot_id = *self.boot_id.borrow();
         let gone = |link: &LanLink| !wanted.contains(link);
         self.failed.retain(|link, _| !gone(link));
-        for (link, running) in self.running.extract_if(.., |link, _| gone(link)) {
+        let left: Vec<_> = self.running.extract_if(.., |link, _| gone(link)).collect();
+        let has_changed = !left.is_empty();
+        for (link, running) in left {
             info!(interface = link.interface, addr = %link.addr, "no longer serving a LAN address");
-            // It ends by itself; there is nobody left to say goodbye to.
-            drop(running.stop());
+            running.end(boot_id);
         }
+        let ready = self.open(wanted);
+        if (has_changed || !ready.is_empty()) && self.has_spoken {
+            let next = store::next_boot_id(boot_id, now);
+            self.is_boot_id_kept = keep(next);
+            for running in self.running.values() {
+                running.voice.update(boot_id, next);
+            }
+            self.boot_id.send_replace(next);
+        } else if !self.is_boot_id_kept {
+            self.is_boot_id_kept = keep(boot_id);
+        }
+        for ready in ready {
+            let link = ready.link.clone();
+            let opening = self.opening(&link);
+            let running = ready.start(&self.identity, opening);
+            info!(interface = link.interface, http = %running.address, "serving a LAN address");
+            self.running.insert(link, running);
+            self.has_spoken = true;
+        }
+    }
+
+    /// Opens what is not served yet.
+    fn open(&mut self, wanted: &[LanLink]) -> Vec<Ready> {
+        let mut opened = Vec::new();
         for link in wanted {
             if self.running.contains_key(link) {
                 continue;
             }
-            match Running::start(&self.identity, link, self.port) {
-                Ok(running) => {
-                    info!(interface = link.interface, http = %running.address, "serving a LAN address");
+            match self.open_one(link) {
+                Ok(ready) => {
                     self.failed.remove(link);
-                    self.running.insert(link.clone(), running);
+                    opened.push(ready);
                 }
                 Err(error) => {
                     if self.failed.insert(link.clone(), error.kind()) != Some(error.kind()) {
@@ -99,6 +156,32 @@ impl LanServices {
                     }
                 }
             }
+        }
+        opened
+    }
+
+    fn open_one(&self, link: &LanLink) -> io::Result<Ready> {
+        let wanted = sockets::on_link(link.addr, self.port, link.ifindex);
+        let listener = sockets::tcp_listener(&link.interface, wanted)?;
+        let address = listener.local_addr()?;
+        let (identity, boot_ids) = (self.identity.clone(), self.boot_id.subscribe());
+        Ok(Ready {
+            link: link.clone(),
+            address,
+            listener,
+            discovery: Discovery::new(identity, link.clone(), address, boot_ids)?,
+        })
+    }
+
+    /// One goodbye for all addresses that the same hosts hear.
+    fn opening(&self, link: &LanLink) -> Opening {
+        let is_heard = |other: &LanLink| {
+            other.ifindex == link.ifindex && ssdp::group(other.addr) == ssdp::group(link.addr)
+        };
+        if self.running.keys().any(is_heard) {
+            Opening::Alive
+        } else {
+            Opening::Goodbye
         }
     }
 

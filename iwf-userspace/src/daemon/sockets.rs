@@ -71,13 +71,30 @@ pub(super) fn ssdp_group(link: &LanLink) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-/// Discovery by this address: unicast searches come in, answers and announcements go out.
+/// Discovery by this address: unicast searches come in, answers and announcements go out. On another port where a
+/// program of this machine has the usual one for itself alone; what is sent has to say so then.
 pub(super) fn ssdp_unicast(link: &LanLink, ttl: u8) -> io::Result<UdpSocket> {
-    let own = on_link(link.addr, ssdp::PORT, link.ifindex);
-    let socket = udp_of(Domain::for_address(own))?;
-    socket.set_reuse_address(true)?;
-    socket.bind_device(Some(link.interface.as_bytes()))?;
-    socket.bind(&own.into())?;
+    let bound = |port| {
+        let own = on_link(link.addr, port, link.ifindex);
+        let socket = udp_of(Domain::for_address(own))?;
+        // The usual one is shared with other discovery programs.
+        socket.set_reuse_address(port == ssdp::PORT)?;
+        socket.bind_device(Some(link.interface.as_bytes()))?;
+        socket.bind(&own.into())?;
+        Ok(socket)
+    };
+    let is_taken = |result: &io::Result<Socket>| {
+        result
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    };
+    let mut socket = bound(ssdp::PORT);
+    let mut others = ssdp::SEARCH_PORTS;
+    while is_taken(&socket) {
+        let Some(port) = others.next() else { break };
+        socket = bound(port);
+    }
+    let socket = socket?;
     match link.addr {
         IpAddr::V4(addr) => {
             socket.set_multicast_if_v4(&addr)?;
@@ -89,6 +106,16 @@ pub(super) fn ssdp_unicast(link: &LanLink, ttl: u8) -> io::Result<UdpSocket> {
         }
     }
     UdpSocket::from_std(socket.into())
+}
+
+/// Lets a socket send from its address also when that is no longer ours.
+pub(super) fn outlive_address(socket: &UdpSocket) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    if socket.domain()? == Domain::IPV6 {
+        socket.set_ip_transparent_v6(true)
+    } else {
+        socket.set_ip_transparent_v4(true)
+    }
 }
 
 /// Searches for gateways leave from here, and answers come back to it. They do not leave the link.
@@ -189,6 +216,21 @@ mod tests {
         };
         let socket = ssdp_unicast(&link, 2).unwrap();
         assert_eq!(SockRef::from(&socket).multicast_hops_v6().unwrap(), 2);
+    }
+
+    /// UPnP Device Architecture 1.1 clause 1.3.2: a device that cannot have the usual port has another one.
+    #[tokio::test]
+    async fn discovery_takes_another_port_where_the_usual_one_is_not_shared() {
+        let addr = Ipv4Addr::new(127, 0, 0, 33);
+        let link = LanLink {
+            interface: "lo".to_owned(),
+            ifindex: 1,
+            addr: addr.into(),
+            prefix_len: 8,
+        };
+        let _alone = std::net::UdpSocket::bind((addr, ssdp::PORT)).unwrap();
+        let first = ssdp_unicast(&link, 2).unwrap().local_addr().unwrap();
+        assert!(ssdp::SEARCH_PORTS.contains(&first.port()), "{first}");
     }
 
     /// PCPC-003: whoever cannot see our requests has to guess where answers go.

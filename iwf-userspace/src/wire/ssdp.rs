@@ -18,6 +18,8 @@ pub const GROUP_LINK: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xc);
 pub const GROUP_SITE: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xc);
 /// The port of discovery.
 pub const PORT: u16 = 1900;
+/// Clause 1.3.2: where a device may hear unicast searches instead.
+pub const SEARCH_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 /// Clause 1.3.2: a larger MX is taken for this.
 pub const MAX_MX: u8 = 5;
 /// Longest ST that is looked at, in octets.
@@ -113,6 +115,8 @@ pub struct Sender<'a> {
     pub boot_id: u32,
     /// CONFIGID.UPNP.ORG.
     pub config_id: u32,
+    /// SEARCHPORT.UPNP.ORG: where unicast searches are heard, if not at [`PORT`] (clause 1.3.2).
+    pub search_port: Option<u16>,
 }
 
 impl Search {
@@ -338,6 +342,7 @@ pub fn encode_answer(sender: &Sender<'_>, advert: &Advert, date: Option<&str>) -
     );
     message.header("01-NLS", format_args!("{}", sender.boot_id));
     message.ids(sender);
+    message.search_port(sender);
     message.finish()
 }
 
@@ -351,6 +356,7 @@ pub fn encode_alive(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
     message.header("SERVER", format_args!("{}", sender.server));
     message.header("USN", format_args!("{}", advert.usn));
     message.ids(sender);
+    message.search_port(sender);
     message.finish()
 }
 
@@ -374,6 +380,7 @@ pub fn encode_update(sender: &Sender<'_>, advert: &Advert, next_boot_id: u32) ->
     message.header("USN", format_args!("{}", advert.usn));
     message.ids(sender);
     message.header("NEXTBOOTID.UPNP.ORG", format_args!("{next_boot_id}"));
+    message.search_port(sender);
     message.finish()
 }
 
@@ -413,6 +420,12 @@ impl Message {
     fn ids(&mut self, sender: &Sender<'_>) {
         self.header("BOOTID.UPNP.ORG", format_args!("{}", sender.boot_id));
         self.header("CONFIGID.UPNP.ORG", format_args!("{}", sender.config_id));
+    }
+
+    fn search_port(&mut self, sender: &Sender<'_>) {
+        if let Some(port) = sender.search_port {
+            self.header("SEARCHPORT.UPNP.ORG", format_args!("{port}"));
+        }
     }
 
     fn finish(mut self) -> Vec<u8> {

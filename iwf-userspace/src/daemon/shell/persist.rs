@@ -56,9 +56,19 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         }
     }
 
-    /// The owner is told when it begins to fail and when it works again, not each time.
     fn commit(&mut self, changes: &[StoreChange], now: Instant) -> Result<(), EffectError> {
         let result = self.store.commit(changes);
+        self.stored(result, now)
+    }
+
+    /// Stores the BOOTID that is about to be announced. Whether it is stored: else it is to be tried again.
+    pub fn keep_boot_id(&mut self, boot_id: u32, now: Instant) -> bool {
+        let result = self.store.keep_boot_id(boot_id);
+        self.stored(result, now).is_ok()
+    }
+
+    /// The owner is told when it begins to fail and when it works again, not each time.
+    fn stored(&mut self, result: Result<(), StoreError>, now: Instant) -> Result<(), EffectError> {
         match (&result, self.unstored.failing_since) {
             (Ok(()), None) | (Err(_), Some(_)) => {}
             (Ok(()), Some(_)) => {

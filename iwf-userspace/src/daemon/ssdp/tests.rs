@@ -15,6 +15,7 @@ use crate::daemon::config::HttpConfig;
 use crate::daemon::neighbours::Neighbours;
 use crate::daemon::settings;
 use crate::wire::description::DeviceUuid;
+use crate::wire::ssdp;
 
 const SOON: Duration = Duration::from_secs(5);
 const SEARCH: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n";
@@ -23,6 +24,7 @@ const SEARCH: &str = "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\nMAN: 
 struct Device {
     addr: Ipv4Addr,
     uuid: String,
+    boot_ids: watch::Sender<u32>,
     stop: oneshot::Sender<()>,
     running: JoinHandle<()>,
 }
@@ -61,13 +63,15 @@ impl Device {
             addr: addr.into(),
             prefix_len: 30,
         };
-        let discovery = Discovery::new(identity, link, (addr, 5000).into()).unwrap();
+        let (boot_ids, boot_id) = watch::channel(7);
+        let discovery = Discovery::new(identity, link, (addr, 5000).into(), boot_id).unwrap();
         let (stop, stopped) = oneshot::channel();
         Self {
             addr,
             uuid: uuid.to_string(),
             stop,
-            running: tokio::spawn(discovery.run(stopped)),
+            running: tokio::spawn(discovery.run(Opening::Goodbye, stopped)),
+            boot_ids,
         }
     }
 }
@@ -144,6 +148,27 @@ async fn announces_goodbye_then_twice_alive_then_goodbye() {
         let message = next(&group, &device.uuid).await;
         assert!(message.contains("NTS: ssdp:byebye\r\n"), "{message}");
     }
+}
+
+/// SSDP-007: with another number all is said again, and nobody is told that the device has gone.
+#[tokio::test]
+async fn another_boot_id_is_announced_at_once_and_answered_with() {
+    let group = listener();
+    let device = Device::start(37);
+    for _ in 0..33 {
+        next(&group, &device.uuid).await;
+    }
+    device.boot_ids.send_replace(9);
+    for _ in 0..22 {
+        let message = next(&group, &device.uuid).await;
+        assert!(message.contains("NTS: ssdp:alive\r\n"), "{message}");
+        assert!(message.contains("BOOTID.UPNP.ORG: 9\r\n"), "{message}");
+    }
+    let host = host(38).await;
+    let unicast = SocketAddrV4::new(device.addr, ssdp::PORT);
+    host.send_to(SEARCH.as_bytes(), unicast).await.unwrap();
+    let answer = next(&host, &device.uuid).await;
+    assert!(answer.contains("BOOTID.UPNP.ORG: 9\r\n"), "{answer}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub struct MemoryStore {
     pub records: BTreeMap<Generation, MappingRecord>,
     /// Pinholes that are stored.
     pub pinholes: BTreeMap<u16, PinholeRecord>,
+    /// The BOOTID that is stored.
+    pub boot_id: u32,
     calls: u32,
     counts: Counts,
     fail_at: Option<u32>,
@@ -59,6 +61,12 @@ impl Store for MemoryStore {
                 | StoreChange::Epoch { .. } => {}
             }
         }
+        Ok(())
+    }
+
+    fn keep_boot_id(&mut self, boot_id: u32) -> Result<(), StoreError> {
+        self.commit(&[])?;
+        self.boot_id = boot_id;
         Ok(())
     }
 

@@ -119,6 +119,12 @@ pub trait Store {
     /// may have written. Who needs to know writes again what should be there.
     fn commit(&mut self, changes: &[StoreChange]) -> Result<(), StoreError>;
 
+    /// Durably makes this the BOOTID that the next life's is larger than.
+    ///
+    /// # Errors
+    /// As for [`commit`](Self::commit).
+    fn keep_boot_id(&mut self, boot_id: u32) -> Result<(), StoreError>;
+
     /// What was done since the start.
     fn counts(&self) -> Counts;
 }
@@ -132,6 +138,16 @@ pub struct Counts {
     pub changes: u64,
     /// Transactions that failed.
     pub failures: u64,
+}
+
+/// UPnP Device Architecture 1.1 clause 1.2: grows with each start and whenever addresses come or go. The wall clock keeps
+/// it growing when the store was lost; it fits in 31 bits as the field demands.
+pub fn next_boot_id(before: u32, now: UnixTime) -> u32 {
+    let clock = u32::try_from(now.as_secs()).unwrap_or(u32::MAX) & 0x7fff_ffff;
+    if before >= 0x7fff_ffff {
+        return clock.max(1);
+    }
+    (before + 1).max(clock)
 }
 
 /// Locks `state_dir` (made if absent), opens the store in it and reads all of it. `now` is the wall clock.

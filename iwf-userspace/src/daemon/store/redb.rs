@@ -21,7 +21,7 @@ use ::redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, Table, TableDefinition,
 };
 
-use super::{Counts, Store, StoreError, migrate};
+use super::{Counts, Store, StoreError, migrate, next_boot_id};
 use crate::iwf::StoreChange;
 use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
@@ -175,14 +175,28 @@ impl RedbStore {
         self.lock = Some(lock);
     }
 
-    fn apply(&mut self, changes: &[StoreChange]) -> Result<(), ::redb::Error> {
+    /// A transaction that has failed closes the database; the next one opens it again.
+    fn write(
+        &mut self,
+        change: impl FnOnce(&Database) -> Result<(), ::redb::Error>,
+    ) -> Result<(), ::redb::Error> {
         let db = match self.db.take() {
             Some(db) => db,
             None => self.medium.open(&builder(), false)?,
         };
-        write_changes(&db, changes)?;
+        change(&db)?;
         self.db = Some(db);
         Ok(())
+    }
+
+    fn count(&mut self, changes: usize, done: Result<(), ::redb::Error>) -> Result<(), StoreError> {
+        if done.is_ok() {
+            self.counts.commits += 1;
+            self.counts.changes += u64::try_from(changes).unwrap_or(u64::MAX);
+        } else {
+            self.counts.failures += 1;
+        }
+        done.map_err(|e| store_error("commit", e))
     }
 }
 
@@ -191,29 +205,18 @@ impl Store for RedbStore {
         if changes.is_empty() {
             return Ok(());
         }
-        let done = self.apply(changes);
-        if done.is_ok() {
-            self.counts.commits += 1;
-            self.counts.changes += u64::try_from(changes.len()).unwrap_or(u64::MAX);
-        } else {
-            self.counts.failures += 1;
-        }
-        done.map_err(|e| store_error("commit", e))
+        let done = self.write(|db| write_changes(db, changes));
+        self.count(changes.len(), done)
+    }
+
+    fn keep_boot_id(&mut self, boot_id: u32) -> Result<(), StoreError> {
+        let done = self.write(|db| write_boot_id(db, boot_id));
+        self.count(1, done)
     }
 
     fn counts(&self) -> Counts {
         self.counts
     }
-}
-
-/// UPnP Device Architecture 1.1 clause 1.2: grows with each start. The wall clock keeps it growing when the
-/// store was lost; it fits in 31 bits as the field demands.
-fn next_boot_id(stored: u32, now: UnixTime) -> u32 {
-    let clock = u32::try_from(now.as_secs()).unwrap_or(u32::MAX) & 0x7fff_ffff;
-    if stored >= 0x7fff_ffff {
-        return clock.max(1);
-    }
-    (stored + 1).max(clock)
 }
 
 fn read(db: &Database) -> Result<Contents, Unusable> {
@@ -344,6 +347,14 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
         txn.open_table(PINHOLES)?;
         txn.open_table(EPOCHS)?;
     }
+    txn.commit()?;
+    Ok(())
+}
+
+fn write_boot_id(db: &Database, boot_id: u32) -> Result<(), ::redb::Error> {
+    let txn = db.begin_write()?;
+    txn.open_table(META)?
+        .insert("boot_id", u64::from(boot_id))?;
     txn.commit()?;
     Ok(())
 }

@@ -230,6 +230,18 @@ fn identity_survives_the_store_and_the_boot_id_grows() {
 }
 
 #[test]
+fn a_boot_id_that_was_announced_is_behind_the_next_life() {
+    let scratch = Scratch::new();
+    let (mut store, before) = open(&scratch.0, NOW).unwrap();
+    // Addresses have come and gone faster than the clock goes, and the clock has been set back.
+    store.keep_boot_id(before.boot_id + 9).unwrap();
+    drop(store);
+    let (_store, after) = open(&scratch.0, UnixTime::from_secs(5)).unwrap();
+    assert_eq!(after.boot_id, before.boot_id + 10);
+    assert_eq!(scratch.damaged(), 0);
+}
+
+#[test]
 fn starts_that_ended_inside_the_open_set_the_file_aside() {
     let scratch = Scratch::new();
     filled(&scratch);

@@ -75,6 +75,7 @@ mod tests {
             max_age: 1800,
             boot_id: 1,
             config_id: 1,
+            search_port: None,
         };
         let answer = encode_answer(&sender, &adverts[0], None);
         let location = sender.location.to_owned();
