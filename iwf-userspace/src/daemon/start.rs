@@ -23,6 +23,7 @@ use super::gena::Courier;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
+use super::metrics::Metrics;
 use super::neighbours::Neighbours;
 use super::netstate::NetState;
 use super::shell::Shell;
@@ -105,6 +106,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         Discovery::off()
     };
     let refusals = tokio::spawn(refusals::run(refusal_tables, wan));
+    let metrics = Metrics::new(request_sender.clone());
     let control = tokio::spawn(control.serve(request_sender));
     let daemon = Daemon {
         shell,
@@ -112,6 +114,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         softwires,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
         lan: LanServices::new(identity, config.http.port),
+        metrics,
         config,
         config_path,
         log_filter,
