@@ -256,6 +256,23 @@ mod tests {
 
     use super::*;
 
+    /// Who gets only the names tells the groups by it.
+    #[test]
+    fn names_begin_with_what_became_of_the_packet() {
+        let begins = |name: &str| [name.starts_with("pass_"), name.starts_with("drop_")];
+        assert!(Done::ALL.iter().all(|c| begins(c.name()) == [false, false]));
+        assert!(
+            PassReason::ALL
+                .iter()
+                .all(|c| begins(c.name()) == [true, false])
+        );
+        assert!(
+            DropReason::ALL
+                .iter()
+                .all(|c| begins(c.name()) == [false, true])
+        );
+    }
+
     #[test]
     fn slots_and_names_are_unique() {
         let slots: BTreeSet<u32> = all().map(|(slot, _)| slot).collect();

@@ -76,6 +76,7 @@ pub use crate::proto::igd::LinkCounters;
 pub use crate::proto::igd_client::{Errand, Fetched, Input as Returned};
 pub use crate::proto::pcp_client::Speaks;
 pub use crate::proto::pcp_servers::Origin;
+pub use marks::MAX as MAX_MARKS;
 pub use servers::{Discovered, MAX_ASKED};
 pub use settings::{Discovery, Mode, ModeSetting, PrivateWan, ServerSource, Settings};
 pub use statics::{StaticProblem, WaitingStatic};

@@ -65,6 +65,9 @@ pub const CLIENTS: [&str; 32] = [
     "libkeyutils1",
 ];
 
+/// Packages of the reader of metrics that Prometheus's own library has, for Debian's Python.
+pub const METRICS: [&str; 2] = ["python3-prometheus-client", "python3-decorator"];
+
 /// Top of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -171,6 +174,18 @@ pub fn gupnp() -> Result<Vec<(&'static str, String)>> {
         ("GI_TYPELIB_PATH", types.display().to_string()),
         ("PYTHONPATH", modules.display().to_string()),
     ])
+}
+
+/// Where Debian's Python finds the reader of metrics.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn prometheus_client() -> Result<PathBuf> {
+    let modules = "usr/lib/python3/dist-packages";
+    unpacked(&format!(
+        "{modules}/prometheus_client/openmetrics/parser.py"
+    ))?;
+    Ok(cache().join(modules))
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

@@ -1,6 +1,9 @@
 //! What the owner can see of a router that works: sessions, mappings with counters, hosts, tables, events.
 #![expect(clippy::disallowed_types, reason = "plays the hosts on both sides")]
 
+#[path = "netns_visibility/metrics.rs"]
+mod metrics;
+
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};

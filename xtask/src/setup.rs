@@ -144,6 +144,10 @@ pub(crate) fn lab() -> Result<()> {
         packages::gupnp_igd()?;
         packages::gupnp()?;
     }
+    if packages::prometheus_client().is_err() {
+        unpack(&packages::METRICS, "they read metrics")?;
+        packages::prometheus_client()?;
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::clock;
 use super::config::{Config, Mode};
 use super::control::server::Call as ControlCall;
-use super::control::{Request, Response};
+use super::control::{Held, Request, Response};
 use super::dataplane::DataPlane;
 use super::discovery::Discovery;
 use super::gena::{Outcome, SubscriptionCall};
@@ -23,6 +23,7 @@ use super::http::SoapCall;
 use super::lan::LanServices;
 use super::link;
 use super::logging::LogFilter;
+use super::metrics::Metrics;
 use super::netstate::NetState;
 use super::own_ports;
 use super::settings;
@@ -86,6 +87,8 @@ pub struct Daemon<P, S> {
     pub lan: LanServices,
     /// Programs of the owner.
     pub hooks: Hooks,
+    /// Server for who collects metrics.
+    pub metrics: Metrics,
     /// What it was told.
     pub config: Config,
     /// Where to read it again.
@@ -101,6 +104,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         let softwire = self.softwires.told();
         self.shell.set_softwire(softwire, started);
         self.follow(&mut inputs.network);
+        self.metrics.follow(self.config.metrics);
         // Before anybody else can ask for their ports.
         self.follow_mappings();
         self.shell.timeout(&mut self.upstream, clock::now());
@@ -172,7 +176,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         }
                         self.discovery.ask_again();
                     }
-                    let facts = self.facts(started);
+                    let facts = self.facts(started, waiting(&inputs));
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
                 // After everybody else has had a turn: other tasks, and what is due here.
@@ -190,6 +194,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     self.shell.follow_again(clock::now());
                     // What could not be bound is tried again.
                     self.follow_lan(&network);
+                    self.metrics.follow(self.config.metrics);
                     self.follow_upstream(&network);
                 }
                 _ = reconcile.tick() => self.shell.nudge(clock::now()),
@@ -279,6 +284,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.config.reconcile_interval = new.reconcile_interval;
                 self.config.log_filter = new.log_filter;
                 self.config.mappings = new.mappings;
+                self.config.metrics = new.metrics;
+                self.metrics.follow(self.config.metrics);
                 self.shell.set_pinholes(settings::pinholes(&self.config));
                 self.shell.set_rules(self.config.rules);
                 let ports = settings::host_ports(&self.config);
@@ -296,14 +303,38 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         notify("READY=1");
     }
 
-    fn facts(&self, started: BootInstant) -> Facts {
+    fn facts(&self, started: BootInstant, waiting: Vec<Held>) -> Facts {
         Facts {
             started,
             configured_mode: settings::mode_name(self.config.mode),
             wan_interface: self.config.wan_interface.to_string(),
             listeners: self.lan.listeners(),
+            waiting,
         }
     }
+}
+
+/// What waits for its turn in the loop.
+fn waiting(inputs: &Inputs) -> Vec<Held> {
+    let of = |name, waiting, most| Held::new(name, waiting, Some(most));
+    vec![
+        of("calls_waiting", inputs.calls.len(), MAX_WAITING_CALLS),
+        of(
+            "subscription_calls_waiting",
+            inputs.subscriptions.len(),
+            MAX_WAITING_CALLS,
+        ),
+        of(
+            "datagrams_waiting",
+            inputs.datagrams.len(),
+            MAX_WAITING_DATAGRAMS,
+        ),
+        of(
+            "requests_waiting",
+            inputs.requests.len(),
+            MAX_WAITING_REQUESTS,
+        ),
+    ]
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod journal;
 pub mod lan;
 mod link;
 pub mod logging;
+pub mod metrics;
 pub mod neighbours;
 pub mod netlink;
 pub mod netstate;

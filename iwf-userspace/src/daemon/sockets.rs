@@ -33,6 +33,23 @@ pub(super) fn tcp_listener(interface: &str, address: SocketAddr) -> io::Result<T
     TcpListener::from_std(socket.into())
 }
 
+/// A listener at an address of this machine, whichever interface has it.
+pub(super) fn tcp_listener_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
 /// A socket towards a subscriber: from our address on its link and by that interface, so that it leads nowhere else
 /// whatever the routes say.
 pub(super) fn subscriber(interface: &str, own: Ipv4Addr) -> io::Result<TcpSocket> {

@@ -24,6 +24,7 @@ use super::hooks::Hooks;
 use super::http::Site;
 use super::lan::LanServices;
 use super::logging::LogFilter;
+use super::metrics::Metrics;
 use super::neighbours::Neighbours;
 use super::netstate::NetState;
 use super::shell::Shell;
@@ -106,6 +107,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         Discovery::off()
     };
     let refusals = tokio::spawn(refusals::run(refusal_tables, wan));
+    let metrics = Metrics::new(request_sender.clone());
     let control = tokio::spawn(control.serve(request_sender));
     let mut hooks = Hooks::new(shell.journal().clone(), config.paths.control_socket.clone());
     hooks.follow(&config.hooks);
@@ -116,6 +118,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
         lan: LanServices::new(identity, config.http.port),
         hooks,
+        metrics,
         config,
         config_path,
         log_filter,

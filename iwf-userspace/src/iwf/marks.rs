@@ -16,7 +16,7 @@ use crate::types::{Generation, Instant, MappingNonce};
 
 /// Marks at once: as many as leases that have ended are remembered. What exceeds it is not marked, and is left to run
 /// out upstream if the daemon dies.
-const MAX: usize = 16_384;
+pub const MAX: usize = 16_384;
 /// So many marks that have lapsed go with one commit.
 const SLICE: usize = 256;
 

@@ -70,6 +70,11 @@ impl Iwf {
         rows.collect()
     }
 
+    /// Mappings in the table, pending and probing ones included, and how many there may be.
+    pub fn table_size(&self) -> (usize, usize) {
+        (self.table.len(), self.table.limits().mappings)
+    }
+
     /// Datagrams from servers that had no effect.
     pub fn ignored_upstream(&self) -> Ignored {
         self.client.ignored()

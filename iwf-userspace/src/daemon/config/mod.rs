@@ -9,7 +9,7 @@ mod raw;
 mod validate;
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,6 +74,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Time between two runs of the reconciler when nothing nudges it.
     pub reconcile_interval: Duration,
+    /// Where the metrics are served, an address of this machine; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// Log filter in the syntax of `tracing_subscriber::EnvFilter`; `RUST_LOG` overrides it.
     pub log_filter: String,
     /// Whether the packet programs log each packet they drop.

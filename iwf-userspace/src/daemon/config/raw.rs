@@ -37,6 +37,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) reconcile: Reconcile,
     #[serde(default)]
+    pub(super) metrics: Metrics,
+    #[serde(default)]
     pub(super) log: Log,
     #[serde(default)]
     pub(super) hook: Vec<Hook>,
@@ -178,6 +180,9 @@ section!(Timeouts {
 });
 section!(Reconcile {
     interval_seconds: i64 = 60
+});
+section!(Metrics {
+    listen: String = ""
 });
 section!(Log {
     filter: String = "info",

@@ -271,6 +271,37 @@ fn segment_sizes_are_clamped_as_written() {
 }
 
 #[test]
+fn metrics_are_served_at_one_address_or_nowhere() {
+    let without = parse(MINIMAL).unwrap();
+    assert_eq!(without.metrics, None);
+    for (written, at) in [
+        ("127.0.0.1:9786", ([127, 0, 0, 1], 9786).into()),
+        ("[::1]:9786", (Ipv6Addr::LOCALHOST, 9786).into()),
+    ] as [(&str, SocketAddr); 2]
+    {
+        let config = parse(&format!("[metrics]\nlisten = \"{written}\"\n{MINIMAL}")).unwrap();
+        assert_eq!(config.metrics, Some(at));
+        assert!(without.restart_keys(&config).is_empty());
+    }
+    for (wrong, why) in [
+        ("0.0.0.0:9786", "every address"),
+        ("[::]:9786", "every address"),
+        ("[::ffff:0.0.0.0]:9786", "every address"),
+        ("224.0.0.1:9786", "no address of a machine"),
+        ("255.255.255.255:9786", "no address of a machine"),
+        ("127.0.0.1:0", "a port"),
+        ("127.0.0.1", "no address and port"),
+        ("localhost:9786", "no address and port"),
+        (":9786", "no address and port"),
+    ] {
+        let error = parse(&format!("[metrics]\nlisten = \"{wrong}\"\n{MINIMAL}")).unwrap_err();
+        assert_eq!(error.line, Some(2), "{wrong}");
+        assert!(error.problem.contains(why), "{wrong}: {error}");
+        assert!(error.advice.contains("127.0.0.1:9786"), "{error}");
+    }
+}
+
+#[test]
 fn missing_file_is_an_error_with_a_remedy() {
     let error = Config::load(Path::new("/nonexistent/iwf.toml")).unwrap_err();
     assert_eq!(error.line, None);

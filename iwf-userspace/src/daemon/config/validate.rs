@@ -1,7 +1,7 @@
 //! From what was written to what may be used.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -123,6 +123,7 @@ impl TryFrom<raw::File> for Config {
                 &file.reconcile.interval_seconds,
                 1..=3600,
             )?,
+            metrics: metrics(&file.metrics.listen)?,
             log_filter: log_filter(&file.log.filter)?,
             log_drops: *file.log.drops.get_ref(),
         })
@@ -374,6 +375,32 @@ fn path(key: &str, written: &Spanned<String>) -> Result<PathBuf, Invalid> {
         format!("{key}: {:?} is not an absolute path", written.get_ref()),
         "write one that starts with /",
     ))
+}
+
+/// One address of this machine: whoever reaches it may read.
+fn metrics(written: &Spanned<String>) -> Result<Option<SocketAddr>, Invalid> {
+    const ADVICE: &str = "write one address of this machine with its port, for example \"127.0.0.1:9786\" or \
+         \"[::1]:9786\", or \"\" for no metrics";
+    let text = written.get_ref();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |why: &str| {
+        let problem = format!("metrics.listen {why} ({text:?})");
+        invalid(written, problem, ADVICE)
+    };
+    let address: SocketAddr = text.parse().map_err(|_| wrong("is no address and port"))?;
+    let ip = address.ip().to_canonical();
+    let problem = if ip.is_unspecified() {
+        "would be every address, the WAN's as well"
+    } else if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        "is no address of a machine"
+    } else if address.port() == 0 {
+        "needs a port that others know"
+    } else {
+        return Ok(Some(address));
+    };
+    Err(wrong(problem))
 }
 
 fn http(written: &raw::Http) -> Result<HttpConfig, Invalid> {

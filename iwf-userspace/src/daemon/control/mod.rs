@@ -509,6 +509,32 @@ pub struct Stats {
     /// How full the tables are; the large ones are missing before the first sweep has ended.
     #[serde(default)]
     pub tables: Vec<TableRow>,
+    /// What the daemon holds, and what waits in it.
+    #[serde(default)]
+    pub held: Vec<Held>,
+}
+
+/// How much of something the daemon holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Of what.
+    pub name: String,
+    /// How much, now.
+    pub held: u64,
+    /// The bound; absent if another one bounds it.
+    pub limit: Option<u64>,
+}
+
+impl Held {
+    /// So much of something.
+    pub fn new(name: &str, held: usize, limit: Option<usize>) -> Self {
+        let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Self {
+            name: name.to_owned(),
+            held: wide(held),
+            limit: limit.map(wide),
+        }
+    }
 }
 
 /// One named counter.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::Stamp;
 use super::table::{new, or_dash, span};
-use super::{Counter, Stats};
+use super::{Counter, Held, Stats};
 use crate::daemon::dataplane::inspect::TableRow;
 
 /// What of the counters is shown.
@@ -26,6 +26,7 @@ impl View {
             stats
                 .tables
                 .retain(|table| table.table.contains(part.as_str()));
+            stats.held.retain(|held| held.name.contains(part.as_str()));
         }
     }
 }
@@ -43,6 +44,9 @@ pub fn render(stats: &Stats, view: &View) -> String {
     }
     if !stats.tables.is_empty() {
         text.push_str(&tables(&stats.tables));
+    }
+    if !stats.held.is_empty() {
+        text.push_str(&held(&stats.held));
     }
     let all = || stats.counters.iter().chain(&stats.daemon);
     let zero = all().filter(|c| c.value == 0).count();
@@ -82,6 +86,14 @@ fn tables(rows: &[TableRow]) -> String {
                 seconds => format!("{} ago", span(seconds)),
             },
         ]);
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn held(rows: &[Held]) -> String {
+    let mut table = new(&["in the daemon", "now", "at most"]);
+    for row in rows {
+        table.add_row([row.name.clone(), row.held.to_string(), or_dash(row.limit)]);
     }
     format!("{}\n", table.trim_fmt())
 }
@@ -183,6 +195,7 @@ mod tests {
                 },
                 TableRow::new("mappings_dynamic", 7, None),
             ],
+            held: vec![Held::new("mappings", 3, Some(4096))],
         }
     }
 
@@ -197,6 +210,8 @@ mod tests {
                 " table             entries  capacity  full  counted",
                 " sessions          192      256       75%   3s ago",
                 " mappings_dynamic  7        -         -     now",
+                " in the daemon  now  at most",
+                " mappings       3    4096",
                 " counter             value",
                 " forwarded_out       9",
                 " drop_sessions_full  2",

@@ -102,6 +102,7 @@ impl Lab {
             discovery: Discovery::off(),
             softwires: Softwires::off(),
             lan: LanServices::new(identity, 0),
+            metrics: Metrics::new(requests.clone()),
             config,
             config_path: "/nonexistent".into(),
             log_filter: LogFilter::fixed(),

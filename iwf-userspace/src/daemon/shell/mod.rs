@@ -257,7 +257,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 reply.answer(self.look(&request, facts, now));
             }
             Request::Pinholes {} => reply.answer(self.pinhole_rows(now)),
-            Request::Stats {} => match self.stats(now) {
+            Request::Stats {} => match self.stats(facts, now) {
                 Ok(stats) => self.look_up(Question::Stats(stats), reply),
                 Err(error) => reply.answer(listing::failed(error)),
             },

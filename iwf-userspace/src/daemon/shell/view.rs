@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::super::control::{
-    Audit, Counter, ExternalAddress, LeaseRow, Listener, MappingRow, Reconciler, Repairs, Request,
-    Response, Server, SoftwireEnds, Stats, Status, StoreState, SubscriptionRow,
+    Audit, Counter, ExternalAddress, Held, LeaseRow, Listener, MappingRow, Reconciler, Repairs,
+    Request, Response, Server, SoftwireEnds, Stats, Status, StoreState, SubscriptionRow,
 };
 use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::softwire::Softwire;
 use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
-use crate::iwf::{Mode, Origin, ServerState};
+use crate::iwf::{MAX_MARKS, Mode, Origin, ServerState};
+use crate::mapping::pinholes::MAX_PINHOLES;
 use crate::mapping::{Mapping, Owner, Via};
-use crate::proto::gena;
+use crate::proto::gena::{self, MAX_SUBSCRIPTIONS};
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
 
 /// What the shell cannot know by itself.
@@ -28,6 +29,8 @@ pub struct Facts {
     pub wan_interface: String,
     /// Where LAN hosts are served.
     pub listeners: Vec<Listener>,
+    /// What waits for the core.
+    pub waiting: Vec<Held>,
 }
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
@@ -130,6 +133,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let (reconciler, store) = (self.reconciler(now), self.store_state(now));
         let total = reconciler.total;
         let gena = self.core.gena().counts();
+        let ignored = self.core.ignored_upstream();
         let counters = [
             ("reconciler_runs", reconciler.runs),
             ("reconciler_removed", total.removed),
@@ -150,12 +154,33 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             ("gena_refused_unknown", gena.refused_unknown),
             ("gena_delivered", gena.delivered),
             ("gena_failed", gena.failed),
+            ("pcp_ignored_stranger", ignored.stranger),
+            ("pcp_ignored_malformed", ignored.malformed),
+            ("pcp_ignored_unmatched", ignored.unmatched),
         ];
         let counter = |(name, value): (&str, u64)| Counter {
             name: name.to_owned(),
             value,
         };
         counters.map(counter).into()
+    }
+
+    /// What core and shell hold. Walks through the mappings: only for who asks.
+    fn held(&self) -> Vec<Held> {
+        let (mappings, most) = self.core.table_size();
+        let installed = self.core.mappings().filter(|m| m.is_installed());
+        let leases = installed.filter(|m| m.upstream.is_some()).count();
+        let asked = self.core.pinholes().count();
+        let subscribed = self.core.gena().subscriptions().count();
+        vec![
+            Held::new("mappings", mappings, Some(most)),
+            Held::new("leases", leases, Some(most)),
+            Held::new("marks", self.core.marks(), Some(MAX_MARKS)),
+            Held::new("pinholes", asked, Some(MAX_PINHOLES)),
+            Held::new("subscriptions", subscribed, Some(MAX_SUBSCRIPTIONS)),
+            Held::new("calls_unanswered", self.soap.len(), None),
+            Held::new("removals_settling", self.settling.len(), None),
+        ]
     }
 
     fn external_addresses(&self) -> Result<Vec<ExternalAddress>, DataPlaneError> {
@@ -329,7 +354,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// Without the tables that the sweep does not count.
-    pub(super) fn stats(&self, now: Instant) -> Result<Stats, DataPlaneError> {
+    pub(super) fn stats(&self, facts: &Facts, now: Instant) -> Result<Stats, DataPlaneError> {
         let counters = self.plane.counters()?;
         let counter = |(name, value): (&'static str, u64)| Counter {
             name: name.to_owned(),
@@ -347,6 +372,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             counters: counters.into_iter().map(counter).collect(),
             daemon: self.own_counters(now),
             tables: tables.collect(),
+            held: self
+                .held()
+                .into_iter()
+                .chain(facts.waiting.clone())
+                .collect(),
         })
     }
 }
