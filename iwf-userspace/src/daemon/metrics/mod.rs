@@ -179,14 +179,15 @@ async fn answer(
 
 /// What `iwfctl` would be told.
 async fn look(calls: &mpsc::Sender<Call>) -> Result<(Status, Stats), String> {
-    let status = match ask(calls, control::Request::Status {}).await? {
-        control::Response::Status(status) => *status,
-        other => return Err(no_figures(other)),
+    let status = ask(calls, control::Request::Status {}).await?;
+    let control::Response::Status(status) = status else {
+        return Err(no_figures(status));
     };
-    match ask(calls, control::Request::Stats {}).await? {
-        control::Response::Stats(stats) => Ok((status, stats)),
-        other => Err(no_figures(other)),
-    }
+    let stats = ask(calls, control::Request::Stats {}).await?;
+    let control::Response::Stats(stats) = stats else {
+        return Err(no_figures(stats));
+    };
+    Ok((*status, stats))
 }
 
 async fn ask(
