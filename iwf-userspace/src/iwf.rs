@@ -72,7 +72,7 @@ use statics::Statics;
 use unsaved::Unsaved;
 use view::View;
 
-pub use crate::proto::igd::LinkCounters;
+pub use crate::proto::igd::{AccessType, LinkCounters};
 pub use crate::proto::igd_client::{Errand, Fetched, Input as Returned};
 pub use crate::proto::pcp_client::Speaks;
 pub use crate::proto::pcp_servers::Origin;

@@ -424,10 +424,18 @@ fn ssdp_targets() {
         (device("InternetGatewayDevice", 3), None, Tree::Igd2, 0),
         (device("InternetGatewayDevice", 0), None, Tree::Igd1, 0),
         (device("WANConnectionDevice", 2), None, Tree::Igd2, 1),
-        (device("MediaServer", 1), None, Tree::Igd1, 0),
+        (device("MediaServer", 1), None, Tree::Igd2, 0),
         (service("WANIPConnection", 1), None, Tree::Igd1, 1),
         (service("WANIPConnection", 2), None, Tree::Igd2, 1),
-        (service("WANPPPConnection", 1), None, Tree::Igd1, 0),
+        (service("WANPPPConnection", 1), None, Tree::Igd2, 0),
+        // Of version 1 itself, and only in the tree of version 2.
+        (service("WANIPv6FirewallControl", 1), None, Tree::Igd2, 1),
+        (
+            service("WANIPv6FirewallControl", 1),
+            microsoft,
+            Tree::Igd1,
+            0,
+        ),
         (service("WANCommonInterfaceConfig", 1), None, Tree::Igd1, 1),
         (
             "urn:schemas-upnp-org:device:InternetGatewayDevice:".to_owned(),

@@ -12,6 +12,7 @@ use iwf_userspace::iwf::{
 };
 use iwf_userspace::mapping::policy::LanPrefix;
 use iwf_userspace::types::{Epoch, Instant, Lifetime, NatEntry, UnixTime};
+use iwf_userspace::wire::clients::InnerDocument;
 use iwf_userspace::wire::pcp::{
     Body, PcpOption, Request, Response, ResultCode, error_reply, version_reply,
 };
@@ -74,7 +75,7 @@ impl Gateway {
             match effect {
                 Effect::Reply { request, result } => {
                     let call = self.replies.remove(&request).expect("answered once");
-                    let reply = encode_reply(&call, &result);
+                    let reply = encode_reply(&call, &result, InnerDocument::Escaped);
                     self.answers.push((reply.status, reply.body));
                 }
                 Effect::SendUpstream { server, payload } => {

@@ -5,6 +5,7 @@ mod vector_file;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use iwf_userspace::wire::clients::InnerDocument;
 use iwf_userspace::wire::description::{DeviceUuid, Tree};
 use iwf_userspace::wire::port_listing::{self, PortMappingEntry};
 use iwf_userspace::wire::soap::{
@@ -68,8 +69,9 @@ fn soap_answers_are_written() {
     assert_eq!(encode_response(&called("AddAnyPortMapping"), &port), body);
 
     let call = called("AddPortMapping");
-    assert_eq!(encode_reply(&call, &Ok(vec![])).status, 200);
-    assert_eq!(encode_reply(&call, &Err(UpnpError::READ_ONLY)).status, 500);
+    let status = |result| encode_reply(&call, &result, InnerDocument::Escaped).status;
+    assert_eq!(status(Ok(vec![])), 200);
+    assert_eq!(status(Err(UpnpError::READ_ONLY)), 500);
 }
 
 /// SOAP-05 carries markup inside of a value: reading the answer as if it were a call must give it back.
@@ -106,6 +108,25 @@ fn values_with_markup_are_escaped() {
     );
     let read = Call::decode(None, odd.as_bytes(), LIMIT).expect("well-formed");
     assert_eq!(read.arg("NewPortListing"), Some("a\u{fffd}b\u{fffd}]]>"));
+    // Who cannot read it escaped gets the same text in CDATA sections, and nothing else is in one.
+    for text in ["<p:PortMappingList/>", "a\u{1}b\u{ffff}]]>", "]]]]>>", ""] {
+        let args = vec![
+            ("NewPortListing", text.to_owned()),
+            ("NewOther", "<x>".to_owned()),
+        ];
+        let reply = encode_reply(&call, &Ok(args), InnerDocument::Cdata);
+        let read = Call::decode(None, reply.body.as_bytes(), LIMIT).expect("well-formed");
+        let expected = text.replace(['\u{1}', '\u{ffff}'], "\u{fffd}");
+        assert_eq!(read.arg("NewPortListing"), Some(expected.as_str()));
+        assert_eq!(read.arg("NewOther"), Some("<x>"));
+        let is_quoted = reply.body.contains("<NewPortListing><![CDATA[");
+        assert!(is_quoted || text.is_empty(), "{}", reply.body);
+        assert!(
+            reply.body.contains("<NewOther>&lt;x&gt;<"),
+            "{}",
+            reply.body
+        );
+    }
 }
 
 /// UPnP Device Architecture 1.0 clause 3.3: the control URL says whose variable it is.

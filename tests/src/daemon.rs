@@ -1,5 +1,6 @@
 //! iwfd and iwfctl on the CPE of a [`Lab`].
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ pub struct Options {
     pub log_drops: bool,
     /// Ports of services of the CPE that the WAN may reach, for TCP and UDP.
     pub open_ports: Vec<u16>,
+    /// Whether names are asked of the CPE itself ([`crate::names`]) and not of whom this machine asks.
+    pub own_resolver: bool,
+    /// Lines of `[wan]` that are added as they are.
+    pub wan: &'static str,
     /// Lines of `[upstream]` that are added as they are.
     pub upstream: &'static str,
     /// Sections of the configuration that are added as they are.
@@ -49,6 +54,8 @@ impl Default for Options {
             log: "info",
             log_drops: false,
             open_ports: Vec::new(),
+            own_resolver: false,
+            wan: "",
             upstream: "",
             more: "",
         }
@@ -66,6 +73,8 @@ pub struct Files {
     pub bpffs_dir: PathBuf,
     /// For `iwfctl`.
     pub control_socket: PathBuf,
+    /// Whom it asks for names, if the file is there.
+    pub resolv_conf: PathBuf,
 }
 
 impl Files {
@@ -77,6 +86,7 @@ impl Files {
             state_dir: dir.join("state"),
             bpffs_dir: dir.join("bpf"),
             control_socket: dir.join("control.sock"),
+            resolv_conf: dir.join("resolv.conf"),
         }
     }
 
@@ -98,6 +108,7 @@ impl Files {
              interface = \"{WAN_IF}\"\n\
              open_tcp_ports = {:?}\n\
              open_udp_ports = {:?}\n\
+             {}\n\
              [upstream]\n\
              pcp_servers = {servers}\n\
              {}\n\
@@ -115,6 +126,7 @@ impl Files {
             options.lan,
             options.open_ports,
             options.open_ports,
+            options.wan,
             options.upstream,
             show(&self.state_dir),
             show(&self.bpffs_dir),
@@ -124,6 +136,10 @@ impl Files {
             options.log_drops,
             options.more,
         );
+        if options.own_resolver {
+            std::fs::write(&self.resolv_conf, "nameserver 127.0.0.1\n")
+                .context("write the daemon's resolver")?;
+        }
         std::fs::write(&self.config, text).context("write the daemon's configuration")
     }
 }
@@ -196,6 +212,15 @@ impl Iwfd {
         }
     }
 
+    /// Writes another configuration and has it read.
+    ///
+    /// # Errors
+    /// If it cannot be written, or the daemon is not there.
+    pub fn reload(&mut self, options: &Options) -> Result<()> {
+        self.files.write(options)?;
+        self.process.signal(nix::sys::signal::Signal::SIGHUP)
+    }
+
     /// Kills it as a crash would.
     ///
     /// # Errors
@@ -234,14 +259,22 @@ impl Iwfd {
 
 fn spawn(cpe: &Namespace, files: &Files) -> Result<Process> {
     let iwfd = packages::built("iwfd")?;
-    cpe.spawn(
-        "iwfd",
-        &[
-            iwfd.as_os_str(),
-            "--config".as_ref(),
-            files.config.as_os_str(),
-        ],
-    )
+    let argv: [&OsStr; 3] = [iwfd.as_ref(), "--config".as_ref(), files.config.as_ref()];
+    if !files.resolv_conf.exists() {
+        return cpe.spawn("iwfd", &argv);
+    }
+    // Nobody else sees what is mounted for it.
+    let own_mounts: [&OsStr; 8] = [
+        "unshare".as_ref(),
+        "--mount".as_ref(),
+        "--propagation=slave".as_ref(),
+        "sh".as_ref(),
+        "-c".as_ref(),
+        "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"".as_ref(),
+        files.resolv_conf.as_ref(),
+        iwfd.as_ref(),
+    ];
+    cpe.spawn("iwfd", &[&own_mounts[..], &argv[1..]].concat())
 }
 
 /// iwfctl, pointed at one daemon. Works without the daemon where the subcommand does.

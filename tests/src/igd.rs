@@ -152,6 +152,20 @@ impl Gateway {
     /// # Errors
     /// If nothing is answered.
     pub fn call(&self, action: &str, arguments: &[(&str, &str)]) -> Result<Answer> {
+        self.call_at(&self.control, &self.service, action, arguments)
+    }
+
+    /// Calls an action of any service at its control URL.
+    ///
+    /// # Errors
+    /// If nothing is answered.
+    pub fn call_at(
+        &self,
+        control: &str,
+        service: &str,
+        action: &str,
+        arguments: &[(&str, &str)],
+    ) -> Result<Answer> {
         let fields: String = arguments
             .iter()
             .map(|(name, value)| format!("<{name}>{value}</{name}>"))
@@ -160,15 +174,12 @@ impl Gateway {
             "<?xml version=\"1.0\"?>\r\n\
              <s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\" \
              s:encodingStyle=\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body>\
-             <u:{action} xmlns:u=\"{}\">{fields}</u:{action}></s:Body></s:Envelope>\r\n",
-            self.service
+             <u:{action} xmlns:u=\"{service}\">{fields}</u:{action}></s:Body></s:Envelope>\r\n"
         );
         let request = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n\
-             SOAPAction: \"{}#{action}\"\r\nContent-Length: {}\r\n\r\n{body}",
-            self.control,
+            "POST {control} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: text/xml; charset=\"utf-8\"\r\n\
+             SOAPAction: \"{service}#{action}\"\r\nContent-Length: {}\r\n\r\n{body}",
             self.address,
-            self.service,
             body.len()
         );
         self.raw(request.as_bytes())
@@ -282,7 +293,11 @@ fn get(address: SocketAddrV4, path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-fn exchange(host: &Namespace, address: SocketAddrV4, octets: &[u8]) -> Result<Answer> {
+/// Sends any octets to an HTTP server and reads until it closes.
+///
+/// # Errors
+/// If it answers nothing that looks like HTTP.
+pub fn exchange(host: &Namespace, address: SocketAddrV4, octets: &[u8]) -> Result<Answer> {
     let mut stream = host
         .within(|| TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_secs(5)))?
         .context("connect to the gateway")?;

@@ -12,6 +12,7 @@ pub mod empty;
 pub mod fault;
 pub mod gena;
 pub mod igd;
+pub mod names;
 pub mod natpmp;
 pub mod netns;
 pub mod packages;

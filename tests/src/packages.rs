@@ -28,9 +28,9 @@ pub const DHCP: [&str; 13] = [
     "libldap-2.5-0",
 ];
 
-/// Packages of UPnP clients: GUPnP's with what calls it from Python, and a BitTorrent client, with what they
-/// link that is not everywhere.
-pub const CLIENTS: [&str; 32] = [
+/// Packages of UPnP clients: GUPnP's with what calls it from Python, one in Perl, a BitTorrent client and a library of
+/// such, with what they link that is not everywhere.
+pub const CLIENTS: [&str; 36] = [
     "gir1.2-gupnpigd-1.0",
     "libgupnp-igd-1.0-4",
     "libgupnp-1.6-0",
@@ -63,6 +63,10 @@ pub const CLIENTS: [&str; 32] = [
     "libk5crypto3",
     "libkrb5support0",
     "libkeyutils1",
+    "libnet-upnp-perl",
+    "python3-libtorrent",
+    "libtorrent-rasterbar2.0",
+    "libboost-python1.74.0",
 ];
 
 /// Packages of the reader of metrics that Prometheus's own library has, for Debian's Python.
@@ -186,6 +190,37 @@ pub fn prometheus_client() -> Result<PathBuf> {
         "{modules}/prometheus_client/openmetrics/parser.py"
     ))?;
     Ok(cache().join(modules))
+}
+
+/// Where Perl finds Net::UPnP.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn net_upnp() -> Result<PathBuf> {
+    let module = unpacked("usr/share/perl5/Net/UPnP.pm")?;
+    let root = module.parent().and_then(Path::parent);
+    Ok(root.unwrap_or(&module).to_owned())
+}
+
+/// What Debian's Python needs in its environment to use libtorrent.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn libtorrent() -> Result<Vec<(&'static str, String)>> {
+    let modules = cache().join("usr/lib/python3/dist-packages");
+    let is_there = std::fs::read_dir(&modules).is_ok_and(|entries| {
+        let mut names = entries.flatten().map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().starts_with("libtorrent."))
+    });
+    ensure!(
+        is_there,
+        "{} has no libtorrent: run `cargo xtask setup`",
+        modules.display()
+    );
+    Ok(vec![
+        ("LD_LIBRARY_PATH", library_path()?),
+        ("PYTHONPATH", modules.display().to_string()),
+    ])
 }
 
 fn unpacked(program: &str) -> Result<PathBuf> {

@@ -119,7 +119,55 @@ impl Ear {
     }
 }
 
-/// Searches once from that address and port 0 and returns what first answers within a moment.
+/// A search as it is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Where it comes from; port 0: any.
+    pub from: (IpAddr, u16),
+    /// The group, or an address of the gateway.
+    pub to: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u32,
+    /// All of it.
+    pub octets: &'a [u8],
+}
+
+/// Sends a search once by that interface and returns what first answers in that time.
+///
+/// # Errors
+/// If it cannot be sent.
+pub fn ask(
+    host: &Namespace,
+    interface: &str,
+    question: &Question<'_>,
+    within: Duration,
+) -> Result<Option<Message>> {
+    let index = host.ifindex(interface)?;
+    let (from, port) = question.from;
+    host.within(|| -> Result<Option<Message>> {
+        let socket = socket_of(question.to)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&on_link(from, port, index).into())?;
+        match from {
+            IpAddr::V4(from) => {
+                socket.set_multicast_if_v4(&from)?;
+                socket.set_multicast_ttl_v4(question.ttl)?;
+            }
+            IpAddr::V6(_) => {
+                socket.set_multicast_if_v6(index)?;
+                socket.set_multicast_hops_v6(question.ttl)?;
+            }
+        }
+        let socket = UdpSocket::from(socket);
+        socket.set_read_timeout(Some(within))?;
+        socket.send_to(question.octets, on_link(question.to, PORT, index))?;
+        let mut answer = [0; 2048];
+        let received = socket.recv_from(&mut answer).ok();
+        Ok(received.map(|(length, from)| message(&answer, length, from)))
+    })?
+}
+
+/// The same for a search of the usual form with these lines behind HOST and MAN.
 ///
 /// # Errors
 /// If it cannot be sent.
@@ -130,24 +178,16 @@ pub fn search(
     to: IpAddr,
     lines: &str,
 ) -> Result<Option<Message>> {
-    let index = host.ifindex(interface)?;
     let group = SocketAddr::new(to, PORT);
     let search =
         format!("M-SEARCH * HTTP/1.1\r\nHOST: {group}\r\nMAN: \"ssdp:discover\"\r\n{lines}\r\n");
-    host.within(|| -> Result<Option<Message>> {
-        let socket = socket_of(to)?;
-        socket.bind(&on_link(from, 0, index).into())?;
-        match from {
-            IpAddr::V4(from) => socket.set_multicast_if_v4(&from)?,
-            IpAddr::V6(_) => socket.set_multicast_if_v6(index)?,
-        }
-        let socket = UdpSocket::from(socket);
-        socket.set_read_timeout(Some(Duration::from_millis(1500)))?;
-        socket.send_to(search.as_bytes(), on_link(to, PORT, index))?;
-        let mut answer = [0; 2048];
-        let received = socket.recv_from(&mut answer).ok();
-        Ok(received.map(|(length, from)| message(&answer, length, from)))
-    })?
+    let question = Question {
+        from: (from, 0),
+        to,
+        ttl: 2,
+        octets: search.as_bytes(),
+    };
+    ask(host, interface, &question, Duration::from_millis(1500))
 }
 
 fn socket_of(addr: IpAddr) -> Result<Socket> {

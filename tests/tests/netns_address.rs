@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use iwf_common::host::{HostKey, paired};
 use iwf_tests::cascade;
 use iwf_tests::daemon::{Iwfd, Options};
+use iwf_tests::gena::{Manner, Subscriber};
 use iwf_tests::igd::Gateway;
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::peers::{self, Datagrams, Echo, Transfer};
@@ -301,6 +302,22 @@ fn two_hosts_have_two_addresses_and_meet_at_them() -> Result<()> {
     let other = first.seen_from(&lab.lan2);
     assert_eq!(told_address(&first)?, WAN.to_string());
     assert_eq!(told_address(&other)?, second.to_string());
+    // In events both are told the same, whichever it is (GENA-004).
+    let subscribers = [
+        Subscriber::start(&lab.lan1, LAN1, Manner::Good)?,
+        Subscriber::start(&lab.lan2, LAN2, Manner::Good)?,
+    ];
+    let told: Result<Vec<_>> = subscribers
+        .iter()
+        .map(|subscriber| {
+            subscriber.subscribe(&first)?;
+            let message = subscriber.wait_for("the first message", SOON, |m| m.seq == 0)?;
+            let address = message.value("ExternalIPAddress").map(str::to_owned);
+            address.context("an address")
+        })
+        .collect();
+    let told = told?;
+    assert_eq!(told[0], told[1]);
     for protocol in ["TCP", "UDP"] {
         first.add(protocol, 9090, LAN1, one.port(), 3600)?.ok()?;
         other.add(protocol, 9091, LAN2, two.port(), 3600)?.ok()?;

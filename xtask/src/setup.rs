@@ -135,6 +135,8 @@ pub(crate) fn lab() -> Result<()> {
     if packages::transmission("cli").is_err()
         || packages::gupnp_igd().is_err()
         || packages::gupnp().is_err()
+        || packages::net_upnp().is_err()
+        || packages::libtorrent().is_err()
     {
         unpack(
             &packages::CLIENTS,
@@ -143,6 +145,8 @@ pub(crate) fn lab() -> Result<()> {
         packages::transmission("cli")?;
         packages::gupnp_igd()?;
         packages::gupnp()?;
+        packages::net_upnp()?;
+        packages::libtorrent()?;
     }
     if packages::prometheus_client().is_err() {
         unpack(&packages::METRICS, "they read metrics")?;

@@ -234,7 +234,12 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
 
     fn link(&self, network: &NetState) -> LinkCounters {
         let carrier = network.wan.address.is_some();
-        link::counters(self.config.wan_interface.as_str(), carrier)
+        link::counters(
+            self.config.wan_interface.as_str(),
+            network.wan_ifindex,
+            self.config.line,
+            carrier,
+        )
     }
 
     fn as_configured(&self, network: &NetState) -> NetState {
@@ -277,6 +282,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 if let Err(error) = self.log_filter.set(&new.log_filter) {
                     warn!("log filter not changed: {error:#}");
                 }
+                self.config.line = new.line;
                 self.config.open_ports = new.open_ports;
                 self.config.external_addresses = new.external_addresses;
                 self.config.pinholes = new.pinholes;

@@ -19,6 +19,7 @@ pub mod neighbours;
 pub mod netlink;
 pub mod netstate;
 mod own_ports;
+mod raw_netlink;
 mod reconciler;
 mod refusals;
 pub mod settings;

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
-use rtnetlink::sys::{Socket, SocketAddr};
 use tracing::{debug, warn};
 
 use super::netstate::NetState;
+use super::raw_netlink::{self as raw, NLMSG_ERROR, message};
 use crate::types::Protocol;
 
 /// Ports that are kept; the lowest ones. More: warned about, and the others are not protected.
@@ -21,10 +21,8 @@ const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// linux/netlink.h.
 const NETLINK_SOCK_DIAG: isize = 4;
-const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
-const HEADER: usize = 16;
 /// linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// net/tcp_states.h, as bits: a listener, and a UDP socket that is bound and not connected.
@@ -105,9 +103,7 @@ fn sockets(
     states: u32,
     each: &mut impl FnMut(Bound),
 ) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = raw::socket(NETLINK_SOCK_DIAG)?;
     let family = u8::try_from(family).unwrap_or_default();
     socket.send(&request(family, protocol.number(), states), 0)?;
     loop {
@@ -116,10 +112,7 @@ fn sockets(
         while let Some((kind, body, next)) = message(rest) {
             match kind {
                 NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let code = body.first_chunk().map_or(0, |c| i32::from_ne_bytes(*c));
-                    return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                }
+                NLMSG_ERROR => return Err(raw::error(body)),
                 _ => {
                     if let Some(bound) = bound(body) {
                         each(bound);
@@ -131,28 +124,13 @@ fn sockets(
     }
 }
 
-/// struct nlmsghdr, then struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of 48
-/// octets that is zero for a dump.
+/// struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of 48 octets that is zero for a
+/// dump.
 fn request(family: u8, protocol: u8, states: u32) -> Vec<u8> {
-    const LEN: u32 = 16 + 56;
-    let mut octets = Vec::new();
-    octets.extend(LEN.to_ne_bytes());
-    octets.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    octets.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
-    octets.extend([0; 8]);
-    octets.extend([family, protocol, 0, 0]);
-    octets.extend(states.to_ne_bytes());
-    octets.resize(16 + 56, 0);
-    octets
-}
-
-/// Type and content of the first message, and what comes after it.
-fn message(octets: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = usize::try_from(u32::from_ne_bytes(*octets.first_chunk()?)).ok()?;
-    let kind = u16::from_ne_bytes(*octets.get(4..)?.first_chunk()?);
-    let body = octets.get(HEADER..len)?;
-    let rest = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, body, rest))
+    let mut body = vec![family, protocol, 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.resize(56, 0);
+    raw::request(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST_DUMP, &body)
 }
 
 /// struct inet_diag_msg: family, state, timer, retransmissions, then source port, destination port, source address

@@ -245,7 +245,10 @@ mod tests {
             addr: addr.into(),
             prefix_len: 8,
         };
-        let _alone = std::net::UdpSocket::bind((addr, ssdp::PORT)).unwrap();
+        let alone = udp_of(Domain::IPV4).unwrap();
+        alone
+            .bind(&SocketAddrV4::new(addr, ssdp::PORT).into())
+            .unwrap();
         let first = ssdp_unicast(&link, 2).unwrap().local_addr().unwrap();
         assert!(ssdp::SEARCH_PORTS.contains(&first.port()), "{first}");
     }

@@ -186,6 +186,31 @@ fn a_new_address_under_many_mappings_is_told_once() {
     assert_eq!(world.told_since(since), ["ExternalIPAddress=11.22.33.99"]);
 }
 
+/// IWF-011, AMB-07: behind a server that has several addresses each control point is told its own mappings', and who has
+/// none the newest mapping's; in events all are told that one.
+#[test]
+fn each_control_point_has_its_own_address_and_all_have_the_same_events() {
+    let mut world = World::new(33);
+    assert_eq!(world.ask(20, add(20, 8080, 86_400)), Ok(vec![]));
+    let (mut world, since) = subscribed(world);
+    world.server.external = Ipv4Addr::new(11, 22, 33, 2);
+    assert_eq!(world.ask(21, add(21, 8081, 86_400)), Ok(vec![]));
+    world.run(1);
+    assert_eq!(
+        world.told_since(since),
+        [format!("ExternalIPAddress=11.22.33.2 {}", both(2, 2))]
+    );
+    for (host, address) in [(20, "11.22.33.1"), (21, "11.22.33.2"), (22, "11.22.33.2")] {
+        let told = world.ask(host, call("GetExternalIPAddress", &[]));
+        assert_eq!(told, Ok(vec![address.to_owned()]), "host {host}");
+    }
+    // What it is told is where it can be reached, also after its mapping was renewed.
+    world.run(86_000);
+    assert_eq!(world.ask(20, add(20, 8080, 86_400)), Ok(vec![]));
+    let told = world.ask(20, call("GetExternalIPAddress", &[]));
+    assert_eq!(told, Ok(vec!["11.22.33.1".to_owned()]));
+}
+
 /// AMB-16: an entry that keeps its place under another port is another entry, one that cannot is gone.
 #[test]
 fn another_port_is_told_by_the_id_and_a_lost_one_by_the_count() {

@@ -13,6 +13,7 @@ use crate::iwf::{Discovered, Discovery, Fetched, Input, Notice, ServerSource, Se
 use crate::mapping::{StaticMapping, Via};
 use crate::proto::igd_client::Request;
 use crate::types::{ExternalPort, Instant, InternalEndpoint, InternalPort, Protocol, RemotePeer};
+use crate::wire::clients::InnerDocument;
 use crate::wire::pcp::Body;
 use crate::wire::soap::{ActionResult, Call, UpnpError, encode_reply};
 use crate::wire::ssdp::Search;
@@ -130,7 +131,8 @@ impl UpnpRouter {
                 self.entries
                     .retain(|_, entry| entry.ends.is_none_or(|ends| ends > now));
                 self.calls.push((now, call.action.clone()));
-                let reply = encode_reply(&call, &self.act(source, &call, now));
+                let result = self.act(source, &call, now);
+                let reply = encode_reply(&call, &result, InnerDocument::Escaped);
                 let body = match self.garbage {
                     true => b"<html><body>Welcome to your router".to_vec(),
                     false => reply.body.into_bytes(),

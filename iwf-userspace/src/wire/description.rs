@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use super::clients::{self, Versions};
 use super::scpd::{Service, open_root};
 use super::services;
 use super::xml::Document;
@@ -155,12 +156,9 @@ impl Tree {
     /// The tree that a client gets to see when it asks for this one: some stacks cannot bear version 2 and say
     /// who they are in their user agent.
     pub fn for_user_agent(self, user_agent: Option<&str>) -> Self {
-        let only_version_1 = ["microsoft", "fdssdp", "xbox"];
-        let user_agent = user_agent.unwrap_or_default().to_ascii_lowercase();
-        if only_version_1.iter().any(|name| user_agent.contains(name)) {
-            Self::Igd1
-        } else {
-            self
+        match clients::of(user_agent).versions {
+            Versions::FirstOnly => Self::Igd1,
+            Versions::All => self,
         }
     }
 

@@ -8,6 +8,7 @@
     deny(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+pub mod clients;
 pub mod control_point;
 pub mod description;
 pub mod dhcp4;

@@ -36,7 +36,7 @@ const NAMESPACES: &[(&str, &str)] = &[
     ),
 ];
 
-/// The fragment; it is text once more in the answer, so it is escaped there.
+/// The fragment; it is text once more in the answer, so it is escaped there, or quoted ([`super::clients`]).
 pub fn encode<'a>(entries: impl IntoIterator<Item = PortMappingEntry<'a>>) -> String {
     let mut xml = Document::fragment();
     xml.open("p:PortMappingList", NAMESPACES);

@@ -198,21 +198,23 @@ impl Search {
         }
     }
 
-    /// The tree whose description is the answer's location: version 2 only for a search that names it and a
-    /// client that can bear it.
+    /// The tree whose description is the answer's location: version 2 only for a search that names what version 1 does not
+    /// have, and a client that can bear it.
     pub fn tree(&self) -> Tree {
-        let tree = match self.target {
-            Some(Target::Device { version: 2.., .. } | Target::Service { version: 2.., .. }) => {
-                Tree::Igd2
+        let all = || Tree::Igd1.root().walk();
+        let is_in_version_1 = match &self.target {
+            Some(Target::Device { kind, version }) => {
+                all().any(|device| device.kind == kind && device.version >= *version)
             }
-            Some(
-                Target::All
-                | Target::RootDevice
-                | Target::Uuid(_)
-                | Target::Device { .. }
-                | Target::Service { .. },
-            )
-            | None => Tree::Igd1,
+            Some(Target::Service { kind, version }) => all()
+                .flat_map(|device| device.services)
+                .any(|service| service.kind == kind && service.version >= *version),
+            Some(Target::All | Target::RootDevice | Target::Uuid(_)) | None => true,
+        };
+        let tree = if is_in_version_1 {
+            Tree::Igd1
+        } else {
+            Tree::Igd2
         };
         tree.for_user_agent(self.user_agent.as_deref())
     }

@@ -1,9 +1,11 @@
 //! Writes the few shapes of XML that UPnP needs.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
 use quick_xml::Writer;
 use quick_xml::escape::partial_escape;
-use quick_xml::events::{BytesDecl, BytesEnd, BytesStart, BytesText, Event};
+use quick_xml::events::{BytesCData, BytesDecl, BytesEnd, BytesStart, BytesText, Event};
 
 /// A document being written, without indentation.
 pub(super) struct Document {
@@ -42,22 +44,17 @@ impl Document {
     /// Writes an element that holds only text. An empty one keeps both tags, which every client understands.
     pub(super) fn leaf(&mut self, name: &str, text: &str) {
         self.open(name, &[]);
-        let legal = if text.chars().all(is_xml_char) {
-            partial_escape(text)
-        } else {
-            let replaced: String = text
-                .chars()
-                .map(|c| {
-                    if is_xml_char(c) {
-                        c
-                    } else {
-                        char::REPLACEMENT_CHARACTER
-                    }
-                })
-                .collect();
-            partial_escape(replaced)
-        };
-        self.event(Event::Text(BytesText::from_escaped(legal)));
+        let escaped = partial_escape(legal(text));
+        self.event(Event::Text(BytesText::from_escaped(escaped)));
+        self.close(name);
+    }
+
+    /// The same element, its text as it is in as many CDATA sections as it takes.
+    pub(super) fn leaf_cdata(&mut self, name: &str, text: &str) {
+        self.open(name, &[]);
+        for section in BytesCData::escaped(&legal(text)) {
+            self.event(Event::CData(section));
+        }
         self.close(name);
     }
 
@@ -71,6 +68,21 @@ impl Document {
             .write_event(event)
             .expect("writing to memory does not fail");
     }
+}
+
+/// The text, with a mark for each character that XML cannot carry.
+fn legal(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_xml_char) {
+        return Cow::Borrowed(text);
+    }
+    let replaced = text.chars().map(|c| {
+        if is_xml_char(c) {
+            c
+        } else {
+            char::REPLACEMENT_CHARACTER
+        }
+    });
+    Cow::Owned(replaced.collect())
 }
 
 /// Whether XML 1.0 can carry a character at all, escaped or not (its production 2).

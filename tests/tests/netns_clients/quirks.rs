@@ -245,7 +245,7 @@ fn replace(text: &str, replacements: &[(&str, &str)]) -> Result<String> {
 }
 
 /// A daemon that asks nobody upstream.
-fn alone() -> Result<(Lab, Iwfd, Gateway)> {
+pub(super) fn alone() -> Result<(Lab, Iwfd, Gateway)> {
     let lab = Lab::new()?;
     let options = Options {
         mode: "local",

@@ -16,7 +16,7 @@ use std::time::Duration;
 use iwf_common::limits::POOL;
 
 use super::control::events::EventKind;
-use crate::iwf::MAX_ASKED;
+use crate::iwf::{AccessType, MAX_ASKED};
 use crate::mapping::StaticMapping;
 pub use crate::proto::softwire::Source as Aftr;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub wan_interface: InterfaceName,
     /// Services of this machine that hosts on the WAN may reach.
     pub open_ports: OpenPorts,
+    /// What control points are told of the line to the provider.
+    pub line: Line,
     /// What to do with a private or shared WAN address and no PCP server (AMB-13).
     pub behind_private_address: BehindPrivateAddress,
     /// PCP servers to ask, in order of preference. At most [`MAX_PCP_SERVERS`], their addresses counted; empty means
@@ -232,6 +234,17 @@ pub struct HttpConfig {
     pub max_connections_per_host: usize,
     /// When an action is answered at the latest (AMB-06): 5 s to 90 s.
     pub answer_within: Duration,
+}
+
+/// The line to the provider, which is not always what the WAN's device is: behind a modem it is slower.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// What kind it is.
+    pub access: AccessType,
+    /// Bits per second upstream; `None`: what the device says of itself.
+    pub up: Option<u64>,
+    /// Bits per second downstream; `None`: what the device says of itself.
+    pub down: Option<u64>,
 }
 
 /// Discovery.

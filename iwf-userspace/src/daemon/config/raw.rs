@@ -85,6 +85,12 @@ pub(super) struct Wan {
     pub(super) open_udp_ports: Vec<Spanned<i64>>,
     #[serde(default = "behind_private_address")]
     pub(super) behind_private_address: Spanned<String>,
+    #[serde(default = "access_type")]
+    pub(super) access_type: Spanned<String>,
+    #[serde(default)]
+    pub(super) upstream_bit_rate: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) downstream_bit_rate: Option<Spanned<i64>>,
 }
 
 #[derive(Deserialize)]
@@ -195,6 +201,10 @@ fn any() -> Spanned<String> {
 
 fn mode() -> Spanned<String> {
     unplaced("auto".to_owned())
+}
+
+fn access_type() -> Spanned<String> {
+    unplaced("ethernet".to_owned())
 }
 
 fn behind_private_address() -> Spanned<String> {

@@ -185,6 +185,30 @@ fn reload_tells_what_needs_a_restart() {
     assert_eq!(old.restart_keys(&parse(&text).unwrap()), ["http"]);
 }
 
+/// WCIC-001: behind a modem the device is not the line.
+#[test]
+fn the_line_is_what_is_written_and_followed() {
+    let line = |keys: &str| parse(&format!("{MINIMAL}{keys}")).map(|config| config.line);
+    assert_eq!(line("").unwrap(), Line::default());
+    let read = line(
+        "access_type = \"dsl\"\nupstream_bit_rate = 40_000_000\ndownstream_bit_rate = 250_000_000\n",
+    )
+    .unwrap();
+    assert_eq!(read.access, AccessType::Dsl);
+    assert_eq!((read.up, read.down), (Some(40_000_000), Some(250_000_000)));
+    for (key, problem) in [
+        ("upstream_bit_rate = 0", "wan.upstream_bit_rate: 0"),
+        ("downstream_bit_rate = -1", "wan.downstream_bit_rate: -1"),
+        ("access_type = \"DSL\"", "wan.access_type: \"DSL\""),
+    ] {
+        let refused = line(&format!("{key}\n")).unwrap_err().to_string();
+        assert!(refused.contains(problem), "{refused}");
+    }
+    let old = parse(MINIMAL).unwrap();
+    let new = parse(&format!("{MINIMAL}upstream_bit_rate = 1\n")).unwrap();
+    assert!(old.restart_keys(&new).is_empty());
+}
+
 #[test]
 fn filtering_and_refusals_are_read_and_followed() {
     let default = parse(MINIMAL).unwrap();

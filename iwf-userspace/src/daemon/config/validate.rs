@@ -11,10 +11,11 @@ use toml::Spanned;
 use super::raw;
 use super::{
     Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
-    FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, MAX_LAN_INTERFACES,
+    FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, Line, MAX_LAN_INTERFACES,
     MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer,
     PolicyConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
+use crate::iwf::AccessType;
 use crate::proto::softwire::is_usable;
 
 impl TryFrom<raw::File> for Config {
@@ -53,6 +54,7 @@ impl TryFrom<raw::File> for Config {
             lan_interfaces,
             wan_interface,
             open_ports,
+            line: line(&file.wan)?,
             behind_private_address: choice(
                 "wan.behind_private_address",
                 &file.wan.behind_private_address,
@@ -618,6 +620,30 @@ pub(super) fn number<T: TryFrom<i64>>(
                 &format!("write a number from {} to {}", range.start(), range.end()),
             )
         })
+}
+
+fn line(wan: &raw::Wan) -> Result<Line, Invalid> {
+    // What a control point can be told is less; a number is cut there.
+    let rate = |key, written: &Option<Spanned<i64>>| {
+        let written = written.as_ref();
+        written
+            .map(|rate| number(key, rate, 1..=i64::MAX))
+            .transpose()
+    };
+    Ok(Line {
+        access: choice(
+            "wan.access_type",
+            &wan.access_type,
+            &[
+                ("ethernet", AccessType::Ethernet),
+                ("dsl", AccessType::Dsl),
+                ("cable", AccessType::Cable),
+                ("pots", AccessType::Pots),
+            ],
+        )?,
+        up: rate("wan.upstream_bit_rate", &wan.upstream_bit_rate)?,
+        down: rate("wan.downstream_bit_rate", &wan.downstream_bit_rate)?,
+    })
 }
 
 /// RFC 9293 section 3.7.1: a host that is told nothing sends 536 octets, so that a clamp below it is a mistake.

@@ -22,6 +22,7 @@ use tracing::debug;
 use super::super::gena::SubscriptionCall;
 use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
 use crate::types::caller::Caller;
+use crate::wire::clients;
 use crate::wire::description::Route;
 use crate::wire::gena::{self, RequestError};
 use crate::wire::scpd::Service;
@@ -198,7 +199,8 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
         Ok(Err(_)) => return refused(StatusCode::SERVICE_UNAVAILABLE),
         Err(_) => Err(UpnpError::ACTION_FAILED),
     };
-    let reply = soap::encode_reply(&call, &result);
+    let client = clients::of(text(&head.headers, USER_AGENT.as_str()));
+    let reply = soap::encode_reply(&call, &result, client.inner);
     let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     xml(status, reply.body)
 }

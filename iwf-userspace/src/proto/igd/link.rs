@@ -2,6 +2,32 @@
 
 use super::Total;
 
+/// WANAccessType: how the line reaches the provider.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessType {
+    /// Ethernet, or not known.
+    #[default]
+    Ethernet,
+    /// A DSL line.
+    Dsl,
+    /// A cable network.
+    Cable,
+    /// A telephone line.
+    Pots,
+}
+
+impl AccessType {
+    /// As WANCommonInterfaceConfig:1 section 2.2.1 writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ethernet => "Ethernet",
+            Self::Dsl => "DSL",
+            Self::Cable => "Cable",
+            Self::Pots => "POTS",
+        }
+    }
+}
+
 /// What the WAN link has carried and what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
@@ -17,6 +43,8 @@ pub struct LinkCounters {
     pub up_bits_per_second: u64,
     /// Downstream bits per second; 0 if not known.
     pub down_bits_per_second: u64,
+    /// What kind of line it is.
+    pub access: AccessType,
     /// Whether the link has a carrier.
     pub carrier: bool,
 }
@@ -24,7 +52,7 @@ pub struct LinkCounters {
 /// The out arguments of GetCommonLinkProperties.
 pub fn common_link_properties(link: &LinkCounters) -> Vec<(&'static str, String)> {
     vec![
-        ("NewWANAccessType", "Ethernet".to_owned()),
+        ("NewWANAccessType", link.access.name().to_owned()),
         ("NewLayer1UpstreamMaxBitRate", rate(link.up_bits_per_second)),
         (
             "NewLayer1DownstreamMaxBitRate",
@@ -74,11 +102,15 @@ mod tests {
         let link = LinkCounters {
             tx_bytes: (1 << 32) + 7,
             up_bits_per_second: 10_000_000_000,
+            down_bits_per_second: 50_000_000,
+            access: AccessType::Dsl,
             ..LinkCounters::default()
         };
         assert_eq!(total(&link, Total::BytesSent).1, "7");
         let properties = common_link_properties(&link);
+        assert_eq!(properties[0].1, "DSL");
         assert_eq!(properties[1].1, u32::MAX.to_string());
+        assert_eq!(properties[2].1, "50000000");
         assert_eq!(properties[3].1, "Down");
     }
 }

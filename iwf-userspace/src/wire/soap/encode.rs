@@ -1,6 +1,7 @@
 //! Responses and faults.
 
 use super::{ActionResult, Call, UpnpError};
+use crate::wire::clients::InnerDocument;
 use crate::wire::xml::Document;
 
 /// An answer ready for HTTP; its content type is `text/xml; charset="utf-8"`.
@@ -12,12 +13,15 @@ pub struct Reply {
     pub body: String,
 }
 
-/// The answer to a call.
-pub fn encode_reply(call: &Call, result: &ActionResult) -> Reply {
+/// The out argument that is a document itself (WANIPConnection:2 section 2.5.21).
+const INNER_DOCUMENT: &str = "NewPortListing";
+
+/// The answer to a call; `inner` is how its caller reads a document in it.
+pub fn encode_reply(call: &Call, result: &ActionResult, inner: InnerDocument) -> Reply {
     match result {
         Ok(args) => Reply {
             status: 200,
-            body: encode_response(call, args),
+            body: response(call, args, inner),
         },
         Err(error) => Reply {
             status: 500,
@@ -28,11 +32,19 @@ pub fn encode_reply(call: &Call, result: &ActionResult) -> Reply {
 
 /// The body of a success: the out arguments as given, in the namespace that was called.
 pub fn encode_response(call: &Call, args: &[(&'static str, String)]) -> String {
+    response(call, args, InnerDocument::Escaped)
+}
+
+fn response(call: &Call, args: &[(&'static str, String)], inner: InnerDocument) -> String {
     let name = format!("u:{}Response", call.action);
     envelope(|document| {
         document.open(&name, &[("xmlns:u", &call.urn())]);
         for (name, value) in args {
-            document.leaf(name, value);
+            if *name == INNER_DOCUMENT && inner == InnerDocument::Cdata {
+                document.leaf_cdata(name, value);
+            } else {
+                document.leaf(name, value);
+            }
         }
         document.close(&name);
     })

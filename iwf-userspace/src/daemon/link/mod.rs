@@ -1,18 +1,42 @@
-//! Counters of the WAN link.
+//! The WAN's link: what the kernel has counted on it, and what it is.
+
+mod ethtool;
 
 use std::fs;
 
+use tracing::debug;
+
+use super::config::Line;
 use crate::iwf::LinkCounters;
 
-/// What the kernel counted on an interface; zeros if it is not there.
+/// What the kernel counted on an interface, zeros if it is not there; and how fast it is, as configured, or as its device
+/// says while it has a carrier.
 ///
 /// `/proc/net` shows the network namespace of the reader, unlike a `/sys` that was mounted in another one.
-pub(super) fn counters(interface: &str, carrier: bool) -> LinkCounters {
+pub(super) fn counters(
+    interface: &str,
+    ifindex: Option<u32>,
+    line: Line,
+    carrier: bool,
+) -> LinkCounters {
     let table = fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let is_told = line.up.is_some() && line.down.is_some();
+    let device = ifindex.filter(|_| carrier && !is_told).and_then(speed);
     LinkCounters {
         carrier,
+        access: line.access,
+        up_bits_per_second: line.up.or(device).unwrap_or(0),
+        down_bits_per_second: line.down.or(device).unwrap_or(0),
         ..parse(&table, interface).unwrap_or_default()
     }
+}
+
+/// Devices of PPP, tunnels and some drivers know none.
+fn speed(ifindex: u32) -> Option<u64> {
+    ethtool::speed(ifindex)
+        .inspect_err(|error| debug!(%error, "the WAN's device does not say how fast it is"))
+        .ok()
+        .flatten()
 }
 
 /// The columns of proc_pid_net(5): eight of what was received, then eight of what was sent.
