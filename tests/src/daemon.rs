@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::netns::Namespace;
@@ -194,6 +195,29 @@ impl Iwfd {
             cpe: self.cpe.clone(),
             files: self.files.clone(),
         }
+    }
+
+    /// Has it read its configuration again, with other text in place of some.
+    ///
+    /// # Errors
+    /// If that text is not there, or the daemon does not say that it has read it.
+    pub fn reload(&mut self, from: &str, to: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.files.config)?;
+        ensure!(text.contains(from), "the configuration has no {from:?}");
+        std::fs::write(&self.files.config, text.replace(from, to))
+            .context("change the configuration")?;
+        let says = "configuration read again";
+        let before = self.process.log().matches(says).count();
+        self.process.signal(Signal::SIGHUP)?;
+        wait::until_ok(
+            "the daemon to read its configuration again",
+            STOP_WITHIN,
+            || {
+                let now = self.process.log().matches(says).count();
+                ensure!(now > before, "{}", self.process.tail());
+                Ok(())
+            },
+        )
     }
 
     /// Kills it as a crash would.
