@@ -16,6 +16,7 @@ mod leases;
 mod marks;
 mod pace;
 pub mod pinholes;
+pub mod policy;
 mod probe;
 mod ranges;
 mod restore;
@@ -48,6 +49,7 @@ use crate::proto::igd_client;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
 use crate::types::caller::Caller;
+use crate::types::device::LanDevices;
 use crate::types::pinhole::Pinhole;
 use crate::types::timed::Timed;
 use crate::types::{
@@ -177,6 +179,10 @@ pub enum Input {
     /// The mappings that the configuration states. Complete, never a change; at most one per protocol and port.
     /// Those of an earlier life stay until this is told for the first time.
     Statics(Vec<StaticMapping>),
+    /// The owner has changed the policy.
+    Policy(policy::Wanted),
+    /// Who is on the LAN, told from time to time.
+    Devices(LanDevices),
     /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
@@ -419,6 +425,20 @@ pub enum Notice {
         /// What is in its way.
         problem: StaticProblem,
     },
+    /// A call is about to be refused, for this reason.
+    Refused {
+        /// The call.
+        request: RequestId,
+        /// The reason.
+        why: policy::Why,
+    },
+    /// A mapping is taken away that its control point still wants.
+    Withdrawn {
+        /// The mapping.
+        generation: Generation,
+        /// The reason, for people.
+        why: String,
+    },
     /// A pinhole is open that a control point asked for.
     PinholeOpened(Pinhole),
     /// It is closed.
@@ -444,6 +464,7 @@ pub struct Iwf {
     /// The last address the WAN had.
     last_wan: Option<Ipv4Addr>,
     lan: Vec<LanPrefix>,
+    devices: LanDevices,
     link: LinkCounters,
     mode: Mode,
     connected_since: Option<Instant>,
@@ -492,6 +513,7 @@ impl Iwf {
             wan: WanState::default(),
             last_wan: None,
             lan: Vec::new(),
+            devices: LanDevices::default(),
             link: LinkCounters::default(),
             mode: Mode::Down,
             connected_since: None,
@@ -525,6 +547,9 @@ impl Iwf {
                 call,
                 waited,
             } => {
+                if let Some(mac) = caller.mac {
+                    self.devices.learn(caller.addr, mac);
+                }
                 if call.service == firewall::SERVICE && !call.is_query() {
                     self.firewall_call(request, caller, &call, now);
                     return;
@@ -583,6 +608,8 @@ impl Iwf {
                 self.settings.policy.reserved = ports.into_iter().collect();
             }
             Input::Statics(list) => self.statics.set(list, now),
+            Input::Policy(wanted) => self.set_policy(wanted, now),
+            Input::Devices(devices) => self.set_devices(devices, now),
             Input::Link(counters) => self.link = counters,
             Input::WallClock(wall) => self.set_clock(wall, now),
         }

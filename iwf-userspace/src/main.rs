@@ -36,6 +36,9 @@ fn main() -> ExitCode {
         }
     };
     if arguments.check_config {
+        for warning in config.warnings() {
+            eprintln!("iwfd: {}: {warning}", arguments.config.display());
+        }
         println!("{}: good", arguments.config.display());
         return ExitCode::SUCCESS;
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub mod caller;
+pub mod device;
 pub mod pinhole;
 pub(crate) mod timed;
 

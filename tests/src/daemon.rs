@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::netns::Namespace;
@@ -215,10 +216,34 @@ impl Iwfd {
     /// Writes another configuration and has it read.
     ///
     /// # Errors
-    /// If it cannot be written, or the daemon is not there.
+    /// If it cannot be written, or the daemon does not say that it has read it.
     pub fn reload(&mut self, options: &Options) -> Result<()> {
         self.files.write(options)?;
-        self.process.signal(nix::sys::signal::Signal::SIGHUP)
+        self.read_again()
+    }
+
+    /// Has it read its configuration again, with other text in place of some.
+    ///
+    /// # Errors
+    /// If that text is not there; and as for [`reload`](Self::reload).
+    pub fn reload_with(&mut self, from: &str, to: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.files.config)?;
+        ensure!(text.contains(from), "the configuration has no {from:?}");
+        std::fs::write(&self.files.config, text.replace(from, to))
+            .context("change the configuration")?;
+        self.read_again()
+    }
+
+    fn read_again(&mut self) -> Result<()> {
+        let says = "configuration read again";
+        let before = self.process.log().matches(says).count();
+        self.process.signal(Signal::SIGHUP)?;
+        let what = "the daemon to read its configuration again";
+        wait::until_ok(what, STOP_WITHIN, || {
+            let now = self.process.log().matches(says).count();
+            ensure!(now > before, "{}", self.process.tail());
+            Ok(())
+        })
     }
 
     /// Kills it as a crash would.

@@ -1,6 +1,7 @@
 //! The command line: asks a running daemon, or cleans up after one that is gone.
 
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use iwf_userspace::daemon::clock;
 use iwf_userspace::daemon::config::Config;
 use iwf_userspace::daemon::control::events::{EventFilter, EventKind, Stamp};
 use iwf_userspace::daemon::control::lists::{EVENTS, Lister};
+use iwf_userspace::daemon::control::policy::PolicyTest;
 use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
 use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table};
 use iwf_userspace::daemon::dataplane::inspect::{
@@ -85,6 +87,9 @@ enum Command {
     Audit,
     /// Counters of the data plane, and how full its tables are.
     Stats(StatsArguments),
+    /// The owner's rules for what LAN hosts may have opened, and what they would say to a wish.
+    #[command(subcommand)]
+    Policy(Policy),
     /// Ask the DHCP servers of the WAN for PCP servers again, now.
     Discover,
     /// Tell what the DHCP client of this machine was told of PCP servers (RFC 7291). For its hooks.
@@ -181,6 +186,39 @@ struct Events {
     /// Only those about IPv6 flows of this station.
     #[arg(long, value_name = "MAC|unknown|router")]
     station: Option<Station>,
+}
+
+#[derive(Subcommand)]
+enum Policy {
+    /// The rules in their order, as they are in force.
+    Show,
+    /// Which rule decides about a wish, and whether it would be granted now. Nothing is opened, and nobody is asked.
+    ///
+    /// What is known of the device is used where it is not given: its MAC address by the kernel's neighbours. A client with
+    /// an IPv6 address wants a pinhole, one with an IPv4 address a mapping for itself.
+    Test(PolicyWish),
+}
+
+#[derive(Args)]
+struct PolicyWish {
+    /// Address of the LAN host.
+    #[arg(long, value_name = "ADDR")]
+    client: IpAddr,
+    /// Its MAC address, if another one than is known.
+    #[arg(long, value_name = "MAC")]
+    mac: Option<String>,
+    /// External port; of a pinhole the host's. Without it any port will do, and a pinhole is for every port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// The host's port, if it is another one.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    internal_port: Option<u16>,
+    /// tcp or udp; of pinholes also another one.
+    #[arg(long, value_name = "PROTOCOL", default_value = "tcp")]
+    protocol: IpProtocol,
+    /// A pinhole for every protocol.
+    #[arg(long, conflicts_with = "protocol")]
+    any_protocol: bool,
 }
 
 #[derive(Args)]
@@ -302,6 +340,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             values: told.values.clone(),
             forget: told.forget,
         },
+        Command::Policy(Policy::Show) => Request::Policy { test: None },
+        Command::Policy(Policy::Test(wish)) => Request::Policy {
+            test: Some(PolicyTest {
+                client: wish.client,
+                mac: wish.mac.clone(),
+                name: None,
+                protocol: (!wish.any_protocol).then_some(wish.protocol),
+                external_port: wish.port,
+                internal_port: wish.internal_port,
+            }),
+        },
         Command::Delete {
             protocol,
             external_port,
@@ -361,6 +410,8 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         | Response::Dynamic(_)
         | Response::Hosts(_)
         | Response::Events(_)
+        | Response::Policy(_)
+        | Response::PolicyTest(_)
         | Response::End(_)
         | Response::Done => false,
     };

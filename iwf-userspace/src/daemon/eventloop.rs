@@ -34,6 +34,7 @@ use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::LinkCounters;
 use crate::types::Instant as BootInstant;
+use crate::types::device::LanDevices;
 
 /// Calls of control points waiting for the core. Beyond it HTTP answers 503.
 pub const MAX_WAITING_CALLS: usize = 64;
@@ -68,6 +69,8 @@ pub struct Inputs {
     pub datagrams: mpsc::Receiver<UpstreamEvent>,
     /// Interfaces and addresses.
     pub network: watch::Receiver<NetState>,
+    /// Who is on the LAN.
+    pub devices: watch::Receiver<LanDevices>,
     /// The operator.
     pub wishes: mpsc::Receiver<Wish>,
 }
@@ -147,6 +150,11 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         break;
                     }
                 },
+                Ok(()) = inputs.devices.changed() => {
+                    let devices = inputs.devices.borrow_and_update().clone();
+                    self.shell
+                        .set_devices(devices, &mut self.upstream, clock::now());
+                }
                 1.. = inputs.datagrams.recv_many(&mut events, MAX_WAITING_DATAGRAMS) => {
                     self.shell.upstream(events.drain(..), &mut self.upstream, clock::now());
                 }
@@ -292,6 +300,11 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.config.mappings = new.mappings;
                 self.config.metrics = new.metrics;
                 self.metrics.follow(self.config.metrics);
+                self.config.policy = new.policy;
+                warn_of(&self.config);
+                let policy = settings::policy(&self.config);
+                self.shell
+                    .set_policy(policy, &mut self.upstream, clock::now());
                 self.shell.set_pinholes(settings::pinholes(&self.config));
                 self.shell.set_rules(self.config.rules);
                 let ports = settings::host_ports(&self.config);
@@ -341,6 +354,13 @@ fn waiting(inputs: &Inputs) -> Vec<Held> {
             MAX_WAITING_REQUESTS,
         ),
     ]
+}
+
+/// Says what is no error, but hardly meant.
+pub fn warn_of(config: &Config) {
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod devices;
 pub mod discovery;
 pub mod eventloop;
 mod fragments;

@@ -5,23 +5,25 @@
 //! A control point calls by one address and speaks of another: by the one of its link and of its global one, or over
 //! IPv4 of an IPv6 address. Asked for at the moment of such a call, because tables that were told before may be old.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use netlink_packet_route::AddressFamily;
+use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::netstate::NetState;
 use crate::types::caller::{Caller, Mac};
+use crate::types::device::{MAX_NEIGHBOURS, Neighbour};
 
 /// Addresses of one host that are looked at; further ones are not its own then.
 const MAX_ADDRESSES: usize = 64;
@@ -54,6 +56,15 @@ impl Neighbours {
     #[cfg(test)]
     pub const fn unknown() -> Self {
         Self { source: None }
+    }
+
+    /// Who calls from this address of a link, with no more than its MAC address.
+    pub async fn caller_alone(&self, ifindex: u32, addr: IpAddr) -> Caller {
+        let mac = match &self.source {
+            Some((handle, _)) => mac(handle, ifindex, addr).await,
+            None => None,
+        };
+        Caller { mac, ..addr.into() }
     }
 
     /// Who calls from this address of a link, as far as it can be told. `named` is an address that the call speaks of:
@@ -96,6 +107,59 @@ impl Neighbours {
     }
 }
 
+/// The MAC address behind an address of a link, if the kernel knows it.
+async fn mac(handle: &Handle, ifindex: u32, addr: IpAddr) -> Option<Mac> {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = ifindex;
+    let (family, destination) = match addr {
+        IpAddr::V4(addr) => (AddressFamily::Inet, NeighbourAddress::Inet(addr)),
+        IpAddr::V6(addr) => (AddressFamily::Inet6, NeighbourAddress::Inet6(addr)),
+    };
+    message.header.family = family;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(destination));
+    // One entry by its key, not the table: this is asked with every wish for a mapping.
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
+    request.header.flags = NLM_F_REQUEST;
+    let mut answers = handle.clone().request(request).ok()?;
+    let answer = answers.next().await?.payload;
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) = answer {
+        return resolved(&entry).map(|(_, mac)| mac);
+    }
+    None
+}
+
+/// What the kernel knows of the neighbours on these links, as far as [`MAX_NEIGHBOURS`] goes.
+pub(super) async fn of_links(
+    handle: &Handle,
+    links: &BTreeSet<u32>,
+) -> Result<BTreeMap<IpAddr, Neighbour>, rtnetlink::Error> {
+    let mut all = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = handle.neighbours().get();
+        request.message_mut().header.family = family;
+        let mut entries = request.execute();
+        while let Some(entry) = entries.try_next().await? {
+            let (addr, mac) = parse(&entry);
+            if let Some(addr) = addr.filter(|_| links.contains(&entry.header.ifindex))
+                && all.len() < MAX_NEIGHBOURS
+            {
+                let answers = matches!(
+                    entry.header.state,
+                    NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp
+                );
+                let known = Neighbour {
+                    mac: mac.filter(|_| has_mac(&entry)),
+                    answers,
+                };
+                all.insert(addr, known);
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// The caller, from the addresses of its link.
 fn of(table: &BTreeMap<IpAddr, Mac>, addr: IpAddr) -> Caller {
     let mac = table.get(&addr).copied();
@@ -129,12 +193,20 @@ async fn table(handle: &Handle, ifindex: u32) -> Result<BTreeMap<IpAddr, Mac>, r
 
 /// Address and MAC address of an entry that has both.
 fn resolved(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
-    if matches!(
+    let (addr, mac) = parse(entry);
+    addr.zip(mac).filter(|_| has_mac(entry))
+}
+
+/// Whether the MAC address of an entry counts.
+fn has_mac(entry: &NeighbourMessage) -> bool {
+    !matches!(
         entry.header.state,
         NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None
-    ) {
-        return None;
-    }
+    )
+}
+
+/// Address and MAC address of an entry, as far as it has them.
+fn parse(entry: &NeighbourMessage) -> (Option<IpAddr>, Option<Mac>) {
     let (mut addr, mut mac) = (None, None);
     for attribute in &entry.attributes {
         #[expect(
@@ -155,7 +227,7 @@ fn resolved(entry: &NeighbourMessage) -> Option<(IpAddr, Mac)> {
         }
     }
     // A group's address is nobody's.
-    addr.zip(mac.filter(|mac: &Mac| mac[0] & 1 == 0))
+    (addr, mac.filter(|mac: &Mac| mac[0] & 1 == 0))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::config::{self, BehindPrivateAddress, Config, PcpServer};
 use super::dataplane::Pinhole;
 use super::sockets::PCP_CLIENT_PORT;
+use crate::iwf::policy::Wanted;
 use crate::iwf::{Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
 use crate::proto::firewall::Firewall;
@@ -15,12 +16,11 @@ use crate::wire::dhcp4;
 
 /// Everything a protocol decision depends on.
 pub fn core(config: &Config, description: &Description) -> Settings {
+    let wanted = policy(config);
     let mut policy = Policy {
-        min_port: config.policy.min_port,
-        third_party: match config.policy.third_party {
-            config::ThirdParty::Refused => ThirdParty::Refused,
-            config::ThirdParty::Allowed => ThirdParty::Allowed,
-        },
+        min_port: wanted.min_port,
+        third_party: wanted.third_party,
+        rules: wanted.rules,
         ..Policy::default()
     };
     policy.reserved.extend(host_ports(config));
@@ -55,7 +55,7 @@ pub fn core(config: &Config, description: &Description) -> Settings {
         policy,
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),
-            per_host: count(config.policy.max_mappings_per_host),
+            per_host: wanted.per_host,
             ..Limits::default()
         },
         // Half a second is for the shell and the network.
@@ -69,6 +69,19 @@ pub fn core(config: &Config, description: &Description) -> Settings {
             unconnected: lifetime(config.timeouts.udp_idle),
         },
         default_connection_service: description.default_connection_service(Tree::Igd1),
+    }
+}
+
+/// What holds for LAN hosts.
+pub fn policy(config: &Config) -> Wanted {
+    Wanted {
+        min_port: config.policy.min_port,
+        third_party: match config.policy.third_party {
+            config::ThirdParty::Refused => ThirdParty::Refused,
+            config::ThirdParty::Allowed => ThirdParty::Allowed,
+        },
+        per_host: count(config.policy.max_mappings_per_host),
+        rules: config.policy.rules.clone(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::dataplane::DataPlane;
 use super::dataplane::kernel::{self, KernelPlane, Settings as PlaneSettings};
 use super::discovery::Discovery;
 use super::eventloop::{
-    Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS,
+    Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS, warn_of,
 };
 use super::gena::Courier;
 use super::hooks::Hooks;
@@ -32,7 +32,7 @@ use super::softwire::{self, Softwires};
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
-use super::{clock, fragments, netlink, refusals, settings, signals, store};
+use super::{clock, devices, fragments, netlink, refusals, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
 use crate::wire::description::{Description, DeviceUuid};
@@ -50,6 +50,7 @@ pub fn run(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Resul
 }
 
 async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {
+    warn_of(&config);
     let wishes = signals::wishes().context("handle signals")?;
     let (store, snapshot) = store::open(&config.paths.state_dir, clock::wall())?;
     let _claim = kernel::claim(&config.paths.bpffs_dir)?;
@@ -129,6 +130,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         outcomes,
         requests,
         datagrams,
+        devices: devices::watch(network.clone()).context("open netlink")?,
         network,
         wishes,
     };

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::job::{Job, Kind, Origin};
+use super::policy::Asker;
 use super::settings::SOAP_DEADLINE;
 use super::soap_calls::Call;
 use super::{Iwf, Mode};
-use crate::mapping::policy::PolicyError;
+use crate::mapping::policy::Quota;
 use crate::mapping::ports;
+use crate::mapping::rules::{PortRange, in_ranges};
 use crate::mapping::table::TableError;
 use crate::mapping::{Claim, MAX_LEASE, Mapping, Owner, PortChoice, State};
 use crate::proto::igd::{NewMapping, Operation, Refusal};
@@ -30,30 +32,15 @@ enum Place {
 
 impl Iwf {
     /// Makes a mapping, or overwrites one (igd-service sections 3.2 and 3.3).
-    pub(super) fn add(&mut self, call: Call, new: NewMapping, now: Instant) {
-        let place = self.admit(&call, &new).and_then(|()| self.place(&new));
+    pub(super) fn add(&mut self, call: Call, mut new: NewMapping, now: Instant) {
+        let place = self
+            .admit(&(&call).into(), &mut new)
+            .and_then(|()| self.place(&new));
         match place {
             Ok(Place::Busy(generation)) => self.defer(generation, call),
             Ok(Place::Same(generation)) => self.replace(generation, call, new, now),
             Ok(Place::New(external)) => self.create(call, new, external, now),
             Err(refusal) => self.refuse(&call, Operation::Add, refusal),
-        }
-    }
-
-    fn admit(&self, call: &Call, new: &NewMapping) -> Result<(), Refusal> {
-        let external = new.external.map(ExternalPort::get);
-        self.settings
-            .policy
-            .check(&self.lan, call.caller, new.internal, external)
-            .map_err(|error| match error {
-                PolicyError::OtherHost | PolicyError::NotLan | PolicyError::PortTooLow => {
-                    Refusal::NotAuthorized
-                }
-            })?;
-        if new.enabled {
-            Ok(())
-        } else {
-            Err(Refusal::Disabled)
         }
     }
 
@@ -115,7 +102,8 @@ impl Iwf {
             Ok((mapping, server)) => {
                 let generation = mapping.generation;
                 let deadline = self.patience(call.deadline, now);
-                let want = server.map(|server| self.want(&mapping, server, external, now));
+                let suggested = external.or_else(|| self.suggestion(&(&call).into(), &new));
+                let want = server.map(|server| self.want(&mapping, server, suggested, now));
                 if let Err(error) = self.table.put(mapping) {
                     self.tell(pcp_client::Input::Abandon(generation), now);
                     return self.refuse(&call, Operation::Add, refusal_of(error));
@@ -138,18 +126,15 @@ impl Iwf {
         external: Option<ExternalPort>,
         now: Instant,
     ) -> Result<(Mapping, Option<SocketAddr>), Refusal> {
-        let limits = self.table.limits();
-        if self.table.len() >= limits.mappings
-            || self.table.of_host(new.internal.addr) >= limits.per_host
-        {
-            return Err(Refusal::NoRoom);
-        }
+        let asker = Asker::from(call);
+        self.has_room(&asker, new)?;
+        let open = self.open_ports(&asker, new)?;
         let server = self.server_to_ask()?;
         let Some(addr) = self.external_for(new.internal.addr) else {
             return Err(Refusal::Unreachable);
         };
         if server.is_some() && !self.pace.admit(call.caller, now) {
-            return Err(Refusal::NoRoom);
+            return Err(Refusal::Quota(Quota::Pace));
         }
         let probed = match new.choice {
             PortChoice::Exact => self.take_probe(call, new.protocol, external, now),
@@ -158,7 +143,7 @@ impl Iwf {
         let (generation, port) = match probed {
             Some(probe) => probe,
             None => {
-                let port = self.nat1_port(new, external, server, now)?;
+                let port = self.nat1_port(new, external, server, open.as_deref(), now)?;
                 (self.new_generation().ok_or(Refusal::NoRoom)?, port)
             }
         };
@@ -200,11 +185,13 @@ impl Iwf {
         }
     }
 
+    /// The port of our NAT; `open`: one of these, if nobody has to be asked.
     pub(super) fn nat1_port(
         &mut self,
         new: &NewMapping,
         external: Option<ExternalPort>,
         server: Option<SocketAddr>,
+        open: Option<&[PortRange]>,
         now: Instant,
     ) -> Result<ExternalPort, Refusal> {
         if server.is_some() {
@@ -219,6 +206,7 @@ impl Iwf {
                 && !policy.is_reserved(new.protocol, port.get())
                 && !policy.is_own(new.protocol, port.get())
                 && (external == Some(port) || !statics.states(new.protocol, port))
+                && open.is_none_or(|open| in_ranges(open, port.get()))
         };
         match external.filter(|port| free(*port)) {
             Some(port) => Ok(port),
@@ -313,7 +301,7 @@ impl Iwf {
             (Err(refusal), Some(_)) => return self.refuse(&call, Operation::Add, refusal),
         };
         if server.is_some() && !self.pace.admit(call.caller, now) {
-            return self.refuse(&call, Operation::Add, Refusal::NoRoom);
+            return self.refuse(&call, Operation::Add, Refusal::Quota(Quota::Pace));
         }
         let want = server.map(|server| self.want(&after, server, before.claim.port, now));
         let deadline = self.patience(call.deadline, now);
@@ -345,6 +333,8 @@ impl Iwf {
 pub(super) fn refusal_of(error: TableError) -> Refusal {
     match error {
         TableError::External(_) => Refusal::PortTaken,
-        TableError::Nat1(_) | TableError::HostQuota | TableError::Full => Refusal::NoRoom,
+        TableError::Nat1(_) => Refusal::NoRoom,
+        TableError::HostQuota => Refusal::Quota(Quota::Host),
+        TableError::Full => Refusal::Quota(Quota::Table),
     }
 }

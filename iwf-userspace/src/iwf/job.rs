@@ -221,6 +221,8 @@ impl Iwf {
                     self.notify(Notice::Created(generation));
                 }
                 self.finish(generation, job, Ok(()), now);
+                // The policy may have changed meanwhile.
+                self.review_mapping(generation, now);
             }
             Kind::Remove => {
                 self.notify(Notice::Removed(generation));

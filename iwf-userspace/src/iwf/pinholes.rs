@@ -13,9 +13,11 @@ use iwf_common::flow6::{Scope, scope};
 
 use super::{Effect, EffectError, Iwf, Notice, RequestId, StoreChange, Ticket};
 use crate::mapping::pinholes::{MAX_LEASE, Opening, PinholeRecord, Pinholes};
-use crate::mapping::policy::ThirdParty;
+use crate::mapping::policy::{PolicyError, Quota, ThirdParty};
+use crate::mapping::rules::Decider;
 use crate::proto::firewall::{self, Action, Flows};
-use crate::types::caller::Caller;
+use crate::proto::igd::Refusal;
+use crate::types::caller::{Caller, Mac};
 use crate::types::pinhole::Pinhole;
 use crate::types::{Instant, Lifetime};
 use crate::wire::soap::{self, UpnpError, firewall as errors};
@@ -46,6 +48,8 @@ pub enum Ending {
     Expired,
     /// Its prefix is not the LAN's any more.
     PrefixGone,
+    /// The owner's rules deny it.
+    Denied(Decider),
 }
 
 /// A change of one pinhole that is not complete.
@@ -272,7 +276,12 @@ impl Iwf {
     ) -> Result<Option<Vec<(&'static str, String)>>, UpnpError> {
         self.settings.firewall.admits()?;
         let mut pinhole = self.settings.firewall.pinhole(&flows)?;
-        self.may_open(caller, &pinhole)?;
+        let may = self.may_open(caller, &pinhole);
+        let may = may.and_then(|()| self.judge_pinhole(caller, &pinhole));
+        let quota = may.map_err(|error| {
+            self.explain(request, Refusal::Policy(error));
+            UpnpError::ACTION_NOT_AUTHORIZED
+        })?;
         if let Some(held) = self.firewall.table.same(&pinhole).copied() {
             let id = held.pinhole.id;
             if self.firewall.jobs.contains_key(&id) {
@@ -285,11 +294,16 @@ impl Iwf {
             return Ok(None);
         }
         let per_host = self.settings.firewall.per_host;
-        let id = self
-            .firewall
-            .table
-            .new_id(pinhole.internal, caller.mac, per_host);
-        pinhole.id = id.map_err(|_| errors::PINHOLE_SPACE_EXHAUSTED)?;
+        let (most, full) = match quota {
+            Some((most, by)) if most < per_host => (most, Quota::Rule(by)),
+            Some(_) | None => (per_host, Quota::Pinholes),
+        };
+        let table = &mut self.firewall.table;
+        let id = table.new_id(pinhole.internal, caller.mac, most);
+        pinhole.id = id.map_err(|_| {
+            self.explain(request, Refusal::Quota(full));
+            errors::PINHOLE_SPACE_EXHAUSTED
+        })?;
         let ends = now + lease.duration();
         pinhole.expires = Some(ends);
         let opening = Opening {
@@ -306,10 +320,9 @@ impl Iwf {
 
     /// FW6-004: for its own address, and from the lowest port for hosts on. Any port, where the owner allows it, includes
     /// those below.
-    fn may_open(&self, caller: &Caller, pinhole: &Pinhole) -> Result<(), UpnpError> {
-        let refused = Err(UpnpError::ACTION_NOT_AUTHORIZED);
+    pub(super) fn may_open(&self, caller: &Caller, pinhole: &Pinhole) -> Result<(), PolicyError> {
         let Some(lan) = &self.firewall.lan else {
-            return refused;
+            return Err(PolicyError::NotLan);
         };
         let internal = pinhole.internal;
         let policy = &self.settings.policy;
@@ -320,10 +333,15 @@ impl Iwf {
             .internal_port
             .is_some_and(|port| port < policy.min_port);
         let others = policy.third_party == ThirdParty::Refused && !caller.is(internal.into());
-        if !of_host || low || others {
-            return refused;
+        if !of_host {
+            Err(PolicyError::NotLan)
+        } else if low {
+            Err(PolicyError::PortTooLow)
+        } else if others {
+            Err(PolicyError::OtherHost)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// The pinhole of this id, if the caller may have it: it is at its address, or it was the same host that asked.
@@ -388,7 +406,16 @@ impl Iwf {
         self.store_pinhole(StoreChange::PutPinhole(record), Some(id));
     }
 
-    fn close(&mut self, id: u16, request: Option<RequestId>, why: Ending) {
+    /// How many pinholes a host has.
+    pub(super) fn pinholes_of(&self, internal: Ipv6Addr, host: Option<Mac>) -> usize {
+        self.firewall.table.of_host(internal, host)
+    }
+
+    pub(super) fn has_pinhole_job(&self, id: u16) -> bool {
+        self.firewall.jobs.contains_key(&id)
+    }
+
+    pub(super) fn close(&mut self, id: u16, request: Option<RequestId>, why: Ending) {
         let job = Job {
             change: Change::Close(request, why),
             stored: false,
@@ -487,6 +514,8 @@ impl Iwf {
             (stored, Err(error)) => self.not_changed(id, job.change, stored, error, now),
         }
         self.resume_waiting(id, now);
+        // The policy may have changed meanwhile.
+        self.review_pinhole(id);
         true
     }
 

@@ -6,9 +6,10 @@ use super::job::Origin;
 use super::servers::UNDECIDED;
 use super::{AdminCommand, Effect, Iwf, Mode, RequestId, variables};
 use crate::mapping::Owner;
+use crate::mapping::policy::PolicyError;
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
-use crate::types::caller::Caller;
+use crate::types::caller::{Caller, Mac};
 use crate::types::{ExternalPort, Generation, Instant, RemotePeer};
 use crate::wire::soap::{self, ActionResult, UpnpError};
 
@@ -21,6 +22,8 @@ pub(super) struct Call {
     pub(super) request: RequestId,
     /// The caller's IPv4 address.
     pub(super) caller: Ipv4Addr,
+    /// Its MAC address, if it is known.
+    pub(super) mac: Option<Mac>,
     pub(super) call: soap::Call,
     /// When it is answered at the latest.
     pub(super) deadline: Instant,
@@ -38,6 +41,7 @@ impl Call {
         Self {
             request,
             caller: host.v4(named),
+            mac: host.mac,
             call,
             deadline,
         }
@@ -143,6 +147,7 @@ impl Iwf {
 
     /// Answers a call with an error.
     pub(super) fn refuse(&mut self, call: &Call, operation: Operation, refusal: Refusal) {
+        self.explain(call.request, refusal);
         let version_1 = igd::is_version_1(&call.call);
         let error = igd::upnp_error(refusal, operation, version_1);
         self.reply(call.request, Err(error));
@@ -190,7 +195,7 @@ impl Iwf {
         let policy = &self.settings.policy;
         let port = match ExternalPort::new(key.port) {
             Some(port) if key.port >= policy.min_port => port,
-            Some(_) | None => return Err(Refusal::NotAuthorized),
+            Some(_) | None => return Err(Refusal::Policy(PolicyError::PortTooLow)),
         };
         let Some(mapping) = self.table.by_external(key.protocol, port) else {
             return Ok(None);
@@ -222,7 +227,10 @@ impl Iwf {
                 let result = entry.ok_or(UpnpError::NO_SUCH_ENTRY_IN_ARRAY);
                 self.reply(call.request, result);
             }
-            Ok(None) => self.probe(call, &key, now),
+            Ok(None) => match self.may_ask_for(&call, &key) {
+                Ok(()) => self.probe(call, &key, now),
+                Err(refusal) => self.refuse(&call, Operation::Read, refusal),
+            },
             Err(refusal) => self.refuse(&call, Operation::Read, refusal),
         }
     }

@@ -279,7 +279,7 @@ impl Iwf {
             lease: MAX_LEASE,
             choice: PortChoice::Exact,
         };
-        let port = self.nat1_port(&new, Some(external), server, now)?;
+        let port = self.nat1_port(&new, Some(external), server, None, now)?;
         let nat1 = ExternalEndpoint { addr, port };
         let generation = self.new_generation().ok_or(Refusal::NoRoom)?;
         let mapping = Mapping {

@@ -118,6 +118,19 @@ impl Iwf {
             (after.upstream, after.claim) = (Some(lease), external.into());
         }
         let waits = job.stage == Stage::Upstream && !matches!(job.kind, Kind::Remove);
+        if waits
+            && matches!(job.kind, Kind::Create)
+            && let Err(refusal) = self.judge_grant(id, external.port)
+        {
+            // The owner has closed a port that the server gave out.
+            if let Some(job) = self.jobs.remove(&id) {
+                self.undo_create(id, job, refusal, now);
+            }
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
         if matches!(job.kind, Kind::Create) && !self.update_lease(id, lease, external) {
             // The server gave out a port that another mapping of ours has, at another address of its pool.
             if let Some(job) = self.jobs.remove(&id) {
@@ -160,6 +173,7 @@ impl Iwf {
                 after: external,
             });
             self.entry_moved(id, before, external, now);
+            self.review_mapping(id, now);
         }
     }
 

@@ -9,6 +9,7 @@ pub mod pinholes;
 pub mod policy;
 pub mod ports;
 pub mod record;
+pub mod rules;
 pub mod table;
 
 use std::net::{Ipv4Addr, SocketAddr};

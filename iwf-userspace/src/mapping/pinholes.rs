@@ -142,11 +142,7 @@ impl Pinholes {
         host: Option<Mac>,
         per_host: usize,
     ) -> Result<u16, NoRoom> {
-        let same_host = |held: &&Opening| match (held.host, host) {
-            (Some(held), Some(host)) => held == host,
-            (None, _) | (_, None) => held.pinhole.internal == internal,
-        };
-        let held = self.iter().filter(same_host).count();
+        let held = self.of_host(internal, host);
         if self.by_id.len() >= MAX_PINHOLES || held >= per_host {
             return Err(NoRoom);
         }
@@ -157,6 +153,15 @@ impl Pinholes {
         }
         self.last_id = id;
         Ok(id)
+    }
+
+    /// How many one host has, which is known by its MAC address or, without one, by its address.
+    pub fn of_host(&self, internal: Ipv6Addr, host: Option<Mac>) -> usize {
+        let same_host = |held: &&Opening| match (held.host, host) {
+            (Some(held), Some(host)) => held == host,
+            (None, _) | (_, None) => held.pinhole.internal == internal,
+        };
+        self.iter().filter(same_host).count()
     }
 
     /// Adds or replaces.

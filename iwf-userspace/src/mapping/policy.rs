@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use super::rules::{Decider, Rules};
 use crate::types::{InternalEndpoint, Protocol};
 
 /// Bounds of the mapping table. At a bound new mappings are refused; nothing is evicted.
@@ -41,6 +42,8 @@ pub struct Policy {
     pub reserved: BTreeSet<(Protocol, u16)>,
     /// External ports that programs of this machine use at the moment.
     pub own: BTreeSet<(Protocol, u16)>,
+    /// Which device may have which ports.
+    pub rules: Rules,
 }
 
 /// Whether a host may act for another one (RFC 6970 section 6: by default not).
@@ -59,6 +62,7 @@ impl Default for Policy {
             third_party: ThirdParty::Refused,
             reserved: BTreeSet::from(PCP_PORTS),
             own: BTreeSet::new(),
+            rules: Rules::default(),
         }
     }
 }
@@ -91,14 +95,37 @@ impl LanPrefix {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The caller may not act for that host.
-    #[error("mapping for another host")]
+    #[error("for another host (policy.third_party)")]
     OtherHost,
     /// The internal address is no host of a LAN.
-    #[error("internal address is no LAN host")]
+    #[error("the internal address is no LAN host's")]
     NotLan,
     /// A port below the lowest allowed one.
-    #[error("port is below the lowest that may be mapped")]
+    #[error("a port below the lowest that may be mapped (policy.min_port)")]
     PortTooLow,
+    /// The owner's rules deny it.
+    #[error("{0}")]
+    Rules(Decider),
+}
+
+/// Which bound is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Quota {
+    /// What a rule gives each device.
+    #[error("the quota of {0}")]
+    Rule(Decider),
+    /// What any host may have.
+    #[error("the host has as many as it may have")]
+    Host,
+    /// The table's.
+    #[error("the table of all hosts is full (limits.explicit_mappings)")]
+    Table,
+    /// What any host may have of pinholes.
+    #[error("the host has as many pinholes as it may have")]
+    Pinholes,
+    /// So many wishes in a short time.
+    #[error("the host asks for more in a short time than is passed on to the server")]
+    Pace,
 }
 
 impl Policy {

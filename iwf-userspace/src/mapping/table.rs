@@ -224,6 +224,11 @@ impl Table {
         &self.limits
     }
 
+    /// Another bound of one internal address. What is there stays.
+    pub const fn set_per_host(&mut self, per_host: usize) {
+        self.limits.per_host = per_host;
+    }
+
     fn check_room(&self, mapping: &Mapping) -> Result<(), TableError> {
         let old = self.entries.get(&mapping.generation);
         if old.is_none() && self.entries.len() >= self.limits.mappings {

@@ -18,6 +18,7 @@ mod months;
 mod natpmp;
 mod oracle;
 mod pinholes;
+mod policy;
 mod pool;
 mod random;
 mod ranges;

@@ -14,7 +14,7 @@ use crate::wire::soap::Call;
 
 const PREFIX: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0);
 
-fn host(last: u16) -> Ipv6Addr {
+pub(super) fn host(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, last)
 }
 
@@ -38,7 +38,7 @@ fn world_with(firewall: Firewall) -> World {
     world
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     world_with(Firewall::default())
 }
 
@@ -52,7 +52,7 @@ fn call(action: &str, args: &[(&str, &str)]) -> Call {
     }
 }
 
-fn add(internal: Ipv6Addr, port: u16, lease: u32) -> Call {
+pub(super) fn add(internal: Ipv6Addr, port: u16, lease: u32) -> Call {
     call(
         "AddPinhole",
         &[

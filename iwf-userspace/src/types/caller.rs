@@ -5,6 +5,27 @@ use std::net::{IpAddr, Ipv4Addr};
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
+/// Reads one: six octets in hexadecimal digits with colons.
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for octet in &mut mac {
+        let part = parts.next()?;
+        let digits = part.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if !digits || part.len() > 2 {
+            return None;
+        }
+        *octet = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+/// Writes one.
+pub fn show_mac(mac: Mac) -> String {
+    let [a, b, c, d, e, f] = mac;
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
 /// A control point: the source of its connection, and which other addresses of its link are the same host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {

@@ -6,6 +6,7 @@
 mod hooks;
 mod mappings;
 mod raw;
+mod rules;
 mod validate;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use iwf_common::limits::POOL;
 use super::control::events::EventKind;
 use crate::iwf::{AccessType, MAX_ASKED};
 use crate::mapping::StaticMapping;
+use crate::mapping::rules::Rules;
 pub use crate::proto::softwire::Source as Aftr;
 
 /// Everything the daemon was told, checked.
@@ -257,7 +259,7 @@ pub struct SsdpConfig {
 }
 
 /// What LAN hosts may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyConfig {
     /// Lowest internal and external port a host may map.
     pub min_port: u16,
@@ -265,6 +267,8 @@ pub struct PolicyConfig {
     pub max_mappings_per_host: u32,
     /// Whether a host may map for another one (SEC-04: off).
     pub third_party: ThirdParty,
+    /// Which device may have which ports; at most [`MAX_RULES`](crate::mapping::rules::MAX_RULES).
+    pub rules: Rules,
 }
 
 /// Whether a host may ask for mappings of another host.
@@ -519,7 +523,6 @@ impl Config {
                 self.ephemeral_ports != new.ephemeral_ports,
             ),
             ("nat.mss_clamp", self.mss_clamp != new.mss_clamp),
-            ("policy", self.policy != new.policy),
             ("ipv6", self.ipv6 != new.ipv6),
             ("limits", self.limits != new.limits),
             ("timeouts", self.timeouts != new.timeouts),
@@ -531,6 +534,19 @@ impl Config {
 }
 
 impl Config {
+    /// What is no error, but hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let shadowed = self.policy.rules.shadowed().into_iter();
+        shadowed
+            .map(|(rule, before)| {
+                format!(
+                    "policy rule {rule} never decides: rule {before} comes first for everything that it is about; remove \
+                     it, or write it before that one"
+                )
+            })
+            .collect()
+    }
+
     /// Whether the DHCP servers of the WAN are asked.
     pub fn asks_dhcp(&self) -> bool {
         let servers =

@@ -69,6 +69,31 @@ pub(super) struct Hook {
     pub(super) run: Spanned<Vec<Spanned<String>>>,
 }
 
+/// One table of `[[policy.rule]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    pub(super) action: Spanned<String>,
+    #[serde(default)]
+    pub(super) name: Option<Spanned<String>>,
+    #[serde(default, rename = "for")]
+    pub(super) kind: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) mac: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) address: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) protocol: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) external_ports: Vec<Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) internal_ports: Vec<Spanned<toml::Value>>,
+    #[serde(default)]
+    pub(super) max_mappings: Option<Spanned<i64>>,
+    #[serde(default)]
+    pub(super) max_pinholes: Option<Spanned<i64>>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Lan {
@@ -163,6 +188,8 @@ section!(Policy {
     min_port: i64 = 1024,
     max_mappings_per_host: i64 = 128,
     third_party: bool = false,
+    default: String = "allow",
+    rule: Vec<Rule> = Vec::new(),
 });
 section!(Ipv6 {
     filter: bool = true,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::raw;
+use super::rules::{self, Quotas};
 use super::{
     Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
     FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, Line, MAX_LAN_INTERFACES,
@@ -103,7 +104,7 @@ impl TryFrom<raw::File> for Config {
             },
             mss_clamp: mss_clamp(&file.nat.mss_clamp)?,
             external_addresses: external_addresses(&file.nat.external_addresses)?,
-            policy: policy(&file.policy)?,
+            policy: policy(&file.policy, &file.ipv6)?,
             ipv6: Ipv6 {
                 filter: *file.ipv6.filter.get_ref(),
                 filtering: choice("ipv6.filtering", &file.ipv6.filtering, &FILTERINGS)?,
@@ -423,19 +424,25 @@ fn http(written: &raw::Http) -> Result<HttpConfig, Invalid> {
     })
 }
 
-fn policy(written: &raw::Policy) -> Result<PolicyConfig, Invalid> {
+fn policy(written: &raw::Policy, ipv6: &raw::Ipv6) -> Result<PolicyConfig, Invalid> {
+    let max_mappings_per_host = number(
+        "policy.max_mappings_per_host",
+        &written.max_mappings_per_host,
+        1..=65_535,
+    )?;
+    let most = Quotas {
+        mappings: *written.max_mappings_per_host.get_ref(),
+        pinholes: *ipv6.max_pinholes_per_host.get_ref(),
+    };
     Ok(PolicyConfig {
         min_port: number("policy.min_port", &written.min_port, 1..=65_535)?,
-        max_mappings_per_host: number(
-            "policy.max_mappings_per_host",
-            &written.max_mappings_per_host,
-            1..=65_535,
-        )?,
+        max_mappings_per_host,
         third_party: if *written.third_party.get_ref() {
             ThirdParty::Allowed
         } else {
             ThirdParty::Refused
         },
+        rules: rules::check(&written.default, &written.rule, &most)?,
     })
 }
 

@@ -52,6 +52,8 @@ kinds! {
     MappingMoved = "mapping-moved",
     /// It is gone.
     MappingRemoved = "mapping-removed",
+    /// It is taken away though its control point still wants it; that it is gone is told as well.
+    MappingWithdrawn = "mapping-withdrawn",
     /// A control point's wish was refused.
     MappingRefused = "mapping-refused",
     /// An IPv6 pinhole that was asked for is open.
@@ -157,6 +159,9 @@ pub struct EventRow {
     pub remote: Option<SocketAddr>,
     /// The counter of `iwfctl stats` that counts packets of this fate.
     pub counter: Option<String>,
+    /// Of a refusal, the rule, or the key of the configuration, that decided.
+    #[serde(default)]
+    pub decided_by: Option<String>,
     /// What there is to say besides, for people.
     pub detail: String,
 }
@@ -174,6 +179,7 @@ impl EventRow {
             external: None,
             remote: None,
             counter: None,
+            decided_by: None,
             detail: String::new(),
         }
     }
@@ -242,7 +248,7 @@ mod tests {
             json,
             "{\"time\":1700000000.123,\"source\":\"data-plane\",\"kind\":\"sessions-full\",\
              \"protocol\":\"udp\",\"internal\":\"192.168.1.10:5000\",\"station\":null,\"external\":null,\"remote\":null,\
-             \"counter\":\"drop_sessions_full\",\"detail\":\"\"}"
+             \"counter\":\"drop_sessions_full\",\"decided_by\":null,\"detail\":\"\"}"
         );
         assert_eq!(serde_json::from_str::<EventRow>(&json).unwrap(), event());
     }

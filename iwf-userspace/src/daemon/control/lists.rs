@@ -73,6 +73,8 @@ impl Lister {
             | Response::Leases(_)
             | Response::Subscriptions(_)
             | Response::Pinholes(_)
+            | Response::Policy(_)
+            | Response::PolicyTest(_)
             | Response::Audit(_)
             | Response::Stats(_)
             | Response::Done => String::new(),

@@ -8,6 +8,7 @@
 pub mod client;
 pub mod events;
 pub mod lists;
+pub mod policy;
 pub mod server;
 pub mod stats_text;
 pub mod table;
@@ -17,6 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use serde::{Deserialize, Serialize};
 
 use self::events::{EventFilter, EventPage};
+use self::policy::PolicyTest;
 use super::dataplane::inspect::{
     DynamicFilter, DynamicRow, HostRow, SessionFilter, SessionRow, TableRow, Transport, Usage,
 };
@@ -98,6 +100,12 @@ pub enum Request {
         #[serde(default)]
         forget: bool,
     },
+    /// What the policy says, and what it would say to a wish.
+    Policy {
+        /// The wish.
+        #[serde(default)]
+        test: Option<PolicyTest>,
+    },
     /// Remove a mapping.
     Delete {
         /// Transport protocol.
@@ -125,6 +133,7 @@ impl Request {
             | Self::MappingUsage {}
             | Self::Discover {}
             | Self::DhcpOption { .. }
+            | Self::Policy { .. }
             | Self::Delete { .. } => false,
         }
     }
@@ -166,6 +175,10 @@ pub enum Response {
     Hosts(Vec<HostRow>),
     /// Some of the answer to `events`.
     Events(EventPage),
+    /// To `policy`, without a wish.
+    Policy(policy::Policy),
+    /// To `policy`, with one.
+    PolicyTest(Box<policy::Tested>),
     /// That was all.
     End(ListEnd),
     /// Done, nothing more to say.
@@ -190,6 +203,8 @@ impl Response {
             Self::Dynamic(rows) => serde_json::to_value(rows),
             Self::Hosts(rows) => serde_json::to_value(rows),
             Self::Events(page) => serde_json::to_value(page),
+            Self::Policy(policy) => serde_json::to_value(policy),
+            Self::PolicyTest(tested) => serde_json::to_value(tested),
             Self::End(end) => serde_json::to_value(end),
             Self::Done => Ok(serde_json::json!({ "done": true })),
             Self::Error(why) => Ok(serde_json::json!({ "error": why })),

@@ -26,6 +26,8 @@ pub fn render(response: &Response) -> String {
         | Response::Hosts(_)
         | Response::Events(_)
         | Response::End(_) => Lister::text().take(response),
+        Response::Policy(policy) => policy.render(),
+        Response::PolicyTest(tested) => tested.render(),
         Response::Done => "done\n".to_owned(),
         Response::Error(why) => format!("error: {why}\n"),
     }

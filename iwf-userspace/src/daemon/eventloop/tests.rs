@@ -114,6 +114,7 @@ impl Lab {
             requests: request_receiver,
             datagrams,
             network: network_receiver,
+            devices: watch::channel(LanDevices::default()).1,
             wishes: wish_receiver,
         };
         Self {

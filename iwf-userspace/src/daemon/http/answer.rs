@@ -103,7 +103,13 @@ fn host_of(authority: &str) -> Option<IpAddr> {
 async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
     let Ends { peer, ifindex, .. } = ends;
     if peer.is_ipv4() && call.service != FIREWALL {
-        return peer.into();
+        // The owner's rules may be about its MAC address.
+        return match call.action.as_str() {
+            "AddPortMapping" | "AddAnyPortMapping" => {
+                site.neighbours.caller_alone(ifindex, peer).await
+            }
+            _ => peer.into(),
+        };
     }
     let named = call.arg("InternalClient");
     let named = named.or_else(|| call.arg("NewInternalClient"));

@@ -7,7 +7,7 @@ use super::{Datagrams, RETRY, Shell, log_plane};
 use crate::daemon::control::Response;
 use crate::daemon::dataplane::{Change, DataPlane, DataPlaneError, Turn};
 use crate::daemon::store::Store;
-use crate::iwf::{Effect, EffectError, Input, Ticket};
+use crate::iwf::{Effect, EffectError, Input, Notice, Ticket};
 use crate::types::{Instant, NatEntry};
 
 /// A change that the core has not heard of yet.
@@ -70,7 +70,13 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Effect::SendEvent(_)
             | Effect::CancelEvent { .. } => {
                 if let Some(answer) = self.unstored.hold(effect) {
-                    self.tell_outcome(answer, out);
+                    self.tell_outcome(answer, out, now);
+                }
+                return;
+            }
+            Effect::Notify(Notice::Refused { request, why }) => {
+                if let Some((_, Some(wish))) = self.soap.get_mut(&request) {
+                    wish.why = Some(why);
                 }
                 return;
             }
@@ -115,12 +121,17 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// Answers whoever asked, and asks servers.
-    pub(super) fn tell_outcome(&mut self, answered: Effect, out: &mut impl Datagrams) {
+    pub(super) fn tell_outcome(
+        &mut self,
+        answered: Effect,
+        out: &mut impl Datagrams,
+        now: Instant,
+    ) {
         match answered {
             Effect::Reply { request, result } => {
                 if let Some((reply, wish)) = self.soap.remove(&request) {
                     if let (Some(wish), Err(error)) = (wish, &result) {
-                        self.tell_refused(&wish, *error);
+                        self.tell_refused(&wish, *error, now);
                     }
                     answer(reply, result);
                 }

@@ -15,6 +15,7 @@ mod notices;
 mod persist;
 mod pinholes;
 mod pressure;
+mod refused;
 mod telling;
 mod view;
 
@@ -27,7 +28,7 @@ use tracing::{debug, error, warn};
 
 use super::config::FlowRules;
 use super::control::server::{Call as ControlCall, Replies};
-use super::control::{Request, Response};
+use super::control::{Request, Response, policy};
 use super::dataplane::softwire::Softwire;
 use super::dataplane::{DataPlane, DataPlaneError, Found};
 use super::gena::{Courier, Outcome, SubscriptionCall};
@@ -50,6 +51,7 @@ use listing::Question;
 use persist::Unstored;
 use pinholes::Pinholes;
 use pressure::Pressure;
+use refused::RefusalsTold;
 use telling::Wish;
 pub use view::Facts;
 
@@ -107,6 +109,7 @@ pub struct Shell<P, S> {
     /// than the name.
     removed: Option<NatEntry>,
     pressure: Pressure,
+    refusals_told: RefusalsTold,
     runs: Runs,
     unstored: Unstored,
 }
@@ -156,6 +159,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             settling: VecDeque::new(),
             removed: None,
             pressure: Pressure::default(),
+            refusals_told: RefusalsTold::default(),
             runs: Runs::default(),
             unstored: Unstored::default(),
         }
@@ -256,6 +260,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Request::Audit {} => {
                 reply.answer(self.look(&request, facts, now));
             }
+            Request::Policy { test } => reply.answer(match test {
+                None => Response::Policy(policy::Policy::of(self.core.rules())),
+                Some(test) => test.ask(&self.core),
+            }),
             Request::Pinholes {} => reply.answer(self.pinhole_rows(now)),
             Request::Stats {} => match self.stats(facts, now) {
                 Ok(stats) => self.look_up(Question::Stats(stats), reply),

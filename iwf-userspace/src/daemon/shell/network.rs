@@ -15,8 +15,10 @@ use crate::daemon::softwire::Hint;
 use crate::daemon::store::Store;
 use crate::iwf::Input;
 use crate::iwf::pinholes::Lan6;
+use crate::iwf::policy::Wanted;
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
+use crate::types::device::LanDevices;
 use crate::types::{Instant, Protocol};
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
@@ -79,6 +81,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         now: Instant,
     ) {
         self.input(Input::Statics(statics), out, now);
+    }
+
+    /// The owner has changed the policy.
+    pub fn set_policy(&mut self, policy: Wanted, out: &mut impl Datagrams, now: Instant) {
+        self.input(Input::Policy(policy), out, now);
+    }
+
+    /// Who is on the LAN.
+    pub fn set_devices(&mut self, devices: LanDevices, out: &mut impl Datagrams, now: Instant) {
+        self.input(Input::Devices(devices), out, now);
     }
 
     /// The ports this machine uses itself, as they are now. The data plane hears of them when it is configured next.

@@ -61,6 +61,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Notice::UpstreamRefused { .. }
             | Notice::GivenBack { .. }
             | Notice::ServerSpeaks { .. } => self.tell_upstream(notice),
+            Notice::Withdrawn { generation, why } => {
+                info!(%generation, why, "mapping taken away");
+                self.tell_about(EventKind::MappingWithdrawn, *generation, None, why.clone());
+            }
+            // Told with the answer.
+            Notice::Refused { .. } => {}
             Notice::PinholeOpened(pinhole) => self.tell_opened(pinhole),
             Notice::PinholeClosed(pinhole, why) => self.tell_closed(pinhole, *why),
             Notice::EpochReset(server) => {

@@ -49,7 +49,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let changes = std::mem::take(&mut self.unstored.changes);
         let result = self.commit(&changes, now);
         for answer in std::mem::take(&mut self.unstored.answers) {
-            self.tell_outcome(answer, out);
+            self.tell_outcome(answer, out, now);
         }
         for ticket in tickets {
             self.done(ticket, result, now);

@@ -155,9 +155,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
 
     pub(super) fn tell_closed(&self, pinhole: &Pinhole, why: Ending) {
         let why = match why {
-            Ending::Deleted => "deleted",
-            Ending::Expired => "its lease is over",
-            Ending::PrefixGone => "its prefix is not the LAN's any more",
+            Ending::Deleted => "deleted".to_owned(),
+            Ending::Expired => "its lease is over".to_owned(),
+            Ending::PrefixGone => "its prefix is not the LAN's any more".to_owned(),
+            Ending::Denied(by) => format!("{} denies it", self.core.rules().label(by)),
         };
         info!(id = pinhole.id, internal = %pinhole.internal, why, "pinhole closed");
         let row = about(EventKind::PinholeClosed, pinhole);

@@ -14,20 +14,23 @@ use super::super::dataplane::{DataPlane, PlaneEvent};
 use super::super::reconciler::Repair;
 use super::super::store::Store;
 use super::Shell;
+use crate::iwf::policy::Why;
 use crate::iwf::{Notice, ServerState, Speaks};
 use crate::mapping::Mapping;
-use crate::types::{Generation, NatEntry, UnixTime};
+use crate::types::{Generation, Instant, NatEntry, UnixTime};
 use crate::wire::pcp::ResultCode;
 use crate::wire::soap;
 
 /// What a control point wants to change, for the case that it is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wish {
     action: &'static str,
     caller: IpAddr,
     protocol: Option<Transport>,
     internal: Option<SocketAddr>,
     external_port: Option<u16>,
+    /// Why it is going to be refused.
+    pub(super) why: Option<Why>,
 }
 
 /// Actions that change mappings. Others are not worth an event.
@@ -65,6 +68,7 @@ impl Wish {
             protocol: text(protocol).and_then(|text| text.parse().ok()),
             internal: client.zip(port(at)).map(SocketAddr::from),
             external_port: port("NewExternalPort"),
+            why: None,
         })
     }
 
@@ -72,13 +76,16 @@ impl Wish {
         let port = self
             .external_port
             .map_or_else(String::new, |port| format!(" of external port {port}"));
+        let why = self.why.as_ref();
+        let why = why.map_or_else(String::new, |why| format!(": {}", why.text));
         EventRow {
             protocol: self.protocol,
             internal: Some(self.internal.unwrap_or((self.caller, 0).into())),
             detail: format!(
-                "{}{port} refused: {} {}",
+                "{}{port} refused: {} {}{why}",
                 self.action, error.code, error.description
             ),
+            decided_by: self.why.as_ref().and_then(|why| why.decided_by.clone()),
             ..control(if self.action.ends_with("Pinhole") {
                 EventKind::PinholeRefused
             } else {
@@ -107,8 +114,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         }
     }
 
-    pub(super) fn tell_refused(&self, wish: &Wish, error: soap::UpnpError) {
-        self.journal.write(wish.refused(error));
+    /// In the log, one of a kind in a while: a control point may ask as often as it likes.
+    pub(super) fn tell_refused(&mut self, wish: &Wish, error: soap::UpnpError, now: Instant) {
+        let row = wish.refused(error);
+        if let Some(others) = self
+            .refusals_told
+            .admit(wish.caller, row.decided_by.as_deref(), now)
+        {
+            info!(caller = %wish.caller, others, "{}", row.detail);
+        }
+        self.journal.write(row);
     }
 
     pub(super) fn tell_mapping(&self, kind: EventKind, mapping: &Mapping) {
@@ -216,6 +231,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Notice::Removed(_)
             | Notice::ExternalAddress(_)
             | Notice::StaticWaits { .. }
+            | Notice::Refused { .. }
+            | Notice::Withdrawn { .. }
             | Notice::PinholeOpened(_)
             | Notice::PinholeClosed(..)
             | Notice::EpochReset(_) => {}
@@ -223,7 +240,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// Tells of a mapping, if it is there, what `detail` says.
-    fn tell_about(
+    pub(super) fn tell_about(
         &self,
         kind: EventKind,
         generation: Generation,

@@ -46,6 +46,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Request::Audit {} => self.audit(now).map(Response::Audit),
             Request::Delete { .. }
             | Request::Pinholes {}
+            | Request::Policy { .. }
             | Request::Stats {}
             | Request::MappingUsage {}
             | Request::Sessions { .. }

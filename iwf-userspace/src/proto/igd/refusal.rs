@@ -1,5 +1,6 @@
 //! From refusals to UPnP errors (RFC 6970 section 4.3, igd-service section 5).
 
+use crate::mapping::policy::{PolicyError, Quota};
 use crate::wire::pcp::ResultCode;
 use crate::wire::soap::UpnpError;
 
@@ -13,7 +14,10 @@ pub enum Refusal {
     #[error("the PCP server did not answer")]
     Unreachable,
     /// Policy forbids it.
-    #[error("policy forbids it")]
+    #[error("{0}")]
+    Policy(PolicyError),
+    /// It is another host's, or the owner's.
+    #[error("it is not the control point's to have")]
     NotAuthorized,
     /// Another mapping holds the port.
     #[error("another mapping holds the port")]
@@ -24,7 +28,10 @@ pub enum Refusal {
     /// Behind a private address without anybody to ask (AMB-13).
     #[error("the WAN address is private and no PCP server is known")]
     NoServer,
-    /// A bound or quota is reached.
+    /// A bound is reached that the owner has set.
+    #[error("{0}")]
+    Quota(Quota),
+    /// There is no port or no room left.
     #[error("there is no room for it")]
     NoRoom,
     /// There is no such mapping.
@@ -62,10 +69,10 @@ const fn error_2(refusal: Refusal, operation: Operation) -> UpnpError {
     match refusal {
         Refusal::Upstream(result) => upstream_2(result, operation),
         Refusal::Unreachable | Refusal::Disabled | Refusal::Failed => UpnpError::ACTION_FAILED,
-        Refusal::NotAuthorized => UpnpError::ACTION_NOT_AUTHORIZED,
+        Refusal::NotAuthorized | Refusal::Policy(_) => UpnpError::ACTION_NOT_AUTHORIZED,
         Refusal::PortTaken => UpnpError::CONFLICT_IN_MAPPING_ENTRY,
         Refusal::Reserved | Refusal::NoServer => UpnpError::CONFLICT_WITH_OTHER_MECHANISMS,
-        Refusal::NoRoom => UpnpError::NO_PORT_MAPS_AVAILABLE,
+        Refusal::NoRoom | Refusal::Quota(_) => UpnpError::NO_PORT_MAPS_AVAILABLE,
         Refusal::Absent => UpnpError::NO_SUCH_ENTRY_IN_ARRAY,
     }
 }
@@ -74,11 +81,13 @@ const fn error_1(refusal: Refusal, operation: Operation) -> UpnpError {
     match refusal {
         Refusal::Upstream(result) => upstream_1(result, operation),
         // 728 is not of version 1.
-        Refusal::Unreachable | Refusal::Disabled | Refusal::Failed | Refusal::NoRoom => {
-            UpnpError::ACTION_FAILED
-        }
+        Refusal::Unreachable
+        | Refusal::Disabled
+        | Refusal::Failed
+        | Refusal::NoRoom
+        | Refusal::Quota(_) => UpnpError::ACTION_FAILED,
         // Version 1 knows no access control; its control points understand a conflict (IGD1-005).
-        Refusal::NotAuthorized => match operation {
+        Refusal::NotAuthorized | Refusal::Policy(_) => match operation {
             Operation::Add => UpnpError::CONFLICT_IN_MAPPING_ENTRY,
             Operation::Read | Operation::Delete => UpnpError::ACTION_NOT_AUTHORIZED,
         },
@@ -197,6 +206,8 @@ mod tests {
         let refusals = [
             Refusal::Unreachable,
             Refusal::NotAuthorized,
+            Refusal::Policy(PolicyError::OtherHost),
+            Refusal::Quota(Quota::Host),
             Refusal::PortTaken,
             Refusal::Reserved,
             Refusal::NoServer,

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use iwf_common::host::{OWN_STATION, UNKNOWN_STATION};
 use serde::{Deserialize, Serialize};
 
+use crate::types::caller::{parse_mac, show_mac};
+
 /// A station by its MAC address; `unknown` for all hosts together that no neighbour answers for, or `router`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -21,8 +23,7 @@ impl fmt::Display for Station {
         if let Some((_, name)) = NAMES.iter().find(|(station, _)| station == self) {
             return f.pad(name);
         }
-        let [a, b, c, d, e, g] = self.0;
-        f.pad(&format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}"))
+        f.pad(&show_mac(self.0))
     }
 }
 
@@ -33,20 +34,7 @@ impl FromStr for Station {
         if let Some((station, _)) = NAMES.iter().find(|(_, name)| *name == text) {
             return Ok(*station);
         }
-        let mut mac = [0; 6];
-        let mut parts = text.split(':');
-        for octet in &mut mac {
-            let part = parts.next().ok_or(NotAStation)?;
-            let digits = part.bytes().all(|digit| digit.is_ascii_hexdigit());
-            if !digits || part.len() > 2 {
-                return Err(NotAStation);
-            }
-            *octet = u8::from_str_radix(part, 16).map_err(|_| NotAStation)?;
-        }
-        match parts.next() {
-            None => Ok(Self(mac)),
-            Some(_) => Err(NotAStation),
-        }
+        parse_mac(text).map(Self).ok_or(NotAStation)
     }
 }
 

@@ -1,0 +1,195 @@
+//! `[[policy.rule]]`: which device may have which ports opened.
+
+use std::net::IpAddr;
+
+use toml::Spanned;
+
+use super::validate::{choice, invalid, number};
+use super::{Invalid, raw};
+use crate::mapping::rules::{
+    Devices, Kind, MAX_RANGES, MAX_RULES, PortRange, Ports, Prefix, Rule, Rules, Verdict,
+};
+use crate::types::caller::{Mac, parse_mac};
+
+/// Longest name of a rule, in octets.
+const MAX_NAME: usize = 64;
+
+/// How many any host may have.
+pub(super) struct Quotas {
+    pub(super) mappings: i64,
+    pub(super) pinholes: i64,
+}
+
+const VERDICTS: [(&str, Verdict); 2] = [("allow", Verdict::Allow), ("deny", Verdict::Deny)];
+
+pub(super) fn check(
+    default: &Spanned<String>,
+    written: &Spanned<Vec<raw::Rule>>,
+    most: &Quotas,
+) -> Result<Rules, Invalid> {
+    let list = written.get_ref();
+    if let Some(one_more) = list.get(MAX_RULES) {
+        return Err(invalid(
+            &one_more.action,
+            format!("policy.rule: more than {MAX_RULES} rules"),
+            "put several devices or port ranges into one rule",
+        ));
+    }
+    let list = list.iter().map(|written| rule(written, most));
+    Ok(Rules {
+        list: list.collect::<Result<_, _>>()?,
+        default: choice("policy.default", default, &VERDICTS)?,
+    })
+}
+
+fn rule(written: &raw::Rule, most: &Quotas) -> Result<Rule, Invalid> {
+    let verdict = choice("policy.rule.action", &written.action, &VERDICTS)?;
+    let kinds = [
+        ("mappings", Some(Kind::Mapping)),
+        ("pinholes", Some(Kind::Pinhole)),
+        ("both", None),
+    ];
+    let kind = written.kind.as_ref();
+    let protocols = [("tcp", Some(6)), ("udp", Some(17)), ("any", None)];
+    let protocol = written.protocol.as_ref();
+    let rule = Rule {
+        name: written.name.as_ref().map(name).transpose()?,
+        verdict,
+        kind: kind
+            .map(|kind| choice("policy.rule.for", kind, &kinds))
+            .transpose()?
+            .flatten(),
+        devices: Devices {
+            macs: all("mac", &written.mac, mac)?,
+            addresses: all("address", &written.address, prefix)?,
+            names: Vec::new(),
+        },
+        protocol: protocol
+            .map(|protocol| choice("policy.rule.protocol", protocol, &protocols))
+            .transpose()?
+            .flatten(),
+        external: ports("external_ports", &written.external_ports)?,
+        internal: ports("internal_ports", &written.internal_ports)?,
+        max_mappings: quota("max_mappings", written.max_mappings.as_ref(), most.mappings)?,
+        max_pinholes: quota("max_pinholes", written.max_pinholes.as_ref(), most.pinholes)?,
+    };
+    no_quota_of_nothing(written, &rule)?;
+    Ok(rule)
+}
+
+/// A quota where nothing is allowed of the kind is a mistake.
+fn no_quota_of_nothing(written: &raw::Rule, rule: &Rule) -> Result<(), Invalid> {
+    for (key, quota, other) in [
+        ("max_mappings", &written.max_mappings, Kind::Pinhole),
+        ("max_pinholes", &written.max_pinholes, Kind::Mapping),
+    ] {
+        let Some(quota) = quota else {
+            continue;
+        };
+        let why = match rule.verdict {
+            Verdict::Deny => "the rule denies",
+            Verdict::Allow if rule.kind == Some(other) => "the rule is not for those",
+            Verdict::Allow => continue,
+        };
+        return Err(invalid(
+            quota,
+            format!("policy.rule.{key}: {why}"),
+            "leave the key out, or correct the rule",
+        ));
+    }
+    Ok(())
+}
+
+fn quota(key: &str, written: Option<&Spanned<i64>>, most: i64) -> Result<Option<usize>, Invalid> {
+    let key = format!("policy.rule.{key}");
+    // More than any host may have would be an empty promise.
+    written
+        .map(|written| number(&key, written, 0..=most))
+        .transpose()
+}
+
+fn all<T>(
+    key: &str,
+    written: &[Spanned<String>],
+    read: impl Fn(&str) -> Result<T, &'static str>,
+) -> Result<Vec<T>, Invalid> {
+    if let Some(one_more) = written.get(MAX_RANGES) {
+        return Err(too_many(key, one_more));
+    }
+    let one = |written: &Spanned<String>| {
+        read(written.get_ref()).map_err(|advice| {
+            let problem = format!("policy.rule.{key}: {:?} is none", written.get_ref());
+            invalid(written, problem, advice)
+        })
+    };
+    written.iter().map(one).collect()
+}
+
+fn too_many<T>(key: &str, one_more: &Spanned<T>) -> Invalid {
+    invalid(
+        one_more,
+        format!("policy.rule.{key}: more than {MAX_RANGES} entries"),
+        "write a second rule for the others",
+    )
+}
+
+fn mac(text: &str) -> Result<Mac, &'static str> {
+    parse_mac(text)
+        .filter(|mac| mac[0] & 1 == 0)
+        .ok_or("write the MAC address of a device, for example \"02:00:5e:10:00:ff\"")
+}
+
+fn prefix(text: &str) -> Result<Prefix, &'static str> {
+    const ADVICE: &str = "write an address or a prefix without further bits, for example \"192.168.1.10\", \
+         \"192.168.1.0/24\" or \"2a00:1:2:3::/64\"";
+    let (addr, len) = match text.split_once('/') {
+        Some((addr, len)) => (addr, Some(len)),
+        None => (text, None),
+    };
+    let addr: IpAddr = addr.parse().map_err(|_| ADVICE)?;
+    let whole = if addr.is_ipv4() { 32 } else { 128 };
+    let len = len.map_or(Ok(whole), |len| len.parse().map_err(|_| ADVICE))?;
+    Prefix::new(addr, len).ok_or(ADVICE)
+}
+
+fn ports(key: &str, written: &[Spanned<toml::Value>]) -> Result<Ports, Invalid> {
+    if let Some(one_more) = written.get(MAX_RANGES) {
+        return Err(too_many(key, one_more));
+    }
+    let range = |written: &Spanned<toml::Value>| {
+        let value = written.get_ref();
+        read_range(value).ok_or_else(|| {
+            invalid(
+                written,
+                format!("policy.rule.{key}: {value} is no port and no range of ports"),
+                "write a number from 1 to 65535, or a range with the lower one first, for example \"5000-5010\"",
+            )
+        })
+    };
+    let ranges: Result<Vec<_>, _> = written.iter().map(range).collect();
+    ranges.map(Ports::of)
+}
+
+fn read_range(value: &toml::Value) -> Option<PortRange> {
+    if let Some(port) = value.as_integer() {
+        let port = u16::try_from(port).ok()?;
+        return PortRange::new(port, port);
+    }
+    let text = value.as_str()?;
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.trim().parse().ok();
+    PortRange::new(port(first)?, port(last)?)
+}
+
+fn name(written: &Spanned<String>) -> Result<String, Invalid> {
+    let text = written.get_ref();
+    let fits = (1..=MAX_NAME).contains(&text.len());
+    if fits && !text.chars().any(char::is_control) {
+        return Ok(text.clone());
+    }
+    Err(invalid(
+        written,
+        "policy.rule.name is empty, too long or has control characters".to_owned(),
+        &format!("write at most {MAX_NAME} octets on one line"),
+    ))
+}
