@@ -18,6 +18,7 @@ mod pace;
 pub mod pinholes;
 pub mod policy;
 mod probe;
+mod protection;
 mod ranges;
 mod restore;
 mod servers;
@@ -48,6 +49,8 @@ use crate::proto::gena::{self, Gena};
 use crate::proto::igd_client;
 use crate::proto::pcp_client::{self, PcpClient};
 use crate::proto::pcp_servers::{self, Selection};
+use crate::proto::protection::{self as access, Protection};
+use crate::types::access::Identity;
 use crate::types::caller::Caller;
 use crate::types::device::LanDevices;
 use crate::types::pinhole::Pinhole;
@@ -125,6 +128,11 @@ pub enum Input {
         number: u64,
         /// Whether the subscriber has confirmed it.
         result: Result<(), gena::SendError>,
+    },
+    /// A connection over TLS is closed.
+    SecureClosed {
+        /// Which.
+        connection: u64,
     },
     /// The owner of the router asks through the control socket. Answered by [`Effect::AdminReply`].
     Admin {
@@ -237,6 +245,8 @@ pub enum AdminCommand {
         /// Outermost external port.
         external_port: u16,
     },
+    /// Change who may what.
+    Access(access::OwnerCommand),
 }
 
 /// What the core wants done.
@@ -262,6 +272,11 @@ pub enum Effect {
     CancelEvent {
         /// The number of the message.
         number: u64,
+    },
+    /// Close a connection over TLS when the calls that came by it are answered.
+    HangUp {
+        /// Which.
+        connection: u64,
     },
     /// Answer the administrator.
     AdminReply {
@@ -336,6 +351,8 @@ pub enum StoreChange {
     PutPinhole(PinholeRecord),
     /// Remove the record of this pinhole; absent is fine.
     DeletePinhole(u16),
+    /// Changes of the access list.
+    Access(Vec<access::Change>),
     /// A server's clock as seen at that time. Written when a server is met and when it restarted, not with
     /// every response: the tolerance of the epoch test grows with the time that passed.
     Epoch {
@@ -365,6 +382,8 @@ pub struct Saved {
     pub held: Vec<NatEntry>,
     /// Every pinhole of control points.
     pub pinholes: Vec<PinholeRecord>,
+    /// Who may do more than everybody.
+    pub identities: Vec<Identity>,
     /// The id that was given last.
     pub last_pinhole: u16,
     /// The pinholes that the kernel has kept.
@@ -488,6 +507,10 @@ pub struct Iwf {
     told: Told,
     gena: Gena,
     firewall: Firewall,
+    /// Who may do more than everybody; `None`: nobody.
+    protection: Option<Protection>,
+    /// The change of the access list that is being stored.
+    access_ticket: Option<Ticket>,
     effects: VecDeque<Effect>,
 }
 
@@ -534,6 +557,8 @@ impl Iwf {
             marks: Marks::default(),
             told: Told::default(),
             firewall: Firewall::default(),
+            protection: None,
+            access_ticket: None,
             effects: VecDeque::new(),
         }
     }
@@ -554,8 +579,13 @@ impl Iwf {
                     self.firewall_call(request, caller, &call, now);
                     return;
                 }
+                if call.service == access::SERVICE && !call.is_query() {
+                    self.protection_call(request, caller, call, now);
+                    return;
+                }
                 let deadline = now + self.settings.deadline.saturating_sub(waited);
-                let call = Call::new(request, &caller, call, deadline);
+                let rights = self.rights(&caller);
+                let call = Call::new(request, &caller, rights, call, deadline);
                 self.dispatch(call, now);
             }
             Input::Subscription {
@@ -569,6 +599,9 @@ impl Iwf {
                 let sent = gena::Input::Sent { number, result };
                 self.gena.handle_input(sent, now);
             }
+            Input::SecureClosed { connection } => {
+                self.protection_input(access::Input::Closed { connection }, now);
+            }
             Input::Admin { request, command } => self.admin(request, command, now),
             Input::Upstream { from, payload } => {
                 self.tell(pcp_client::Input::Datagram { from, payload }, now);
@@ -581,7 +614,7 @@ impl Iwf {
                 }
             }
             Input::Done { ticket, result } => {
-                if self.pinhole_done(ticket, result, now) {
+                if self.pinhole_done(ticket, result, now) || self.access_done(ticket, result, now) {
                     return;
                 }
                 self.done(ticket, result, now);

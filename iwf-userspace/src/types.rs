@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub mod access;
 pub mod caller;
 pub mod device;
 pub mod pinhole;

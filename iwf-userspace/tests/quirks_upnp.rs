@@ -436,6 +436,7 @@ fn ssdp_targets() {
             Tree::Igd1,
             0,
         ),
+        (service("DeviceProtection", 1), None, Tree::Igd2, 0),
         (service("WANCommonInterfaceConfig", 1), None, Tree::Igd1, 1),
         (
             "urn:schemas-upnp-org:device:InternetGatewayDevice:".to_owned(),

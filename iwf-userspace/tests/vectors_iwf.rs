@@ -16,7 +16,7 @@ use iwf_userspace::wire::clients::InnerDocument;
 use iwf_userspace::wire::pcp::{
     Body, PcpOption, Request, Response, ResultCode, error_reply, version_reply,
 };
-use iwf_userspace::wire::scpd::{DataType, Service};
+use iwf_userspace::wire::scpd::{self, DataType, Service};
 use iwf_userspace::wire::soap::{Call, encode_reply};
 use iwf_userspace::wire::{natpmp, services};
 use vector_file::{binary_one, header, text_one};
@@ -90,6 +90,7 @@ impl Gateway {
                     self.done(ticket);
                 }
                 Effect::AdminReply { .. }
+                | Effect::HangUp { .. }
                 | Effect::Errand(_)
                 | Effect::SubscriptionReply { .. }
                 | Effect::SendEvent(_)
@@ -535,6 +536,7 @@ fn check_value(service: &Service, variable: &str, name: &str, value: &str) {
         DataType::Ui2 => value.parse::<u16>().is_ok(),
         DataType::Ui4 => value.parse::<u32>().is_ok(),
         DataType::Boolean => ["0", "1"].contains(&value),
+        DataType::Base64 => scpd::octets(value).is_ok(),
         DataType::String => variable.allowed.is_empty() || variable.allowed.contains(&value),
     };
     assert!(fits, "{name}: {value:?}");

@@ -211,6 +211,7 @@ fn uuid() -> DeviceUuid {
 }
 
 const SENDER: Sender<'_> = Sender {
+    secure_location: None,
     group: std::net::IpAddr::V4(ssdp::GROUP),
     location: "http://192.168.1.1:5000/rootDesc.xml",
     server: "Linux/6.1 UPnP/1.1 cpe-iwf/0.1",

@@ -22,7 +22,7 @@ pub(crate) struct Args {
 }
 
 /// Programs the lab calls: name, Debian package, and what it is for.
-const TOOLS: [(&str, &str, &str); 8] = [
+const TOOLS: [(&str, &str, &str); 9] = [
     ("ip", "iproute2", "makes the namespaces and links"),
     ("nft", "nftables", "is the carrier's NAT"),
     ("ethtool", "ethtool", "sets offloads of the links"),
@@ -30,7 +30,12 @@ const TOOLS: [(&str, &str, &str); 8] = [
     ("upnpc", "miniupnpc", "is the UPnP client on the LAN"),
     ("ping", "iputils-ping", "tries who is there"),
     ("nsenter", "util-linux", "runs programs in a namespace"),
-    ("python3", "python3", "runs control points of GUPnP"),
+    (
+        "python3",
+        "python3",
+        "runs control points of GUPnP and over TLS",
+    ),
+    ("openssl", "openssl", "makes certificates of control points"),
 ];
 
 /// Installs everything.

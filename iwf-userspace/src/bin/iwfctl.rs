@@ -1,6 +1,6 @@
 //! The command line: asks a running daemon, or cleans up after one that is gone.
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Write as _};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 
 use iwf_userspace::daemon::clock;
 use iwf_userspace::daemon::config::Config;
@@ -22,7 +24,10 @@ use iwf_userspace::daemon::dataplane::inspect::{
     DynamicFilter, Prefix, SessionFilter, State, Station, Transport as IpProtocol,
 };
 use iwf_userspace::daemon::dataplane::kernel;
+use iwf_userspace::proto::protection::{OwnerCommand, verifier};
 use iwf_userspace::types::Protocol;
+use iwf_userspace::types::access::{Roles, Who};
+use iwf_userspace::wire::protection::good_name;
 
 /// Talk to iwfd. Exit codes: 0 good, 1 failed (for audit: differences found), 2 usage.
 #[derive(Parser)]
@@ -83,6 +88,8 @@ enum Command {
     Subscriptions,
     /// What is let in over IPv6 unasked: pinholes of the configuration and those that LAN hosts have asked for.
     Pinholes,
+    /// Who may do more than everybody: control points and users (device_protection in the configuration).
+    Protection(Protection),
     /// Compare the three tables now; exit 1 if they differ.
     Audit,
     /// Counters of the data plane, and how full its tables are.
@@ -222,6 +229,47 @@ struct PolicyWish {
 }
 
 #[derive(Args)]
+struct Protection {
+    #[command(subcommand)]
+    command: Option<ProtectionCommand>,
+}
+
+#[derive(Subcommand)]
+enum ProtectionCommand {
+    /// Show who may what; the same as without a command.
+    List,
+    /// Add a user, or give a known one another password and other roles. The password is the first line of standard input,
+    /// 8 to 128 octets; it does not leave this program.
+    AddUser {
+        /// Name, at most 64 octets.
+        name: String,
+        /// basic: may map for other hosts and low ports, and see and delete all mappings. admin: may also change who may
+        /// what. May be given several times.
+        #[arg(long = "role", value_name = "ROLE", default_value = "basic")]
+        roles: Vec<Role>,
+    },
+    /// Say what a user or a control point may.
+    Roles {
+        /// Name of a user, or UUID of a control point.
+        who: String,
+        /// All of its roles; none: what everybody may.
+        #[arg(value_name = "ROLE")]
+        roles: Vec<Role>,
+    },
+    /// Remove a user or a control point from the list.
+    Remove {
+        /// Name of a user, or UUID of a control point.
+        who: String,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Role {
+    Basic,
+    Admin,
+}
+
+#[derive(Args)]
 struct DhcpOption {
     /// 158 of DHCPv4, or 86 of DHCPv6.
     #[arg(value_parser = ["158", "86"])]
@@ -329,6 +377,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Leases => Request::Leases {},
         Command::Subscriptions => Request::Subscriptions {},
         Command::Pinholes => Request::Pinholes {},
+        Command::Protection(wanted) => protection(wanted.command.as_ref())?,
         Command::Audit => Request::Audit {},
         Command::Stats(wanted) => return stats(arguments, wanted),
         Command::Discover => Request::Discover {},
@@ -364,6 +413,62 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Detach { config, bpffs } => return detach(arguments, config, bpffs.as_deref()),
     };
     ask(&arguments.socket, &request, arguments.json)
+}
+
+fn protection(command: Option<&ProtectionCommand>) -> Result<Request> {
+    let change = match command {
+        None | Some(ProtectionCommand::List) => return Ok(Request::Protection {}),
+        Some(ProtectionCommand::AddUser { name, roles }) => {
+            let name = good_name(Some(name)).context("take the name")?;
+            OwnerCommand::PutUser {
+                verifier: verifier(name, &password()?, salt()?),
+                name: name.to_owned(),
+                roles: all(roles),
+            }
+        }
+        Some(ProtectionCommand::Roles { who, roles }) => OwnerCommand::SetRoles {
+            who: named_identity(who),
+            roles: all(roles),
+        },
+        Some(ProtectionCommand::Remove { who }) => OwnerCommand::Remove(named_identity(who)),
+    };
+    Ok(Request::Access { change })
+}
+
+fn named_identity(who: &str) -> Who {
+    let id = who.parse().map(Who::ControlPoint);
+    id.unwrap_or_else(|_| Who::User(who.trim().to_owned()))
+}
+
+fn all(roles: &[Role]) -> Roles {
+    roles.iter().fold(Roles::default(), |all, role| {
+        all.with(match role {
+            Role::Basic => Roles::BASIC,
+            Role::Admin => Roles::ADMIN,
+        })
+    })
+}
+
+fn password() -> Result<String> {
+    let mut line = String::new();
+    let input = io::stdin().lock();
+    io::Read::take(input, 4096)
+        .read_line(&mut line)
+        .context("read the password from standard input")?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    if !(8..=128).contains(&password.len()) {
+        bail!(
+            "the password on standard input has {} octets; 8 to 128 are good",
+            password.len()
+        );
+    }
+    Ok(password.to_owned())
+}
+
+fn salt() -> Result<[u8; 16]> {
+    let mut salt = [0; 16];
+    SysRng.try_fill_bytes(&mut salt).context("get entropy")?;
+    Ok(salt)
 }
 
 /// A running daemon would attach again what is taken away under it, so it has to be stopped first.
@@ -403,6 +508,7 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         Response::Status(_)
         | Response::Mappings(_)
         | Response::Pinholes(_)
+        | Response::Protection(_)
         | Response::Leases(_)
         | Response::Subscriptions(_)
         | Response::Stats(_)

@@ -61,6 +61,8 @@ pub struct Inputs {
     pub calls: mpsc::Receiver<SoapCall>,
     /// Control points at event URLs.
     pub subscriptions: mpsc::Receiver<SubscriptionCall>,
+    /// Connections over TLS that are closed.
+    pub closed: mpsc::Receiver<u64>,
     /// What comes of event messages.
     pub outcomes: mpsc::Receiver<Outcome>,
     /// The owner.
@@ -172,6 +174,9 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 }
                 Some(wish) = inputs.subscriptions.recv() => {
                     self.shell.subscription(wish, &mut self.upstream, clock::now());
+                }
+                Some(connection) = inputs.closed.recv() => {
+                    self.shell.secure_closed(connection, &mut self.upstream, clock::now());
                 }
                 Some(outcome) = inputs.outcomes.recv() => {
                     self.shell.event_sent(outcome, &mut self.upstream, clock::now());

@@ -13,9 +13,10 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::control::Listener;
+use super::http::Secure;
 use super::netstate::LanLink;
 use super::sockets;
-use super::ssdp::{Discovery, Identity, Opening, Voice};
+use super::ssdp::{Discovery, Identity, Opening, Served, Voice};
 use super::store;
 use crate::types::UnixTime;
 use crate::wire::ssdp;
@@ -34,6 +35,8 @@ pub struct LanServices {
     is_boot_id_kept: bool,
     /// Whether anybody may have been told of it.
     has_spoken: bool,
+    /// How they are served over TLS, if they are.
+    secure: Option<Arc<Secure>>,
     running: BTreeMap<LanLink, Running>,
     /// Addresses whose failure was told, so that it is told once.
     failed: BTreeMap<LanLink, io::ErrorKind>,
@@ -44,15 +47,23 @@ struct Ready {
     link: LanLink,
     address: SocketAddr,
     listener: TcpListener,
+    /// Those of TLS, if it is served.
+    over_tls: Option<(Arc<Secure>, SocketAddr, TcpListener)>,
     discovery: Discovery,
 }
 
 impl Ready {
     fn start(self, identity: &Identity, opening: Opening) -> Running {
         let (stop, stopped) = oneshot::channel();
+        let over_tls = self.over_tls.map(|(secure, address, listener)| {
+            let site = Arc::clone(&identity.site);
+            let serving = secure.serve(site, listener, self.link.clone());
+            (address, tokio::spawn(serving))
+        });
         Running {
             address: self.address,
             voice: self.discovery.voice(),
+            secure: over_tls,
             http: tokio::spawn(Arc::clone(&identity.site).serve(self.listener, self.link)),
             stop,
             discovery: tokio::spawn(self.discovery.run(opening, stopped)),
@@ -65,6 +76,7 @@ struct Running {
     address: SocketAddr,
     voice: Voice,
     http: JoinHandle<()>,
+    secure: Option<(SocketAddr, JoinHandle<()>)>,
     stop: oneshot::Sender<()>,
     discovery: JoinHandle<()>,
 }
@@ -72,28 +84,36 @@ struct Running {
 impl Running {
     /// Ends the servers of an address that has gone.
     fn end(self, boot_id: u32) {
-        self.http.abort();
+        self.stop_serving();
         self.discovery.abort();
         self.voice.late_goodbye(boot_id);
     }
 
     /// Ends the servers; connections that are open finish what they do. The task returned says goodbye.
     fn stop(self) -> JoinHandle<()> {
-        self.http.abort();
+        self.stop_serving();
         drop(self.stop);
         self.discovery
+    }
+
+    fn stop_serving(&self) {
+        self.http.abort();
+        if let Some((_, serving)) = &self.secure {
+            serving.abort();
+        }
     }
 }
 
 impl LanServices {
     /// Servers for this identity on no address yet. `port` 0 takes any free one on each address.
-    pub fn new(identity: Identity, port: u16) -> Self {
+    pub fn new(identity: Identity, port: u16, secure: Option<Arc<Secure>>) -> Self {
         Self {
             port,
             boot_id: watch::Sender::new(identity.boot_id),
             is_boot_id_kept: true,
             has_spoken: false,
             identity,
+            secure,
             running: BTreeMap::new(),
             failed: BTreeMap::new(),
         }
@@ -164,12 +184,25 @@ impl LanServices {
         let wanted = sockets::on_link(link.addr, self.port, link.ifindex);
         let listener = sockets::tcp_listener(&link.interface, wanted)?;
         let address = listener.local_addr()?;
+        let over_tls = match &self.secure {
+            None => None,
+            Some(secure) => {
+                let wanted = sockets::on_link(link.addr, secure.port(), link.ifindex);
+                let listener = sockets::tcp_listener(&link.interface, wanted)?;
+                Some((Arc::clone(secure), listener.local_addr()?, listener))
+            }
+        };
+        let served = Served {
+            http: address,
+            https: over_tls.as_ref().map(|(_, address, _)| *address),
+        };
         let (identity, boot_ids) = (self.identity.clone(), self.boot_id.subscribe());
         Ok(Ready {
             link: link.clone(),
             address,
             listener,
-            discovery: Discovery::new(identity, link.clone(), address, boot_ids)?,
+            over_tls,
+            discovery: Discovery::new(identity, link.clone(), served, boot_ids)?,
         })
     }
 
@@ -190,6 +223,7 @@ impl LanServices {
         let listener = |(link, running): (&LanLink, &Running)| Listener {
             interface: link.interface.clone(),
             address: running.address,
+            secure: running.secure.as_ref().map(|(address, _)| *address),
         };
         self.running.iter().map(listener).collect()
     }

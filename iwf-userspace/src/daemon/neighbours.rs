@@ -172,7 +172,11 @@ fn of(table: &BTreeMap<IpAddr, Mac>, addr: IpAddr) -> Caller {
         debug!(%addr, addresses = others.len(), "a host has more addresses than are looked at");
         others.truncate(MAX_ADDRESSES);
     }
-    Caller { addr, mac, others }
+    Caller {
+        mac,
+        others,
+        ..addr.into()
+    }
 }
 
 /// Every address of an interface whose MAC address is known.

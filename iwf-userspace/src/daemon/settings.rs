@@ -10,12 +10,18 @@ use crate::iwf::policy::Wanted;
 use crate::iwf::{Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
 use crate::proto::firewall::Firewall;
+use crate::proto::protection;
+use crate::types::access::ControlPointId;
 use crate::types::{Lifetime, Protocol};
 use crate::wire::description::{Description, DeviceInfo, DeviceUuid, Tree};
 use crate::wire::dhcp4;
 
 /// Everything a protocol decision depends on.
-pub fn core(config: &Config, description: &Description) -> Settings {
+pub fn core(
+    config: &Config,
+    description: &Description,
+    certificate: Option<ControlPointId>,
+) -> Settings {
     let wanted = policy(config);
     let mut policy = Policy {
         min_port: wanted.min_port,
@@ -68,6 +74,10 @@ pub fn core(config: &Config, description: &Description) -> Settings {
             connected: lifetime(config.timeouts.tcp_established),
             unconnected: lifetime(config.timeouts.udp_idle),
         },
+        protection: certificate.map(|certificate| protection::Settings {
+            uuid: description.uuid(),
+            certificate,
+        }),
         default_connection_service: description.default_connection_service(Tree::Igd1),
     }
 }
@@ -137,9 +147,9 @@ pub fn mode_name(mode: config::Mode) -> &'static str {
     }
 }
 
-/// The documents for a device of this identity.
-pub fn description(uuid: DeviceUuid) -> Description {
-    Description::new(DeviceInfo {
+/// The documents for a device of this identity, with DeviceProtection or without.
+pub fn description(uuid: DeviceUuid, protected: bool) -> Description {
+    let info = DeviceInfo {
         uuid,
         friendly_name: "iwf Internet gateway".to_owned(),
         manufacturer: "iwf".to_owned(),
@@ -150,7 +160,12 @@ pub fn description(uuid: DeviceUuid) -> Description {
         model_number: env!("CARGO_PKG_VERSION").to_owned(),
         serial_number: uuid.to_string(),
         presentation_url: "/".to_owned(),
-    })
+    };
+    if protected {
+        Description::protected(info)
+    } else {
+        Description::new(info)
+    }
 }
 
 /// The SERVER header (UPnP Device Architecture 1.1 clause 2): system, architecture, product.

@@ -21,7 +21,7 @@ use super::eventloop::{
 };
 use super::gena::Courier;
 use super::hooks::Hooks;
-use super::http::Site;
+use super::http::{OpenConnections, Protected, Site};
 use super::lan::LanServices;
 use super::logging::LogFilter;
 use super::metrics::Metrics;
@@ -35,6 +35,7 @@ use super::upstream::Upstream;
 use super::{clock, devices, fragments, netlink, refusals, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
+use crate::types::access::ControlPointId;
 use crate::wire::description::{Description, DeviceUuid};
 
 /// Runs the daemon until it is told to stop.
@@ -71,14 +72,23 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     report_absent(&config, &network.borrow().ports);
 
     let uuid = DeviceUuid::parse(&snapshot.device_uuid).context("read the device's identity")?;
-    let description = settings::description(uuid);
+    let protection = Protected::prepare(config.device_protection, &config.paths.state_dir)?;
+    let description = settings::description(uuid, protection.is_some());
     let boot_id = snapshot.boot_id;
-    let core = core(&config, &description, snapshot, &plane)?;
+    let certificate = protection.as_ref().map(Protected::id);
+    let core = core(&config, &description, certificate, snapshot, &plane)?;
     let fragment_tables = plane.fragments();
     let refusal_tables = plane.refusals();
     let (courier, outcomes) = Courier::new();
     let softwires = softwires(&config, &plane, &network);
-    let mut shell = Shell::new(core, plane, store, settings::host_ports(&config), courier);
+    let open = OpenConnections::default();
+    let (closed_sender, closed) = mpsc::channel(MAX_WAITING_CALLS);
+    let secure = match protection {
+        Some(protected) => Some(protected.listen(open.clone(), closed_sender)?),
+        None => None,
+    };
+    let ports = settings::host_ports(&config);
+    let mut shell = Shell::new(core, plane, store, ports, courier, open);
     shell.set_pinholes(settings::pinholes(&config));
     shell.set_rules(config.rules);
 
@@ -117,7 +127,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         discovery,
         softwires,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
-        lan: LanServices::new(identity, config.http.port),
+        lan: LanServices::new(identity, config.http.port, secure),
         hooks,
         metrics,
         config,
@@ -127,6 +137,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let inputs = Inputs {
         calls,
         subscriptions,
+        closed,
         outcomes,
         requests,
         datagrams,
@@ -152,6 +163,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
 fn core(
     config: &Config,
     description: &Description,
+    certificate: Option<ControlPointId>,
     snapshot: Snapshot,
     plane: &impl DataPlane,
 ) -> Result<Iwf> {
@@ -179,6 +191,7 @@ fn core(
         held: observed,
         pinholes: snapshot.pinholes,
         last_pinhole: snapshot.last_pinhole,
+        identities: snapshot.identities,
         held_pinholes: plane
             .observe_pinholes()
             .context("read the kernel's pinholes")?,
@@ -187,7 +200,7 @@ fn core(
     SysRng.try_fill_bytes(&mut seed).context("get entropy")?;
     let now = clock::now();
     let mut core = Iwf::new(
-        settings::core(config, description),
+        settings::core(config, description, certificate),
         seed,
         clock::wall(),
         now,

@@ -167,6 +167,7 @@ impl Iwf {
             StoreChange::Delete(generation) => self.marks.arrived(*generation),
             StoreChange::Unmark(_) | StoreChange::UpdateId(_) => return,
             StoreChange::Mark(_)
+            | StoreChange::Access(_)
             | StoreChange::Epoch { .. }
             | StoreChange::PutPinhole(_)
             | StoreChange::DeletePinhole(_) => {}

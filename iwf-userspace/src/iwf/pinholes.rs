@@ -13,7 +13,7 @@ use iwf_common::flow6::{Scope, scope};
 
 use super::{Effect, EffectError, Iwf, Notice, RequestId, StoreChange, Ticket};
 use crate::mapping::pinholes::{MAX_LEASE, Opening, PinholeRecord, Pinholes};
-use crate::mapping::policy::{PolicyError, Quota, ThirdParty};
+use crate::mapping::policy::{PolicyError, Quota};
 use crate::mapping::rules::Decider;
 use crate::proto::firewall::{self, Action, Flows};
 use crate::proto::igd::Refusal;
@@ -326,13 +326,14 @@ impl Iwf {
         };
         let internal = pinhole.internal;
         let policy = &self.settings.policy;
+        let rights = self.rights(caller);
         let of_host = scope(&internal.octets()) == Scope::Global
             && self.is_of_lan(internal)
             && !lan.own.contains(&internal);
         let low = pinhole
             .internal_port
-            .is_some_and(|port| port < policy.min_port);
-        let others = policy.third_party == ThirdParty::Refused && !caller.is(internal.into());
+            .is_some_and(|port| port < policy.lowest_port(rights));
+        let others = !policy.sees_others(rights) && !caller.is(internal.into());
         if !of_host {
             Err(PolicyError::NotLan)
         } else if low {
@@ -351,7 +352,7 @@ impl Iwf {
         let held = held.copied().ok_or(errors::NO_SUCH_ENTRY)?;
         let same_host = held.host.is_some() && held.host == caller.mac;
         let own = same_host || caller.is(held.pinhole.internal.into());
-        if own || self.settings.policy.third_party == ThirdParty::Allowed {
+        if own || self.settings.policy.sees_others(self.rights(caller)) {
             Ok(held)
         } else {
             Err(UpnpError::ACTION_NOT_AUTHORIZED)
@@ -463,6 +464,7 @@ impl Iwf {
             | StoreChange::UpdateId(_)
             | StoreChange::Mark(_)
             | StoreChange::Unmark(_)
+            | StoreChange::Access(_)
             | StoreChange::Epoch { .. } => None,
         };
         if let Some(id) = job.or(of) {

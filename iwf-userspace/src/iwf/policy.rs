@@ -8,7 +8,7 @@ use super::pinholes::Ending;
 use super::soap_calls::Call;
 use super::{Iwf, Notice, RequestId};
 use crate::mapping::pinholes::Opening;
-use crate::mapping::policy::{PolicyError, Quota, ThirdParty};
+use crate::mapping::policy::{Party, PolicyError, Quota, Rights, ThirdParty};
 use crate::mapping::ports;
 use crate::mapping::rules::{Asked, Decider, Device, Kind, PortRange, Rules, Verdict, in_ranges};
 use crate::mapping::{Mapping, Owner, PortChoice};
@@ -87,6 +87,7 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 pub(super) struct Asker {
     addr: Ipv4Addr,
+    rights: Rights,
     mac: Option<Mac>,
     name: Option<String>,
 }
@@ -95,6 +96,7 @@ impl From<&Call> for Asker {
     fn from(call: &Call) -> Self {
         Self {
             addr: call.caller,
+            rights: call.rights,
             mac: call.mac,
             name: None,
         }
@@ -242,8 +244,12 @@ impl Iwf {
     pub(super) fn admit(&self, asker: &Asker, new: &mut NewMapping) -> Result<(), Refusal> {
         let external = new.external.map(ExternalPort::get);
         let policy = &self.settings.policy;
+        let party = Party {
+            addr: asker.addr,
+            rights: asker.rights,
+        };
         policy
-            .check(&self.lan, asker.addr, new.internal, external)
+            .check(&self.lan, party, new.internal, external)
             .map_err(Refusal::Policy)?;
         if new.choice == PortChoice::Exact {
             let asked = self.asked(asker, new, new.external);
@@ -276,7 +282,9 @@ impl Iwf {
             return Ok(None);
         }
         let ports = |asked: &Asked| {
-            let ports = policy.rules.external_ports(asked, policy.min_port);
+            let ports = policy
+                .rules
+                .external_ports(asked, policy.lowest_port(asker.rights));
             ports.map_err(denied)
         };
         let asked = self.asked(asker, new, None);
@@ -401,6 +409,7 @@ impl Iwf {
             IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
         let asker = Asker {
+            rights: Rights::Public,
             addr,
             mac: question.mac,
             name: question.name.clone(),

@@ -24,7 +24,10 @@ impl Iwf {
     pub(super) fn list(&mut self, call: &Call, range: &PortRange, limit: usize, now: Instant) {
         // upnpc asks for everything in this way, and everything that it may have is from the lowest port on.
         let first = match range.first {
-            0 | 1 => self.settings.policy.min_port.min(range.last),
+            0 | 1 => {
+                let lowest = self.settings.policy.lowest_port(call.rights);
+                lowest.min(range.last)
+            }
             first => first,
         };
         let range = PortRange { first, ..*range };
@@ -101,9 +104,9 @@ impl Iwf {
         now: Instant,
     ) -> Result<Vec<&Mapping>, UpnpError> {
         let policy = &self.settings.policy;
-        if range.first < policy.min_port {
+        if range.first < policy.lowest_port(call.rights) {
             return Err(UpnpError::ACTION_NOT_AUTHORIZED);
         }
-        Ok(igd::in_range(&self.table, policy, call.caller, range, now))
+        Ok(igd::in_range(&self.table, policy, call.party(), range, now))
     }
 }

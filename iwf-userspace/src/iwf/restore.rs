@@ -27,6 +27,7 @@ impl Iwf {
         self.view.resume(saved.update_id);
         let (pinholes, held_pinholes) = (saved.pinholes.clone(), &saved.held_pinholes);
         self.restore_pinholes(pinholes, held_pinholes, saved.last_pinhole, now);
+        self.restore_access(saved.identities.clone());
         let wall = self.clock.unix(now);
         let is_set = wall.as_secs() + SLACK_SECS >= newest(&saved).as_secs();
         for (server, epoch, seen) in saved.epochs {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::mapping::policy::{Limits, Policy};
 use crate::proto::firewall::Firewall;
+use crate::proto::protection;
 
 /// UPnP Device Architecture 1.1 clause 3 gives an action 30 s, AMB-06 answers it within 28 s.
 /// Half a second of them is for the shell and the network.
@@ -35,6 +36,8 @@ pub struct Settings {
     pub deadline: Duration,
     /// What WANIPv6FirewallControl may do.
     pub firewall: Firewall,
+    /// Who the device is to control points that may do more than everybody; `None`: none may.
+    pub protection: Option<protection::Settings>,
     /// Value of DefaultConnectionService (Layer3Forwarding:1).
     pub default_connection_service: String,
 }
@@ -53,6 +56,7 @@ impl Default for Settings {
             send_descriptions: false,
             deadline: SOAP_DEADLINE,
             firewall: Firewall::default(),
+            protection: None,
             default_connection_service: String::new(),
         }
     }

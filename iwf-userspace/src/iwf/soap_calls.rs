@@ -6,7 +6,7 @@ use super::job::Origin;
 use super::servers::UNDECIDED;
 use super::{AdminCommand, Effect, Iwf, Mode, RequestId, variables};
 use crate::mapping::Owner;
-use crate::mapping::policy::PolicyError;
+use crate::mapping::policy::{Party, PolicyError, Rights};
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
 use crate::types::caller::{Caller, Mac};
@@ -24,6 +24,8 @@ pub(super) struct Call {
     pub(super) caller: Ipv4Addr,
     /// Its MAC address, if it is known.
     pub(super) mac: Option<Mac>,
+    /// What it may besides what everybody may.
+    pub(super) rights: Rights,
     pub(super) call: soap::Call,
     /// When it is answered at the latest.
     pub(super) deadline: Instant,
@@ -33,6 +35,7 @@ impl Call {
     pub(super) fn new(
         request: RequestId,
         host: &Caller,
+        rights: Rights,
         call: soap::Call,
         deadline: Instant,
     ) -> Self {
@@ -42,8 +45,17 @@ impl Call {
             request,
             caller: host.v4(named),
             mac: host.mac,
+            rights,
             call,
             deadline,
+        }
+    }
+
+    /// Who asks.
+    pub(super) const fn party(&self) -> Party {
+        Party {
+            addr: self.caller,
+            rights: self.rights,
         }
     }
 }
@@ -64,7 +76,7 @@ impl Iwf {
             Action::GetExternalIpAddress => self.get_external_address(call, now),
             Action::GetGeneric { index } => {
                 let policy = &self.settings.policy;
-                let entry = igd::generic_entry(&self.table, policy, call.caller, index, now);
+                let entry = igd::generic_entry(&self.table, policy, call.party(), index, now);
                 let result = entry.ok_or(UpnpError::SPECIFIED_ARRAY_INDEX_INVALID);
                 self.reply(call.request, result);
             }
@@ -194,13 +206,13 @@ impl Iwf {
     fn find(&self, call: &Call, key: &EntryKey) -> Result<Option<Generation>, Refusal> {
         let policy = &self.settings.policy;
         let port = match ExternalPort::new(key.port) {
-            Some(port) if key.port >= policy.min_port => port,
+            Some(port) if key.port >= policy.lowest_port(call.rights) => port,
             Some(_) | None => return Err(Refusal::Policy(PolicyError::PortTooLow)),
         };
         let Some(mapping) = self.table.by_external(key.protocol, port) else {
             return Ok(None);
         };
-        if !policy.may_manage(call.caller, mapping.internal, key.port) {
+        if !policy.may_manage(call.party(), mapping.internal, key.port) {
             return Err(Refusal::NotAuthorized);
         }
         // What the configuration says beyond one host is shown as everybody: RemoteHost cannot say it.
@@ -253,10 +265,15 @@ impl Iwf {
 
     /// Carries out a request of the router's owner.
     pub(super) fn admin(&mut self, request: RequestId, command: AdminCommand, now: Instant) {
-        let AdminCommand::Delete {
-            protocol,
-            external_port,
-        } = command;
+        let (protocol, external_port) = match command {
+            AdminCommand::Delete {
+                protocol,
+                external_port,
+            } => (protocol, external_port),
+            AdminCommand::Access(command) => {
+                return self.protection_command(request, command, now);
+            }
+        };
         let port = ExternalPort::new(external_port);
         let mapping = port.and_then(|port| self.table.by_external(protocol, port));
         let owner = mapping.map(|m| m.owner);

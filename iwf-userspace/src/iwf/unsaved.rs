@@ -42,6 +42,7 @@ impl Unsaved {
             | StoreChange::UpdateId(_)
             | StoreChange::Mark(_)
             | StoreChange::Unmark(_)
+            | StoreChange::Access(_)
             | StoreChange::PutPinhole(_)
             | StoreChange::DeletePinhole(_) => None,
         };

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Iwf, Mode};
+use crate::proto::protection::{self, Protection};
 use crate::proto::{firewall, igd};
 use crate::types::Instant;
 use crate::wire::scpd::Service;
@@ -32,6 +33,10 @@ impl Iwf {
             (firewall::SERVICE, name) => {
                 let mut flags = self.firewall_status().into_iter();
                 flags.find(|(flag, _)| *flag == name)?.1
+            }
+            (protection::SERVICE, "SetupReady") => {
+                let ready = self.protection().is_some_and(Protection::setup_ready);
+                if ready { "1" } else { "0" }.to_owned()
             }
             _ => return None,
         };

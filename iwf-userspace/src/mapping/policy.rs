@@ -55,6 +55,34 @@ pub enum ThirdParty {
     Allowed,
 }
 
+/// What a caller may besides what everybody may (WANIPConnection:2 section 2.5.16).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rights {
+    /// Nothing.
+    #[default]
+    Public,
+    /// It acts for every host, with every port.
+    Authorized,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// Its address.
+    pub addr: Ipv4Addr,
+    /// What it may.
+    pub rights: Rights,
+}
+
+impl From<Ipv4Addr> for Party {
+    fn from(addr: Ipv4Addr) -> Self {
+        Self {
+            addr,
+            rights: Rights::Public,
+        }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self {
@@ -133,17 +161,18 @@ impl Policy {
     pub fn check(
         &self,
         lan: &[LanPrefix],
-        caller: Ipv4Addr,
+        caller: impl Into<Party>,
         internal: InternalEndpoint,
         external_port: Option<u16>,
     ) -> Result<(), PolicyError> {
-        if internal.addr != caller && self.third_party == ThirdParty::Refused {
+        let caller = caller.into();
+        if internal.addr != caller.addr && !self.sees_others(caller.rights) {
             return Err(PolicyError::OtherHost);
         }
         if !is_lan_host(lan, internal.addr) {
             return Err(PolicyError::NotLan);
         }
-        let low = |port: u16| port < self.min_port;
+        let low = |port: u16| port < self.lowest_port(caller.rights);
         if low(internal.port.get()) || external_port.is_some_and(low) {
             return Err(PolicyError::PortTooLow);
         }
@@ -153,12 +182,27 @@ impl Policy {
     /// Whether `caller` may see and remove a mapping of `owner` at these ports.
     pub fn may_manage(
         &self,
-        caller: Ipv4Addr,
+        caller: impl Into<Party>,
         owner: InternalEndpoint,
         external_port: u16,
     ) -> bool {
-        let own = owner.addr == caller || self.third_party == ThirdParty::Allowed;
-        own && external_port >= self.min_port && owner.port.get() >= self.min_port
+        let caller = caller.into();
+        let own = owner.addr == caller.addr || self.sees_others(caller.rights);
+        let lowest = self.lowest_port(caller.rights);
+        own && external_port >= lowest && owner.port.get() >= lowest
+    }
+
+    /// Whether who has these rights may act for other hosts.
+    pub fn sees_others(&self, rights: Rights) -> bool {
+        rights == Rights::Authorized || self.third_party == ThirdParty::Allowed
+    }
+
+    /// Lowest port that who has these rights may map.
+    pub fn lowest_port(&self, rights: Rights) -> u16 {
+        match rights {
+            Rights::Public => self.min_port,
+            Rights::Authorized => 1,
+        }
     }
 
     /// Whether a program of this machine uses that external port at the moment.
@@ -240,6 +284,23 @@ mod tests {
             check(endpoint(21, 8080), Some(8080)),
             Err(PolicyError::OtherHost)
         );
+    }
+
+    #[test]
+    fn who_is_authorized_acts_for_every_host_and_port_but_not_for_this_machine() {
+        let policy = Policy::default();
+        let caller = Party {
+            addr: Ipv4Addr::new(192, 168, 1, 20),
+            rights: Rights::Authorized,
+        };
+        let check = |internal, external| policy.check(&LAN, caller, internal, external);
+        assert_eq!(check(endpoint(21, 22), Some(80)), Ok(()));
+        assert_eq!(
+            check(endpoint(1, 8080), Some(8080)),
+            Err(PolicyError::NotLan)
+        );
+        assert!(policy.may_manage(caller, endpoint(21, 22), 80));
+        assert!(!policy.may_manage(caller.addr, endpoint(20, 22), 8080));
     }
 
     #[test]

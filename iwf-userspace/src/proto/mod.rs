@@ -15,4 +15,5 @@ pub mod igd_client;
 pub mod natpmp_client;
 pub mod pcp_client;
 pub mod pcp_servers;
+pub mod protection;
 pub mod softwire;

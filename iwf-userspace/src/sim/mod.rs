@@ -20,6 +20,7 @@ mod oracle;
 mod pinholes;
 mod policy;
 mod pool;
+mod protection;
 mod random;
 mod ranges;
 mod recovery;

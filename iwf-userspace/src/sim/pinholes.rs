@@ -1,7 +1,7 @@
 //! Pinholes that control points ask for (requirements FW6).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::world::World;
@@ -9,7 +9,10 @@ use crate::iwf::pinholes::{Ending, Lan6};
 use crate::iwf::{EffectError, Input, Notice, Settings};
 use crate::mapping::policy::ThirdParty;
 use crate::proto::firewall::{Firewall, SERVICE};
+use crate::proto::protection;
+use crate::types::access::{Channel, ControlPointId, Identity, Roles, Who};
 use crate::types::caller::Caller;
+use crate::wire::description::DeviceUuid;
 use crate::wire::soap::Call;
 
 const PREFIX: Ipv6Addr = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0, 0, 0, 0);
@@ -148,6 +151,52 @@ fn calls_that_come_together_are_done_one_after_the_other() {
     assert_eq!(world.store.pinholes.len(), 1);
 }
 
+/// DeviceProtection: who has a role opens and closes for others.
+#[test]
+fn a_caller_with_a_role_is_for_every_host_of_the_lan() {
+    let mut world = world();
+    let id = ControlPointId::from_hash(&[1; 32]);
+    let protection = protection::Settings {
+        uuid: DeviceUuid::from_octets([1; 16]),
+        certificate: id,
+    };
+    world.settings.protection = Some(protection);
+    let who = Who::ControlPoint(id);
+    let identity = Identity {
+        who: who.clone(),
+        name: "phone".to_owned(),
+        alias: None,
+        introduced: true,
+        roles: Roles::BASIC,
+        verifier: None,
+    };
+    world.store.identities.insert(who, identity);
+    world.down_for(Duration::from_secs(1));
+    world.run(1);
+    let caller = |control_point| Caller {
+        channel: Channel::Secure {
+            connection: 1,
+            control_point,
+        },
+        ..from(0x10)
+    };
+    assert_eq!(
+        world.ask_from(caller(None), add(host(0x11), 22, 600)),
+        Err(606)
+    );
+    let opened = world.ask_from(caller(Some(id)), add(host(0x11), 22, 600));
+    let opened = opened.expect("a pinhole").pop().expect("its id");
+    // This machine is no host of the LAN.
+    let own = world.ask_from(caller(Some(id)), add(host(1), 22, 600));
+    assert_eq!(own, Err(606));
+    let theirs = world.open(0x11, 8080, 600);
+    for id_of in [opened, theirs] {
+        let close = of_id("DeletePinhole", &id_of);
+        assert_eq!(world.ask_from(caller(None), close.clone()), Err(606));
+        assert_eq!(world.ask_from(caller(Some(id)), close), Ok(vec![]));
+    }
+}
+
 #[test]
 fn a_caller_is_for_itself_and_known_by_every_address_of_its_own() {
     let mut world = world();
@@ -182,9 +231,8 @@ fn a_caller_is_for_itself_and_known_by_every_address_of_its_own() {
     let id = world.ask_from(tied.clone(), add(host(0x10), 8080, 600));
     let id = id.expect("its own").pop().expect("an id");
     let by_v4 = Caller {
-        addr: [192, 168, 1, 16].into(),
         mac,
-        others: Vec::new(),
+        ..Ipv4Addr::new(192, 168, 1, 16).into()
     };
     assert_eq!(
         world.ask_from(by_v4, update(&id, 700)),

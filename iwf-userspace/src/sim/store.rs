@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use crate::iwf::{EffectError, Saved, StoreChange};
 use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
+use crate::proto::protection::Change;
+use crate::types::access::{Identity, Who};
 use crate::types::pinhole::Pinhole;
 use crate::types::{Epoch, Generation, NatEntry, UnixTime};
 
@@ -18,6 +20,7 @@ pub(super) struct Store {
     pub(super) update_id: u32,
     pub(super) pinholes: BTreeMap<u16, PinholeRecord>,
     last_pinhole: u16,
+    pub(super) identities: BTreeMap<Who, Identity>,
     /// Commits that fail, counted from 1, with their error.
     pub(super) faults: BTreeMap<u64, EffectError>,
     /// Every commit fails.
@@ -81,6 +84,20 @@ impl Store {
             StoreChange::DeletePinhole(id) => {
                 self.pinholes.remove(&id);
             }
+            StoreChange::Access(changes) => {
+                for change in changes {
+                    match change {
+                        Change::Put(identity) => {
+                            let json = serde_json::to_vec(&identity).expect("encodes");
+                            let identity = serde_json::from_slice(&json).expect("decodes");
+                            self.identities.insert(who(&identity), identity);
+                        }
+                        Change::Remove(who) => {
+                            self.identities.remove(&who);
+                        }
+                    }
+                }
+            }
             StoreChange::Epoch {
                 server,
                 epoch,
@@ -106,9 +123,14 @@ impl Store {
             held,
             pinholes: self.pinholes.values().copied().collect(),
             last_pinhole: self.last_pinhole,
+            identities: self.identities.values().cloned().collect(),
             held_pinholes,
         }
     }
+}
+
+fn who(identity: &Identity) -> Who {
+    identity.who.clone()
 }
 
 fn record_id(record: &PinholeRecord) -> u16 {

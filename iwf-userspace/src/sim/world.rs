@@ -96,6 +96,8 @@ pub(super) struct World {
     /// Answers by request, with the time they were given.
     pub(super) replies: BTreeMap<u64, (Instant, ActionResult)>,
     pub(super) admin_replies: BTreeMap<u64, Result<(), String>>,
+    /// Connections that the core wanted closed.
+    pub(super) hung_up: Vec<u64>,
     /// Calls without an answer, with the time they were made.
     pub(super) open: BTreeMap<u64, Instant>,
     /// Effects that are carried out before the daemon dies.
@@ -169,6 +171,7 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             admin_replies: BTreeMap::new(),
+            hung_up: Vec::new(),
             open: BTreeMap::new(),
             crash_after: None,
             crashes: 0,

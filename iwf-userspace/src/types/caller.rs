@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::access::Channel;
+
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
@@ -35,6 +37,8 @@ pub struct Caller {
     pub mac: Option<Mac>,
     /// Its other addresses, as far as they were asked for and are known.
     pub others: Vec<IpAddr>,
+    /// How its call came.
+    pub channel: Channel,
 }
 
 impl Caller {
@@ -64,6 +68,7 @@ impl From<IpAddr> for Caller {
             addr,
             mac: None,
             others: Vec::new(),
+            channel: Channel::Plain,
         }
     }
 }

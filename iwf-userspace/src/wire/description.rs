@@ -21,6 +21,8 @@ pub enum Tree {
     Igd1,
     /// InternetGatewayDevice:2.
     Igd2,
+    /// InternetGatewayDevice:2 with DeviceProtection:1, which is served instead of the one without it.
+    Protected,
 }
 
 /// A device of a tree.
@@ -87,6 +89,7 @@ pub struct DeviceInfo {
 #[derive(Clone, Debug)]
 pub struct Description {
     info: DeviceInfo,
+    version_2: Tree,
     config_id: u32,
 }
 
@@ -111,10 +114,20 @@ static IGD1: Device = Device {
 };
 
 static IGD2: Device = Device {
+    services: &[&services::LAYER3_FORWARDING],
+    ..ROOT_2
+};
+
+static PROTECTED: Device = Device {
+    services: &[&services::LAYER3_FORWARDING, &services::DEVICE_PROTECTION],
+    ..ROOT_2
+};
+
+const ROOT_2: Device = Device {
     kind: "InternetGatewayDevice",
     version: 2,
     index: 0,
-    services: &[&services::LAYER3_FORWARDING],
+    services: &[],
     children: &[Device {
         kind: "WANDevice",
         version: 2,
@@ -142,6 +155,7 @@ impl Tree {
         match self {
             Self::Igd1 => &IGD1,
             Self::Igd2 => &IGD2,
+            Self::Protected => &PROTECTED,
         }
     }
 
@@ -149,7 +163,7 @@ impl Tree {
     pub const fn path(self) -> &'static str {
         match self {
             Self::Igd1 => "/igd1/desc.xml",
-            Self::Igd2 => "/igd2/desc.xml",
+            Self::Igd2 | Self::Protected => "/igd2/desc.xml",
         }
     }
 
@@ -165,7 +179,7 @@ impl Tree {
     const fn prefix(self) -> &'static str {
         match self {
             Self::Igd1 => "/igd1",
-            Self::Igd2 => "/igd2",
+            Self::Igd2 | Self::Protected => "/igd2",
         }
     }
 }
@@ -188,9 +202,9 @@ impl Device {
 }
 
 impl Route {
-    /// What a path (without query) leads to.
-    pub fn of(path: &str) -> Option<Self> {
-        let (tree, rest) = [Tree::Igd1, Tree::Igd2]
+    /// What a path (without query) leads to where these trees are served.
+    pub fn of(path: &str, trees: [Tree; 2]) -> Option<Self> {
+        let (tree, rest) = trees
             .into_iter()
             .find_map(|tree| Some((tree, path.strip_prefix(tree.prefix())?)))?;
         if path == tree.path() {
@@ -273,11 +287,24 @@ impl fmt::Display for DeviceUuid {
 }
 
 impl Description {
-    /// The documents for this product.
+    /// The documents for this product, without DeviceProtection.
     pub fn new(info: DeviceInfo) -> Self {
-        let mut description = Self { info, config_id: 0 };
+        Self::with(info, Tree::Igd2)
+    }
+
+    /// The documents for this product, with DeviceProtection.
+    pub fn protected(info: DeviceInfo) -> Self {
+        Self::with(info, Tree::Protected)
+    }
+
+    fn with(info: DeviceInfo, version_2: Tree) -> Self {
+        let mut description = Self {
+            info,
+            version_2,
+            config_id: 0,
+        };
         let mut hash = Fnv::new();
-        for tree in [Tree::Igd1, Tree::Igd2] {
+        for tree in description.trees() {
             hash.update(description.root(tree).as_bytes());
             for service in tree.root().walk().flat_map(|device| device.services) {
                 hash.update(description.scpd(tree, service).as_bytes());
@@ -285,6 +312,19 @@ impl Description {
         }
         description.config_id = hash.folded(CONFIG_ID_BITS);
         description
+    }
+
+    /// The trees that are served.
+    pub const fn trees(&self) -> [Tree; 2] {
+        [Tree::Igd1, self.version_2]
+    }
+
+    /// The tree that is served where this one is meant.
+    pub const fn served(&self, tree: Tree) -> Tree {
+        match tree {
+            Tree::Igd1 => Tree::Igd1,
+            Tree::Igd2 | Tree::Protected => self.version_2,
+        }
     }
 
     /// Changes with any of the documents; CONFIGID.UPNP.ORG in discovery carries the same number.
@@ -336,7 +376,7 @@ impl Description {
     const fn document_id(&self, tree: Tree) -> Option<u32> {
         match tree {
             Tree::Igd1 => None,
-            Tree::Igd2 => Some(self.config_id),
+            Tree::Igd2 | Tree::Protected => Some(self.config_id),
         }
     }
 

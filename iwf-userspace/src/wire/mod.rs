@@ -18,6 +18,7 @@ pub mod natpmp;
 pub mod pcp;
 pub mod pcp_servers;
 pub mod port_listing;
+pub mod protection;
 pub mod scpd;
 pub mod services;
 pub mod soap;

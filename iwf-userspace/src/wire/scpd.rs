@@ -4,6 +4,9 @@
 //! Read before editing: UPnP Device Architecture 1.1 clause 2.5. The tables are in [`super::services`].
 #![forbid(unsafe_code)]
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::soap::{Call, UpnpError};
 use super::xml::Document;
 
@@ -79,6 +82,8 @@ pub enum DataType {
     Boolean,
     /// Free text.
     String,
+    /// Octets, written in base64 (RFC 4648).
+    Base64,
 }
 
 /// In arguments that some control points leave out; the action then acts as if they were empty.
@@ -119,7 +124,7 @@ impl Service {
                 Some(DataType::Ui2) => number(value, u16::MAX.into()).map(|_| ())?,
                 Some(DataType::Ui4) => number(value, u32::MAX).map(|_| ())?,
                 Some(DataType::Boolean) => boolean(value).map(|_| ())?,
-                Some(DataType::String) | None => {}
+                Some(DataType::String | DataType::Base64) | None => {}
             }
         }
         let complete = action.inputs().all(|argument| {
@@ -203,6 +208,7 @@ impl DataType {
             Self::Ui4 => "ui4",
             Self::Boolean => "boolean",
             Self::String => "string",
+            Self::Base64 => "bin.base64",
         }
     }
 }
@@ -254,6 +260,17 @@ pub fn boolean(value: &str) -> Result<bool, UpnpError> {
     } else {
         Err(UpnpError::INVALID_ARGS)
     }
+}
+
+/// Reads octets, with blanks anywhere between the digits: 402 if they are none.
+pub fn octets(value: &str) -> Result<Vec<u8>, UpnpError> {
+    let digits: String = value.split_ascii_whitespace().collect();
+    BASE64.decode(digits).map_err(|_| UpnpError::INVALID_ARGS)
+}
+
+/// Writes octets.
+pub fn base64(octets: &[u8]) -> String {
+    BASE64.encode(octets)
 }
 
 /// Opens the root element of a description and writes the version of the architecture.

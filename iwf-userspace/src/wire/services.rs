@@ -1,19 +1,118 @@
 //! The services served here, as data.
 //!
 //! Read before editing: WANIPConnection:2 sections 2.3 and 2.5, WANIPConnection:1, WANCommonInterfaceConfig:1,
-//! Layer3Forwarding:1. Optional actions that are not listed are answered with 401.
+//! Layer3Forwarding:1, DeviceProtection:1. Optional actions that are not listed are answered with 401.
 #![forbid(unsafe_code)]
 
 use super::scpd::{Action, Argument, DataType, Direction, Service, Variable};
 
 /// Every service in every version that can be called.
-pub static ALL: [&Service; 5] = [
+pub static ALL: [&Service; 6] = [
+    &DEVICE_PROTECTION,
     &LAYER3_FORWARDING,
     &WAN_COMMON_INTERFACE_CONFIG,
     &WAN_IP_CONNECTION_1,
     &WAN_IP_CONNECTION_2,
     &WAN_IPV6_FIREWALL_CONTROL,
 ];
+
+/// Who may do what that not everybody may.
+pub static DEVICE_PROTECTION: Service = Service {
+    kind: "DeviceProtection",
+    version: 1,
+    id: "DeviceProtection1",
+    path: "DeviceProtection",
+    actions: &[
+        action(
+            "SendSetupMessage",
+            &[
+                input("ProtocolType", "A_ARG_TYPE_String"),
+                input("InMessage", "A_ARG_TYPE_Base64"),
+                output("OutMessage", "A_ARG_TYPE_Base64"),
+            ],
+        ),
+        action(
+            "GetSupportedProtocols",
+            &[output("ProtocolList", "SupportedProtocols")],
+        ),
+        action(
+            "GetAssignedRoles",
+            &[output("RoleList", "A_ARG_TYPE_String")],
+        ),
+        action(
+            "GetRolesForAction",
+            &[
+                input("DeviceUDN", "A_ARG_TYPE_String"),
+                input("ServiceId", "A_ARG_TYPE_String"),
+                input("ActionName", "A_ARG_TYPE_String"),
+                output("RoleList", "A_ARG_TYPE_String"),
+                output("RestrictedRoleList", "A_ARG_TYPE_String"),
+            ],
+        ),
+        action(
+            "GetUserLoginChallenge",
+            &[
+                input("ProtocolType", "A_ARG_TYPE_String"),
+                input("Name", "A_ARG_TYPE_String"),
+                output("Salt", "A_ARG_TYPE_Base64"),
+                output("Challenge", "A_ARG_TYPE_Base64"),
+            ],
+        ),
+        action(
+            "UserLogin",
+            &[
+                input("ProtocolType", "A_ARG_TYPE_String"),
+                input("Challenge", "A_ARG_TYPE_Base64"),
+                input("Authenticator", "A_ARG_TYPE_Base64"),
+            ],
+        ),
+        action("UserLogout", &[]),
+        action("GetACLData", &[output("ACL", "A_ARG_TYPE_ACL")]),
+        action(
+            "AddIdentityList",
+            &[
+                input("IdentityList", "A_ARG_TYPE_IdentityList"),
+                output("IdentityListResult", "A_ARG_TYPE_IdentityList"),
+            ],
+        ),
+        action(
+            "RemoveIdentity",
+            &[input("Identity", "A_ARG_TYPE_Identity")],
+        ),
+        action(
+            "SetUserLoginPassword",
+            &[
+                input("ProtocolType", "A_ARG_TYPE_String"),
+                input("Name", "A_ARG_TYPE_String"),
+                input("Stored", "A_ARG_TYPE_Base64"),
+                input("Salt", "A_ARG_TYPE_Base64"),
+            ],
+        ),
+        action(
+            "AddRolesForIdentity",
+            &[
+                input("Identity", "A_ARG_TYPE_Identity"),
+                input("RoleList", "A_ARG_TYPE_String"),
+            ],
+        ),
+        action(
+            "RemoveRolesForIdentity",
+            &[
+                input("Identity", "A_ARG_TYPE_Identity"),
+                input("RoleList", "A_ARG_TYPE_String"),
+            ],
+        ),
+    ],
+    variables: &[
+        evented("SetupReady", DataType::Boolean),
+        plain("SupportedProtocols", DataType::String),
+        plain("A_ARG_TYPE_ACL", DataType::String),
+        plain("A_ARG_TYPE_IdentityList", DataType::String),
+        plain("A_ARG_TYPE_Identity", DataType::String),
+        plain("A_ARG_TYPE_Base64", DataType::Base64),
+        plain("A_ARG_TYPE_String", DataType::String),
+    ],
+};
 
 /// Which connection service is the default one.
 pub static LAYER3_FORWARDING: Service = Service {

@@ -14,7 +14,7 @@ mod error;
 pub(super) use decode::readable;
 pub use decode::{CallError, CallFault, MAX_ARGUMENTS, MAX_DEPTH};
 pub use encode::{Reply, encode_fault, encode_reply, encode_response};
-pub use error::{UpnpError, firewall};
+pub use error::{UpnpError, firewall, protection};
 
 /// The action of every service that reads one of its variables, and its namespace (UPnP Device Architecture 1.0
 /// clause 3.3; deprecated since, and still sent by Windows).

@@ -105,6 +105,8 @@ pub struct Advert {
 pub struct Sender<'a> {
     /// URL of the description, with the address that the receiver can reach.
     pub location: &'a str,
+    /// The same over TLS, where it is offered (DeviceProtection:1 section 2.1): SECURELOCATION.UPNP.ORG.
+    pub secure_location: Option<&'a str>,
     /// The group that announcements go to ([`group`]).
     pub group: IpAddr,
     /// `OS/version UPnP/1.1 product/version`.
@@ -345,6 +347,7 @@ pub fn encode_answer(sender: &Sender<'_>, advert: &Advert, date: Option<&str>) -
     message.header("01-NLS", format_args!("{}", sender.boot_id));
     message.ids(sender);
     message.search_port(sender);
+    message.secure_location(sender);
     message.finish()
 }
 
@@ -359,6 +362,7 @@ pub fn encode_alive(sender: &Sender<'_>, advert: &Advert) -> Vec<u8> {
     message.header("USN", format_args!("{}", advert.usn));
     message.ids(sender);
     message.search_port(sender);
+    message.secure_location(sender);
     message.finish()
 }
 
@@ -383,6 +387,7 @@ pub fn encode_update(sender: &Sender<'_>, advert: &Advert, next_boot_id: u32) ->
     message.ids(sender);
     message.header("NEXTBOOTID.UPNP.ORG", format_args!("{next_boot_id}"));
     message.search_port(sender);
+    message.secure_location(sender);
     message.finish()
 }
 
@@ -427,6 +432,13 @@ impl Message {
     fn search_port(&mut self, sender: &Sender<'_>) {
         if let Some(port) = sender.search_port {
             self.header("SEARCHPORT.UPNP.ORG", format_args!("{port}"));
+        }
+    }
+
+    /// In every message that has LOCATION.
+    fn secure_location(&mut self, sender: &Sender<'_>) {
+        if let Some(location) = sender.secure_location {
+            self.header("SECURELOCATION.UPNP.ORG", format_args!("{location}"));
         }
     }
 

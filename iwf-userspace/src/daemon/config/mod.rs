@@ -68,6 +68,8 @@ pub struct Config {
     pub external_addresses: Vec<Ipv4Addr>,
     /// What LAN hosts may ask for.
     pub policy: PolicyConfig,
+    /// Whether some control points may do more than all, and where they call; `None`: none may.
+    pub device_protection: Option<ProtectionConfig>,
     /// The IPv6 filter.
     pub ipv6: Ipv6,
     /// What is let in over IPv6 unasked; at most [`MAX_PINHOLES`].
@@ -247,6 +249,17 @@ pub struct Line {
     pub up: Option<u64>,
     /// Bits per second downstream; `None`: what the device says of itself.
     pub down: Option<u64>,
+}
+
+/// Where control points call over TLS, and how many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProtectionConfig {
+    /// TCP port on each LAN address; 0 takes any free one, which control points learn from SECURELOCATION.
+    pub port: u16,
+    /// Connections open at once, 1 to 256.
+    pub max_connections: usize,
+    /// Connections open at once from one address, 1 to `max_connections`.
+    pub max_connections_per_host: usize,
 }
 
 /// Discovery.
@@ -523,6 +536,10 @@ impl Config {
                 self.ephemeral_ports != new.ephemeral_ports,
             ),
             ("nat.mss_clamp", self.mss_clamp != new.mss_clamp),
+            (
+                "device_protection",
+                self.device_protection != new.device_protection,
+            ),
             ("ipv6", self.ipv6 != new.ipv6),
             ("limits", self.limits != new.limits),
             ("timeouts", self.timeouts != new.timeouts),

@@ -31,6 +31,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) pinhole: Vec<Pinhole>,
     #[serde(default)]
+    pub(super) device_protection: DeviceProtection,
+    #[serde(default)]
     pub(super) limits: Limits,
     #[serde(default)]
     pub(super) timeouts: Timeouts,
@@ -198,6 +200,12 @@ section!(Ipv6 {
     pinholes: bool = true,
     pinhole_wildcards: bool = false,
     max_pinholes_per_host: i64 = 32,
+});
+section!(DeviceProtection {
+    enabled: bool = false,
+    port: i64 = 5443,
+    max_connections: i64 = 32,
+    max_connections_per_host: i64 = 8,
 });
 section!(Limits {
     sessions: i64 = 65536,

@@ -71,6 +71,12 @@ fn refusals_name_line_problem_and_remedy() {
         ),
         ("[http]\nport = \"x\"\n", 2, "invalid type", "expected type"),
         (
+            "[device_protection]\nenabled = true\nport = 5000\n",
+            3,
+            "is http.port",
+            "another port",
+        ),
+        (
             "[timeouts]\nudp_idle_seconds = 30\n",
             2,
             "udp_idle_seconds: 30",

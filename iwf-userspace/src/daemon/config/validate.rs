@@ -14,7 +14,7 @@ use super::{
     Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
     FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, Line, MAX_LAN_INTERFACES,
     MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer,
-    PolicyConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
+    PolicyConfig, ProtectionConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
 use crate::iwf::AccessType;
 use crate::proto::softwire::is_usable;
@@ -71,6 +71,7 @@ impl TryFrom<raw::File> for Config {
             discovery,
             paths: paths(&file.paths)?,
             http: http(&file.http)?,
+            device_protection: protection(&file.device_protection, &file.http)?,
             ssdp: SsdpConfig {
                 max_age: seconds(
                     "ssdp.max_age_seconds",
@@ -422,6 +423,41 @@ fn http(written: &raw::Http) -> Result<HttpConfig, Invalid> {
             5..=90,
         )?),
     })
+}
+
+fn protection(
+    written: &raw::DeviceProtection,
+    http: &raw::Http,
+) -> Result<Option<ProtectionConfig>, Invalid> {
+    let key = "device_protection.max_connections";
+    let max_connections = number(key, &written.max_connections, 1..=256)?;
+    let config = ProtectionConfig {
+        port: number("device_protection.port", &written.port, 0..=65_535)?,
+        max_connections,
+        max_connections_per_host: number(
+            "device_protection.max_connections_per_host",
+            &written.max_connections_per_host,
+            1..=i64::try_from(max_connections).unwrap_or(i64::MAX),
+        )?,
+    };
+    if !*written.enabled.get_ref() {
+        return Ok(None);
+    }
+    if cfg!(not(feature = "device-protection")) {
+        return Err(invalid(
+            &written.enabled,
+            "device_protection.enabled: this iwfd was built without DeviceProtection".to_owned(),
+            "write false, or build it with the feature \"device-protection\"",
+        ));
+    }
+    if config.port != 0 && i64::from(config.port) == *http.port.get_ref() {
+        return Err(invalid(
+            &written.port,
+            format!("device_protection.port: {} is http.port", config.port),
+            "write another port, or 0 for any free one",
+        ));
+    }
+    Ok(Some(config))
 }
 
 fn policy(written: &raw::Policy, ipv6: &raw::Ipv6) -> Result<PolicyConfig, Invalid> {

@@ -75,6 +75,7 @@ impl Lister {
             | Response::Pinholes(_)
             | Response::Policy(_)
             | Response::PolicyTest(_)
+            | Response::Protection(_)
             | Response::Audit(_)
             | Response::Stats(_)
             | Response::Done => String::new(),

@@ -22,6 +22,7 @@ use self::policy::PolicyTest;
 use super::dataplane::inspect::{
     DynamicFilter, DynamicRow, HostRow, SessionFilter, SessionRow, TableRow, Transport, Usage,
 };
+use crate::proto::protection::OwnerCommand;
 use crate::types::Protocol;
 
 /// Longest request line, in octets. A longer one ends the connection.
@@ -106,6 +107,13 @@ pub enum Request {
         #[serde(default)]
         test: Option<PolicyTest>,
     },
+    /// Who may do more than everybody.
+    Protection {},
+    /// Change that.
+    Access {
+        /// What to change.
+        change: OwnerCommand,
+    },
     /// Remove a mapping.
     Delete {
         /// Transport protocol.
@@ -134,6 +142,8 @@ impl Request {
             | Self::Discover {}
             | Self::DhcpOption { .. }
             | Self::Policy { .. }
+            | Self::Protection {}
+            | Self::Access { .. }
             | Self::Delete { .. } => false,
         }
     }
@@ -163,6 +173,8 @@ pub enum Response {
     Subscriptions(Vec<SubscriptionRow>),
     /// To `pinholes`, by id.
     Pinholes(Vec<PinholeRow>),
+    /// To `protection`.
+    Protection(Protection),
     /// To `audit`.
     Audit(Audit),
     /// To `stats`.
@@ -197,6 +209,7 @@ impl Response {
             Self::Leases(rows) => serde_json::to_value(rows),
             Self::Subscriptions(rows) => serde_json::to_value(rows),
             Self::Pinholes(rows) => serde_json::to_value(rows),
+            Self::Protection(protection) => serde_json::to_value(protection),
             Self::Audit(audit) => serde_json::to_value(audit),
             Self::Stats(stats) => serde_json::to_value(stats),
             Self::Sessions(rows) => serde_json::to_value(rows),
@@ -300,6 +313,43 @@ pub struct Listener {
     pub interface: String,
     /// Address and port of description and control.
     pub address: SocketAddr,
+    /// The same over TLS, if it is offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure: Option<SocketAddr>,
+}
+
+/// Who may do more than everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// What the device's certificate names it.
+    pub device: String,
+    /// Where control points call over TLS.
+    pub listeners: Vec<SocketAddr>,
+    /// Connections over TLS that are open.
+    pub connections: usize,
+    /// The access list.
+    pub identities: Vec<IdentityRow>,
+}
+
+/// One entry of the access list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityRow {
+    /// `user` or `control-point`.
+    pub kind: String,
+    /// Name of the user, or what the certificate names the control point.
+    pub id: String,
+    /// Name of the product, of a control point.
+    pub name: Option<String>,
+    /// Name that a person has given it, of a control point.
+    pub alias: Option<String>,
+    /// Roles besides that of everybody.
+    pub roles: Vec<String>,
+    /// Whether the control point has proven that its user knows the PIN.
+    pub introduced: bool,
+    /// Whether the user has a password.
+    pub password: bool,
+    /// Connections on which the user is logged in.
+    pub logins: usize,
 }
 
 /// One pinhole. What is absent of it is any.

@@ -7,8 +7,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use super::lists::Lister;
 use super::stats_text::{self, View};
 use super::{
-    Audit, Family, LeaseRow, MappingRow, PinholeRow, Reconciler, Repairs, Response, Status,
-    SubscriptionRow,
+    Audit, Family, LeaseRow, MappingRow, PinholeRow, Protection, Reconciler, Repairs, Response,
+    Status, SubscriptionRow,
 };
 
 /// The answer as text that ends with a line end.
@@ -19,6 +19,7 @@ pub fn render(response: &Response) -> String {
         Response::Leases(rows) => render_leases(rows),
         Response::Subscriptions(rows) => render_subscriptions(rows),
         Response::Pinholes(rows) => render_pinholes(rows),
+        Response::Protection(protection) => render_protection(protection),
         Response::Audit(audit) => render_audit(audit),
         Response::Stats(stats) => stats_text::render(stats, &View::default()),
         Response::Sessions(_)
@@ -297,6 +298,51 @@ fn render_pinholes(rows: &[PinholeRow]) -> String {
         ]);
     }
     format!("{}\n", table.trim_fmt())
+}
+
+fn render_protection(protection: &Protection) -> String {
+    let at: Vec<_> = protection
+        .listeners
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let mut text = format!("device {}\n", protection.device);
+    text.push_str(&format!(
+        "TLS on {}, {} connections open\n",
+        if at.is_empty() {
+            "-".to_owned()
+        } else {
+            at.join(", ")
+        },
+        protection.connections
+    ));
+    if protection.identities.is_empty() {
+        text.push_str("nobody may do more than everybody\n");
+        return text;
+    }
+    let mut table = new(&["kind", "id", "name", "roles", "known by", "logins"]);
+    for row in &protection.identities {
+        let name = row.alias.as_ref().or(row.name.as_ref());
+        table.add_row([
+            row.kind.clone(),
+            row.id.clone(),
+            or_dash(name),
+            if row.roles.is_empty() {
+                "-".to_owned()
+            } else {
+                row.roles.join(" ")
+            },
+            match (row.password, row.introduced) {
+                (true, _) => "password",
+                (false, true) => "PIN",
+                (false, false) => "-",
+            }
+            .to_owned(),
+            row.logins.to_string(),
+        ]);
+    }
+    text.push_str(&format!("{}\n", table.trim_fmt()));
+    text
 }
 
 fn render_audit(audit: &Audit) -> String {

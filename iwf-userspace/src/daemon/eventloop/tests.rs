@@ -21,7 +21,7 @@ use crate::daemon::dataplane::inspect::{
     HostRow, Kind, SessionFilter, SessionRow, State, Transport, Usage, Way,
 };
 use crate::daemon::gena::Courier;
-use crate::daemon::http::Site;
+use crate::daemon::http::{OpenConnections, Site};
 use crate::daemon::journal::Journal;
 use crate::daemon::neighbours::Neighbours;
 use crate::daemon::netstate::LanAddress;
@@ -55,10 +55,10 @@ impl Lab {
              [upstream]\npcp_servers = [\"{server}\"]\n[http]\nport = 0\n"
         );
         let config = Config::parse(&text, Path::new("test")).unwrap();
-        let description = settings::description(DeviceUuid::from_octets([7; 16]));
+        let description = settings::description(DeviceUuid::from_octets([7; 16]), false);
         let now = clock::now();
         let core = Iwf::new(
-            settings::core(&config, &description),
+            settings::core(&config, &description, None),
             [1; 32],
             clock::wall(),
             now,
@@ -67,6 +67,7 @@ impl Lab {
         let (subscription_sender, subscriptions) = mpsc::channel(MAX_WAITING_CALLS);
         let (courier, outcomes) = Courier::new();
         let (requests, request_receiver) = mpsc::channel(MAX_WAITING_REQUESTS);
+        let (_, closed) = mpsc::channel(1);
         let (datagram_sender, datagrams) = mpsc::channel(MAX_WAITING_DATAGRAMS);
         let (network, network_receiver) = watch::channel(NetState {
             wan: WanState {
@@ -96,12 +97,19 @@ impl Lab {
             config: config.ssdp,
         };
         let daemon = Daemon {
-            shell: Shell::new(core, plane, store, settings::host_ports(&config), courier),
+            shell: Shell::new(
+                core,
+                plane,
+                store,
+                settings::host_ports(&config),
+                courier,
+                OpenConnections::default(),
+            ),
             hooks: Hooks::new(Journal::default(), PathBuf::new()),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
             softwires: Softwires::off(),
-            lan: LanServices::new(identity, 0),
+            lan: LanServices::new(identity, 0, None),
             metrics: Metrics::new(requests.clone()),
             config,
             config_path: "/nonexistent".into(),
@@ -110,6 +118,7 @@ impl Lab {
         let inputs = Inputs {
             calls,
             subscriptions,
+            closed,
             outcomes,
             requests: request_receiver,
             datagrams,

@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
 use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use crate::types::access::Channel;
 use crate::types::caller::Caller;
 use crate::wire::clients;
 use crate::wire::description::Route;
@@ -74,7 +75,10 @@ async fn own_name_only(request: Request, next: Next) -> Response {
         .chain(request.uri().authority().map(|a| own(a.as_str())))
         .any(|is_own| !is_own);
     let foreign_page = request.headers().get_all(ORIGIN).iter().any(|origin| {
-        let page = origin.to_str().ok().and_then(|o| o.strip_prefix("http://"));
+        let page = origin.to_str().ok().and_then(|o| {
+            o.strip_prefix("http://")
+                .or_else(|| o.strip_prefix("https://"))
+        });
         !page.is_some_and(own)
     });
     if named_otherwise || foreign_page {
@@ -118,7 +122,8 @@ async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
 }
 
 async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) -> Response {
-    let Some(route) = Route::of(request.uri().path()) else {
+    let trees = site.description.trees();
+    let Some(route) = Route::of(request.uri().path(), trees) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     match route {
@@ -158,6 +163,7 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
     let Some(&ends) = request.extensions().get::<Ends>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
+    let channel = request.extensions().get::<Channel>().copied();
     let Ends { peer, .. } = ends;
     let (head, body) = request.into_parts();
     let body = match read_body(&head.headers, body).await {
@@ -183,7 +189,10 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
         call.version = service.version;
     }
     let begun = Instant::now();
-    let caller = caller(site, ends, &call).await;
+    let caller = Caller {
+        channel: channel.unwrap_or_default(),
+        ..caller(site, ends, &call).await
+    };
     site.names.resolve(&mut call, caller.v4(None)).await;
     let waited = begun.elapsed();
     let (reply, answer) = oneshot::channel();

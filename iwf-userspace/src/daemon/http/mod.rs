@@ -8,6 +8,12 @@
 
 mod answer;
 mod names;
+mod open;
+#[cfg(feature = "device-protection")]
+mod secure;
+#[cfg(not(feature = "device-protection"))]
+#[path = "unsecured.rs"]
+mod secure;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +34,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use names::Names;
+pub use open::OpenConnections;
+pub use secure::{Protected, Secure};
 
 use super::config::HttpConfig;
 use super::gena::SubscriptionCall;

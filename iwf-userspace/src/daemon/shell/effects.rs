@@ -64,6 +64,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let (ticket, removed, result) = match effect {
             Effect::Reply { .. }
             | Effect::AdminReply { .. }
+            | Effect::HangUp { .. }
             | Effect::SendUpstream { .. }
             | Effect::Errand(_)
             | Effect::SubscriptionReply { .. }
@@ -141,6 +142,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                     reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
                 }
             }
+            Effect::HangUp { connection } => self.open.hang_up(connection),
             Effect::SendUpstream { server, payload } => out.send(server, &payload),
             Effect::Errand(errand) => out.run(errand),
             Effect::SubscriptionReply { request, result } => {

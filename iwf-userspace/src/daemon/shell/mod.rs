@@ -15,6 +15,7 @@ mod notices;
 mod persist;
 mod pinholes;
 mod pressure;
+mod protection;
 mod refused;
 mod telling;
 mod view;
@@ -32,7 +33,7 @@ use super::control::{Request, Response, policy};
 use super::dataplane::softwire::Softwire;
 use super::dataplane::{DataPlane, DataPlaneError, Found};
 use super::gena::{Courier, Outcome, SubscriptionCall};
-use super::http::SoapCall;
+use super::http::{OpenConnections, SoapCall};
 use super::journal::{Journal, Start};
 use super::netstate::NetState;
 use super::reconciler;
@@ -96,6 +97,8 @@ pub struct Shell<P, S> {
     admin: BTreeMap<RequestId, Replies>,
     subscriptions: BTreeMap<RequestId, oneshot::Sender<Result<Option<Granted>, Refusal>>>,
     courier: Courier,
+    /// Connections over TLS.
+    open: OpenConnections,
     /// What the last whole pass of the sweep found, and when.
     found: Option<(Found, Instant)>,
     journal: Journal,
@@ -136,6 +139,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         store: S,
         host_ports: Vec<(Protocol, u16)>,
         courier: Courier,
+        open: OpenConnections,
     ) -> Self {
         Self {
             core,
@@ -152,6 +156,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             admin: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             courier,
+            open,
             found: None,
             journal: Journal::default(),
             servers_found: FoundServers::default(),
@@ -215,6 +220,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.input(input, out, now);
     }
 
+    /// A connection over TLS is closed.
+    pub fn secure_closed(&mut self, connection: u64, out: &mut impl Datagrams, now: Instant) {
+        self.input(Input::SecureClosed { connection }, out, now);
+    }
+
     /// It is known what came of an event message.
     pub fn event_sent(&mut self, outcome: Outcome, out: &mut impl Datagrams, now: Instant) {
         let Outcome { number, result } = outcome;
@@ -243,6 +253,13 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 };
                 self.input(Input::Admin { request, command }, out, now);
             }
+            Request::Access { change } => {
+                let request = self.new_request();
+                self.admin.insert(request, reply);
+                let command = AdminCommand::Access(change);
+                self.input(Input::Admin { request, command }, out, now);
+            }
+            Request::Protection {} => reply.answer(self.protection(facts)),
             Request::DhcpOption {
                 family,
                 values,

@@ -54,6 +54,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Request::Hosts { .. }
             | Request::Events { .. }
             | Request::Discover {}
+            | Request::Protection {}
+            | Request::Access { .. }
             | Request::DhcpOption { .. } => {
                 return Response::Error("not answered from here".to_owned());
             }

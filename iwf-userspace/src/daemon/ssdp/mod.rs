@@ -23,7 +23,7 @@ use super::netstate::LanLink;
 use super::sockets;
 use crate::wire::ssdp::{Arrival, Search, SearchError};
 use queue::Queue;
-pub use voice::Voice;
+pub use voice::{Served, Voice};
 
 /// Largest datagram looked at. A search has some 200 octets; what is longer is cut and then no search.
 const MAX_DATAGRAM: usize = 2048;
@@ -65,19 +65,19 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Opens the sockets. `http` is where the descriptions are.
+    /// Opens the sockets. `http` is where the descriptions are, `https` where they are over TLS as well.
     ///
     /// # Errors
     /// The address is not there, or the port is taken by a program that does not share it.
     pub fn new(
         identity: Identity,
         link: LanLink,
-        http: SocketAddr,
+        served: Served,
         boot_ids: watch::Receiver<u32>,
     ) -> io::Result<Self> {
         Ok(Self {
             group: sockets::ssdp_group(&link)?,
-            voice: Voice::new(identity, link, http)?,
+            voice: Voice::new(identity, link, served)?,
             rng: StdRng::try_from_rng(&mut SysRng).map_err(io::Error::other)?,
             queue: Queue::default(),
             boot_ids,
@@ -172,7 +172,7 @@ impl Discovery {
             debug!(%from, "search without MX ignored");
             return;
         };
-        let tree = search.tree_at(self.voice.link().addr);
+        let tree = self.voice.served(search.tree_at(self.voice.link().addr));
         let adverts = search.answers_in(tree, self.voice.uuid());
         if adverts.is_empty() {
             return;

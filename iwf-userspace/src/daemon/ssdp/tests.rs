@@ -44,7 +44,7 @@ impl Device {
         let server = settings::server_name();
         let identity = Identity {
             site: Site::new(
-                settings::description(uuid),
+                settings::description(uuid, false),
                 server,
                 http,
                 calls,
@@ -63,8 +63,12 @@ impl Device {
             addr: addr.into(),
             prefix_len: 30,
         };
+        let served = Served {
+            http: (addr, 5000).into(),
+            https: None,
+        };
         let (boot_ids, boot_id) = watch::channel(7);
-        let discovery = Discovery::new(identity, link, (addr, 5000).into(), boot_id).unwrap();
+        let discovery = Discovery::new(identity, link, served, boot_id).unwrap();
         let (stop, stopped) = oneshot::channel();
         Self {
             addr,

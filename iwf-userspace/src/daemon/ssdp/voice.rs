@@ -16,19 +16,28 @@ use crate::daemon::sockets;
 use crate::wire::description::{DeviceUuid, Tree};
 use crate::wire::ssdp::{self, Advert, Sender};
 
+/// Where the descriptions are.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Over HTTP.
+    pub http: SocketAddr,
+    /// Over TLS as well, if it is offered.
+    pub https: Option<SocketAddr>,
+}
+
 /// The sending half of discovery on one address of one link.
 #[derive(Clone, Debug)]
 pub struct Voice {
     identity: Identity,
     link: LanLink,
-    http: SocketAddr,
+    served: Served,
     unicast: Arc<UdpSocket>,
     search_port: Option<u16>,
 }
 
 impl Voice {
     /// Opens the socket.
-    pub(super) fn new(identity: Identity, link: LanLink, http: SocketAddr) -> io::Result<Self> {
+    pub(super) fn new(identity: Identity, link: LanLink, served: Served) -> io::Result<Self> {
         let unicast = sockets::ssdp_unicast(&link, identity.config.ttl)?;
         let port = unicast.local_addr()?.port();
         let search_port = (port != ssdp::PORT).then_some(port);
@@ -41,7 +50,10 @@ impl Voice {
         Ok(Self {
             identity,
             link,
-            http: without_zone(http),
+            served: Served {
+                http: without_zone(served.http),
+                https: served.https.map(without_zone),
+            },
             unicast: Arc::new(unicast),
             search_port,
         })
@@ -53,6 +65,11 @@ impl Voice {
 
     pub(super) fn uuid(&self) -> DeviceUuid {
         self.identity.site.description().uuid()
+    }
+
+    /// The tree that is served where this one is meant.
+    pub(super) fn served(&self, tree: Tree) -> Tree {
+        self.identity.site.description().served(tree)
     }
 
     pub(super) const fn max_age(&self) -> Duration {
@@ -102,8 +119,9 @@ impl Voice {
     fn announce(&self, boot_id: u32, encode: impl Fn(&Sender<'_>, &Advert) -> Vec<u8> + Copy) {
         let group = ssdp::group(self.link.addr);
         let group = sockets::on_link(group, ssdp::PORT, self.link.ifindex);
-        for advert in ssdp::advertisements(Tree::Igd2, self.uuid()) {
-            let message = self.encode(boot_id, Tree::Igd2, &advert, encode);
+        let tree = self.served(Tree::Igd2);
+        for advert in ssdp::advertisements(tree, self.uuid()) {
+            let message = self.encode(boot_id, tree, &advert, encode);
             self.send(group, &message);
         }
     }
@@ -116,8 +134,12 @@ impl Voice {
         encode: impl Fn(&Sender<'_>, &Advert) -> Vec<u8>,
     ) -> Vec<u8> {
         let site = &self.identity.site;
+        let Served { http, https } = self.served;
+        let https = https.filter(|_| tree == Tree::Protected);
+        let https = https.map(|at| format!("https://{at}{}", tree.path()));
         let sender = Sender {
-            location: &format!("http://{}{}", self.http, tree.path()),
+            location: &format!("http://{http}{}", tree.path()),
+            secure_location: https.as_deref(),
             group: ssdp::group(self.link.addr),
             server: site.server(),
             max_age: u32::try_from(self.max_age().as_secs()).unwrap_or(u32::MAX),

@@ -58,6 +58,7 @@ impl Store for MemoryStore {
                 StoreChange::Mark(_)
                 | StoreChange::Unmark(_)
                 | StoreChange::UpdateId(_)
+                | StoreChange::Access(_)
                 | StoreChange::Epoch { .. } => {}
             }
         }

@@ -10,6 +10,8 @@ pub mod disk;
 #[cfg(test)]
 pub mod fake;
 mod identity;
+#[cfg(feature = "device-protection")]
+pub mod key;
 mod migrate;
 pub mod redb;
 mod salvage;
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 use crate::iwf::StoreChange;
 use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{MappingRecord, Mark};
+use crate::types::access::Identity;
 use crate::types::{Epoch, UnixTime};
 
 /// What the store held at start.
@@ -53,6 +56,8 @@ pub struct Snapshot {
     pub pinholes: Vec<PinholeRecord>,
     /// The id of a pinhole that was given last.
     pub last_pinhole: u16,
+    /// The access list.
+    pub identities: Vec<Identity>,
 }
 
 /// Why the store failed.
@@ -173,6 +178,7 @@ pub fn open(state_dir: &Path, now: UnixTime) -> Result<(redb::RedbStore, Snapsho
         update_id: contents.update_id,
         pinholes: contents.pinholes,
         last_pinhole: contents.last_pinhole,
+        identities: contents.identities,
     };
     Ok((store, snapshot))
 }

@@ -9,6 +9,7 @@
 //! | `mappings` | generation | the record as JSON, its fields versioned by `format` |
 //! | `marks` | server, protocol and port of a lease | the mark as JSON |
 //! | `pinholes` | id | the record as JSON; an older daemon leaves it alone, and its records end by themselves |
+//! | `identities` | `user NAME` or `cp UUID` | the entry of the access list as JSON; an older daemon knows no access list and leaves it alone |
 //! | `epochs` | server address | `<epoch> <millisecond it was seen>` |
 
 use std::fmt;
@@ -25,12 +26,15 @@ use super::{Counts, Store, StoreError, migrate, next_boot_id};
 use crate::iwf::StoreChange;
 use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
+use crate::proto::protection::Change;
+use crate::types::access::{Identity, Who};
 use crate::types::{Epoch, UnixTime};
 
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 pub(super) const MAPPINGS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("mappings");
 pub(super) const MARKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("marks");
 const PINHOLES: TableDefinition<'_, u16, &[u8]> = TableDefinition::new("pinholes");
+const IDENTITIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("identities");
 const EPOCHS: TableDefinition<'_, &str, &str> = TableDefinition::new("epochs");
 
 /// Version of what the tables hold. Steps when an older daemon would misread it; [`super::migrate`] knows the
@@ -123,6 +127,7 @@ pub(super) struct Contents {
     pub(super) update_id: u32,
     pub(super) pinholes: Vec<PinholeRecord>,
     pub(super) last_pinhole: u16,
+    pub(super) identities: Vec<Identity>,
     /// The file had damage that redb could mend, perhaps by going back to an older state.
     pub(super) mended: bool,
     /// The format it had, if that was an older one.
@@ -290,6 +295,7 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
     contents.last_pinhole = u16::try_from(last_pinhole)
         .map_err(|_| Unusable::Damaged("last_pinhole is out of range".to_owned()))?;
     contents.pinholes = read_pinholes(&txn)?;
+    contents.identities = read_identities(&txn)?;
 
     let epochs = txn.open_table(EPOCHS).map_err(|e| unreadable("read", e))?;
     for row in epochs.iter().map_err(|e| unreadable("read", e))? {
@@ -326,6 +332,34 @@ fn read_pinholes(txn: &::redb::ReadTransaction) -> Result<Vec<PinholeRecord>, Un
     Ok(records)
 }
 
+fn identity_key(who: &Who) -> String {
+    match who {
+        Who::User(name) => format!("user {name}"),
+        Who::ControlPoint(id) => format!("cp {id}"),
+    }
+}
+
+fn read_identities(txn: &::redb::ReadTransaction) -> Result<Vec<Identity>, Unusable> {
+    let identities = match txn.open_table(IDENTITIES) {
+        Ok(identities) => identities,
+        // Of a daemon that knew none.
+        Err(::redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(e) => return Err(unreadable("read", e)),
+    };
+    let mut read = Vec::new();
+    for row in identities.iter().map_err(|e| unreadable("read", e))? {
+        let (key, value) = row.map_err(|e| unreadable("read", e))?;
+        let identity: Identity = serde_json::from_slice(value.value())
+            .map_err(|e| Unusable::Damaged(format!("identity {:?}: {e}", key.value())))?;
+        if identity_key(&identity.who) != key.value() {
+            let what = format!("identity {:?} contradicts its key", key.value());
+            return Err(Unusable::Damaged(what));
+        }
+        read.push(identity);
+    }
+    Ok(read)
+}
+
 fn parse_epoch(server: &str, value: &str) -> Option<(IpAddr, Epoch, u64)> {
     let (epoch, seen) = value.split_once(' ')?;
     Some((
@@ -345,6 +379,7 @@ fn write_start(db: &Database, contents: &Contents) -> Result<(), ::redb::Error> 
         txn.open_table(MAPPINGS)?;
         txn.open_table(MARKS)?;
         txn.open_table(PINHOLES)?;
+        txn.open_table(IDENTITIES)?;
         txn.open_table(EPOCHS)?;
     }
     txn.commit()?;
@@ -396,6 +431,23 @@ fn write_changes(db: &Database, changes: &[StoreChange]) -> Result<(), ::redb::E
                 }
                 StoreChange::DeletePinhole(id) => {
                     txn.open_table(PINHOLES)?.remove(*id)?;
+                }
+                StoreChange::Access(changes) => {
+                    let mut identities = txn.open_table(IDENTITIES)?;
+                    for change in changes {
+                        match change {
+                            Change::Put(identity) => {
+                                let value = encode(identity)?;
+                                identities.insert(
+                                    identity_key(&identity.who).as_str(),
+                                    value.as_slice(),
+                                )?;
+                            }
+                            Change::Remove(who) => {
+                                identities.remove(identity_key(who).as_str())?;
+                            }
+                        }
+                    }
                 }
                 StoreChange::Epoch {
                     server,

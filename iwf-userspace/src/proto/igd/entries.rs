@@ -1,8 +1,6 @@
 //! Mappings as control points see them.
 
-use std::net::Ipv4Addr;
-
-use crate::mapping::policy::{Policy, ThirdParty};
+use crate::mapping::policy::{Party, Policy};
 use crate::mapping::table::Table;
 use crate::mapping::{Mapping, Owner};
 use crate::types::{Instant, RemotePeer};
@@ -15,17 +13,18 @@ type Arguments = Vec<(&'static str, String)>;
 pub fn generic_entry(
     table: &Table,
     policy: &Policy,
-    caller: Ipv4Addr,
+    caller: Party,
     index: u16,
     now: Instant,
 ) -> Option<Arguments> {
     let visible = |mapping: &&Mapping| is_shown(mapping, policy, caller, now);
     let index = usize::from(index);
-    let mapping = match policy.third_party {
+    let mapping = if policy.sees_others(caller.rights) {
+        table.iter().filter(visible).nth(index)?
+    } else {
         // Own mappings are all it may see, and they are few.
-        ThirdParty::Refused => table.at_host(caller).filter(visible).nth(index),
-        ThirdParty::Allowed => table.iter().filter(visible).nth(index),
-    }?;
+        table.at_host(caller.addr).filter(visible).nth(index)?
+    };
     let mut out = vec![
         ("NewRemoteHost", remote_host(mapping.remote)),
         (
@@ -39,7 +38,7 @@ pub fn generic_entry(
 }
 
 /// Whether a caller gets to see a mapping at all.
-pub(super) fn is_shown(mapping: &Mapping, policy: &Policy, caller: Ipv4Addr, now: Instant) -> bool {
+pub(super) fn is_shown(mapping: &Mapping, policy: &Policy, caller: Party, now: Instant) -> bool {
     let port = mapping.claim.port.map_or(0, |port| port.get());
     mapping.is_visible()
         && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
@@ -68,6 +67,8 @@ fn remote_host(remote: RemotePeer) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::mapping::State;
     use crate::mapping::policy::Limits;
@@ -87,7 +88,7 @@ mod tests {
         let caller = Ipv4Addr::new(192, 168, 1, 20);
         let port = |index| {
             let now = Instant::from_millis(0);
-            let entry = generic_entry(&table, &policy, caller, index, now)?;
+            let entry = generic_entry(&table, &policy, caller.into(), index, now)?;
             entry
                 .into_iter()
                 .find(|(n, _)| *n == "NewExternalPort")

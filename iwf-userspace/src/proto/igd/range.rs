@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::entries::is_shown;
 use crate::mapping::Mapping;
-use crate::mapping::policy::{Policy, ThirdParty};
+use crate::mapping::policy::{Party, Policy};
 use crate::mapping::table::Table;
 use crate::types::{Instant, Protocol, RemotePeer};
 use crate::wire::port_listing::{self, PortMappingEntry};
@@ -29,7 +29,7 @@ pub struct PortRange {
 pub fn in_range<'a>(
     table: &'a Table,
     policy: &Policy,
-    caller: Ipv4Addr,
+    caller: Party,
     range: &PortRange,
     now: Instant,
 ) -> Vec<&'a Mapping> {
@@ -39,10 +39,11 @@ pub fn in_range<'a>(
             && (range.first..=range.last).contains(&port(mapping))
             && is_shown(mapping, policy, caller, now)
     };
-    let mut found: Vec<_> = match policy.third_party {
-        ThirdParty::Allowed if range.of_others => table.iter().filter(wanted).collect(),
+    let mut found: Vec<_> = if range.of_others && policy.sees_others(caller.rights) {
+        table.iter().filter(wanted).collect()
+    } else {
         // Own mappings are all it may have, and they are few.
-        ThirdParty::Allowed | ThirdParty::Refused => table.at_host(caller).filter(wanted).collect(),
+        table.at_host(caller.addr).filter(wanted).collect()
     };
     found.sort_unstable_by_key(|mapping| port(mapping));
     found

@@ -83,6 +83,7 @@ impl World {
         });
         match effect {
             Effect::Reply { .. }
+            | Effect::HangUp { .. }
             | Effect::AdminReply { .. }
             | Effect::SendUpstream { .. }
             | Effect::Errand(_)
@@ -156,6 +157,7 @@ impl World {
                 self.answers.push(effect);
             }
             Effect::Reply { .. }
+            | Effect::HangUp { .. }
             | Effect::AdminReply { .. }
             | Effect::SubscriptionReply { .. }
             | Effect::SendEvent(_)
@@ -204,6 +206,7 @@ impl World {
                     subscriber.sent(number, Err(gena::SendError::Silent));
                 }
             }
+            Effect::HangUp { connection } => self.hung_up.push(connection),
             Effect::SendUpstream { .. }
             | Effect::Errand(_)
             | Effect::WriteNat { .. }

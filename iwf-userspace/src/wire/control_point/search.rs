@@ -71,6 +71,7 @@ mod tests {
         let sender = Sender {
             group: std::net::IpAddr::V4(GROUP),
             location: "http://192.168.1.1:49152/igd1/root.xml",
+            secure_location: None,
             server: "Linux/6 UPnP/1.1 iwf/0",
             max_age: 1800,
             boot_id: 1,

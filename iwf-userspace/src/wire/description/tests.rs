@@ -120,24 +120,37 @@ fn tree_2_is_of_version_2() {
 
 #[test]
 fn every_url_in_a_description_leads_where_it_says() {
-    let description = Description::new(info());
-    for tree in [Tree::Igd1, Tree::Igd2] {
-        let root = description.root(tree);
-        let types = texts(&root, "serviceType");
-        let routes = |name| -> Vec<Route> {
-            texts(&root, name)
-                .iter()
-                .map(|path| Route::of(path).expect(path))
-                .collect()
-        };
-        for (at, urn) in types.iter().enumerate() {
-            let service = services::ALL.into_iter().find(|s| s.urn() == *urn).unwrap();
-            assert_eq!(routes("SCPDURL")[at], Route::Scpd(tree, service));
-            assert_eq!(routes("controlURL")[at], Route::Control(tree, service));
-            assert_eq!(routes("eventSubURL")[at], Route::Events(tree, service));
+    for description in [Description::new(info()), Description::protected(info())] {
+        let trees = description.trees();
+        for tree in trees {
+            urls_lead_where_they_say(&description, tree, trees);
         }
-        assert_eq!(Route::of(tree.path()), Some(Route::Description(tree)));
     }
+}
+
+fn urls_lead_where_they_say(description: &Description, tree: Tree, trees: [Tree; 2]) {
+    let root = description.root(tree);
+    let types = texts(&root, "serviceType");
+    let routes = |name| -> Vec<Route> {
+        texts(&root, name)
+            .iter()
+            .map(|path| Route::of(path, trees).expect(path))
+            .collect()
+    };
+    for (at, urn) in types.iter().enumerate() {
+        let service = services::ALL.into_iter().find(|s| s.urn() == *urn).unwrap();
+        assert_eq!(routes("SCPDURL")[at], Route::Scpd(tree, service));
+        assert_eq!(routes("controlURL")[at], Route::Control(tree, service));
+        assert_eq!(routes("eventSubURL")[at], Route::Events(tree, service));
+    }
+    assert_eq!(
+        Route::of(tree.path(), trees),
+        Some(Route::Description(tree))
+    );
+}
+
+#[test]
+fn other_paths_lead_nowhere() {
     for path in [
         "",
         "/",
@@ -146,8 +159,11 @@ fn every_url_in_a_description_leads_where_it_says() {
         "/igd1/x.xml",
         "/igd1/ctl/",
         "/igd3/desc.xml",
+        "/igd1/ctl/DeviceProtection",
+        "/igd2/ctl/DeviceProtection",
+        "/igd2/DeviceProtection.xml",
     ] {
-        assert_eq!(Route::of(path), None, "{path}");
+        assert_eq!(Route::of(path, [Tree::Igd1, Tree::Igd2]), None, "{path}");
     }
 }
 
@@ -213,8 +229,32 @@ fn a_control_point_finds_the_connection() {
         assert_eq!(found[0].version, version);
         assert_eq!(found[0].control.at, here.at);
         assert!(matches!(
-            Route::of(&found[0].control.path),
+            Route::of(&found[0].control.path, description.trees()),
             Some(Route::Control(..))
         ));
     }
+}
+
+/// DEV-006: relative URLs, and no base that would lead from one scheme to the other.
+#[test]
+fn the_service_is_of_the_protected_tree_alone_and_its_urls_have_no_base() {
+    let description = Description::protected(info());
+    for (tree, times) in [(Tree::Igd1, 0), (Tree::Igd2, 0), (Tree::Protected, 1)] {
+        let root = description.root(tree);
+        let types = texts(&root, "serviceType");
+        let found = types
+            .iter()
+            .filter(|urn| urn.contains("DeviceProtection:1"));
+        assert_eq!(found.count(), times, "{tree:?}");
+        assert!(!root.contains("URLBase"));
+        assert!(
+            texts(&root, "controlURL")
+                .iter()
+                .all(|url| url.starts_with('/'))
+        );
+    }
+    assert_ne!(
+        description.config_id(),
+        Description::new(info()).config_id()
+    );
 }

@@ -127,6 +127,22 @@ pub mod firewall {
     pub const NO_TRAFFIC_RECEIVED: UpnpError = error(709, "NoTrafficReceived");
 }
 
+/// The errors that DeviceProtection:1 has besides those of every service.
+pub mod protection {
+    use super::UpnpError;
+
+    const fn error(code: u16, description: &'static str) -> UpnpError {
+        UpnpError { code, description }
+    }
+
+    /// The password or the PIN is not the right one.
+    pub const AUTHENTICATION_FAILURE: UpnpError = error(701, "Authentication Failure");
+    /// A message of the introduction is not what it should be.
+    pub const PROCESSING_ERROR: UpnpError = error(704, "Processing Error");
+    /// Somebody else is being introduced, or it has been tried too often.
+    pub const BUSY: UpnpError = error(708, "Busy");
+}
+
 impl fmt::Display for UpnpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.code, self.description)
