@@ -1,4 +1,7 @@
 //! Ten thousand mappings: what they cost in memory and time, and that one more costs what it costs with ten.
+//!
+//! `IWF_IDLE_MINUTES` lets each daemon do nothing for so long, with a run of the reconciler each minute as by default, and
+//! says what that costs in an hour and in a day.
 #![expect(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -83,16 +86,27 @@ fn measure(count: u32) -> Result<Cost> {
     );
     let resident_kib = iwfd.resident_kib()?;
 
+    let reads_again = |iwfd: &mut Iwfd, interval: u32| -> Result<()> {
+        let config = std::fs::read_to_string(&iwfd.files().config)?;
+        let mut lines: Vec<&str> = config.lines().collect();
+        let line = format!("interval_seconds = {interval}");
+        let found = lines.iter().position(|l| l.starts_with("interval_sec"));
+        lines[found.context("the interval")?] = &line;
+        std::fs::write(&iwfd.files().config, lines.join("\n"))?;
+        let done = runs(iwfd)?;
+        iwfd.process().signal(Signal::SIGHUP)?;
+        wait::until_ok("the configuration to be read", SOON, || {
+            ensure!(runs(iwfd)? > done, "not yet");
+            Ok(())
+        })
+    };
+    if let Ok(minutes) = std::env::var("IWF_IDLE_MINUTES") {
+        let time = Duration::from_secs(60 * minutes.parse::<u64>().context("IWF_IDLE_MINUTES")?);
+        reads_again(&mut iwfd, 60)?;
+        do_nothing(&mut iwfd, time, count)?;
+    }
     // From here on no run comes by itself.
-    let config = std::fs::read_to_string(&iwfd.files().config)?;
-    let rare = config.replace("interval_seconds = 1\n", "interval_seconds = 3600\n");
-    std::fs::write(&iwfd.files().config, rare)?;
-    let done = runs(&iwfd)?;
-    iwfd.process().signal(Signal::SIGHUP)?;
-    wait::until_ok("the configuration to be read", SOON, || {
-        ensure!(runs(&iwfd)? > done, "not yet");
-        Ok(())
-    })?;
+    reads_again(&mut iwfd, 3600)?;
     let gateway = Gateway::discover(&lab.lan1)?;
     let (quiet, before) = (runs(&iwfd)?, cpu(&mut iwfd)?);
     for port in 0..ADDED {
@@ -114,6 +128,26 @@ fn measure(count: u32) -> Result<Cost> {
         longest_turn,
         add,
     })
+}
+
+/// Says what a daemon costs that does nothing for so long.
+fn do_nothing(iwfd: &mut Iwfd, time: Duration, count: u32) -> Result<()> {
+    let commits = iwfd.ctl().counter("store_commits")?;
+    let (before, since) = (cpu(iwfd)?, Instant::now());
+    wait::until("nothing", time + SOON, || {
+        (since.elapsed() >= time).then_some(())
+    })?;
+    let (used, passed) = (cpu(iwfd)? - before, since.elapsed());
+    let commits = iwfd.ctl().counter("store_commits")? - commits;
+    let hour = used.mul_f64(3600.0 / passed.as_secs_f64());
+    let days = passed.as_secs_f64() / 86_400.0;
+    println!(
+        "{count} mappings, idle for {passed:.0?}: {used:?} processor time, which is {hour:?} in an hour; {commits} commits \
+         of the store, which is {:.0} a day; {} KiB resident",
+        f64::from(u32::try_from(commits)?) / days,
+        iwfd.resident_kib()?
+    );
+    Ok(())
 }
 
 /// A store with so many mappings of control points, of many hosts.
