@@ -96,6 +96,7 @@ fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 pub struct Gateway {
     host: Namespace,
     address: SocketAddrV4,
+    description: String,
     control: String,
     events: String,
     service: String,
@@ -128,6 +129,7 @@ impl Gateway {
         Ok(Self {
             host: host.clone(),
             address,
+            description: path,
             control: control.trim().to_owned(),
             events: events.trim().to_owned(),
             service: name,
@@ -137,6 +139,11 @@ impl Gateway {
     /// Where it serves HTTP.
     pub fn address(&self) -> SocketAddrV4 {
         self.address
+    }
+
+    /// Where its description is, for who does not search.
+    pub fn description_url(&self) -> String {
+        format!("http://{}{}", self.address, self.description)
     }
 
     /// The same gateway, called from another host.

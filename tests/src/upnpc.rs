@@ -94,6 +94,33 @@ pub fn open(
     Ok((done, endpoint))
 }
 
+/// `upnpc -a` at the gateway whose description is there, without a search; whether the gateway has confirmed it.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn opens_at(
+    host: &Namespace,
+    url: &str,
+    client: Ipv4Addr,
+    port: u16,
+    protocol: &str,
+) -> Result<bool> {
+    let (client, port) = (client.to_string(), port.to_string());
+    let words = ["-u", url, "-a", &client, &port, &port, protocol, "3600"];
+    let done = call(host, &words)?;
+    Ok(done.line("is redirected to internal").is_ok())
+}
+
+/// `upnpc -d` in the same way.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn closes_at(host: &Namespace, url: &str, port: u16, protocol: &str) -> Result<bool> {
+    let done = call(host, &["-u", url, "-d", &port.to_string(), protocol])?;
+    let line = done.line("UPNP_DeletePortMapping() returned");
+    Ok(line.is_ok_and(|line| line.ends_with(": 0")))
+}
+
 /// `upnpc -d`: closes a port.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::pcp::Map;
 use iwf_tests::script::Manner;
 use iwf_tests::topology::{LAN1, LAN2};
-use iwf_tests::wait;
+use iwf_tests::{upnpc, wait};
 
 /// Kills in a plain run.
 const KILLS: u64 = 20;
@@ -54,6 +54,46 @@ struct Flags {
     /// Clients that are in a call.
     busy: AtomicUsize,
     answered: AtomicU64,
+    /// Answers with success by what was asked.
+    added: AtomicU64,
+    renewed: AtomicU64,
+    deleted: AtomicU64,
+    /// Those that Debian's upnpc has had.
+    by_upnpc: AtomicU64,
+}
+
+/// How a client calls.
+#[derive(Clone)]
+enum Program {
+    /// The calls of the suite's own.
+    Ours(Gateway),
+    /// miniupnpc's, which sends each from a connection and a process of its own.
+    Upnpc { host: Namespace, url: String },
+}
+
+impl Program {
+    /// Whether it was told that it has succeeded.
+    fn add(&self, addr: Ipv4Addr, port: u16) -> bool {
+        match self {
+            Self::Ours(gateway) => gateway
+                .add("TCP", port, addr, port, 3600)
+                .is_ok_and(|answer| answer.ok().is_ok()),
+            Self::Upnpc { host, url } => {
+                upnpc::opens_at(host, url, addr, port, "TCP").is_ok_and(|opened| opened)
+            }
+        }
+    }
+
+    fn delete(&self, port: u16) -> bool {
+        match self {
+            Self::Ours(gateway) => gateway
+                .delete("TCP", port)
+                .is_ok_and(|answer| answer.ok().is_ok()),
+            Self::Upnpc { host, url } => {
+                upnpc::closes_at(host, url, port, "TCP").is_ok_and(|closed| closed)
+            }
+        }
+    }
 }
 
 /// One client of its own, with its own ports.
@@ -83,13 +123,12 @@ impl Client {
     fn start(
         host: &Namespace,
         addr: Ipv4Addr,
-        gateway: &Gateway,
+        program: Program,
         first: u16,
         flags: &Arc<Flags>,
     ) -> Result<Self> {
         let ports: Ports = Arc::default();
         lock(&ports).extend((first..first + PORTS).map(|port| (port, Known::Closed)));
-        let gateway = gateway.seen_from(host);
         let thread = host.thread({
             let (ports, flags) = (Arc::clone(&ports), Arc::clone(flags));
             move || {
@@ -102,7 +141,7 @@ impl Client {
                         continue;
                     }
                     let port = first + u16::try_from(dice.roll(PORTS.into())).unwrap_or(0);
-                    one_call(&gateway, addr, port, &ports, &flags, &mut dice);
+                    one_call(&program, addr, port, &ports, &flags, &mut dice);
                     flags.busy.fetch_sub(1, Ordering::SeqCst);
                 }
                 Ok(())
@@ -118,7 +157,7 @@ impl Client {
 
 /// Adds, renews or deletes one mapping.
 fn one_call(
-    gateway: &Gateway,
+    program: &Program,
     addr: Ipv4Addr,
     port: u16,
     ports: &Ports,
@@ -127,15 +166,23 @@ fn one_call(
 ) {
     let before = lock(ports).insert(port, Known::Unknown);
     let deletes = before == Some(Known::Open) && dice.roll(2) == 0;
-    let answer = if deletes {
-        gateway.delete("TCP", port)
+    let succeeded = if deletes {
+        program.delete(port)
     } else {
-        gateway.add("TCP", port, addr, port, 3600)
+        program.add(addr, port)
     };
     // No answer, or a refusal: nobody knows.
-    if answer.is_ok_and(|answer| answer.ok().is_ok()) {
-        let known = if deletes { Known::Closed } else { Known::Open };
+    if succeeded {
+        let (known, count) = match (deletes, before) {
+            (true, _) => (Known::Closed, &flags.deleted),
+            (false, Some(Known::Open)) => (Known::Open, &flags.renewed),
+            (false, _) => (Known::Open, &flags.added),
+        };
         lock(ports).insert(port, known);
+        count.fetch_add(1, Ordering::SeqCst);
+        if matches!(program, Program::Upnpc { .. }) {
+            flags.by_upnpc.fetch_add(1, Ordering::SeqCst);
+        }
         flags.answered.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -153,11 +200,17 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_instant() -> Result<()> {
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
     let flags = Arc::new(Flags::default());
     let (lan1, lan2) = (&scripted.lab.lan1, &scripted.lab.lan2);
+    let ours = |host: &Namespace| Program::Ours(gateway.seen_from(host));
+    let upnpc = Program::Upnpc {
+        host: lan2.clone(),
+        url: gateway.description_url(),
+    };
     let mut clients = [
-        Client::start(lan1, LAN1, &gateway, 10_000, &flags)?,
-        Client::start(lan1, LAN1, &gateway, 10_100, &flags)?,
-        Client::start(lan2, LAN2, &gateway, 10_200, &flags)?,
-        Client::start(lan2, LAN2, &gateway, 10_300, &flags)?,
+        Client::start(lan1, LAN1, ours(lan1), 10_000, &flags)?,
+        Client::start(lan1, LAN1, ours(lan1), 10_100, &flags)?,
+        Client::start(lan2, LAN2, ours(lan2), 10_200, &flags)?,
+        Client::start(lan2, LAN2, ours(lan2), 10_300, &flags)?,
+        Client::start(lan2, LAN2, upnpc, 10_400, &flags)?,
     ];
     let mut dice = Dice(0x1df5_9e37_79b9_7f4b);
     let (mut slowest, mut held) = (Duration::ZERO, 0);
@@ -182,6 +235,13 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_instant() -> Result<()> {
         let audit = wait::until_ok("the tables to agree", CLEAN_WITHIN, || {
             let audit = scripted.iwfd.ctl().json(&["audit"])?;
             ensure!(audit["clean"] == true, "kill {kill}: {audit}");
+            // A deletion during which the daemon died is completed.
+            let leases = scripted.server.leases();
+            for row in rows(&scripted.iwfd)? {
+                let nat1 = endpoint(&row, "nat1")?.port();
+                let held = leases.iter().any(|lease| lease.internal_port == nat1);
+                ensure!(held, "kill {kill}: the server does not hold {row}");
+            }
             Ok(audit)
         })?;
         slowest = slowest.max(began.elapsed());
@@ -198,11 +258,25 @@ fn nothing_acknowledged_is_lost_by_a_kill_at_any_instant() -> Result<()> {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
     }
+    let count = |of: &AtomicU64| of.load(Ordering::SeqCst);
     println!(
-        "{kills} kills, {} calls answered with success, {} mappings at a restart on average, clean after {slowest:?} at most",
-        flags.answered.load(Ordering::SeqCst),
+        "{kills} kills, {} calls answered with success ({} additions, {} renewals, {} deletions; {} of them upnpc's), {} \
+         mappings at a restart on average, clean after {slowest:?} at most",
+        count(&flags.answered),
+        count(&flags.added),
+        count(&flags.renewed),
+        count(&flags.deleted),
+        count(&flags.by_upnpc),
         held / kills.max(1)
     );
+    for kind in [
+        &flags.added,
+        &flags.renewed,
+        &flags.deleted,
+        &flags.by_upnpc,
+    ] {
+        ensure!(count(kind) > 0, "a kind of calls has not been among them");
+    }
     every_nonce_comes_again(&scripted)
 }
 
@@ -245,15 +319,7 @@ fn nonces_are_kept(scripted: &Scripted, known: &mut BTreeMap<u64, [u8; 12]>) -> 
         let generation = row["generation"].as_u64().context("a generation")?;
         let nat1 = endpoint(&row, "nat1")?.port();
         let lease = leases.iter().find(|lease| lease.internal_port == nat1);
-        let Some(lease) = lease else {
-            // The daemon died amid a deletion that nobody has heard of: the server was told, the store was not.
-            let asked = scripted.server.map_requests();
-            let of_port = |map: Option<Map>| map.is_some_and(|map| map.internal_port == nat1);
-            let last = asked.iter().rev().find(|(_, request)| of_port(request.map));
-            let deleted = last.is_some_and(|(_, request)| request.lifetime == 0);
-            ensure!(deleted, "the server does not hold {row}");
-            continue;
-        };
+        let lease = lease.with_context(|| format!("the server does not hold {row}"))?;
         if let Some(before) = known.get(&generation) {
             ensure!(*before == lease.nonce, "another nonce: {row}");
         }

@@ -142,6 +142,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         if self.config.reconcile_interval != interval_before {
                             reconcile = interval(self.config.reconcile_interval);
                             reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                            // As at the start: reading anew leads to a run by itself.
+                            reconcile.reset();
                         }
                     }
                 },
@@ -193,8 +195,11 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     self.shell.control(request, &facts, &mut self.upstream, clock::now());
                 }
                 // After everybody else has had a turn: other tasks, and what is due here.
-                () = yield_now(), if self.shell.is_settling() => {
-                    self.shell.settle(&mut self.upstream, clock::now());
+                () = yield_now(), if self.shell.is_settling() || self.shell.is_reconciling() => {
+                    if self.shell.is_settling() {
+                        self.shell.settle(&mut self.upstream, clock::now());
+                    }
+                    self.shell.reconcile_turn(clock::now());
                 }
                 () = sleep_until(sweep_at) => sweep_at = Instant::now() + self.shell.sweep(clock::now()),
                 _ = hear.tick(), if self.shell.is_followed() => self.shell.hear(),
@@ -235,6 +240,9 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
         let link = self.link(&network);
         self.shell.link(link, &mut self.upstream, clock::now());
         // Hosts are served only when the kernel is ready for what they ask.
+        if !self.shell.has_reconciled() {
+            self.shell.reconcile(clock::now());
+        }
         self.shell.timeout(&mut self.upstream, clock::now());
         self.follow_lan(&network);
     }

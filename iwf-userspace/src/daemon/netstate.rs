@@ -44,6 +44,16 @@ pub struct NetState {
 }
 
 impl NetState {
+    /// Whether nothing differs but the ways to stations, on which no mapping depends.
+    pub fn is_same_but_for_stations(&self, other: &Self) -> bool {
+        let without = |state: &Self| Self {
+            fdb: Vec::new(),
+            next_hops: 0,
+            ..state.clone()
+        };
+        without(self) == without(other)
+    }
+
     /// Takes the addresses of the configuration for what they are: external ones besides the first. One of the WAN
     /// interface that is not among them is the first, if there is any.
     #[must_use]

@@ -1,9 +1,14 @@
 //! Makes the kernel hold what the mapping table says: the one way to repair drift, at start and ever after.
 
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 use tracing::{info, warn};
 
 use super::dataplane::{Change, DataPlane, DataPlaneError};
-use crate::reconcile::plan::Plan;
+use crate::reconcile::desired::Wanted;
+pub(super) use crate::reconcile::plan::Kind;
+use crate::reconcile::run::{Kernel, Run, Seen};
 use crate::types::NatEntry;
 
 /// What one run did, or several.
@@ -19,12 +24,13 @@ pub(super) struct Outcome {
     pub(super) failed: u64,
 }
 
-/// What a repair does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    Removed,
-    Created,
-    Updated,
+/// What one run costs, or several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cost {
+    /// Turns of the event loop.
+    pub(super) turns: u64,
+    /// The most processor time that one of them took.
+    pub(super) longest: Duration,
 }
 
 impl Kind {
@@ -48,28 +54,80 @@ pub(super) struct Repair {
     pub(super) failure: Option<String>,
 }
 
-/// Observes, plans, and applies: removals first, so that their places are free. A failure does not stop the rest.
-/// `repairs` gets what was done.
-///
-/// # Errors
-/// The kernel could not be observed; nothing was changed.
-pub(super) fn run(
-    plane: &mut impl DataPlane,
-    desired: &[NatEntry],
-    repairs: &mut Vec<Repair>,
-) -> Result<Outcome, DataPlaneError> {
-    let plan = Plan::new(&plane.observe()?, desired);
-    let mut outcome = Outcome::default();
-    for entry in &plan.remove {
-        repairs.push(outcome.count(Kind::Removed, entry, plane.remove(entry)));
+/// A run under way.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    run: Run,
+    /// Whether the mappings are done, and only the pinholes are left.
+    pub(super) at_pinholes: bool,
+    pub(super) outcome: Outcome,
+    pub(super) cost: Cost,
+}
+
+impl Running {
+    /// Begins.
+    pub(super) fn begin(plane: &mut impl DataPlane) -> Self {
+        plane.observe_anew();
+        Self::default()
     }
-    for entry in &plan.create {
-        repairs.push(outcome.count(Kind::Created, entry, plane.write(entry)));
+
+    /// One turn at the mappings. Returns the repairs it has made or tried; a failure does not stop the rest.
+    ///
+    /// # Errors
+    /// The kernel could not be observed; the run is over.
+    pub(super) fn turn(
+        &mut self,
+        plane: &mut impl DataPlane,
+        wanted: Wanted<'_>,
+    ) -> Result<Vec<Repair>, DataPlaneError> {
+        let mut kernel = Watched {
+            plane,
+            outcome: &mut self.outcome,
+            repairs: Vec::new(),
+        };
+        let more = self.run.turn(&mut kernel, wanted)?;
+        self.at_pinholes = !more;
+        Ok(kernel.repairs)
     }
-    for entry in &plan.update {
-        repairs.push(outcome.count(Kind::Updated, entry, plane.write(entry)));
+
+    /// A turn has begun when the clock of [`busy`] was there.
+    pub(super) fn count_turn(&mut self, began: Duration) {
+        self.cost.turns += 1;
+        self.cost.longest = self.cost.longest.max(busy().saturating_sub(began));
     }
-    Ok(outcome)
+}
+
+/// Processor time of this thread, which no other program's work is in.
+pub(super) fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
+/// The kernel, with what comes of the repairs.
+struct Watched<'a, P> {
+    plane: &'a mut P,
+    outcome: &'a mut Outcome,
+    repairs: Vec<Repair>,
+}
+
+impl<P: DataPlane> Kernel for Watched<'_, P> {
+    type Error = DataPlaneError;
+
+    fn some(&mut self) -> Result<Seen, DataPlaneError> {
+        self.plane.observe_slice()
+    }
+
+    fn find(&self, like: &NatEntry) -> Result<Option<NatEntry>, DataPlaneError> {
+        self.plane.find(like)
+    }
+
+    /// Nobody waits for a repair, so that it may settle later.
+    fn repair(&mut self, what: Kind, entry: &NatEntry) {
+        let result = match what {
+            Kind::Removed => self.plane.remove(entry),
+            Kind::Created | Kind::Updated => self.plane.write(entry),
+        };
+        self.repairs.push(self.outcome.count(what, entry, result));
+    }
 }
 
 impl Outcome {
@@ -86,7 +144,6 @@ impl Outcome {
         self.failed += other.failed;
     }
 
-    /// Nobody waits for a repair, so that it may settle later.
     fn count(
         &mut self,
         what: Kind,
@@ -120,61 +177,4 @@ impl Outcome {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::dataplane::fake::{FakePlane, Fault};
-    use super::*;
-    use crate::types::{
-        ExternalEndpoint, ExternalPort, Generation, InternalEndpoint, InternalPort, Protocol,
-        RemotePeer,
-    };
-
-    fn entry(generation: u32, port: u16) -> NatEntry {
-        NatEntry {
-            protocol: Protocol::Udp,
-            external: ExternalEndpoint {
-                addr: [100, 64, 0, 2].into(),
-                port: ExternalPort::new(port).unwrap(),
-            },
-            internal: InternalEndpoint {
-                addr: [192, 168, 1, 10].into(),
-                port: InternalPort::new(port).unwrap(),
-            },
-            remote: RemotePeer::Any,
-            generation: Generation(generation),
-            expires: None,
-        }
-    }
-
-    #[test]
-    fn repairs_all_three_kinds_of_drift_and_then_rests() {
-        let mut plane = FakePlane::new();
-        plane.write(&entry(1, 1000)).unwrap();
-        plane.write(&entry(2, 2000)).unwrap();
-        let desired = [entry(3, 2000), entry(4, 3000)];
-        let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
-        assert_eq!((outcome.repaired(), outcome.failed), (3, 0));
-        assert_eq!(plane.observe().unwrap(), desired);
-        assert_eq!(
-            run(&mut plane, &desired, &mut Vec::new()).unwrap(),
-            Outcome::default()
-        );
-    }
-
-    #[test]
-    fn one_failure_does_not_stop_the_rest() {
-        let mut plane = FakePlane::new();
-        plane.fail_change(1, Fault::Full);
-        let desired = [entry(1, 1000), entry(2, 2000)];
-        let mut repairs = Vec::new();
-        let outcome = run(&mut plane, &desired, &mut repairs).unwrap();
-        assert_eq!((outcome.repaired(), outcome.failed), (1, 1));
-        let told = repairs.iter().map(|r| (r.what, r.failure.is_some()));
-        assert_eq!(
-            told.collect::<Vec<_>>(),
-            [(Kind::Created, true), (Kind::Created, false)]
-        );
-        let outcome = run(&mut plane, &desired, &mut Vec::new()).unwrap();
-        assert_eq!((outcome.repaired(), outcome.failed), (1, 0));
-        assert_eq!(plane.observe().unwrap(), desired);
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use super::{Iwf, Mode, Origin};
 use crate::mapping::{Mapping, Via};
 use crate::proto::pcp_client::Ignored;
-use crate::reconcile::desired::desired;
+use crate::reconcile::desired::{Wanted, desired};
 use crate::reconcile::invariants::{self, Violation};
 use crate::types::{Epoch, Generation, Instant, NatEntry};
 
@@ -95,6 +95,11 @@ impl Iwf {
     /// What the kernel should hold at `now`.
     pub fn desired(&self, now: Instant) -> Vec<NatEntry> {
         desired(&self.table, now)
+    }
+
+    /// The same, to be looked up by parts.
+    pub fn wanted(&self, now: Instant) -> Wanted<'_> {
+        Wanted::new(&self.table, now)
     }
 
     /// Every difference among the kernel's entries, the leases and the table.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::ops::Bound;
 
 use super::policy::Limits;
 use super::{Mapping, Owner, State};
@@ -197,6 +198,13 @@ impl Table {
     /// Every mapping by rising generation, which is the order of their making.
     pub fn iter(&self) -> impl Iterator<Item = &Mapping> {
         self.entries.values().inspect(|_| self.look())
+    }
+
+    /// Those behind this generation, by rising generation.
+    pub fn after(&self, generation: Generation) -> impl Iterator<Item = &Mapping> {
+        let behind = (Bound::Excluded(generation), Bound::Unbounded);
+        let range = self.entries.range(behind);
+        range.map(|(_, mapping)| mapping).inspect(|_| self.look())
     }
 
     /// How many control points would see if they could see all.

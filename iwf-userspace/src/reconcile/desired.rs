@@ -1,16 +1,52 @@
 //! What the kernel should hold.
 
+use crate::mapping::Mapping;
 use crate::mapping::table::Table;
-use crate::types::{Instant, NatEntry};
+use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, Protocol};
 
 /// The entry of every mapping in force whose lease has not ended, by rising generation. The upstream lease is
 /// part of the mapping.
 pub fn desired(table: &Table, now: Instant) -> Vec<NatEntry> {
+    let wanted = Wanted::new(table, now);
     table
         .iter()
-        .filter(|mapping| mapping.is_installed() && mapping.expires() > now)
-        .map(|mapping| mapping.nat_entry())
+        .filter_map(|mapping| wanted.entry(mapping))
         .collect()
+}
+
+/// The same, looked up by parts as it is at `now`.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    table: &'a Table,
+    now: Instant,
+}
+
+impl<'a> Wanted<'a> {
+    /// What this table wants at `now`.
+    pub const fn new(table: &'a Table, now: Instant) -> Self {
+        Self { table, now }
+    }
+
+    /// The entry at this external endpoint.
+    pub fn at(&self, protocol: Protocol, external: ExternalEndpoint) -> Option<NatEntry> {
+        let mapping = self.table.by_nat1(protocol, external.port)?;
+        self.entry(mapping)
+            .filter(|entry| entry.external == external)
+    }
+
+    /// Every mapping behind this generation, by rising generation, with its entry if the kernel should hold it.
+    pub fn after(
+        &self,
+        generation: Generation,
+    ) -> impl Iterator<Item = (Generation, Option<NatEntry>)> {
+        let mappings = self.table.after(generation);
+        mappings.map(|mapping| (mapping.generation, self.entry(mapping)))
+    }
+
+    fn entry(&self, mapping: &Mapping) -> Option<NatEntry> {
+        let wanted = mapping.is_installed() && mapping.expires() > self.now;
+        wanted.then(|| mapping.nat_entry())
+    }
 }
 
 #[cfg(test)]

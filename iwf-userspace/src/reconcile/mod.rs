@@ -1,7 +1,7 @@
 //! Desired state, plan and invariants: pure.
 //!
-//! The shell observes, calls [`plan::Plan::new`], applies removals, then creations and updates, and goes on
-//! after a failure; the next run finds what is left.
+//! A [`run::Run`] goes through kernel and table in turns, removes first, creates and updates then, and goes on after a
+//! failure; the next run finds what is left. [`plan::Plan`] says the same of two whole lists: for the audit and for tests.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -12,3 +12,4 @@ pub mod desired;
 pub mod invariants;
 pub mod pinholes;
 pub mod plan;
+pub mod run;

@@ -28,18 +28,16 @@ impl Plan {
         let mut held = BTreeMap::new();
         let mut plan = Self::default();
         for entry in observed {
-            let kept = wanted
-                .get(&key(entry))
-                .is_some_and(|want| want.internal == entry.internal);
-            if !kept || held.insert(key(entry), entry).is_some() {
+            let want = wanted.get(&key(entry)).copied();
+            if !is_kept(entry, want) || held.insert(key(entry), entry).is_some() {
                 plan.remove.push(*entry);
             }
         }
         for (key, want) in wanted {
-            match held.get(&key) {
-                None => plan.create.push(*want),
-                Some(have) if same(have, want) => {}
-                Some(_) => plan.update.push(*want),
+            match repair(want, held.get(&key).copied()) {
+                Some(Kind::Created) => plan.create.push(*want),
+                Some(Kind::Updated) => plan.update.push(*want),
+                Some(Kind::Removed) | None => {}
             }
         }
         plan.remove.sort_unstable();
@@ -51,6 +49,31 @@ impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.remove.is_empty() && self.create.is_empty() && self.update.is_empty()
+    }
+}
+
+/// What a repair does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An entry goes that nobody wants, or whose place another one needs.
+    Removed,
+    /// One that is missing is made.
+    Created,
+    /// One whose endpoints are right is written again.
+    Updated,
+}
+
+/// Whether an entry that the kernel holds may stay, where `want` is wanted.
+pub(super) fn is_kept(held: &NatEntry, want: Option<&NatEntry>) -> bool {
+    want.is_some_and(|want| want.internal == held.internal)
+}
+
+/// What an entry needs of which the kernel holds `held`, between the same endpoints.
+pub(super) fn repair(want: &NatEntry, held: Option<&NatEntry>) -> Option<Kind> {
+    match held {
+        None => Some(Kind::Created),
+        Some(have) if same(have, want) => None,
+        Some(_) => Some(Kind::Updated),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The kernel's explicit mappings, with the refusals of the real ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::ops::Bound;
 
 use crate::iwf::EffectError;
-use crate::reconcile::plan::Plan;
+use crate::reconcile::plan::{Kind, Plan};
+use crate::reconcile::run::{self, Seen};
 use crate::types::pinhole::Pinhole;
 use crate::types::{ExternalEndpoint, Instant, NatEntry, Protocol};
 
@@ -23,7 +26,14 @@ pub(super) struct Kernel {
     pub(super) writes: u64,
     /// Entries removed so far.
     pub(super) removals: u64,
+    /// The last entry that a run of the reconciler has seen.
+    seen: Option<(Protocol, ExternalEndpoint)>,
+    /// What the turn of that run wants to repair.
+    wishes: Vec<(Kind, NatEntry)>,
 }
+
+/// Entries that one turn of a run sees.
+const SEEN: usize = 2;
 
 impl Kernel {
     /// The number of the next call.
@@ -117,8 +127,49 @@ impl Kernel {
         plan
     }
 
+    /// What a turn has found, and lets it be done.
+    pub(super) fn take_wishes(&mut self) -> Vec<(Kind, NatEntry)> {
+        std::mem::take(&mut self.wishes)
+    }
+
+    pub(super) fn repair_now(&mut self, (what, entry): (Kind, NatEntry)) {
+        let key = (entry.protocol, entry.external);
+        match what {
+            Kind::Removed => drop(self.entries.remove(&key)),
+            Kind::Created if self.is_full() => {}
+            Kind::Created | Kind::Updated => drop(self.entries.insert(key, entry)),
+        }
+    }
+
     fn count(&mut self) -> Result<(), EffectError> {
         self.calls += 1;
         self.faults.remove(&self.calls).map_or(Ok(()), Err)
+    }
+}
+
+/// A run of the reconciler, whose repairs wait until somebody has looked at them.
+impl run::Kernel for Kernel {
+    type Error = Infallible;
+
+    fn some(&mut self) -> Result<Seen, Infallible> {
+        let from = self.seen.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.entries.range((from, Bound::Unbounded));
+        let seen: Vec<_> = rest.by_ref().take(SEEN).map(|(_, entry)| *entry).collect();
+        let more = rest.next().is_some();
+        let last = seen.last().map(|entry| (entry.protocol, entry.external));
+        self.seen = last.filter(|_| more);
+        Ok(Seen {
+            entries: seen,
+            more,
+        })
+    }
+
+    fn find(&self, like: &NatEntry) -> Result<Option<NatEntry>, Infallible> {
+        let held = self.entries.get(&(like.protocol, like.external)).copied();
+        Ok(held.filter(|held| held.internal == like.internal))
+    }
+
+    fn repair(&mut self, what: Kind, entry: &NatEntry) {
+        self.wishes.push((what, *entry));
     }
 }

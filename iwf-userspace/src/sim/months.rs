@@ -18,6 +18,7 @@ use super::random;
 use super::soap::{add, add_any, delete};
 use super::world::{WAN, World};
 use crate::iwf::EffectError;
+use crate::reconcile::run::Run;
 
 /// Runs in a plain `cargo test`, and the days of each: without optimization a day takes a quarter of a second.
 const RUNS: u64 = 12;
@@ -121,6 +122,7 @@ fn months() {
 /// One run; returns how many promises were kept to their end.
 fn run(seed: u64, days: u64) -> u64 {
     let mut world = World::new(seed);
+    world.run = Some(Run::default());
     (world.keeps_sent, world.server.keeps_log) = (false, false);
     world.traces = std::env::var_os("IWF_SIM_TRACE").is_some();
     let trouble = Trouble::of(seed, &mut world);

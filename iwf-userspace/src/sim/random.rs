@@ -15,6 +15,7 @@ use super::statics::stated;
 use super::world::{WAN, World};
 use crate::iwf::EffectError;
 use crate::mapping::Owner;
+use crate::reconcile::run::Run;
 use crate::types::Protocol;
 
 /// Runs in a plain `cargo test`.
@@ -59,6 +60,7 @@ fn run(seed: u64) {
         twice: world.rng.random_range(0..30),
         cut: false,
     };
+    world.run = Some(Run::default());
     world.server.lifetimes = (120, world.rng.random_range(120..4000));
     let statics = seed % 3 == 1;
     for at in 0..STEPS {
@@ -85,6 +87,7 @@ fn run(seed: u64) {
         world.reconcile();
     }
     calm(&mut world);
+    assert!(world.runs > 3, "{} runs of the reconciler", world.runs);
     // A nonce can be lost with a store that did not take it, with an address, or with the answer to a repetition that
     // overtook the deletion.
     let unstored = world.crashes > 0 && world.store.failures > 0;

@@ -27,6 +27,8 @@ use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
 use crate::reconcile::invariants::Violation;
 use crate::reconcile::pinholes::differences;
+use crate::reconcile::plan::EXPIRY_TOLERANCE;
+use crate::reconcile::run::Run;
 use crate::types::caller::Caller;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
@@ -61,6 +63,9 @@ pub(super) struct World {
     pub(super) server: Server,
     pub(super) link: Link,
     pub(super) kernel: Kernel,
+    /// A run of the reconciler that goes on with every step, if there is to be one, and how many have ended.
+    pub(super) run: Option<Run>,
+    pub(super) runs: u64,
     pub(super) store: Store,
     pub(super) rng: StdRng,
     pub(super) wan: WanState,
@@ -146,6 +151,8 @@ impl World {
             server: Server::new(START - Duration::from_secs(500)),
             link: Link::default(),
             kernel: Kernel::default(),
+            run: None,
+            runs: 0,
             store: Store::default(),
             rng: StdRng::seed_from_u64(seed),
             wan: WanState {
@@ -296,6 +303,33 @@ impl World {
     pub(super) fn reconcile(&mut self) {
         self.kernel.reconcile(&self.iwf.desired(self.now));
         self.kernel.pinholes = self.iwf.desired_pinholes();
+    }
+
+    /// One turn of the run under way. What has changed since the one before is no drift.
+    fn turn(&mut self) {
+        let Some(mut run) = self.run.take() else {
+            return;
+        };
+        let Ok(more) = run.turn(&mut self.kernel, self.iwf.wanted(self.now));
+        self.runs += u64::from(!more);
+        self.run = Some(if more { run } else { Run::default() });
+        let wishes = self.kernel.take_wishes();
+        // What has expired goes, and what the kernel had no room for comes.
+        let drift: Vec<_> = wishes
+            .iter()
+            .filter(|(_, entry)| {
+                let lasts = |at| at > self.now + EXPIRY_TOLERANCE;
+                entry.expires.is_none_or(lasts)
+            })
+            .collect();
+        let explained = self.kernel.capacity.is_some() || drift.is_empty();
+        if !explained {
+            let found = self.iwf.audit(&self.kernel.observe(), self.now);
+            assert_ne!(found, [], "{drift:?} at {:?}", self.now);
+        }
+        for wish in wishes {
+            self.kernel.repair_now(wish);
+        }
     }
 
     #[expect(clippy::print_stdout, reason = "for who looks for a fault")]

@@ -430,6 +430,15 @@ pub struct Reconciler {
     pub repaired: u64,
     /// Repairs of the last one that failed.
     pub failed: u64,
+    /// Whether one is under way.
+    #[serde(default)]
+    pub running: bool,
+    /// Turns of the event loop that the last one took.
+    #[serde(default)]
+    pub turns: u64,
+    /// The most processor time that one of them took, in microseconds.
+    #[serde(default)]
+    pub longest_turn_micros: u64,
     /// Of all runs.
     #[serde(default)]
     pub total: Repairs,

@@ -1,6 +1,7 @@
 //! Answers as tables for people.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -136,6 +137,16 @@ fn reconciler(state: &Reconciler) -> String {
         "{when}, {} repaired, {} failed",
         state.repaired, state.failed
     );
+    if state.turns > 0 {
+        text.push_str(&format!(
+            "; in {} turns, {:.1} ms at most",
+            state.turns,
+            Duration::from_micros(state.longest_turn_micros).as_secs_f64() * 1000.0
+        ));
+    }
+    if state.running {
+        text.push_str("; running");
+    }
     if *total != Repairs::default() {
         text.push_str(&format!(
             "; in {} runs {} removed, {} created, {} updated, {} failed",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,11 @@ use super::{
     Change, DataPlane, DataPlaneError, Found, Pinhole, PlaneConfig, PlaneEvent, SweepStep, Turn,
     same_endpoints,
 };
+use crate::reconcile::run::Seen;
 use crate::types::{ExternalEndpoint, Generation, NatEntry, Protocol};
+
+/// Entries that a slice of observing shows.
+const OBSERVED: usize = 3;
 
 /// What a call that was told to fail answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,10 @@ pub struct FakePlane {
     searches: VecDeque<Turn>,
     newest: Turn,
     settle_fails: bool,
+    /// The last entry that a slice has shown.
+    observed: Option<(Protocol, ExternalEndpoint)>,
+    /// Slices of observing that work before one fails.
+    blind_after: Option<u64>,
 }
 
 /// What the tables show to those who look.
@@ -82,6 +90,11 @@ impl FakePlane {
     pub fn fail_to_settle(&mut self) {
         self.hold();
         self.settle_fails = true;
+    }
+
+    /// Lets so many more slices of observing work, and the next one fail.
+    pub fn go_blind_after(&mut self, slices: u64) {
+        self.blind_after = Some(slices);
     }
 
     /// Marks an external port as the CPE's own.
@@ -219,6 +232,34 @@ impl DataPlane for FakePlane {
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
         Ok(self.entries.values().copied().collect())
+    }
+
+    fn observe_anew(&mut self) {
+        self.observed = None;
+    }
+
+    fn observe_slice(&mut self) -> Result<Seen, DataPlaneError> {
+        match &mut self.blind_after {
+            None => {}
+            Some(0) => {
+                self.blind_after = None;
+                return Err(Fault::Kernel.error());
+            }
+            Some(left) => *left -= 1,
+        }
+        let from = self.observed.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.entries.range((from, Bound::Unbounded));
+        let shown: Vec<_> = rest.by_ref().take(OBSERVED).collect();
+        self.observed = shown.last().map(|(key, _)| **key).or(self.observed);
+        Ok(Seen {
+            entries: shown.into_iter().map(|(_, entry)| *entry).collect(),
+            more: rest.next().is_some(),
+        })
+    }
+
+    fn find(&self, like: &NatEntry) -> Result<Option<NatEntry>, DataPlaneError> {
+        let held = self.entries.get(&(like.protocol, like.external));
+        Ok(held.filter(|held| same_endpoints(held, like)).copied())
     }
 
     fn set_pinholes(&mut self, pinholes: &[Pinhole]) -> Result<(), DataPlaneError> {

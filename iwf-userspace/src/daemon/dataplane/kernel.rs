@@ -20,6 +20,7 @@ use iwf_common::tick::ClockSample;
 use tracing::warn;
 
 use super::attach::{Attachment, Mode};
+use super::batch::Cursor;
 use super::clock::{self, Clock, low};
 use super::drop_log::DropLog;
 use super::events;
@@ -40,6 +41,7 @@ use super::{
 use crate::daemon::config::{
     AttachMode, Config as Configuration, EphemeralPorts, Ipv6, MssClamp, Timeouts,
 };
+use crate::reconcile::run::Seen;
 use crate::types::NatEntry;
 use configure::Applied;
 use inspect::KernelInspector;
@@ -120,6 +122,8 @@ pub struct KernelPlane {
     adopted_stations: BTreeMap<FdbKey, u32>,
     /// What was applied last, as far as it was.
     applied: Applied,
+    /// How far [`DataPlane::observe_slice`] is.
+    observed: pair::Walk,
 }
 
 /// The maps, and the programs that work on them.
@@ -203,6 +207,7 @@ impl KernelPlane {
             adopted_stations: stations.clone(),
             stations,
             applied: Applied::default(),
+            observed: pair::Walk::default(),
         })
     }
 
@@ -321,6 +326,19 @@ impl DataPlane for KernelPlane {
 
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError> {
         pair::observe(&self.tables, &self.clock)
+    }
+
+    fn observe_anew(&mut self) {
+        self.observed = pair::Walk::default();
+    }
+
+    fn observe_slice(&mut self) -> Result<Seen, DataPlaneError> {
+        self.tick_clock()?;
+        pair::observe_slice(&mut self.tables, &mut self.observed, &self.clock)
+    }
+
+    fn find(&self, like: &NatEntry) -> Result<Option<NatEntry>, DataPlaneError> {
+        pair::find(&self.tables, like, &self.clock)
     }
 
     fn set_pinholes(&mut self, pinholes: &[Pinhole]) -> Result<(), DataPlaneError> {
@@ -543,6 +561,14 @@ impl Tables for KernelTables {
 
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
         self.maps.sweeper.written_by_us(side)
+    }
+
+    fn read(
+        &mut self,
+        side: Side,
+        cursor: &mut Cursor,
+    ) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
+        self.maps.sweeper.read_written_by_us(side, cursor)
     }
 }
 

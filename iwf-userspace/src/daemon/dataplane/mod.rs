@@ -11,6 +11,7 @@ use std::time::Duration;
 use iwf_common::event::EventKind;
 
 use crate::daemon::config::FlowRules;
+use crate::reconcile::run::Seen;
 use crate::types::{ExternalEndpoint, Generation, InternalEndpoint, NatEntry, Protocol};
 
 mod attach;
@@ -235,6 +236,22 @@ pub trait DataPlane {
     /// # Errors
     /// Only what the kernel refuses.
     fn observe(&self) -> Result<Vec<NatEntry>, DataPlaneError>;
+
+    /// Lets [`Self::observe_slice`] begin anew.
+    fn observe_anew(&mut self);
+
+    /// Some of what [`Self::observe`] lists, each as it is now: a bounded number of entries, however large the tables are.
+    /// Whatever is there from the beginning to the last slice is in one of them.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn observe_slice(&mut self) -> Result<Seen, DataPlaneError>;
+
+    /// What [`Self::observe`] would list of the mapping between these endpoints.
+    ///
+    /// # Errors
+    /// Only what the kernel refuses.
+    fn find(&self, like: &NatEntry) -> Result<Option<NatEntry>, DataPlaneError>;
 
     /// Makes the pinholes these, and looks at each of those there are for that. The sessions of pinholes that have gone have
     /// ended when this returns.

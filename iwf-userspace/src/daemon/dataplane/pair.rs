@@ -14,15 +14,20 @@
 //! write of a part of a value.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod observe;
+
+use std::collections::BTreeMap;
 use std::io;
 
 use iwf_common::nat::{EndpointKey, FilterList, MappingFlags, MappingKind, MappingValue};
 
 use super::DataPlaneError;
+use super::batch::Cursor;
 use super::clock::Clock;
-use super::maps::{explicit_value, external_key, filter_list, internal_key, nat_entry, refused};
+use super::maps::{explicit_value, external_key, filter_list, internal_key, refused};
 use crate::types::NatEntry;
+
+pub(super) use observe::{Walk, find, observe, observe_slice};
 
 /// One of the two mapping tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +79,12 @@ pub(super) trait Tables {
     fn displaced(&mut self, internal: EndpointKey, external: EndpointKey);
     /// At least everything in a table that packets have not made.
     fn list(&self, side: Side) -> io::Result<Vec<(EndpointKey, MappingValue)>>;
+    /// The same of the next entries at `cursor`, a bounded number. What stays during a walk is read once.
+    fn read(
+        &mut self,
+        side: Side,
+        cursor: &mut Cursor,
+    ) -> io::Result<Vec<(EndpointKey, MappingValue)>>;
 }
 
 /// How often a key that packets take away under our hands is tried again.
@@ -385,48 +396,6 @@ fn succeed(
     tables.put(Side::Int, int, &to_ext, Expect::Anything)?;
     to_int.flags &= !MappingFlags::SECONDARY;
     tables.put(Side::Ext, &ext, &to_int, Expect::Anything)
-}
-
-/// Lists the explicit mappings; see [`super::DataPlane::observe`].
-pub(super) fn observe(
-    tables: &impl Tables,
-    clock: &Clock,
-) -> Result<Vec<NatEntry>, DataPlaneError> {
-    let list = |side| -> Result<BTreeMap<EndpointKey, MappingValue>, DataPlaneError> {
-        let all = tables.list(side).map_err(refused("list the mappings"))?;
-        Ok(all.into_iter().filter(|(_, v)| is_explicit(v)).collect())
-    };
-    let (by_ext, by_int) = (list(Side::Ext)?, list(Side::Int)?);
-    let lists = tables
-        .filters()
-        .map_err(refused("list the remote prefixes"))?;
-    let confirms = |ext: &EndpointKey, int: &EndpointKey| -> Option<&MappingValue> {
-        let to_int = by_ext.get(ext)?;
-        (to_int.endpoint(ext.proto) == *int).then_some(to_int)
-    };
-    let mut entries = BTreeSet::new();
-    for (ext, to_int) in &by_ext {
-        let int = to_int.endpoint(ext.proto);
-        let secondary = to_int.flags & MappingFlags::SECONDARY != 0;
-        let whole = by_int.get(&int).is_some_and(|to_ext| {
-            let first = to_ext.endpoint(int.proto);
-            if first == *ext {
-                !secondary && same_facts(to_int, to_ext)
-            } else {
-                secondary
-                    && to_ext.flags & MappingFlags::SECONDARY != 0
-                    && confirms(&first, &int).is_some()
-            }
-        });
-        entries.extend(nat_entry(*ext, int, to_int, lists.get(ext), whole, clock));
-    }
-    for (int, to_ext) in &by_int {
-        let ext = to_ext.endpoint(int.proto);
-        if confirms(&ext, int).is_none() {
-            entries.extend(nat_entry(ext, *int, to_ext, None, false, clock));
-        }
-    }
-    Ok(entries.into_iter().collect())
 }
 
 fn is_explicit(value: &MappingValue) -> bool {

@@ -212,6 +212,21 @@ impl Sweeper {
         table.select(|value| value.kind != MappingKind::Dynamic as u8)
     }
 
+    /// The next entries of that kind at `cursor`, as many as one slice has.
+    pub(super) fn read_written_by_us(
+        &mut self,
+        side: Side,
+        cursor: &mut Cursor,
+    ) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
+        let table = match side {
+            Side::Ext => &mut self.tables.external,
+            Side::Int => &mut self.tables.internal,
+        };
+        let read = table.read(cursor)?.iter();
+        let ours = read.filter(|(_, value)| value.kind != MappingKind::Dynamic as u8);
+        Ok(ours.map(|(key, value)| (*key, *value)).collect())
+    }
+
     /// A sweeper of these maps.
     ///
     /// # Errors

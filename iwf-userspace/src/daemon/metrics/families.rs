@@ -177,6 +177,21 @@ impl Scrape {
             )?;
         }
         out.gauge(
+            "reconciler_running",
+            "Whether a run is under way.",
+            u64::from(reconciler.running),
+        )?;
+        out.gauge(
+            "reconciler_last_turns",
+            "Turns of the event loop that the last run took.",
+            reconciler.turns,
+        )?;
+        out.gauge(
+            "reconciler_longest_turn_microseconds",
+            "The most processor time that one of them took.",
+            reconciler.longest_turn_micros,
+        )?;
+        out.gauge(
             "reconciler_last_repaired",
             "Kernel entries that the last run set right.",
             reconciler.repaired,

@@ -17,6 +17,7 @@ mod pinholes;
 mod pressure;
 mod protection;
 mod refused;
+mod runs;
 mod telling;
 mod view;
 
@@ -118,7 +119,7 @@ pub struct Shell<P, S> {
 }
 
 /// What the reconciler did so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Runs {
     count: u64,
     last: Option<Instant>,
@@ -128,7 +129,11 @@ struct Runs {
     total: reconciler::Outcome,
     /// Runs that could not look at the kernel.
     blind: u64,
+    /// Of the last run.
+    cost: reconciler::Cost,
     due: Option<Instant>,
+    /// The run under way.
+    running: Option<reconciler::Running>,
 }
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
@@ -414,52 +419,22 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.core.handle_timeout(now);
         self.drain(out, now);
         self.tell_servers();
-        if self.runs.due.is_some_and(|due| due <= now) {
-            self.reconcile(now);
+        // What has nudged while a run was under way may be behind it: there comes another one.
+        if self.runs.running.is_none() && self.runs.due.is_some_and(|due| due <= now) {
+            self.begin_run();
         }
     }
 
     /// When [`Shell::timeout`] has to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.core.poll_timeout(), self.runs.due]
-            .into_iter()
-            .flatten()
-            .min()
+        let due = self.runs.due.filter(|_| self.runs.running.is_none());
+        [self.core.poll_timeout(), due].into_iter().flatten().min()
     }
 
     /// Asks for a run of the reconciler. It carries no hint of what changed: there is one way to look, and it
     /// looks at everything.
     pub fn nudge(&mut self, now: Instant) {
         self.runs.due = Some(self.runs.due.map_or(now, |due| due.min(now)));
-    }
-
-    /// Compares kernel and table, and repairs the kernel.
-    pub fn reconcile(&mut self, now: Instant) {
-        self.runs.due = None;
-        let mut repairs = Vec::new();
-        let outcome = reconciler::run(&mut self.plane, &self.core.desired(now), &mut repairs);
-        let outcome = outcome.and_then(|mut outcome| {
-            outcome.add(self.reconcile_pinholes()?);
-            Ok(outcome)
-        });
-        self.hear();
-        self.tell_repairs(&repairs);
-        match outcome {
-            Ok(outcome) => {
-                self.runs.count += 1;
-                self.runs.last = Some(now);
-                self.runs.outcome = outcome;
-                self.runs.total.add(outcome);
-                if outcome.failed > 0 {
-                    self.runs.due = Some(now + RETRY);
-                }
-            }
-            Err(error) => {
-                log_plane("observe", error);
-                self.runs.blind += 1;
-                self.runs.due = Some(now + RETRY);
-            }
-        }
     }
 
     fn new_request(&mut self) -> RequestId {

@@ -44,6 +44,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                  give the LAN another prefix"
             );
         }
+        let stations_only = self.network.is_same_but_for_stations(&network);
         self.network = network;
         self.configure(now);
         let lan = self.network.lan.iter().map(|link| LanPrefix {
@@ -58,7 +59,10 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.input(Input::Lan(lan), out, now);
         self.input(Input::Lan6(lan6), out, now);
         self.input(Input::Wan(wan), out, now);
-        self.nudge(now);
+        // Stations come and go all the time.
+        if !stations_only {
+            self.nudge(now);
+        }
     }
 
     /// Other services of this machine are open to the WAN.

@@ -110,6 +110,9 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 .map(|at| now.saturating_duration_since(at).as_secs()),
             repaired: runs.outcome.repaired(),
             failed: runs.outcome.failed,
+            running: runs.running.is_some(),
+            turns: runs.cost.turns,
+            longest_turn_micros: u64::try_from(runs.cost.longest.as_micros()).unwrap_or(u64::MAX),
             total: Repairs {
                 removed: runs.total.removed,
                 created: runs.total.created,

@@ -49,6 +49,7 @@ impl World {
         if std::mem::take(&mut self.nudged) {
             self.reconcile();
         }
+        self.turn();
         if !self.unchecked {
             self.check();
         }

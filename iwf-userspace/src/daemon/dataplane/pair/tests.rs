@@ -149,6 +149,29 @@ impl Tables for Memory {
         };
         Ok(table.iter().map(|(k, v)| (*k, *v)).collect())
     }
+
+    /// As a hash table: all keys of one bucket at once. The port is the bucket.
+    fn read(
+        &mut self,
+        side: Side,
+        cursor: &mut Cursor,
+    ) -> io::Result<Vec<(EndpointKey, MappingValue)>> {
+        let bucket = |key: &EndpointKey| u32::from(u16::from_be_bytes(key.port));
+        let from = match *cursor {
+            Cursor::Start => 0,
+            Cursor::At(last) => last + 1,
+            Cursor::End => return Ok(Vec::new()),
+        };
+        let table = self.table(side);
+        let next = table.keys().map(bucket).filter(|b| *b >= from).min();
+        let Some(next) = next else {
+            *cursor = Cursor::End;
+            return Ok(Vec::new());
+        };
+        *cursor = Cursor::At(next);
+        let read = table.iter().filter(|(key, _)| bucket(key) == next);
+        Ok(read.map(|(k, v)| (*k, *v)).collect())
+    }
 }
 
 #[test]
@@ -462,8 +485,26 @@ proptest! {
         tables.dies_after = Some(tables.calls + killed);
         let _killed = reconcile(&mut tables, &wanted, &clock);
         tables.dies_after = None;
+        prop_assert_eq!(in_slices(&mut tables, &clock), observe(&tables, &clock).expect("observe"));
         reconcile(&mut tables, &wanted, &clock).expect("after the restart");
         prop_assert_eq!(observe(&tables, &clock).expect("observe"), wanted.clone());
+    }
+}
+
+/// What slices show, one after the other, and what they have in common with looking each up.
+fn in_slices(tables: &mut Memory, clock: &Clock) -> Vec<NatEntry> {
+    let mut walk = Walk::default();
+    let mut all = Vec::new();
+    loop {
+        let seen = observe_slice(tables, &mut walk, clock).expect("a slice");
+        for entry in &seen.entries {
+            assert_eq!(find(tables, entry, clock).expect("find"), Some(*entry));
+        }
+        all.extend(seen.entries);
+        if !seen.more {
+            all.sort_unstable();
+            return all;
+        }
     }
 }
 
