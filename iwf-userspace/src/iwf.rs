@@ -115,10 +115,10 @@ pub enum Input {
         request: RequestId,
         /// The service.
         service: &'static Service,
-        /// Source address of the TCP connection.
-        host: Ipv4Addr,
-        /// Our address that it came to.
-        own: Ipv4Addr,
+        /// Who is at the other end of the connection.
+        host: gena::Host,
+        /// Where it came to.
+        at: gena::At,
         /// What is asked.
         wanted: wire::gena::Request,
     },
@@ -170,6 +170,13 @@ pub enum Input {
     Returned(igd_client::Input),
     /// The LAN prefixes changed, or are told for the first time. Complete, never a change.
     Lan(Vec<LanPrefix>),
+    /// The links of the LAN that events may go by, and every IPv6 address of this machine. Complete, never a change.
+    Links {
+        /// Our addresses there.
+        links: Vec<gena::Link>,
+        /// This machine's.
+        own: BTreeSet<Ipv6Addr>,
+    },
     /// The LAN's IPv6 changed, or is told for the first time.
     Lan6(Lan6),
     /// The outcome of [`Effect::CountPinhole`]; `None`: the kernel does not tell.
@@ -592,9 +599,9 @@ impl Iwf {
                 request,
                 service,
                 host,
-                own,
+                at,
                 wanted,
-            } => self.subscription(request, service, (host, own), wanted, now),
+            } => self.subscription(request, service, (host, at), wanted, now),
             Input::EventSent { number, result } => {
                 let sent = gena::Input::Sent { number, result };
                 self.gena.handle_input(sent, now);
@@ -627,12 +634,14 @@ impl Iwf {
             Input::Renewed => self.client.renewed(now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;
-                let lan = gena::Input::Lan(self.lan.clone());
-                self.gena.handle_input(lan, now);
                 if self.wan.address.is_some() {
                     self.follow_servers(now);
                 }
                 self.statics.retry_now(now);
+            }
+            Input::Links { links, own } => {
+                let lan = gena::Input::Lan { links, own };
+                self.gena.handle_input(lan, now);
             }
             Input::Lan6(lan) => self.lan6_changed(lan, now),
             Input::PinholeCounted { request, packets } => self.pinhole_counted(request, packets),

@@ -6,7 +6,7 @@
 )]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ impl Message {
 #[derive(Clone, Debug)]
 pub struct Subscriber {
     host: Namespace,
-    callback: SocketAddrV4,
+    callback: SocketAddr,
     messages: Arc<Mutex<Vec<Message>>>,
     held: Arc<Mutex<Vec<TcpStream>>>,
 }
@@ -62,9 +62,14 @@ impl Subscriber {
     ///
     /// # Errors
     /// If it cannot.
-    pub fn start(host: &Namespace, address: Ipv4Addr, manner: Manner) -> Result<Self> {
-        let listener = host.within(|| TcpListener::bind((address, 0)))??;
-        let callback = SocketAddrV4::new(address, listener.local_addr()?.port());
+    pub fn start(host: &Namespace, address: impl Into<IpAddr>, manner: Manner) -> Result<Self> {
+        let address = address.into();
+        let listener = host.within(|| match address {
+            IpAddr::V4(_) => TcpListener::bind((address, 0)),
+            // One of link scope would need to be told the link.
+            IpAddr::V6(_) => TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)),
+        })??;
+        let callback = SocketAddr::new(address, listener.local_addr()?.port());
         let subscriber = Self {
             host: host.clone(),
             callback,

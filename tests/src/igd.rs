@@ -304,9 +304,10 @@ fn get(address: SocketAddrV4, path: &str) -> Vec<u8> {
 ///
 /// # Errors
 /// If it answers nothing that looks like HTTP.
-pub fn exchange(host: &Namespace, address: SocketAddrV4, octets: &[u8]) -> Result<Answer> {
+pub fn exchange(host: &Namespace, address: impl Into<SocketAddr>, octets: &[u8]) -> Result<Answer> {
+    let address = address.into();
     let mut stream = host
-        .within(|| TcpStream::connect_timeout(&SocketAddr::V4(address), Duration::from_secs(5)))?
+        .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))?
         .context("connect to the gateway")?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(octets)?;

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::daemon::{Iwfd, Options};
+use iwf_tests::gena::{Manner, Subscriber};
+use iwf_tests::igd::{self, Answer};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::ssdp::{Ear, Message};
-use iwf_tests::topology::{GATEWAY_6, LAN_BRIDGE, LAN1_6, Lab, REMOTE_6, WAN_6, WAN_IF};
+use iwf_tests::topology::{GATEWAY_6, LAN_BRIDGE, LAN1, LAN1_6, Lab, REMOTE_6, WAN_6, WAN_IF};
 use iwf_tests::upnpc;
 use iwf_tests::wait;
+use iwf_tests::wire_tap::Tap;
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -194,6 +197,88 @@ fn hosts_find_the_gateway_by_groups_of_both_scopes_and_addresses_are_followed() 
         ensure!(heard.iter().any(of_other), "{heard:?}");
         Ok(())
     })
+}
+
+/// SUBSCRIBE there with that callback.
+fn subscribe(host: &Namespace, at: SocketAddrV6, callback: &str) -> Result<Answer> {
+    let mut to = at;
+    let is_of_link = at.ip().is_unicast_link_local();
+    to.set_scope_id(if is_of_link { host.ifindex("eth0")? } else { 0 });
+    let bare = SocketAddrV6::new(*at.ip(), at.port(), 0, 0);
+    let request = format!(
+        "SUBSCRIBE /igd2/evt/WANIPConn HTTP/1.1\r\nHOST: {bare}\r\nCALLBACK: <{callback}>\r\nNT: upnp:event\r\n\
+         TIMEOUT: Second-1800\r\nConnection: close\r\n\r\n"
+    );
+    igd::exchange(host, to, request.as_bytes())
+}
+
+/// GENA-001, GENA-003 and GENA-005 over IPv6: by addresses of either scope, and to hosts of the link only.
+#[test]
+fn events_go_to_hosts_of_the_link_over_ipv6() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = Lab::with_ipv6()?;
+    let iwfd = start(&lab, "")?;
+    let own = link_local(&lab.lan1, "eth0")?;
+    let all = served_on(&iwfd, &[GATEWAY_6])?;
+    let tap = Tap::start(&lab, &lab.cgn, "br0", "ip6 and tcp")?;
+    let mut subscribers = Vec::new();
+    for at in &all {
+        for address in [own, LAN1_6] {
+            let subscriber = Subscriber::start(&lab.lan1, address, Manner::Good)?;
+            let answer = subscribe(&lab.lan1, *at, &subscriber.url())?.ok()?;
+            let sid = answer.header("sid").context("a SID")?.to_owned();
+            let first = subscriber.wait_for("the first message", SOON, |m| m.seq == 0)?;
+            ensure!(first.sid == sid, "{first:?}");
+            let host = format!("HOST: [{address}]:");
+            ensure!(first.head.contains(&host), "{}", first.head);
+            subscribers.push(subscriber);
+        }
+    }
+    // As programs write an address of the link, in a zone of their own.
+    let subscriber = Subscriber::start(&lab.lan1, own, Manner::Good)?;
+    let url = subscriber
+        .url()
+        .replace(&own.to_string(), &format!("{own}%25eth0"));
+    subscribe(&lab.lan1, all[0], &url)?.ok()?;
+    subscriber.wait_for("the first message", SOON, |m| m.seq == 0)?;
+    subscribers.push(subscriber);
+    let gateway = igd::Gateway::discover(&lab.lan1)?;
+    gateway.add("TCP", 9090, LAN1, 8080, 3600)?.ok()?;
+    for subscriber in &subscribers {
+        subscriber.wait_for("the change", SOON, |m| {
+            m.value("PortMappingNumberOfEntries") == Some("1")
+        })?;
+    }
+
+    let gateway = link_local(&lab.cpe, LAN_BRIDGE)?;
+    for callback in [
+        format!("http://[{REMOTE_6}]:5000/"),
+        format!("http://[{WAN_6}]:5000/"),
+        format!("http://[{GATEWAY_6}]:5000/"),
+        format!("http://[{gateway}]:5000/"),
+        "http://[ff02::1]:5000/".to_owned(),
+        "http://[::1]:5000/".to_owned(),
+        "http://192.168.1.11:5000/".to_owned(),
+        format!("http://[{LAN1_6}]:22/"),
+    ] {
+        for at in &all {
+            let answer = subscribe(&lab.lan1, *at, &callback)?;
+            ensure!(answer.status == 412, "{callback}: {}", answer.text);
+        }
+    }
+    // A host is the same by all of its addresses, and has its bound.
+    for _ in subscribers.len()..16 {
+        subscribe(&lab.lan1, all[0], &subscribers[0].url())?.ok()?;
+    }
+    for at in &all {
+        let refused = subscribe(&lab.lan1, *at, &subscribers[0].url())?;
+        ensure!(refused.status == 503, "{}", refused.text);
+    }
+    let frames = tap.frames()?;
+    ensure!(frames.is_empty(), "{} have left by the WAN", frames.len());
+    Ok(())
 }
 
 #[test]

@@ -4,7 +4,6 @@
 //! keeps one task and one connection, and nobody else waits for it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
@@ -13,7 +12,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::sockets;
-use crate::proto::gena::{Granted, MAX_SUBSCRIPTIONS, Refusal, Send, SendError};
+use crate::proto::gena::{At, Granted, Host, MAX_SUBSCRIPTIONS, Refusal, Send, SendError};
 use crate::wire::gena::{Answer, MAX_STATUS_LINE, Request, answer};
 use crate::wire::scpd::Service;
 
@@ -22,10 +21,10 @@ use crate::wire::scpd::Service;
 pub struct SubscriptionCall {
     /// The service.
     pub service: &'static Service,
-    /// Source address of the connection.
-    pub host: Ipv4Addr,
-    /// Our address that it came to.
-    pub own: Ipv4Addr,
+    /// Who is at the other end of the connection.
+    pub host: Host,
+    /// Where it came to.
+    pub at: At,
     /// What is asked.
     pub request: Request,
     /// Where the answer goes.
@@ -65,8 +64,8 @@ impl Courier {
         let (outcomes, number) = (self.outcomes.clone(), message.number);
         let task = tokio::spawn(async move {
             let to = message.callback.to;
-            let result = match interface {
-                Some(interface) => deliver(message, &interface).await,
+            let result = match interface.zip(message.from) {
+                Some((interface, from)) => deliver(message, &interface, from).await,
                 None => Err(SendError::Unreachable),
             };
             if let Err(error) = result {
@@ -101,16 +100,18 @@ impl Drop for Courier {
     }
 }
 
-async fn deliver(message: Send, interface: &str) -> Result<(), SendError> {
+async fn deliver(message: Send, interface: &str, from: At) -> Result<(), SendError> {
     let all = message.answer_within;
-    let done = timeout(all, exchange(message, interface)).await;
+    let done = timeout(all, exchange(message, interface, from)).await;
     done.unwrap_or(Err(SendError::Silent))
 }
 
-async fn exchange(message: Send, interface: &str) -> Result<(), SendError> {
+async fn exchange(message: Send, interface: &str, from: At) -> Result<(), SendError> {
     let connect = async {
-        let socket = sockets::subscriber(interface, message.own)?;
-        socket.connect(message.callback.to.into()).await
+        let socket = sockets::subscriber(interface, from)?;
+        let to = message.callback.to;
+        let to = sockets::on_link(to.ip(), to.port(), from.interface);
+        socket.connect(to).await
     };
     let Ok(Ok(mut stream)) = timeout(message.connect_within, connect).await else {
         return Err(SendError::Unreachable);
@@ -146,9 +147,12 @@ mod tests {
     fn message(to: std::net::SocketAddr, number: u64) -> Send {
         Send {
             number,
-            own: Ipv4Addr::LOCALHOST,
+            from: Some(At {
+                own: to.ip(),
+                interface: 1,
+            }),
             callback: Callback {
-                to: to.to_string().parse().unwrap(),
+                to,
                 path: "/".to_owned(),
             },
             message: b"NOTIFY / HTTP/1.1\r\n\r\n".to_vec(),
@@ -159,7 +163,11 @@ mod tests {
 
     /// What comes of a message to a server that answers with this and then stays.
     async fn outcome(reply: &'static [u8]) -> Result<(), SendError> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        outcome_at("127.0.0.1:0", reply).await
+    }
+
+    async fn outcome_at(own: &str, reply: &'static [u8]) -> Result<(), SendError> {
+        let listener = TcpListener::bind(own).await.unwrap();
         let to = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -185,6 +193,8 @@ mod tests {
     async fn every_answer_has_its_outcome() {
         static ENDLESS: [u8; 1 << 16] = [b'x'; 1 << 16];
         assert_eq!(outcome(b"HTTP/1.1 200 OK\r\n\r\n").await, Ok(()));
+        let over_ipv6 = outcome_at("[::1]:0", b"HTTP/1.1 200 OK\r\n\r\n").await;
+        assert_eq!(over_ipv6, Ok(()));
         let refused = outcome(b"HTTP/1.1 412 Precondition Failed\r\n").await;
         assert_eq!(refused, Err(SendError::Refused(412)));
         for silent in [&b""[..], b"HTTP/1.1 20", &ENDLESS, b"\r\n"] {

@@ -7,6 +7,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::netstate::LanLink;
+use crate::proto::gena::At;
 use crate::wire::ssdp;
 
 /// Connections the kernel holds before they are accepted.
@@ -52,10 +53,11 @@ pub(super) fn tcp_listener_at(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A socket towards a subscriber: from our address on its link and by that interface, so that it leads nowhere else
 /// whatever the routes say.
-pub(super) fn subscriber(interface: &str, own: Ipv4Addr) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+pub(super) fn subscriber(interface: &str, from: At) -> io::Result<TcpSocket> {
+    let own = on_link(from.own, 0, from.interface);
+    let socket = Socket::new(Domain::for_address(own), Type::STREAM, Some(Protocol::TCP))?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddrV4::new(own, 0).into())?;
+    socket.bind(&own.into())?;
     socket.set_nonblocking(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }

@@ -28,7 +28,7 @@ impl Iwf {
         &mut self,
         request: RequestId,
         service: &'static Service,
-        (host, own): (Ipv4Addr, Ipv4Addr),
+        (host, at): (gena::Host, gena::At),
         wanted: wire::gena::Request,
         now: Instant,
     ) {
@@ -39,7 +39,7 @@ impl Iwf {
             id: request.0,
             service,
             host,
-            own,
+            at,
             request: wanted,
         };
         self.gena.handle_input(input, now);

@@ -10,22 +10,24 @@
 #![forbid(unsafe_code)]
 
 mod delivery;
+mod link;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use crate::mapping::policy::LanPrefix;
 use crate::types::Instant;
+use crate::types::caller::Mac;
 use crate::types::timed::Timed;
 use crate::wire::gena::{Callback, Request, Sid, Timeout};
 use crate::wire::scpd::Service;
 
 use delivery::Delivery;
 pub use delivery::{Send, SendError};
+pub use link::{At, Link};
 
 /// Subscriptions of all hosts together. Each may have a connection open.
 pub const MAX_SUBSCRIPTIONS: usize = 256;
@@ -55,9 +57,9 @@ pub enum Input {
         /// The service.
         service: &'static Service,
         /// Who asks.
-        host: Ipv4Addr,
-        /// Our address that was asked.
-        own: Ipv4Addr,
+        host: Host,
+        /// Where we were asked.
+        at: At,
         /// What is asked.
         request: Request,
     },
@@ -65,8 +67,13 @@ pub enum Input {
     Values(Vec<(&'static str, String)>),
     /// Something happened that subscribers are told of although this variable has the value it had.
     Again(&'static str),
-    /// The LAN prefixes. Complete, never a change.
-    Lan(Vec<LanPrefix>),
+    /// The links of the LAN, and every IPv6 address of this machine. Complete, never a change.
+    Lan {
+        /// Our addresses there.
+        links: Vec<Link>,
+        /// No events go to these.
+        own: BTreeSet<Ipv6Addr>,
+    },
     /// What came of a message.
     Sent {
         /// Its number.
@@ -74,6 +81,31 @@ pub enum Input {
         /// Whether the subscriber has confirmed it.
         result: Result<(), SendError>,
     },
+}
+
+/// A host that subscribes. With a MAC address it is the same host by whichever of its addresses it comes: over IPv6 it has
+/// as many as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Source address of the connection.
+    pub addr: IpAddr,
+    /// Its MAC address, if it was asked for and is known.
+    pub mac: Option<Mac>,
+}
+
+impl Host {
+    fn is(&self, other: &Self) -> bool {
+        match (self.mac, other.mac) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.addr == other.addr,
+        }
+    }
+}
+
+impl From<IpAddr> for Host {
+    fn from(addr: IpAddr) -> Self {
+        Self { addr, mac: None }
+    }
 }
 
 /// What it wants done.
@@ -158,7 +190,7 @@ pub struct View<'a> {
     /// The service.
     pub service: &'static Service,
     /// Who subscribed.
-    pub host: Ipv4Addr,
+    pub host: IpAddr,
     /// Where its events go.
     pub callbacks: &'a [Callback],
     /// When it ends.
@@ -174,8 +206,8 @@ pub struct View<'a> {
 #[derive(Debug)]
 struct Subscription {
     service: &'static Service,
-    host: Ipv4Addr,
-    own: Ipv4Addr,
+    host: Host,
+    at: At,
     callbacks: Vec<Callback>,
     expires: Instant,
     /// SEQ of the next message.
@@ -194,7 +226,9 @@ struct Subscription {
 #[derive(Debug)]
 pub struct Gena {
     rng: StdRng,
-    lan: Vec<LanPrefix>,
+    lan: Vec<Link>,
+    /// IPv6 addresses of this machine.
+    own: BTreeSet<Ipv6Addr>,
     values: BTreeMap<&'static str, String>,
     subscriptions: Timed<Sid, Subscription>,
     /// Whose message has that number.
@@ -211,6 +245,7 @@ impl Gena {
         Self {
             rng,
             lan: Vec::new(),
+            own: BTreeSet::new(),
             values: BTreeMap::new(),
             subscriptions: Timed::new(),
             numbers: BTreeMap::new(),
@@ -227,10 +262,10 @@ impl Gena {
                 id,
                 service,
                 host,
-                own,
+                at,
                 request,
             } => {
-                let result = self.request(service, (host, own), request, now);
+                let result = self.request(service, (host, at), request, now);
                 if let Err(refusal) = &result {
                     self.count(*refusal);
                 }
@@ -238,14 +273,14 @@ impl Gena {
             }
             Input::Values(values) => self.learn(values),
             Input::Again(name) => self.owe(&[name]),
-            Input::Lan(prefixes) => {
-                self.lan = prefixes;
+            Input::Lan { links, own } => {
+                (self.lan, self.own) = (links, own);
                 let lan = &self.lan;
-                let gone = |own: Ipv4Addr| !lan.iter().any(|prefix| prefix.own == own);
+                let gone = |at: At| !lan.iter().any(|link| link.at == at);
                 let lost: Vec<_> = self
                     .subscriptions
                     .iter()
-                    .filter(|(_, subscription)| gone(subscription.own))
+                    .filter(|(_, subscription)| gone(subscription.at))
                     .map(|(sid, _)| *sid)
                     .collect();
                 for sid in lost {
@@ -305,7 +340,7 @@ impl Gena {
         self.subscriptions.iter().map(|(sid, subscription)| View {
             sid: *sid,
             service: subscription.service,
-            host: subscription.host,
+            host: subscription.host.addr,
             callbacks: &subscription.callbacks,
             expires: subscription.expires,
             next_seq: subscription.seq,
@@ -317,13 +352,13 @@ impl Gena {
     fn request(
         &mut self,
         service: &'static Service,
-        (host, own): (Ipv4Addr, Ipv4Addr),
+        (host, at): (Host, At),
         request: Request,
         now: Instant,
     ) -> Result<Option<Granted>, Refusal> {
         match request {
             Request::Subscribe { callbacks, timeout } => {
-                let callbacks = self.admitted(callbacks, own);
+                let callbacks = self.admitted(callbacks, at);
                 if callbacks.is_empty() {
                     return Err(Refusal::Elsewhere);
                 }
@@ -333,7 +368,7 @@ impl Gena {
                 let subscription = Subscription {
                     service,
                     host,
-                    own,
+                    at,
                     callbacks,
                     expires: now + timeout,
                     seq: 0,
@@ -368,23 +403,34 @@ impl Gena {
         }
     }
 
-    /// The callbacks on the link that our address `own` is on. None is this machine, whatever its addresses.
-    fn admitted(&self, mut callbacks: Vec<Callback>, own: Ipv4Addr) -> Vec<Callback> {
-        let link = self.lan.iter().find(|prefix| prefix.own == own);
+    /// The callbacks on the link that we were asked on. None is this machine, whatever its addresses.
+    fn admitted(&self, mut callbacks: Vec<Callback>, at: At) -> Vec<Callback> {
         callbacks.retain(|callback| {
-            let (addr, port) = (*callback.to.ip(), callback.to.port());
-            let is_ours = self.lan.iter().any(|prefix| prefix.own == addr);
-            link.is_some_and(|link| link.has_host(addr))
-                && !is_ours
-                && (port >= MIN_PORT || port == HTTP_PORT)
+            let (addr, port) = (callback.to.ip(), callback.to.port());
+            let is_ours = match addr {
+                IpAddr::V4(_) => self.lan.iter().any(|link| link.at.own == addr),
+                IpAddr::V6(addr) => self.own.contains(&addr),
+            };
+            self.way(addr, at).is_some() && !is_ours && (port >= MIN_PORT || port == HTTP_PORT)
         });
         callbacks
     }
 
+    /// By which of our addresses events go to a host, for who has asked us there. Over IPv4 it is that address, and the
+    /// host is of its prefix; over IPv6, where a host has addresses of several prefixes of one link, any on that link.
+    fn way(&self, to: IpAddr, at: At) -> Option<At> {
+        let links = self.lan.iter().filter(|link| link.has_host(to));
+        let mut ways = links.map(|link| link.at).filter(|way| match to {
+            IpAddr::V4(_) => *way == at,
+            IpAddr::V6(_) => way.interface == at.interface && at.own.is_ipv6(),
+        });
+        ways.next()
+    }
+
     /// Sees to it that one more fits. Only a subscription whose messages do not get through makes room, of the same host
     /// before others: a program that was started again leaves such ones behind.
-    fn make_room(&mut self, host: Ipv4Addr) -> Result<(), Refusal> {
-        let own = |(_, s): &(&Sid, &Subscription)| s.host == host;
+    fn make_room(&mut self, host: Host) -> Result<(), Refusal> {
+        let own = |(_, s): &(&Sid, &Subscription)| s.host.is(&host);
         let held = self.subscriptions.iter().filter(own).count();
         let narrow = held >= MAX_PER_HOST;
         if !narrow && self.subscriptions.len() < MAX_SUBSCRIPTIONS {
@@ -393,8 +439,8 @@ impl Gena {
         let worst = self
             .subscriptions
             .iter()
-            .filter(|(_, s)| s.failures > 0 && (!narrow || s.host == host))
-            .max_by_key(|(_, s)| (s.host == host, s.failures))
+            .filter(|(_, s)| s.failures > 0 && (!narrow || s.host.is(&host)))
+            .max_by_key(|(_, s)| (s.host.is(&host), s.failures))
             .map(|(sid, _)| *sid);
         let sid = worst.ok_or(Refusal::Full)?;
         self.forget(sid);
@@ -403,9 +449,9 @@ impl Gena {
     }
 
     /// Whether the host has that subscription of that service: nobody else gets to change it.
-    fn find(&self, sid: Sid, service: &'static Service, host: Ipv4Addr) -> Result<(), Refusal> {
+    fn find(&self, sid: Sid, service: &'static Service, host: Host) -> Result<(), Refusal> {
         let found = self.subscriptions.get(&sid);
-        let own = found.filter(|s| s.host == host && s.service == service);
+        let own = found.filter(|s| s.host.is(&host) && s.service == service);
         own.map(drop).ok_or(Refusal::Unknown)
     }
 

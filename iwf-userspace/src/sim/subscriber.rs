@@ -1,18 +1,27 @@
 //! A control point that follows the events of one service, and knows what it has been told.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::world::World;
 use crate::iwf::{Input, Iwf, RequestId};
-use crate::proto::gena::{Granted, Refusal, Send, SendError};
+use crate::proto::gena::{At, Granted, Link, Refusal, Send, SendError};
 use crate::types::Instant;
 use crate::wire::gena::{Callback, Request, Sid, Timeout};
 use crate::wire::scpd::Service;
 
 /// How long a message and its answer take.
 const DELAY: Duration = Duration::from_millis(5);
+
+/// The link that it is on.
+pub(super) const LINK: Link = Link {
+    at: At {
+        own: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1)),
+        interface: 2,
+    },
+    len: 24,
+};
 
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -80,8 +89,8 @@ impl World {
         self.input(Input::Subscription {
             request: RequestId(u64::MAX),
             service,
-            host: Ipv4Addr::new(192, 168, 1, 30),
-            own: Ipv4Addr::new(192, 168, 1, 1),
+            host: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 30)).into(),
+            at: LINK.at,
             wanted,
         });
     }

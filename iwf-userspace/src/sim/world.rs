@@ -17,7 +17,7 @@ use super::natpmp::Gateway;
 use super::oracle::Oracle;
 use super::server::{Server, address};
 use super::store::Store;
-use super::subscriber::Subscriber;
+use super::subscriber::{LINK, Subscriber};
 use crate::iwf::pinholes::Lan6;
 use crate::iwf::{
     AdminCommand, Discovered, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings,
@@ -258,6 +258,10 @@ impl World {
 
     fn boot(&mut self) {
         self.input(Input::Lan(vec![LAN]));
+        self.input(Input::Links {
+            links: vec![LINK],
+            own: BTreeSet::new(),
+        });
         if let Some(lan6) = self.lan6.clone() {
             self.input(Input::Lan6(lan6));
         }

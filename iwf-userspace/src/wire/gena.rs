@@ -3,12 +3,12 @@
 //! Read before editing: UPnP Device Architecture 1.1 clause 4.
 //!
 //! A control point names the URLs that events are to be sent to, and whoever believes it sends requests wherever a
-//! stranger likes (CVE-2020-12695, "CallStranger"). So a callback here is an IPv4 literal, a port and a path, and
+//! stranger likes (CVE-2020-12695, "CallStranger"). So a callback here is a literal address, a port and a path, and
 //! nothing else: no host name that somebody's DNS answers, no other scheme, no user.
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::description::DeviceUuid;
 use super::xml::Document;
@@ -63,8 +63,8 @@ pub enum Timeout {
 /// Where events go.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Callback {
-    /// The subscriber's server.
-    pub to: SocketAddrV4,
+    /// The subscriber's server. A zone is never in it: it is the subscriber's own name of the link.
+    pub to: SocketAddr,
     /// Path and query: printable ASCII that begins with a slash.
     pub path: String,
 }
@@ -83,7 +83,7 @@ pub enum RequestError {
     #[error("NT is not upnp:event")]
     Nt,
     /// No URL in CALLBACK is one that events can be sent to.
-    #[error("CALLBACK has no URL of http with an IPv4 address")]
+    #[error("CALLBACK has no URL of http with an address")]
     Callback,
     /// A SID that nobody here gave out.
     #[error("SID is none of this device")]
@@ -201,13 +201,7 @@ impl Callback {
         }
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at_checked(end)?;
-        let to = match authority.split_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
-                SocketAddrV4::new(host.parse().ok()?, port.parse().ok()?)
-            }
-            Some(_) => return None,
-            None => SocketAddrV4::new(authority.parse::<Ipv4Addr>().ok()?, HTTP_PORT),
-        };
+        let to = server(authority)?;
         if to.port() == 0 {
             return None;
         }
@@ -218,6 +212,26 @@ impl Callback {
             path: format!("{slash}{path}"),
         })
     }
+}
+
+/// The address and port that an authority names; `None` if it names a host, a user or anything else.
+fn server(authority: &str) -> Option<SocketAddr> {
+    let (host, port): (IpAddr, &str) = if let Some(literal) = authority.strip_prefix('[') {
+        let (literal, port) = literal.split_once(']')?;
+        let (addr, _zone) = literal.split_once('%').unwrap_or((literal, ""));
+        (addr.parse::<Ipv6Addr>().ok()?.into(), port)
+    } else {
+        let end = authority.find(':').unwrap_or(authority.len());
+        let (addr, port) = authority.split_at_checked(end)?;
+        (addr.parse::<Ipv4Addr>().ok()?.into(), port)
+    };
+    let port = match port.strip_prefix(':') {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().ok()?,
+        Some(_) => return None,
+        None if port.is_empty() => HTTP_PORT,
+        None => return None,
+    };
+    Some(SocketAddr::new(host, port))
 }
 
 impl fmt::Display for Callback {

@@ -539,7 +539,7 @@ pub struct SubscriptionRow {
     /// Type and version of the service.
     pub service: String,
     /// Who subscribed.
-    pub host: Ipv4Addr,
+    pub host: IpAddr,
     /// Where its messages go, in the order in which that is tried.
     pub callbacks: Vec<String>,
     /// Seconds left of it.

@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
 use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use crate::proto::gena::{At, Host};
 use crate::types::access::Channel;
 use crate::types::caller::Caller;
 use crate::wire::clients;
@@ -236,12 +237,13 @@ async fn subscription(
     service: &'static Service,
     wanted: Result<gena::Request, RequestError>,
 ) -> Response {
-    let Some(Ends { local, peer, .. }) = ends else {
+    let Some(Ends {
+        local,
+        peer,
+        ifindex,
+    }) = ends
+    else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
-    };
-    // Events go out over IPv4 only. This status tells a control point to poll.
-    let (IpAddr::V4(own), IpAddr::V4(host)) = (local.ip(), peer) else {
-        return refused(StatusCode::NOT_IMPLEMENTED);
     };
     let wanted = match wanted {
         Ok(wanted) => wanted,
@@ -253,8 +255,11 @@ async fn subscription(
     let (reply, answer) = oneshot::channel();
     let question = SubscriptionCall {
         service,
-        host,
-        own,
+        host: subscriber(site, ifindex, peer).await,
+        at: At {
+            own: local.ip(),
+            interface: ifindex,
+        },
         request: wanted,
         reply,
     };
@@ -278,6 +283,16 @@ async fn subscription(
         }
         Ok(Err(_)) | Err(_) => refused(StatusCode::SERVICE_UNAVAILABLE),
     }
+}
+
+/// Over IPv6 a host has as many addresses as it likes.
+async fn subscriber(site: &Site, ifindex: u32, peer: IpAddr) -> Host {
+    let mac = if peer.is_ipv6() {
+        site.neighbours.caller(ifindex, peer, None).await.mac
+    } else {
+        None
+    };
+    Host { addr: peer, mac }
 }
 
 fn status(code: u16) -> StatusCode {

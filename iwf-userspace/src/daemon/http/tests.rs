@@ -103,8 +103,8 @@ async fn grant_all(mut wishes: mpsc::Receiver<SubscriptionCall>) {
     let mut last = None;
     while let Some(wish) = wishes.recv().await {
         assert_eq!(
-            (wish.own, wish.host),
-            (Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST)
+            (wish.at.own, wish.host.addr),
+            (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into())
         );
         assert_eq!(wish.service.kind, "WANIPConnection");
         let granted = |sid| Granted {

@@ -6,6 +6,7 @@ use tracing::debug;
 use super::{Datagrams, RETRY, Shell, log_plane};
 use crate::daemon::control::Response;
 use crate::daemon::dataplane::{Change, DataPlane, DataPlaneError, Turn};
+use crate::daemon::netstate::LanLink;
 use crate::daemon::store::Store;
 use crate::iwf::{Effect, EffectError, Input, Notice, Ticket};
 use crate::types::{Instant, NatEntry};
@@ -151,9 +152,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 }
             }
             Effect::SendEvent(send) => {
-                let mut links = self.network.lan.iter();
-                let link = links.find(|link| link.addr == send.own);
-                let interface = link.map(|link| link.interface.clone());
+                let is_way = |link: &LanLink| {
+                    send.from
+                        .is_some_and(|from| link.addr == from.own && link.ifindex == from.interface)
+                };
+                let link = self.network.served().into_iter().find(is_way);
+                let interface = link.map(|link| link.interface);
                 self.courier.send(send, interface);
             }
             Effect::CancelEvent { number } => self.courier.cancel(number),

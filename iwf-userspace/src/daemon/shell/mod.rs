@@ -209,7 +209,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let SubscriptionCall {
             service,
             host,
-            own,
+            at,
             request: wanted,
             reply,
         } = wish;
@@ -219,7 +219,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             request,
             service,
             host,
-            own,
+            at,
             wanted,
         };
         self.input(input, out, now);

@@ -18,6 +18,7 @@ use crate::iwf::pinholes::Lan6;
 use crate::iwf::policy::Wanted;
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
+use crate::proto::gena;
 use crate::types::device::LanDevices;
 use crate::types::{Instant, Protocol};
 
@@ -56,7 +57,19 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             prefixes: self.network.lan6.clone(),
             own: self.network.own6.clone(),
         };
+        let links = self.network.served().into_iter().map(|link| gena::Link {
+            at: gena::At {
+                own: link.addr,
+                interface: link.ifindex,
+            },
+            len: link.prefix_len,
+        });
+        let links = Input::Links {
+            links: links.collect(),
+            own: self.network.own6.clone(),
+        };
         self.input(Input::Lan(lan), out, now);
+        self.input(links, out, now);
         self.input(Input::Lan6(lan6), out, now);
         self.input(Input::Wan(wan), out, now);
         // Stations come and go all the time.

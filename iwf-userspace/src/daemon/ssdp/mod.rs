@@ -98,7 +98,12 @@ impl Discovery {
         let mut says_goodbye = opening == Opening::Goodbye;
         let mut repeats = true;
         loop {
-            let next_answer = self.queue.next_due().unwrap_or(announce_at);
+            // A goodbye behind an answer would take back what the answer says, so that none is given before it.
+            let next_answer = match self.queue.next_due() {
+                Some(due) if says_goodbye => due.max(announce_at),
+                Some(due) => due,
+                None => announce_at,
+            };
             tokio::select! {
                 // First, so that nothing is said with a number that is over.
                 biased;

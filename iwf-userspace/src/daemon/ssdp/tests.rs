@@ -2,6 +2,7 @@
 //! what was announced by others is skipped by its LOCATION or USN.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -173,6 +174,29 @@ async fn another_boot_id_is_announced_at_once_and_answered_with() {
     host.send_to(SEARCH.as_bytes(), unicast).await.unwrap();
     let answer = next(&host, &device.uuid).await;
     assert!(answer.contains("BOOTID.UPNP.ORG: 9\r\n"), "{answer}");
+}
+
+/// A control point that is answered first and then hears the goodbye of an earlier life would take the gateway for gone.
+#[tokio::test]
+async fn nobody_is_answered_before_the_goodbye_of_an_earlier_life() {
+    let group = listener();
+    let host = host(42).await;
+    let unicast = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 41), ssdp::PORT);
+    let device = Device::start(41);
+    host.send_to(SEARCH.as_bytes(), unicast).await.unwrap();
+    next(&host, &device.uuid).await;
+    // What the kernel has by now, whether or not the runtime has noticed.
+    let mut heard = Vec::new();
+    let mut buffer = [0; 2048];
+    let group = socket2::SockRef::from(&group);
+    while let Ok(length) = (&*group).read(&mut buffer) {
+        let message = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        if message.contains(&device.uuid[..34]) {
+            heard.push(message);
+        }
+    }
+    let goodbyes = heard.iter().filter(|m| m.contains("ssdp:byebye")).count();
+    assert_eq!(goodbyes, 11, "{heard:?}");
 }
 
 #[test]

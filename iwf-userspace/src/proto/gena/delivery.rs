@@ -1,9 +1,8 @@
 //! One message on its way: from URL to URL until one has taken it, or its time is over.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::{Effect, FIRST_REST, Gena, MAX_REST, Subscription, evented};
+use super::{At, Effect, FIRST_REST, Gena, MAX_REST, Subscription, evented};
 use crate::types::Instant;
 use crate::wire::gena::{Callback, Sid, encode_notify, property_set};
 
@@ -19,8 +18,8 @@ const SLACK: Duration = Duration::from_secs(1);
 pub struct Send {
     /// Names it in the outcome.
     pub number: u64,
-    /// Our address to send from: on the link of the subscriber.
-    pub own: Ipv4Addr,
+    /// Our address to send from: on the link of the subscriber. `None`: it has gone.
+    pub from: Option<At>,
     /// Where to.
     pub callback: Callback,
     /// The whole request.
@@ -103,15 +102,20 @@ impl Gena {
 
     /// Tries the callback that is next.
     fn attempt(&mut self, sid: Sid, now: Instant) {
+        let next = self.subscriptions.get(&sid).and_then(|subscription| {
+            let delivery = subscription.delivery.as_ref()?;
+            let callback = subscription.callbacks.get(delivery.url)?;
+            Some((callback.clone(), subscription.at))
+        });
+        let Some((callback, at)) = next else {
+            return;
+        };
+        let from = self.way(callback.to.ip(), at);
         let Some(subscription) = self.subscriptions.get_mut(&sid) else {
             return;
         };
         let urls = subscription.callbacks.len();
-        let own = subscription.own;
         let Some(delivery) = &mut subscription.delivery else {
-            return;
-        };
-        let Some(callback) = subscription.callbacks.get(delivery.url) else {
             return;
         };
         // Those that come after it get their share of the time.
@@ -124,9 +128,9 @@ impl Gena {
         self.numbers.insert(delivery.number, sid);
         self.effects.push_back(Effect::Send(Send {
             number: delivery.number,
-            own,
-            callback: callback.clone(),
-            message: encode_notify(callback, sid, delivery.seq, &delivery.body),
+            from,
+            message: encode_notify(&callback, sid, delivery.seq, &delivery.body),
+            callback,
             connect_within: CONNECT.min(answer_within),
             answer_within,
         }));

@@ -1,3 +1,5 @@
+use std::net::Ipv4Addr;
+
 use proptest::prelude::*;
 use rand::SeedableRng;
 
@@ -10,6 +12,14 @@ use crate::wire::services::{
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 10);
 const OTHER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 11);
+
+fn link(own: impl Into<IpAddr>, interface: u32, len: u8) -> Link {
+    let own = own.into();
+    Link {
+        at: At { own, interface },
+        len,
+    }
+}
 
 /// The machine, its clock, and what it has wanted.
 struct Bench {
@@ -46,11 +56,11 @@ impl Bench {
     }
 
     fn lan(&mut self, prefixes: &[(Ipv4Addr, u8)]) {
-        let prefix = |(own, len): &(Ipv4Addr, u8)| LanPrefix {
-            own: *own,
-            len: *len,
-        };
-        self.input(Input::Lan(prefixes.iter().map(prefix).collect()));
+        let links = prefixes.iter().map(|(own, len)| link(*own, 1, *len));
+        self.input(Input::Lan {
+            links: links.collect(),
+            own: BTreeSet::new(),
+        });
     }
 
     fn input(&mut self, input: Input) {
@@ -103,8 +113,30 @@ impl Bench {
         self.input(Input::Request {
             id,
             service,
-            host,
-            own: OWN,
+            host: IpAddr::V4(host).into(),
+            at: link(OWN, 1, 24).at,
+            request,
+        });
+        self.answers.remove(&id).expect("answered at once")
+    }
+
+    /// A host over IPv6, which asks us at that address.
+    fn ask6(
+        &mut self,
+        (addr, mac): (&str, u8),
+        at: At,
+        request: Request,
+    ) -> Result<Option<Granted>, Refusal> {
+        self.last += 1;
+        let id = self.last;
+        self.input(Input::Request {
+            id,
+            service: &LAYER3_FORWARDING,
+            host: Host {
+                addr: addr.parse().expect("an address"),
+                mac: Some([2, 0, 0, 0, 0, mac]),
+            },
+            at,
             request,
         });
         self.answers.remove(&id).expect("answered at once")
@@ -557,6 +589,78 @@ fn all_together_have_their_bound() {
     bench.answer(Err(SendError::Silent));
     let granted = bench.ask(HOST, &LAYER3_FORWARDING, to(&["http://192.168.1.10:5000/"]));
     assert!(granted.is_ok(), "in the place of a dead one");
+}
+
+/// GENA-005 for IPv6, where a host has addresses of several prefixes, and of each as many as it likes.
+#[test]
+fn over_ipv6_the_link_counts_and_a_host_is_known_by_its_mac_address() {
+    let v6 = |text: &str| text.parse::<Ipv6Addr>().expect("an address");
+    let mut bench = Bench::new();
+    let here = link(v6("fe80::1"), 1, 64);
+    let links = vec![
+        link(OWN, 1, 24),
+        here,
+        link(v6("2a0b::1"), 1, 64),
+        // The same address on another link, and a prefix there.
+        link(v6("fe80::1"), 2, 64),
+        link(v6("2a0c::1"), 2, 64),
+    ];
+    let own = ["fe80::1", "2a0b::1", "2a0b::5", "2a0c::1"].map(v6);
+    bench.input(Input::Lan {
+        links: links.clone(),
+        own: own.into(),
+    });
+    let refused = [
+        "http://[2a0b::1]:5000/",
+        "http://[2a0b::5]:5000/",
+        "http://[2a0b::]:5000/",
+        "http://[2a0c::10]:5000/",
+        "http://[2a0d::10]:5000/",
+        "http://[ff02::1]:5000/",
+        "http://[::1]:5000/",
+        "http://[::]:5000/",
+        "http://[::ffff:192.168.1.10]:5000/",
+        "http://[fe80::10]:25/",
+        "http://192.168.1.10:5000/",
+    ];
+    for url in refused {
+        let answer = bench.ask6(("fe80::10", 10), here.at, to(&[url]));
+        assert_eq!(answer, Err(Refusal::Elsewhere), "{url}");
+    }
+    for (url, from) in [
+        ("http://[fe80::10%25eth0]:5000/", here.at),
+        ("http://[2a0b::10]:5000/", links[2].at),
+    ] {
+        let answer = bench.ask6(("fe80::10", 10), here.at, to(&[url]));
+        assert!(answer.is_ok(), "{url}");
+        bench.run(ms(100));
+        assert_eq!(bench.sent.last().expect("sent").1.from, Some(from), "{url}");
+        bench.answer(Ok(()));
+    }
+    let there = link(v6("fe80::1"), 2, 64).at;
+    let granted = bench.ask6(("fe80::20", 20), there, to(&["http://[fe80::20]:5000/"]));
+    let sid = granted.expect("granted").expect("a subscription").sid;
+    bench.run(ms(100));
+    assert_eq!(bench.sent.last().expect("sent").1.from, Some(there));
+    bench.answer(Ok(()));
+
+    // Its other addresses may look after it, other hosts may not.
+    assert!(bench.ask6(("2a0c::77", 20), there, renew(sid)).is_ok());
+    let stranger = bench.ask6(("fe80::20", 21), there, renew(sid));
+    assert_eq!(stranger, Err(Refusal::Unknown));
+    for n in 2..MAX_PER_HOST {
+        let addr = format!("2a0b::{n:x}00");
+        let url = format!("http://[{addr}]:5000/");
+        assert!(bench.ask6((&addr, 10), here.at, to(&[&url])).is_ok());
+    }
+    let another = bench.ask6(("2a0b::77", 10), here.at, to(&["http://[2a0b::77]:5000/"]));
+    assert_eq!(another, Err(Refusal::Full));
+    // The link goes, the other one stays.
+    bench.input(Input::Lan {
+        links: links[3..].to_vec(),
+        own: own.into(),
+    });
+    assert_eq!(bench.gena.subscriptions().count(), 1);
 }
 
 #[test]

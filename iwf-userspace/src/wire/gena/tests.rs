@@ -94,6 +94,9 @@ fn callbacks_are_literals_of_http_and_nothing_else() {
         ("< http://192.168.1.10:1/a >", "http://192.168.1.10:1/a"),
         ("<http://192.168.1.10:1?q>", "http://192.168.1.10:1/?q"),
         ("<http://192.168.1.10:1/a#f>", "http://192.168.1.10:1/a"),
+        ("<http://[fe80::1]/>", "http://[fe80::1]:80/"),
+        ("<http://[FE80:0::1%25eth0]:1/a>", "http://[fe80::1]:1/a"),
+        ("<http://[2a0b::1%3]:1>", "http://[2a0b::1]:1/"),
     ] {
         assert_eq!(callbacks(value), [expected], "{value}");
     }
@@ -111,7 +114,14 @@ fn callbacks_are_literals_of_http_and_nothing_else() {
         "<http://192.168.1.10:80:80/>",
         "<http://user@192.168.1.10/>",
         "<http://192.168.1.10:80@8.8.8.8/>",
-        "<http://[fe80::1]/>",
+        "<http://fe80::1/>",
+        "<http://[fe80::1/>",
+        "<http://[fe80::1]80/>",
+        "<http://[fe80::1]:/>",
+        "<http://[fe80::1]:0/>",
+        "<http://[fe80::1]:80@8.8.8.8/>",
+        "<http://[192.168.1.10]/>",
+        "<http://[console]/>",
         "<http://192.168.1.10/a b>",
         "<http://192.168.1.10/\u{e9}>",
         "<http://192.168.1.10/",
