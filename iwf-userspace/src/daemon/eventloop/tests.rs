@@ -100,6 +100,7 @@ impl Lab {
             hooks: Hooks::new(Journal::default(), PathBuf::new()),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
+            devices: Devices::nobody(),
             softwires: Softwires::off(),
             lan: LanServices::new(identity, 0),
             metrics: Metrics::new(requests.clone()),
@@ -114,7 +115,6 @@ impl Lab {
             requests: request_receiver,
             datagrams,
             network: network_receiver,
-            devices: watch::channel(LanDevices::default()).1,
             wishes: wish_receiver,
         };
         Self {

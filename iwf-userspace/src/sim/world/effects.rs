@@ -148,6 +148,7 @@ impl World {
                     self.wires.insert(key, datagram);
                 }
             }
+            Effect::Solicit(addr) => self.solicited.push((self.now, addr)),
             Effect::SubscriptionReply { .. }
             | Effect::SendEvent(_)
             | Effect::CancelEvent { .. }
@@ -211,6 +212,7 @@ impl World {
             | Effect::Persist { .. }
             | Effect::WritePinholes { .. }
             | Effect::CountPinhole { .. }
+            | Effect::Solicit(_)
             | Effect::Notify(_) => panic!("no answer: {answer:?}"),
         }
     }
