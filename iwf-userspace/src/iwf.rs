@@ -10,6 +10,7 @@
 
 mod add;
 mod address;
+pub mod departed;
 mod events;
 mod job;
 mod leases;
@@ -64,6 +65,7 @@ use crate::wire::pcp::ResultCode;
 use crate::wire::scpd::Service;
 use crate::wire::soap;
 use address::AddressQuery;
+use departed::Departures;
 use events::Told;
 use job::Job;
 use leases::Leases;
@@ -330,6 +332,9 @@ pub enum Effect {
         /// The pinhole.
         id: u16,
     },
+    /// Have the kernel ask whether somebody is at this address of the LAN. What comes of it is among the neighbours that are
+    /// told next.
+    Solicit(IpAddr),
     /// Store a change durably before anything that follows depends on it.
     Persist {
         /// Names it in [`Input::Done`].
@@ -491,6 +496,7 @@ pub struct Iwf {
     last_wan: Option<Ipv4Addr>,
     lan: Vec<LanPrefix>,
     devices: LanDevices,
+    departures: Departures,
     link: LinkCounters,
     mode: Mode,
     connected_since: Option<Instant>,
@@ -544,6 +550,7 @@ impl Iwf {
             last_wan: None,
             lan: Vec::new(),
             devices: LanDevices::default(),
+            departures: Departures::default(),
             link: LinkCounters::default(),
             mode: Mode::Down,
             connected_since: None,

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::netns::Namespace;
 use crate::process::Process;
-use crate::topology::Lab;
+use crate::topology::{LAN_BRIDGE, Lab};
 use crate::{packages, wait};
 
 /// How long a server may take to begin.
@@ -34,6 +35,7 @@ pub fn hex(octets: &[u8], between: &str) -> String {
 #[derive(Debug)]
 pub struct Dnsmasq {
     process: Process,
+    leases: PathBuf,
 }
 
 impl Dnsmasq {
@@ -46,7 +48,21 @@ impl Dnsmasq {
         if let Some(value) = value {
             writeln!(lines, "dhcp-option=158,{}", hex(value, ":"))?;
         }
-        Self::run(lab, &lines, "DHCP, IP range")
+        Self::run(&lab.cgn, lab, "br0", &lines, "DHCP, IP range")
+    }
+
+    /// Starts it on the CPE, for the LAN's hosts.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_lan(lab: &Lab) -> Result<Self> {
+        let lines = "dhcp-range=192.168.1.50,192.168.1.60,255.255.255.0,1h\n";
+        Self::run(&lab.cpe, lab, LAN_BRIDGE, lines, "DHCP, IP range")
+    }
+
+    /// Where it keeps what it has given out.
+    pub fn leases(&self) -> &Path {
+        &self.leases
     }
 
     /// The same for DHCPv6, without addresses: lines of its configuration say the rest.
@@ -55,22 +71,22 @@ impl Dnsmasq {
     /// As [`start`](Self::start).
     pub fn start_v6(lab: &Lab, options: &str) -> Result<Self> {
         let lines = format!("dhcp-range=::,constructor:br0,ra-stateless\n{options}");
-        Self::run(lab, &lines, "DHCPv6 stateless")
+        Self::run(&lab.cgn, lab, "br0", &lines, "DHCPv6 stateless")
     }
 
-    fn run(lab: &Lab, lines: &str, ready: &str) -> Result<Self> {
-        let file = lab.dir().join("dnsmasq.conf");
-        let leases = lab.dir().join("dnsmasq.leases");
+    fn run(host: &Namespace, lab: &Lab, interface: &str, lines: &str, ready: &str) -> Result<Self> {
+        let file = lab.dir().join(format!("dnsmasq-{interface}.conf"));
+        let leases = lab.dir().join(format!("dnsmasq-{interface}.leases"));
         let text = format!(
-            "port=0\ninterface=br0\nbind-interfaces\nuser=root\nkeep-in-foreground\nlog-facility=-\nlog-dhcp\n\
+            "port=0\ninterface={interface}\nbind-interfaces\nuser=root\nkeep-in-foreground\nlog-facility=-\nlog-dhcp\n\
              no-ping\ndhcp-authoritative\ndhcp-leasefile={}\npid-file\n{lines}",
             leases.display()
         );
         std::fs::write(&file, text).context("write the configuration of dnsmasq")?;
         let program = packages::dnsmasq()?.display().to_string();
         let config = format!("--conf-file={}", file.display());
-        let process = spawn(&lab.cgn, "dnsmasq", &[program, config])?;
-        started(process, ready).map(|process| Self { process })
+        let process = spawn(host, "dnsmasq", &[program, config])?;
+        started(process, ready).map(|process| Self { process, leases })
     }
 
     /// What it has logged.

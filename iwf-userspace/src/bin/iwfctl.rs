@@ -201,7 +201,8 @@ enum Policy {
     Show,
     /// Which rule decides about a wish, and whether it would be granted now. Nothing is opened, and nobody is asked.
     ///
-    /// What is known of the device is used where it is not given: its MAC address by the kernel's neighbours. A client with
+    /// What is known of the device is used where it is not given: its MAC address by the kernel's neighbours, its name by
+    /// the lease files. A client with
     /// an IPv6 address wants a pinhole, one with an IPv4 address a mapping for itself.
     Test(PolicyWish),
 }
@@ -214,6 +215,9 @@ struct PolicyWish {
     /// Its MAC address, if another one than is known.
     #[arg(long, value_name = "MAC")]
     mac: Option<String>,
+    /// Its name by DHCP, if another one than is known.
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
     /// External port; of a pinhole the host's. Without it any port will do, and a pinhole is for every port.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
@@ -394,7 +398,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             test: Some(PolicyTest {
                 client: wish.client,
                 mac: wish.mac.clone(),
-                name: None,
+                name: wish.host.clone(),
                 protocol: (!wish.any_protocol).then_some(wish.protocol),
                 external_port: wish.port,
                 internal_port: wish.internal_port,

@@ -16,6 +16,7 @@ use super::config::{Config, Mode};
 use super::control::server::Call as ControlCall;
 use super::control::{Held, Request, Response};
 use super::dataplane::DataPlane;
+use super::devices::Devices;
 use super::discovery::Discovery;
 use super::gena::{Outcome, SubscriptionCall};
 use super::hooks::Hooks;
@@ -34,7 +35,6 @@ use super::store::Store;
 use super::upstream::{Upstream, UpstreamEvent};
 use crate::iwf::LinkCounters;
 use crate::types::Instant as BootInstant;
-use crate::types::device::LanDevices;
 
 /// Calls of control points waiting for the core. Beyond it HTTP answers 503.
 pub const MAX_WAITING_CALLS: usize = 64;
@@ -71,8 +71,6 @@ pub struct Inputs {
     pub datagrams: mpsc::Receiver<UpstreamEvent>,
     /// Interfaces and addresses.
     pub network: watch::Receiver<NetState>,
-    /// Who is on the LAN.
-    pub devices: watch::Receiver<LanDevices>,
     /// The operator.
     pub wishes: mpsc::Receiver<Wish>,
 }
@@ -86,6 +84,8 @@ pub struct Daemon<P, S> {
     pub upstream: Upstream,
     /// Asks DHCP servers for PCP servers.
     pub discovery: Discovery,
+    /// Looks at who is on the LAN.
+    pub devices: Devices,
     /// Looks after the DS-Lite softwire.
     pub softwires: Softwires,
     /// Servers for LAN hosts.
@@ -154,8 +154,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         break;
                     }
                 },
-                Ok(()) = inputs.devices.changed() => {
-                    let devices = inputs.devices.borrow_and_update().clone();
+                devices = self.devices.look() => {
                     self.shell
                         .set_devices(devices, &mut self.upstream, clock::now());
                 }
@@ -315,6 +314,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 self.metrics.follow(self.config.metrics);
                 self.config.policy = new.policy;
                 warn_of(&self.config);
+                self.devices.read(self.config.policy.lease_files.clone());
                 let policy = settings::policy(&self.config);
                 self.shell
                     .set_policy(policy, &mut self.upstream, clock::now());

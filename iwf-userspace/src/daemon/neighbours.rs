@@ -82,13 +82,7 @@ impl Neighbours {
         let asked = async {
             let mut table = table(handle, ifindex).await?;
             if let Some(wanted) = on_link.filter(|wanted| !table.contains_key(wanted)) {
-                let use_it = handle
-                    .neighbours()
-                    .add(ifindex, wanted)
-                    .flags(NeighbourFlags::Use)
-                    .state(NeighbourState::None)
-                    .replace();
-                use_it.execute().await?;
+                use_it(handle, ifindex, wanted).await?;
                 let until = Instant::now() + RESOLVE_TIME;
                 while !table.contains_key(&wanted) && Instant::now() < until {
                     sleep(RESOLVE_LOOK).await;
@@ -128,6 +122,35 @@ async fn mac(handle: &Handle, ifindex: u32, addr: IpAddr) -> Option<Mac> {
         return resolved(&entry).map(|(_, mac)| mac);
     }
     None
+}
+
+/// Makes the kernel find out who is at an address, as it does before it sends something there.
+async fn use_it(handle: &Handle, ifindex: u32, addr: IpAddr) -> Result<(), rtnetlink::Error> {
+    let use_it = handle
+        .neighbours()
+        .add(ifindex, addr)
+        .flags(NeighbourFlags::Use)
+        .state(NeighbourState::None)
+        .replace();
+    use_it.execute().await
+}
+
+/// Makes the kernel ask now whether somebody is still at an address: an entry that it would believe for a while is to be
+/// confirmed, one that there is not is to be found.
+pub(super) async fn solicit(
+    handle: &Handle,
+    ifindex: u32,
+    addr: IpAddr,
+) -> Result<(), rtnetlink::Error> {
+    let probe = handle
+        .neighbours()
+        .add(ifindex, addr)
+        .state(NeighbourState::Probe)
+        .replace();
+    match probe.execute().await {
+        Ok(()) => Ok(()),
+        Err(_) => use_it(handle, ifindex, addr).await,
+    }
 }
 
 /// What the kernel knows of the neighbours on these links, as far as [`MAX_NEIGHBOURS`] goes.

@@ -58,6 +58,7 @@ pub fn core(
         send_descriptions: config.send_descriptions,
         nat_pmp: config.nat_pmp,
         igd: config.igd,
+        departed_after: wanted.departed_after,
         policy,
         limits: Limits {
             mappings: count(config.limits.explicit_mappings),
@@ -92,6 +93,7 @@ pub fn policy(config: &Config) -> Wanted {
         },
         per_host: count(config.policy.max_mappings_per_host),
         rules: config.policy.rules.clone(),
+        departed_after: config.policy.departed_after,
     }
 }
 

@@ -15,6 +15,7 @@ use super::config::Config;
 use super::control::server::ControlSocket;
 use super::dataplane::DataPlane;
 use super::dataplane::kernel::{self, KernelPlane, Settings as PlaneSettings};
+use super::devices::Devices;
 use super::discovery::Discovery;
 use super::eventloop::{
     Daemon, Inputs, MAX_WAITING_CALLS, MAX_WAITING_DATAGRAMS, MAX_WAITING_REQUESTS, warn_of,
@@ -32,7 +33,7 @@ use super::softwire::{self, Softwires};
 use super::ssdp::Identity;
 use super::store::Snapshot;
 use super::upstream::Upstream;
-use super::{clock, devices, fragments, netlink, refusals, settings, signals, store};
+use super::{clock, fragments, netlink, refusals, settings, signals, store};
 use crate::iwf::{Iwf, Saved};
 use crate::types::UnixTime;
 use crate::types::access::ControlPointId;
@@ -122,8 +123,12 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let control = tokio::spawn(control.serve(request_sender));
     let mut hooks = Hooks::new(shell.journal().clone(), config.paths.control_socket.clone());
     hooks.follow(&config.hooks);
+    let devices = Devices::watch(network.clone(), config.policy.lease_files.clone())
+        .context("open netlink")?;
+    shell.set_solicit(devices.solicit());
     let daemon = Daemon {
         shell,
+        devices,
         discovery,
         softwires,
         upstream: Upstream::new(config.wan_interface.to_string(), datagram_sender),
@@ -141,7 +146,6 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         outcomes,
         requests,
         datagrams,
-        devices: devices::watch(network.clone()).context("open netlink")?,
         network,
         wishes,
     };

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use iwf_common::flow6::{Scope, scope};
 
+use super::departed::Departure;
 use super::{Effect, EffectError, Iwf, Notice, RequestId, StoreChange, Ticket};
 use crate::mapping::pinholes::{MAX_LEASE, Opening, PinholeRecord, Pinholes};
 use crate::mapping::policy::{PolicyError, Quota};
@@ -50,6 +51,8 @@ pub enum Ending {
     PrefixGone,
     /// The owner's rules deny it.
     Denied(Decider),
+    /// Its device has left.
+    Departed(Departure),
 }
 
 /// A change of one pinhole that is not complete.
@@ -184,8 +187,13 @@ impl Iwf {
         self.write_pinholes(None);
     }
 
+    /// Whether it was told already.
+    pub(super) const fn has_lan6(&self) -> bool {
+        self.firewall.lan.is_some()
+    }
+
     /// Nothing is known of the LAN before it is told.
-    fn is_of_lan(&self, addr: Ipv6Addr) -> bool {
+    pub(super) fn is_of_lan(&self, addr: Ipv6Addr) -> bool {
         let Some(lan) = &self.firewall.lan else {
             return true;
         };

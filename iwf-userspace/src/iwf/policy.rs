@@ -2,6 +2,7 @@
 //! refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::job::Origin;
 use super::pinholes::Ending;
@@ -34,6 +35,8 @@ pub struct Wanted {
     pub per_host: usize,
     /// Which device may have which ports.
     pub rules: Rules,
+    /// How long a device may be away before what it has opened is closed; `None`: for ever.
+    pub departed_after: Option<Duration>,
 }
 
 /// Why a control point was refused.
@@ -112,7 +115,9 @@ impl Iwf {
             third_party,
             per_host,
             rules,
+            departed_after,
         } = wanted;
+        self.settings.departed_after = departed_after;
         let policy = &mut self.settings.policy;
         (policy.min_port, policy.third_party, policy.rules) = (min_port, third_party, rules);
         self.table.set_per_host(per_host);
@@ -125,6 +130,7 @@ impl Iwf {
             self.devices = devices;
             self.review(now);
         }
+        self.look_for_departed(now);
     }
 
     /// Closes what the rules surely deny. Walks through everything: at a change of the policy or of what is known of

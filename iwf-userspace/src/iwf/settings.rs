@@ -24,6 +24,8 @@ pub struct Settings {
     pub private_wan: PrivateWan,
     /// Who may map what.
     pub policy: Policy,
+    /// How long a device may be away before what it has opened is closed; `None`: for ever.
+    pub departed_after: Option<Duration>,
     /// Bounds of the table.
     pub limits: Limits,
     /// Whether servers that speak NAT-PMP only are asked in that.
@@ -50,6 +52,7 @@ impl Default for Settings {
             discovery: Discovery::default(),
             private_wan: PrivateWan::Refuse,
             policy: Policy::default(),
+            departed_after: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
             nat_pmp: true,
             igd: false,

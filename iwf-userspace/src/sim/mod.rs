@@ -8,6 +8,7 @@
 mod answers;
 mod arbitrary;
 mod defects;
+mod departed;
 mod events;
 mod found;
 mod igd;

@@ -14,7 +14,7 @@ use crate::mapping::policy::ThirdParty;
 use crate::mapping::rules::tests::{prefix, range, rule};
 use crate::mapping::rules::{Decider, Devices, Kind, Rule, Rules, Verdict};
 use crate::types::caller::{Caller, Mac};
-use crate::types::device::{LanDevices, Neighbour};
+use crate::types::device::{LanDevices, Leases, Neighbour};
 use crate::types::{ExternalPort, InternalPort};
 
 const CONSOLE: Mac = [2, 0, 0, 0, 0, 0x20];
@@ -41,6 +41,7 @@ fn wanted(world: &World, rules: Rules) -> Wanted {
         third_party: policy.third_party,
         per_host: world.settings.limits.per_host,
         rules,
+        departed_after: world.settings.departed_after,
     }
 }
 
@@ -74,7 +75,7 @@ fn lan(known: &[(IpAddr, Mac)]) -> LanDevices {
     };
     LanDevices {
         neighbours: Some(known.iter().map(neighbour).collect::<BTreeMap<_, _>>()),
-        leases: None,
+        leases: Leases::Nowhere,
     }
 }
 
@@ -319,6 +320,7 @@ fn other_keys_hold_for_what_is_asked_for_from_then_on() {
         third_party: ThirdParty::Allowed,
         per_host: 1,
         rules: Rules::default(),
+        departed_after: None,
     };
     world.input(Input::Policy(new));
     assert_eq!(world.active().len(), 1);

@@ -118,6 +118,8 @@ pub(super) struct World {
     pub(super) pinhole_packets: BTreeMap<u16, u64>,
     /// The LAN's IPv6, if it has any.
     pub(super) lan6: Option<Lan6>,
+    /// Addresses that the kernel was made to ask, and when.
+    pub(super) solicited: Vec<(Instant, std::net::IpAddr)>,
     /// The kernel refused something: the shell lets the reconciler run when it has carried out everything.
     nudged: bool,
     /// Does not check everything after each step: with many mappings that takes its time, and it counts as a look.
@@ -187,6 +189,7 @@ impl World {
             oracle: Oracle::default(),
             pinhole_packets: BTreeMap::new(),
             lan6: None,
+            solicited: Vec::new(),
             nudged: false,
             unchecked: false,
             unstored: Vec::new(),

@@ -14,8 +14,20 @@ pub const MAX_NEIGHBOURS: usize = 4096;
 pub struct LanDevices {
     /// What the kernel knows of its neighbours on the LAN; `None`: it cannot be asked.
     pub neighbours: Option<BTreeMap<IpAddr, Neighbour>>,
-    /// What the DHCP server of the LAN has given out; `None`: it cannot be read, or nobody knows where it is.
-    pub leases: Option<Vec<DhcpLease>>,
+    /// What the DHCP server of the LAN has given out.
+    pub leases: Leases,
+}
+
+/// Leases by their addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Leases {
+    /// There is no lease file.
+    #[default]
+    Nowhere,
+    /// There is one, but it cannot be read, or not be understood.
+    Unreadable,
+    /// All that there are.
+    Known(BTreeMap<IpAddr, DhcpLease>),
 }
 
 /// An address that the kernel has an entry for.
@@ -47,6 +59,15 @@ impl DhcpLease {
     }
 }
 
+impl Leases {
+    fn known(&self) -> Option<&BTreeMap<IpAddr, DhcpLease>> {
+        match self {
+            Self::Known(known) => Some(known),
+            Self::Nowhere | Self::Unreadable => None,
+        }
+    }
+}
+
 impl LanDevices {
     /// The MAC address behind an address: by the neighbours, else by a lease.
     pub fn mac(&self, addr: IpAddr) -> Option<Mac> {
@@ -69,16 +90,14 @@ impl LanDevices {
 
     /// The lease of an address.
     pub fn lease(&self, addr: IpAddr) -> Option<&DhcpLease> {
-        let mut leases = self.leases.iter().flatten();
-        leases.find(|lease| lease.addr == addr)
+        self.leases.known().and_then(|known| known.get(&addr))
     }
 
     /// The name of a device by the lease of its address, else by any lease of its MAC address.
     pub fn name(&self, addr: IpAddr, mac: Option<Mac>) -> Option<String> {
-        let leases = self.leases.iter().flatten();
         let of_mac = |lease: &&DhcpLease| mac.is_some() && lease.mac == mac && lease.name.is_some();
         let own = self.lease(addr).filter(|lease| lease.name.is_some());
-        let found = own.or_else(|| leases.clone().find(of_mac));
+        let found = own.or_else(|| self.leases.known()?.values().find(of_mac));
         found.and_then(|lease| lease.name.clone())
     }
 

@@ -14,6 +14,7 @@ pub mod description;
 pub mod dhcp4;
 pub mod dhcp6;
 pub mod gena;
+pub mod lease_file;
 pub mod natpmp;
 pub mod pcp;
 pub mod pcp_servers;

@@ -97,6 +97,8 @@ pub const MAX_LAN_INTERFACES: usize = 16;
 /// Most addresses of PCP servers that can be named.
 pub const MAX_PCP_SERVERS: usize = MAX_ASKED;
 
+/// Most lease files that are read.
+pub const MAX_LEASE_FILES: usize = 8;
 /// Most pinholes a configuration may have.
 pub const MAX_PINHOLES: usize = 1024;
 /// Most mappings that can be stated, TCP and UDP counted apart; all are asked for at once at start.
@@ -280,6 +282,10 @@ pub struct PolicyConfig {
     pub max_mappings_per_host: u32,
     /// Whether a host may map for another one (SEC-04: off).
     pub third_party: ThirdParty,
+    /// How long a device may be away before what it has opened is closed; `None`: for ever.
+    pub departed_after: Option<Duration>,
+    /// What the LAN's DHCP servers have given out; at most [`MAX_LEASE_FILES`].
+    pub lease_files: Vec<PathBuf>,
     /// Which device may have which ports; at most [`MAX_RULES`](crate::mapping::rules::MAX_RULES).
     pub rules: Rules,
 }

@@ -85,6 +85,8 @@ pub(super) struct Rule {
     #[serde(default)]
     pub(super) address: Vec<Spanned<String>>,
     #[serde(default)]
+    pub(super) host: Vec<Spanned<String>>,
+    #[serde(default)]
     pub(super) protocol: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) external_ports: Vec<Spanned<toml::Value>>,
@@ -133,6 +135,13 @@ pub(super) struct Pinhole {
     #[serde(default = "any")]
     pub(super) protocol: Spanned<String>,
 }
+
+/// Where lease files are on Debian and on OpenWrt.
+const LEASE_FILES: [&str; 3] = [
+    "/var/lib/misc/dnsmasq.leases",
+    "/tmp/dhcp.leases",
+    "/tmp/hosts/odhcpd",
+];
 
 /// A section whose keys all have defaults.
 macro_rules! section {
@@ -191,6 +200,8 @@ section!(Policy {
     max_mappings_per_host: i64 = 128,
     third_party: bool = false,
     default: String = "allow",
+    departed_after_seconds: i64 = 3600,
+    lease_files: Vec<Spanned<String>> = LEASE_FILES.map(|path| unplaced(path.to_owned())),
     rule: Vec<Rule> = Vec::new(),
 });
 section!(Ipv6 {

@@ -14,6 +14,9 @@ use crate::types::caller::{Mac, parse_mac};
 /// Longest name of a rule, in octets.
 const MAX_NAME: usize = 64;
 
+/// RFC 1035 section 2.3.4: longest name of a host.
+const MAX_HOST: usize = 255;
+
 /// How many any host may have.
 pub(super) struct Quotas {
     pub(super) mappings: i64,
@@ -62,7 +65,7 @@ fn rule(written: &raw::Rule, most: &Quotas) -> Result<Rule, Invalid> {
         devices: Devices {
             macs: all("mac", &written.mac, mac)?,
             addresses: all("address", &written.address, prefix)?,
-            names: Vec::new(),
+            names: all("host", &written.host, host)?,
         },
         protocol: protocol
             .map(|protocol| choice("policy.rule.protocol", protocol, &protocols))
@@ -137,6 +140,14 @@ fn mac(text: &str) -> Result<Mac, &'static str> {
     parse_mac(text)
         .filter(|mac| mac[0] & 1 == 0)
         .ok_or("write the MAC address of a device, for example \"02:00:5e:10:00:ff\"")
+}
+
+fn host(text: &str) -> Result<String, &'static str> {
+    let fits = (1..=MAX_HOST).contains(&text.len());
+    let clean = text.bytes().all(|octet| octet.is_ascii_graphic());
+    (fits && clean)
+        .then(|| text.to_ascii_lowercase())
+        .ok_or("write a name as the lease file has it, for example \"console\"")
 }
 
 fn prefix(text: &str) -> Result<Prefix, &'static str> {

@@ -580,7 +580,7 @@ fn rules_are_read_in_their_order() {
     let text = format!(
         "{MINIMAL}[policy]\ndefault = \"deny\"\n\
          [[policy.rule]]\nname = \"console\"\naction = \"allow\"\nmac = [\"02:00:5E:10:00:0a\"]\nprotocol = \"udp\"\n\
-         external_ports = [3074, \"5000-5010\"]\nmax_mappings = 8\n\
+         external_ports = [3074, \"5000-5010\"]\nmax_mappings = 8\nhost = [\"PS5\"]\n\
          [[policy.rule]]\naction = \"deny\"\naddress = [\"192.168.7.0/24\", \"192.168.1.9\", \"2a00:1::/32\"]\n\
          for = \"pinholes\"\ninternal_ports = [22]\n"
     );
@@ -598,6 +598,7 @@ fn rules_are_read_in_their_order() {
         (Verdict::Allow, None, Some(17))
     );
     assert_eq!(first.devices.macs, [[2, 0, 0x5e, 0x10, 0, 0x0a]]);
+    assert_eq!(first.devices.names, ["ps5"]);
     assert_eq!(shown(&first.external), ["3074", "5000-5010"]);
     assert_eq!((first.max_mappings, first.max_pinholes), (Some(8), None));
     assert_eq!(
@@ -753,4 +754,23 @@ fn a_rule_that_never_decides_is_a_warning() {
         warnings[0].starts_with("policy rule 2 never decides: rule 1 comes first"),
         "{warnings:?}"
     );
+}
+
+#[test]
+fn devices_that_are_away_have_their_time() {
+    let with = |lines: &str| parse(&format!("{MINIMAL}[policy]\n{lines}"));
+    let policy = parse(MINIMAL).unwrap().policy;
+    assert_eq!(policy.departed_after, Some(Duration::from_secs(3600)));
+    assert_eq!(policy.lease_files.len(), 3);
+    let policy = with("departed_after_seconds = 0\nlease_files = []\n")
+        .unwrap()
+        .policy;
+    assert_eq!((policy.departed_after, policy.lease_files.len()), (None, 0));
+    let error = with("departed_after_seconds = 604801\n").unwrap_err();
+    assert!(error.problem.contains("604801 is out of range"), "{error}");
+    let error = with("lease_files = [\"leases\"]\n").unwrap_err();
+    assert!(error.problem.contains("not an absolute path"), "{error}");
+    let many = ["\"/l\""; 9].join(", ");
+    let error = with(&format!("lease_files = [{many}]\n")).unwrap_err();
+    assert!(error.problem.contains("more than 8"), "{error}");
 }

@@ -13,8 +13,9 @@ use super::rules::{self, Quotas};
 use super::{
     Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
     FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, Line, MAX_LAN_INTERFACES,
-    MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL, Paths, PcpServer,
-    PolicyConfig, ProtectionConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
+    MAX_LEASE_FILES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL,
+    Paths, PcpServer, PolicyConfig, ProtectionConfig, Refusals, SsdpConfig, StaticPinhole,
+    ThirdParty, Timeouts,
 };
 use crate::iwf::AccessType;
 use crate::proto::softwire::is_usable;
@@ -470,7 +471,14 @@ fn policy(written: &raw::Policy, ipv6: &raw::Ipv6) -> Result<PolicyConfig, Inval
         mappings: *written.max_mappings_per_host.get_ref(),
         pinholes: *ipv6.max_pinholes_per_host.get_ref(),
     };
+    let departed_after = seconds(
+        "policy.departed_after_seconds",
+        &written.departed_after_seconds,
+        0..=604_800,
+    )?;
     Ok(PolicyConfig {
+        departed_after: Some(departed_after).filter(|time| !time.is_zero()),
+        lease_files: lease_files(&written.lease_files)?,
         min_port: number("policy.min_port", &written.min_port, 1..=65_535)?,
         max_mappings_per_host,
         third_party: if *written.third_party.get_ref() {
@@ -480,6 +488,19 @@ fn policy(written: &raw::Policy, ipv6: &raw::Ipv6) -> Result<PolicyConfig, Inval
         },
         rules: rules::check(&written.default, &written.rule, &most)?,
     })
+}
+
+fn lease_files(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<PathBuf>, Invalid> {
+    let files = written.get_ref();
+    if let Some(one_more) = files.get(MAX_LEASE_FILES) {
+        return Err(invalid(
+            one_more,
+            format!("policy.lease_files: more than {MAX_LEASE_FILES}"),
+            "name those of the LAN's DHCP servers only",
+        ));
+    }
+    let files = files.iter();
+    files.map(|file| path("policy.lease_files", file)).collect()
 }
 
 fn pinholes(written: &[raw::Pinhole]) -> Result<Vec<StaticPinhole>, Invalid> {

@@ -108,6 +108,7 @@ impl Lab {
             hooks: Hooks::new(Journal::default(), PathBuf::new()),
             upstream: Upstream::new("lo".to_owned(), datagram_sender),
             discovery: Discovery::off(),
+            devices: Devices::nobody(),
             softwires: Softwires::off(),
             lan: LanServices::new(identity, 0, None),
             metrics: Metrics::new(requests.clone()),
@@ -123,7 +124,6 @@ impl Lab {
             requests: request_receiver,
             datagrams,
             network: network_receiver,
-            devices: watch::channel(LanDevices::default()).1,
             wishes: wish_receiver,
         };
         Self {

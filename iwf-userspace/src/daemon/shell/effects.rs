@@ -88,6 +88,15 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 let written = written.map(|()| Change::Settled);
                 (ticket, None, written.map_err(|e| plane_failed("write", e)))
             }
+            Effect::Solicit(addr) => {
+                if let Some(solicit) = &self.solicit
+                    && solicit.try_send(addr).is_err()
+                {
+                    // The core asks again.
+                    debug!(%addr, "not asked: too many questions at once");
+                }
+                return;
+            }
             Effect::CountPinhole { request, id } => {
                 let packets = self.pinhole_packets(id, now);
                 let counted = Input::PinholeCounted { request, packets };
@@ -165,6 +174,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Effect::RemoveNat { .. }
             | Effect::WritePinholes { .. }
             | Effect::CountPinhole { .. }
+            | Effect::Solicit(_)
             | Effect::Persist { .. }
             | Effect::Notify(_) => {}
         }

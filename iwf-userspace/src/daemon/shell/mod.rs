@@ -22,10 +22,10 @@ mod telling;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
 
 use super::config::FlowRules;
@@ -114,6 +114,7 @@ pub struct Shell<P, S> {
     removed: Option<NatEntry>,
     pressure: Pressure,
     refusals_told: RefusalsTold,
+    solicit: Option<mpsc::Sender<IpAddr>>,
     runs: Runs,
     unstored: Unstored,
 }
@@ -170,9 +171,15 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             removed: None,
             pressure: Pressure::default(),
             refusals_told: RefusalsTold::default(),
+            solicit: None,
             runs: Runs::default(),
             unstored: Unstored::default(),
         }
+    }
+
+    /// Where addresses go that somebody may be at.
+    pub fn set_solicit(&mut self, solicit: mpsc::Sender<IpAddr>) {
+        self.solicit = Some(solicit);
     }
 
     /// Control points called. What the calls change goes into one commit.

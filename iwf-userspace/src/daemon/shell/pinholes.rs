@@ -158,6 +158,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Ending::Deleted => "deleted".to_owned(),
             Ending::Expired => "its lease is over".to_owned(),
             Ending::PrefixGone => "its prefix is not the LAN's any more".to_owned(),
+            Ending::Departed(why) => why.to_string(),
             Ending::Denied(by) => format!("{} denies it", self.core.rules().label(by)),
         };
         info!(id = pinhole.id, internal = %pinhole.internal, why, "pinhole closed");

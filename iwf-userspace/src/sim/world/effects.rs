@@ -150,6 +150,7 @@ impl World {
                     self.wires.insert(key, datagram);
                 }
             }
+            Effect::Solicit(addr) => self.solicited.push((self.now, addr)),
             Effect::SubscriptionReply { .. }
             | Effect::SendEvent(_)
             | Effect::CancelEvent { .. }
@@ -215,6 +216,7 @@ impl World {
             | Effect::Persist { .. }
             | Effect::WritePinholes { .. }
             | Effect::CountPinhole { .. }
+            | Effect::Solicit(_)
             | Effect::Notify(_) => panic!("no answer: {answer:?}"),
         }
     }
