@@ -21,6 +21,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -32,7 +33,7 @@ use super::control::{Request, Response, policy};
 use super::dataplane::softwire::Softwire;
 use super::dataplane::{DataPlane, DataPlaneError, Found};
 use super::gena::{Courier, Outcome, SubscriptionCall};
-use super::http::SoapCall;
+use super::http::{Counts, SoapCall};
 use super::journal::{Journal, Start};
 use super::netstate::NetState;
 use super::reconciler;
@@ -96,6 +97,8 @@ pub struct Shell<P, S> {
     admin: BTreeMap<RequestId, Replies>,
     subscriptions: BTreeMap<RequestId, oneshot::Sender<Result<Option<Granted>, Refusal>>>,
     courier: Courier,
+    /// What became of connections of LAN hosts.
+    http: Arc<Counts>,
     /// What the last whole pass of the sweep found, and when.
     found: Option<(Found, Instant)>,
     journal: Journal,
@@ -152,6 +155,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             admin: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             courier,
+            http: Arc::default(),
             found: None,
             journal: Journal::default(),
             servers_found: FoundServers::default(),
@@ -163,6 +167,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             runs: Runs::default(),
             unstored: Unstored::default(),
         }
+    }
+
+    /// The server for LAN hosts counts there.
+    pub fn set_http_counts(&mut self, counts: Arc<Counts>) {
+        self.http = counts;
     }
 
     /// Control points called. What the calls change goes into one commit.
