@@ -95,6 +95,7 @@ impl Gateway {
                 | Effect::SubscriptionReply { .. }
                 | Effect::SendEvent(_)
                 | Effect::CancelEvent { .. }
+                | Effect::Solicit(_)
                 | Effect::Notify(_) => {}
                 Effect::WritePinholes { .. } | Effect::CountPinhole { .. } => {
                     panic!("nobody asked for a pinhole")

@@ -9,7 +9,8 @@ use iwf_userspace::wire::clients::InnerDocument;
 use iwf_userspace::wire::description::{DeviceUuid, Tree};
 use iwf_userspace::wire::port_listing::{self, PortMappingEntry};
 use iwf_userspace::wire::soap::{
-    Call, CallError, CallFault, UpnpError, encode_fault, encode_reply, encode_response,
+    Call, CallError, CallFault, MAX_ARGUMENTS, MAX_DEPTH, UpnpError, encode_fault, encode_reply,
+    encode_response,
 };
 use iwf_userspace::wire::ssdp::{self, Advert, Arrival, Search, Sender, Target};
 use iwf_userspace::wire::{scpd, services};
@@ -204,6 +205,23 @@ fn soap_limits_hold() {
     let many: String = (0..100_000).map(|i| format!("<a{i}/>")).collect();
     let many = body.replace("<NewRemoteHost>", &format!("{many}<NewRemoteHost>"));
     assert_eq!(answer(&many), CallFault::Upnp(UpnpError::INVALID_ARGS));
+    // Right at the bounds.
+    let nested = |depth: usize, arguments: usize| {
+        let (open, close) = ("<a>".repeat(depth), "</a>".repeat(depth));
+        let arguments: String = (0..arguments).map(|i| format!("<a{i}/>")).collect();
+        format!(
+            "<Envelope><Header>{open}{close}</Header><Body>\
+             <u:X xmlns:u=\"urn:schemas-upnp-org:service:WANIPConnection:1\">{arguments}</u:X></Body></Envelope>"
+        )
+    };
+    let most = nested(MAX_DEPTH - 2, MAX_ARGUMENTS);
+    let most = Call::decode(None, most.as_bytes(), usize::MAX).expect("a call");
+    assert_eq!(most.args.len(), MAX_ARGUMENTS);
+    assert_eq!(answer(&nested(MAX_DEPTH - 1, 0)), CallFault::BadRequest);
+    assert_eq!(
+        answer(&nested(0, MAX_ARGUMENTS + 1)),
+        CallFault::Upnp(UpnpError::INVALID_ARGS)
+    );
 }
 
 fn uuid() -> DeviceUuid {

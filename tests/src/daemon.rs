@@ -267,6 +267,11 @@ impl Iwfd {
         self.process.leave_running()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Resident memory in KiB.
     ///
     /// # Errors

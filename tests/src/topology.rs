@@ -144,11 +144,7 @@ impl Lab {
         lab.cpe.address(LAN_BRIDGE, GATEWAY, 24)?;
         let hosts = [(&lab.lan1, LAN1), (&lab.lan2, LAN2)];
         for ((host, address), port) in hosts.into_iter().zip(LAN_PORTS) {
-            veth((host, "eth0"), (&lab.cpe, port))?;
-            lab.cpe
-                .ip(&format!("link set {port} master {LAN_BRIDGE} up"))?;
-            host.address("eth0", address, 24)?;
-            host.ip(&format!("route add default via {GATEWAY}"))?;
+            join_lan(&lab.cpe, host, port, address)?;
         }
 
         veth((&lab.cpe, WAN_IF), (&lab.cgn, "br0"))?;
@@ -160,12 +156,10 @@ impl Lab {
         lab.cgn.address("ext0", EXTERNAL, 24)?;
         lab.inet.address("eth0", REMOTE, 24)?;
 
-        // The ends that face the CPE: whole checksums towards its XDP programs, and able to receive what
-        // these redirect.
-        for (host, interface) in [(&lab.lan1, "eth0"), (&lab.lan2, "eth0"), (&lab.cgn, "br0")] {
-            host.checksums_on_wire(interface)?;
-            host.receive_redirected(interface)?;
-        }
+        // As the LAN's: an end that faces the CPE sends whole checksums towards its XDP programs, and is able to receive
+        // what these redirect.
+        lab.cgn.checksums_on_wire("br0")?;
+        lab.cgn.receive_redirected("br0")?;
         lab.inet.checksums_on_wire("eth0")?;
 
         let rules = lab.dir().join("carrier.nft");
@@ -241,6 +235,21 @@ impl Lab {
         Ok(namespace)
     }
 
+    /// One more host of the LAN, behind a port of the bridge of this name.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn one_more_on_the_lan(
+        &self,
+        host: &str,
+        port: &str,
+        address: Ipv4Addr,
+    ) -> Result<Namespace> {
+        let namespace = self.network.namespace(host)?;
+        join_lan(&self.cpe, &namespace, port, address)?;
+        Ok(namespace)
+    }
+
     /// The private directory of this run.
     pub fn dir(&self) -> PathBuf {
         self.network.dir().to_owned()
@@ -250,4 +259,14 @@ impl Lab {
     pub fn keep(mut self) {
         self.network.keep();
     }
+}
+
+/// Joins a host to the bridge by a port of that name. Its end sends whole checksums and receives what is redirected.
+fn join_lan(cpe: &Namespace, host: &Namespace, port: &str, address: Ipv4Addr) -> Result<()> {
+    veth((host, "eth0"), (cpe, port))?;
+    cpe.ip(&format!("link set {port} master {LAN_BRIDGE} up"))?;
+    host.address("eth0", address, 24)?;
+    host.ip(&format!("route add default via {GATEWAY}"))?;
+    host.checksums_on_wire("eth0")?;
+    host.receive_redirected("eth0")
 }

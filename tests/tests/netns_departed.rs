@@ -107,7 +107,7 @@ fn what_a_device_has_opened_is_closed_when_it_leaves() -> Result<()> {
     })?;
     let dnsmasq = Dnsmasq::start_lan(&cascade.lab)?;
     let leases = dnsmasq.leases().display().to_string();
-    cascade.iwfd.reload("/lan.leases", &leases)?;
+    cascade.iwfd.reload_with("/lan.leases", &leases)?;
     let (client, addr) = client(&cascade.lab, &dnsmasq)?;
 
     // By its name, which only the lease has.

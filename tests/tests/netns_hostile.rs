@@ -94,7 +94,55 @@ fn bad_soap_and_http_get_their_own_errors() -> Result<()> {
             assert!((400..=505).contains(&answer.status), "{}", answer.text);
         }
     }
+    // Each has its counter: faults of 401, 402 and of arguments, requests that are none.
+    let counter = |name: &str| scripted.iwfd.ctl().counter(name);
+    assert!(counter("http_faults")? >= 4);
+    assert!(counter("http_bad_requests")? >= 9);
     assert_eq!(scripted.server.map_requests().len(), 0);
+    cascade::nothing_is_left(&scripted.iwfd)
+}
+
+#[test]
+fn too_much_is_refused_by_its_own_status_and_counted() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let scripted = Scripted::up(Manner::Grant)?;
+    let gateway = Gateway::discover(&scripted.lab.lan1)?;
+    let add = |inner: &str| {
+        let call = format!("<u:AddPortMapping xmlns:u=\"{WANIP1}\">{inner}</u:AddPortMapping>");
+        let request = soap(&gateway, "AddPortMapping", &envelope(&call));
+        gateway.raw(&request)
+    };
+    let deep = "<a>".repeat(100);
+    let entity = "<NewExternalPort>&port;</NewExternalPort>";
+    let typed = format!("<!DOCTYPE x [<!ENTITY port \"80\">]>{}", envelope(entity));
+    assert_eq!(add(&"x".repeat(100_000))?.status, 413);
+    assert_eq!(add(&deep)?.error(), Some(402));
+    assert_eq!(add(&"<a/>".repeat(1000))?.error(), Some(402));
+    assert_eq!(add(entity)?.status, 400);
+    let typed = gateway.raw(&soap(&gateway, "AddPortMapping", &typed))?;
+    assert_eq!(typed.status, 400);
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000));
+    assert_eq!(gateway.raw(long.as_bytes())?.status, 431);
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100));
+    assert_eq!(gateway.raw(many.as_bytes())?.status, 431);
+    let endless = format!(
+        "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Length: 99999999999\r\n\r\n",
+        gateway.control_path(),
+        gateway.address()
+    );
+    assert_eq!(gateway.raw(endless.as_bytes())?.status, 413);
+    wait::until_ok("the counters", Duration::from_secs(5), || {
+        let counter = |name: &str| scripted.iwfd.ctl().counter(name);
+        let counted = [
+            counter("http_too_large")?,
+            counter("http_faults")?,
+            counter("http_bad_requests")?,
+        ];
+        anyhow::ensure!(counted == [4, 2, 2], "{counted:?}");
+        Ok(())
+    })?;
     cascade::nothing_is_left(&scripted.iwfd)
 }
 

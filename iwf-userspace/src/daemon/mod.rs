@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+mod descriptors;
 pub mod devices;
 pub mod discovery;
 pub mod eventloop;

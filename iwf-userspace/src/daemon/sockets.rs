@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -10,8 +11,11 @@ use super::netstate::LanLink;
 use crate::proto::gena::At;
 use crate::wire::ssdp;
 
-/// Connections the kernel holds before they are accepted.
-const BACKLOG: i32 = 64;
+/// Connections the kernel holds before they are accepted. One that finds no room comes again after a second, so they are
+/// as many as a burst may be; each is accepted within some microseconds, to be served or closed.
+const BACKLOG: i32 = 4096;
+/// How long the kernel keeps what a host does not take, and asks a host that is not there any more.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Port on which PCP servers announce their restarts (RFC 6887 section 19.1), to all nodes of the link.
 pub(super) const PCP_CLIENT_PORT: u16 = 5350;
@@ -28,6 +32,8 @@ pub(super) fn tcp_listener(interface: &str, address: SocketAddr) -> io::Result<T
     }
     socket.set_reuse_address(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
+    // Those that are accepted have it as well.
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;

@@ -15,6 +15,7 @@ use super::config::Config;
 use super::control::server::ControlSocket;
 use super::dataplane::DataPlane;
 use super::dataplane::kernel::{self, KernelPlane, Settings as PlaneSettings};
+use super::descriptors;
 use super::devices::Devices;
 use super::discovery::Discovery;
 use super::eventloop::{
@@ -100,11 +101,12 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
     let site = Site::new(
         description,
         settings::server_name(),
-        config.http,
+        descriptors::provide(config.http),
         call_sender,
         subscription_sender,
         Neighbours::connect(network.clone()).context("open netlink")?,
     );
+    shell.set_http_counts(site.counts());
     let identity = Identity {
         site,
         boot_id,

@@ -8,7 +8,8 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, SERVER, USER_AGENT,
+    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, SERVER, TRANSFER_ENCODING,
+    USER_AGENT,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
-use super::{BODY_TIME, Ends, MAX_BODY, Site, SoapCall};
+use super::{Ends, Fate, MAX_BODY, Site, SoapCall, Turn};
 use crate::proto::gena::{At, Host};
 use crate::types::access::Channel;
 use crate::types::caller::Caller;
@@ -37,6 +38,12 @@ const TIMEOUT: HeaderName = HeaderName::from_static("timeout");
 /// A request at an event URL waits for nobody but the core.
 const SUBSCRIPTION_TIME: Duration = Duration::from_secs(10);
 const SOAP_ACTION: &str = "soapaction";
+/// What a browser sends for a page of another origin without asking the server first.
+const FORMS: [&str; 3] = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data",
+    "text/plain",
+];
 /// The service whose actions speak of IPv6 addresses.
 const FIREWALL: &str = "WANIPv6FirewallControl";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
@@ -54,9 +61,13 @@ pub(super) fn router(site: Arc<Site>) -> Router {
         .with_state(site)
 }
 
-/// Names the server in every answer.
+/// Names the server in every answer, and counts.
 async fn sign(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
+    site.counts.add(Fate::Request);
     let mut response = next.run(request).await;
+    if let Some(fate) = Fate::of(response.status()) {
+        site.counts.add(fate);
+    }
     if let Ok(server) = HeaderValue::from_str(&site.server) {
         response.headers_mut().insert(SERVER, server);
     }
@@ -136,11 +147,11 @@ async fn documents_and_control(State(site): State<Arc<Site>>, request: Request) 
         Route::Events(_, service) => match request.method().as_str() {
             "SUBSCRIBE" => {
                 let wanted = gena::Request::subscribe(fields(request.headers()));
-                subscription(&site, ends(&request), service, wanted).await
+                subscription(&site, asker(&request), service, wanted).await
             }
             "UNSUBSCRIBE" => {
                 let wanted = gena::Request::unsubscribe(fields(request.headers()));
-                subscription(&site, ends(&request), service, wanted).await
+                subscription(&site, asker(&request), service, wanted).await
             }
             _ => not_allowed("SUBSCRIBE, UNSUBSCRIBE"),
         },
@@ -161,16 +172,21 @@ fn document(site: &Site, route: Route, request: &Request) -> Response {
 }
 
 async fn control(site: &Site, service: &Service, request: Request) -> Response {
-    let Some(&ends) = request.extensions().get::<Ends>() else {
+    let Some((ends, turn)) = asker(&request) else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     let channel = request.extensions().get::<Channel>().copied();
     let Ends { peer, .. } = ends;
     let (head, body) = request.into_parts();
-    let body = match read_body(&head.headers, body).await {
+    if let Some(status) = not_a_call(&head.headers) {
+        return refused(status);
+    }
+    let body = match read_body(&head.headers, body, site.times.body).await {
         Ok(body) => body,
         Err(status) => return refused(status),
     };
+    // Whatever takes time now is not the caller's doing.
+    let _serving = turn.ours();
     let mut call = match Call::decode(soap_action(&head.headers), &body, MAX_BODY) {
         Ok(call) => call,
         Err(error) => {
@@ -221,8 +237,27 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
     xml(status, reply.body)
 }
 
-fn ends(request: &Request) -> Option<Ends> {
-    request.extensions().get::<Ends>().copied()
+/// Who asks, and whose move it is on the connection.
+fn asker(request: &Request) -> Option<(Ends, Turn)> {
+    let extensions = request.extensions();
+    Some((*extensions.get()?, extensions.get::<Turn>()?.clone()))
+}
+
+/// How a request is refused whose head says that its body is no call. Most of what control points say there is not looked
+/// at: they say what they like. But a body whose end is not told has none, and a page in a browser, which can send the three
+/// types of forms anywhere without asking, cannot add a SOAPAction to one.
+fn not_a_call(headers: &HeaderMap) -> Option<StatusCode> {
+    if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
+        return Some(StatusCode::LENGTH_REQUIRED);
+    }
+    let form = |value: &str| {
+        let (kind, _) = value.split_once(';').unwrap_or((value, ""));
+        FORMS
+            .iter()
+            .any(|form| kind.trim().eq_ignore_ascii_case(form))
+    };
+    let is_form = text(headers, CONTENT_TYPE.as_str()).is_some_and(form);
+    (is_form && soap_action(headers).is_none()).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
 }
 
 /// Gives the first header field of a name.
@@ -233,15 +268,18 @@ fn fields<'a>(headers: &'a HeaderMap) -> impl Fn(&str) -> Option<&'a [u8]> {
 /// UPnP Device Architecture 1.1 clause 4.1.
 async fn subscription(
     site: &Site,
-    ends: Option<Ends>,
+    asker: Option<(Ends, Turn)>,
     service: &'static Service,
     wanted: Result<gena::Request, RequestError>,
 ) -> Response {
-    let Some(Ends {
-        local,
-        peer,
-        ifindex,
-    }) = ends
+    let Some((
+        Ends {
+            local,
+            peer,
+            ifindex,
+        },
+        turn,
+    )) = asker
     else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
@@ -252,6 +290,7 @@ async fn subscription(
             return refused(status(error.status()));
         }
     };
+    let _serving = turn.ours();
     let (reply, answer) = oneshot::channel();
     let question = SubscriptionCall {
         service,
@@ -299,12 +338,12 @@ fn status(code: u16) -> StatusCode {
     StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, StatusCode> {
+async fn read_body(headers: &HeaderMap, body: Body, within: Duration) -> Result<Bytes, StatusCode> {
     let announced = text(headers, CONTENT_LENGTH.as_str()).and_then(|n| n.parse::<u64>().ok());
     if announced.is_some_and(|n| n > MAX_BODY as u64) {
         return Err(StatusCode::PAYLOAD_TOO_LARGE);
     }
-    match timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
+    match timeout(within, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) => {
             let source = std::error::Error::source(&error);

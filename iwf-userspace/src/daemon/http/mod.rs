@@ -4,62 +4,70 @@
 //!
 //! One listener per LAN address, on that address and bound to that interface; nothing listens on the WAN.
 //! hyper is driven directly because axum's own serve loop knows no limits, and everything here has one:
-//! connections (in all and per host), header size and time, body size and time, life of a connection.
+//! connections (in all and per host), header size and time, body size and time, the time over an answer, life of a
+//! connection. Whoever keeps a connection without using it gives it up to whoever comes (`places.rs`).
 
 mod answer;
+mod counts;
 mod names;
 mod open;
+mod places;
 #[cfg(feature = "device-protection")]
 mod secure;
 #[cfg(not(feature = "device-protection"))]
 #[path = "unsecured.rs"]
 mod secure;
+mod stream;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
+use counts::Fate;
 use names::Names;
 pub use open::OpenConnections;
+use places::{Place, Places, Taken, Turn};
 pub use secure::{Protected, Secure};
+use stream::Stream;
 
 use super::config::HttpConfig;
 use super::gena::SubscriptionCall;
 use super::neighbours::Neighbours;
 use super::netstate::LanLink;
+use crate::types::access::Channel;
 use crate::types::caller::Caller;
 use crate::wire::description::Description;
 use crate::wire::soap;
+
+pub use counts::Counts;
 
 /// Largest control request, in octets; the largest standard call has about 2,000.
 const MAX_BODY: usize = 64 << 10;
 /// Largest request head, in octets, and most header lines.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
-/// How long a request head may take, and how long a connection may be idle between requests.
-const HEAD_TIME: Duration = Duration::from_secs(10);
-/// How long a body may take. Also what a Content-Length that promises too much costs its sender.
-const BODY_TIME: Duration = Duration::from_secs(10);
 /// A control request is answered within 30 s (clause 3.2.2), unless the configuration says otherwise; the core answers
 /// this much earlier (AMB-06).
 const ANSWER_MARGIN: Duration = Duration::from_millis(1500);
-/// After this a connection takes no further request; it is cut when the body and the answer of its last one have had
-/// their time.
-const CONNECTION_TIME: Duration = Duration::from_secs(120);
+/// Pause after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
 /// A call of a control point with the place for its answer.
 #[derive(Debug)]
@@ -74,6 +82,31 @@ pub struct SoapCall {
     pub reply: oneshot::Sender<soap::ActionResult>,
 }
 
+/// What a host may take.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    /// Over the head of a request, and being idle between two.
+    head: Duration,
+    /// Over a body. Also what a Content-Length that promises too much costs its sender.
+    body: Duration,
+    /// Over taking an answer.
+    take: Duration,
+    /// After this a connection takes no further request; it is cut when body and answer of its last one have had their
+    /// times.
+    connection: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(10),
+            take: Duration::from_secs(10),
+            connection: Duration::from_secs(120),
+        }
+    }
+}
+
 /// What every listener serves.
 #[derive(Debug)]
 pub struct Site {
@@ -82,16 +115,11 @@ pub struct Site {
     calls: mpsc::Sender<SoapCall>,
     subscriptions: mpsc::Sender<SubscriptionCall>,
     limits: HttpConfig,
+    times: Times,
     neighbours: Neighbours,
-    connections: Mutex<Connections>,
+    places: Arc<Places>,
+    counts: Arc<Counts>,
     names: Names,
-}
-
-/// Connections open now.
-#[derive(Debug, Default)]
-struct Connections {
-    total: usize,
-    per_host: BTreeMap<IpAddr, usize>,
 }
 
 /// The two ends of a connection, known to be both on one LAN link.
@@ -119,8 +147,10 @@ impl Site {
             calls,
             subscriptions,
             limits,
+            times: Times::default(),
             neighbours,
-            connections: Mutex::default(),
+            places: Places::new(limits.max_connections, limits.max_connections_per_host),
+            counts: Arc::default(),
             names: Names::default(),
         })
     }
@@ -140,78 +170,162 @@ impl Site {
         &self.server
     }
 
+    /// What became of connections and requests.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
+    }
+
     /// Serves the hosts on one link until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, link: LanLink) {
         let router = TowerToHyperService::new(answer::router(Arc::clone(&self)));
         loop {
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely; connections that end will free some.
-                    warn!(%error, "cannot accept a connection");
-                    sleep(Duration::from_millis(200)).await;
-                    continue;
-                }
-            };
-            let Some(ends) = ends(&stream, peer, &link) else {
-                debug!(%peer, interface = link.interface, "connection from elsewhere closed");
-                continue;
-            };
-            let Some(place) = Place::take(&self, ends.peer) else {
-                debug!(%peer, "connection over the limit closed");
-                continue;
-            };
-            let router = router.clone();
-            let last = BODY_TIME + self.answer_time();
+            let (stream, ends, place) = self.admit(&listener, &link, &self.places).await;
+            let (site, router) = (Arc::clone(&self), router.clone());
             tokio::spawn(async move {
-                converse(stream, ends, router, last).await;
-                drop(place);
+                let talk = Talk {
+                    ends,
+                    channel: Channel::default(),
+                    place: &place,
+                    times: site.times,
+                };
+                let stream = Stream::new(stream, site.times.take);
+                site.converse(stream, talk, pending(), router).await;
             });
         }
     }
-}
 
-/// One of the places for connections, given back when dropped.
-struct Place {
-    site: Arc<Site>,
-    host: IpAddr,
-}
-
-impl Place {
-    fn take(site: &Arc<Site>, host: IpAddr) -> Option<Self> {
-        let mut open = site
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let held = open.per_host.get(&host).copied().unwrap_or(0);
-        if open.total >= site.limits.max_connections || held >= site.limits.max_connections_per_host
-        {
-            return None;
+    /// The next connection of a host on that link for which there is a place.
+    async fn admit(
+        &self,
+        listener: &TcpListener,
+        link: &LanLink,
+        places: &Arc<Places>,
+    ) -> (TcpStream, Ends, Place) {
+        let mut failing = None;
+        loop {
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors or memory; connections that end will free some.
+                    if failing.replace(error.kind()) != Some(error.kind()) {
+                        warn!(%error, "cannot accept a connection; trying again");
+                    }
+                    sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            failing = None;
+            let Some(ends) = ends(&stream, peer, link) else {
+                debug!(%peer, interface = link.interface, "connection from elsewhere closed");
+                self.counts.add(Fate::Elsewhere);
+                stream::reset(&stream);
+                continue;
+            };
+            let place = match places.take(ends.peer, Instant::now()) {
+                Taken::Free(place) => place,
+                Taken::MadeFree(place) => {
+                    self.counts.add(Fate::MadeRoom);
+                    // Whoever has to leave goes before the next one comes: places bound descriptors.
+                    yield_now().await;
+                    place
+                }
+                Taken::None => {
+                    debug!(%peer, "connection over the limit closed");
+                    self.counts.add(Fate::Full);
+                    stream::reset(&stream);
+                    continue;
+                }
+            };
+            self.counts.add(Fate::Connection);
+            return (stream, ends, place);
         }
-        open.total += 1;
-        open.per_host.insert(host, held + 1);
-        Some(Self {
-            site: Arc::clone(site),
-            host,
-        })
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self
-            .site
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        open.total -= 1;
-        if let Some(held) = open.per_host.get_mut(&self.host) {
-            *held -= 1;
-            if *held == 0 {
-                open.per_host.remove(&self.host);
+    /// Serves one connection until it ends, its time is over, or its place is needed; after `hang_up` it takes no further
+    /// request.
+    async fn converse(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        talk: Talk<'_>,
+        hang_up: impl Future<Output = ()>,
+        router: TowerToHyperService<axum::Router>,
+    ) {
+        let Talk {
+            ends,
+            channel,
+            place,
+            times,
+        } = talk;
+        let turn = place.turn();
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            turn.heard();
+            request.extensions_mut().insert(ends);
+            request.extensions_mut().insert(channel);
+            request.extensions_mut().insert(turn.clone());
+            router.call(request)
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(times.head)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .half_close(true);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let served = async {
+            tokio::select! {
+                ended = connection.as_mut() => return Some(ended),
+                () = sleep(times.connection) => {}
+                () = hang_up => {}
             }
-        }
+            connection.as_mut().graceful_shutdown();
+            let last = times.body + self.answer_time() + times.take;
+            timeout(last, connection).await.ok()
+        };
+        let fate = tokio::select! {
+            ended = served => match ended {
+                Some(Ok(())) => return,
+                Some(Err(error)) => {
+                    debug!(peer = %ends.peer, %error, "connection ended early");
+                    fate_of(&error)
+                }
+                None => Fate::Cut,
+            },
+            () = place.taken_away() => {
+                debug!(peer = %ends.peer, "connection closed to make room");
+                return;
+            }
+        };
+        self.counts.add(fate);
     }
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Talk<'a> {
+    ends: Ends,
+    channel: Channel,
+    place: &'a Place,
+    times: Times,
+}
+
+/// What hyper says of a connection that it could not serve to its end.
+fn fate_of(error: &hyper::Error) -> Fate {
+    if error.is_timeout() || is_timeout(error) {
+        Fate::TimedOut
+    } else if error.is_parse_too_large() {
+        Fate::TooLarge
+    } else if error.is_parse() {
+        Fate::Bad
+    } else {
+        Fate::BrokenOff
+    }
+}
+
+fn is_timeout(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let source = source.and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// `None` unless the host is on the link and reached us by the link's own address.
@@ -223,37 +337,4 @@ fn ends(stream: &TcpStream, peer: SocketAddr, link: &LanLink) -> Option<Ends> {
         peer,
         ifindex,
     })
-}
-
-async fn converse(
-    stream: TcpStream,
-    ends: Ends,
-    router: TowerToHyperService<axum::Router>,
-    last: Duration,
-) {
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(ends);
-        router.call(request)
-    });
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .half_close(true);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = match timeout(CONNECTION_TIME, connection.as_mut()).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            connection.as_mut().graceful_shutdown();
-            match timeout(last, connection).await {
-                Ok(ended) => ended,
-                Err(_) => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = ended {
-        debug!(peer = %ends.peer, %error, "connection ended early");
-    }
 }

@@ -7,16 +7,10 @@
 //! Bounds are those of plain HTTP, but places of its own, a time for the handshake, and a longer life: who has logged in
 //! stays so for as long as the connection.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::Path;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{
@@ -28,12 +22,14 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::open::OpenConnections;
-use super::{BODY_TIME, Ends, MAX_HEAD, MAX_HEADERS, Site, answer, ends};
+use super::places::{Place, Places};
+use super::stream::Stream;
+use super::{Ends, Fate, Site, Talk, Times, answer};
 use crate::daemon::config::ProtectionConfig;
 use crate::daemon::netstate::LanLink;
 use crate::daemon::store::OpenError;
@@ -51,7 +47,7 @@ const CONNECTION_TIME: Duration = Duration::from_secs(600);
 pub struct Secure {
     acceptor: TlsAcceptor,
     limits: ProtectionConfig,
-    places: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    places: Arc<Places>,
     open: OpenConnections,
     closed: mpsc::Sender<u64>,
 }
@@ -127,7 +123,7 @@ impl Secure {
         Ok(Arc::new(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             limits,
-            places: Arc::default(),
+            places: Places::new(limits.max_connections, limits.max_connections_per_host),
             open,
             closed,
         }))
@@ -141,114 +137,65 @@ impl Secure {
     /// Serves the hosts on one link until dropped.
     pub async fn serve(self: Arc<Self>, site: Arc<Site>, listener: TcpListener, link: LanLink) {
         let router = TowerToHyperService::new(answer::router(Arc::clone(&site)));
-        let last = BODY_TIME + site.answer_time();
         loop {
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    sleep(Duration::from_millis(200)).await;
-                    continue;
-                }
-            };
-            let Some(ends) = ends(&stream, peer, &link) else {
-                debug!(%peer, interface = link.interface, "connection from elsewhere closed");
-                continue;
-            };
-            let Some(place) = self.place(ends.peer) else {
-                debug!(%peer, "connection over the limit closed");
-                continue;
-            };
-            let (secure, router) = (Arc::clone(&self), router.clone());
+            let (stream, ends, place) = site.admit(&listener, &link, &self.places).await;
+            let (secure, site, router) = (Arc::clone(&self), Arc::clone(&site), router.clone());
             tokio::spawn(async move {
-                secure.converse(stream, ends, router, last).await;
-                drop(place);
+                secure.converse(&site, stream, ends, &place, router).await;
             });
         }
     }
 
     async fn converse(
         &self,
+        site: &Site,
         stream: TcpStream,
         ends: Ends,
+        place: &Place,
         router: TowerToHyperService<axum::Router>,
-        last: Duration,
     ) {
-        let stream = match timeout(HANDSHAKE_TIME, self.acceptor.accept(stream)).await {
+        let times = Times {
+            head: IDLE_TIME,
+            connection: CONNECTION_TIME,
+            ..site.times
+        };
+        let accepting = self.acceptor.accept(Stream::new(stream, times.take));
+        let accepted = tokio::select! {
+            accepted = timeout(HANDSHAKE_TIME, accepting) => accepted,
+            () = place.taken_away() => {
+                return debug!(peer = %ends.peer, "connection closed to make room");
+            }
+        };
+        let stream = match accepted {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return debug!(peer = %ends.peer, %error, "no handshake"),
-            Err(_) => return debug!(peer = %ends.peer, "no handshake in time"),
+            Ok(Err(error)) => {
+                site.counts.add(Fate::BrokenOff);
+                return debug!(peer = %ends.peer, %error, "no handshake");
+            }
+            Err(_) => {
+                site.counts.add(Fate::TimedOut);
+                return debug!(peer = %ends.peer, "no handshake in time");
+            }
         };
         let (_, session) = stream.get_ref();
         let shown = session.peer_certificates().and_then(<[_]>::first);
         let control_point = shown.map(key::id);
         let (connection, hang_up) = self.open.enter();
-        let channel = Channel::Secure {
-            connection,
-            control_point,
+        let talk = Talk {
+            ends,
+            channel: Channel::Secure {
+                connection,
+                control_point,
+            },
+            place,
+            times,
         };
-        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(ends);
-            request.extensions_mut().insert(channel);
-            router.call(request)
-        });
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_TIME)
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS);
-        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = serving.as_mut() => Some(ended),
-            () = hang_up.notified() => None,
-            () = sleep(CONNECTION_TIME) => None,
-        };
-        let ended = match ended {
-            Some(ended) => ended,
-            None => {
-                serving.as_mut().graceful_shutdown();
-                timeout(last, serving).await.unwrap_or(Ok(()))
-            }
-        };
-        if let Err(error) = ended {
-            debug!(peer = %ends.peer, %error, "connection ended early");
-        }
+        site.converse(stream, talk, hang_up.notified(), router)
+            .await;
         self.open.leave(connection);
         // Its place is kept until the core has heard of it, so that the core need not remember more than there are places.
         if self.closed.send(connection).await.is_err() {
             debug!("the daemon has gone before a connection");
-        }
-    }
-
-    fn place(&self, host: IpAddr) -> Option<Place> {
-        let mut held = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_host = held.get(&host).copied().unwrap_or(0);
-        if held.values().sum::<usize>() >= self.limits.max_connections
-            || of_host >= self.limits.max_connections_per_host
-        {
-            return None;
-        }
-        held.insert(host, of_host + 1);
-        let places = Arc::clone(&self.places);
-        Some(Place { places, host })
-    }
-}
-
-/// One of the places for connections, given back when dropped.
-struct Place {
-    places: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
-    host: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut held = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_host) = held.get_mut(&self.host) {
-            *of_host -= 1;
-            if *of_host == 0 {
-                held.remove(&self.host);
-            }
         }
     }
 }

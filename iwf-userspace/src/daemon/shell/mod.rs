@@ -23,6 +23,7 @@ mod view;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +35,7 @@ use super::control::{Request, Response, policy};
 use super::dataplane::softwire::Softwire;
 use super::dataplane::{DataPlane, DataPlaneError, Found};
 use super::gena::{Courier, Outcome, SubscriptionCall};
-use super::http::{OpenConnections, SoapCall};
+use super::http::{Counts, OpenConnections, SoapCall};
 use super::journal::{Journal, Start};
 use super::netstate::NetState;
 use super::reconciler;
@@ -100,6 +101,8 @@ pub struct Shell<P, S> {
     courier: Courier,
     /// Connections over TLS.
     open: OpenConnections,
+    /// What became of connections of LAN hosts.
+    http: Arc<Counts>,
     /// What the last whole pass of the sweep found, and when.
     found: Option<(Found, Instant)>,
     journal: Journal,
@@ -163,6 +166,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             subscriptions: BTreeMap::new(),
             courier,
             open,
+            http: Arc::default(),
             found: None,
             journal: Journal::default(),
             servers_found: FoundServers::default(),
@@ -180,6 +184,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Where addresses go that somebody may be at.
     pub fn set_solicit(&mut self, solicit: mpsc::Sender<IpAddr>) {
         self.solicit = Some(solicit);
+    }
+
+    /// The server for LAN hosts counts there.
+    pub fn set_http_counts(&mut self, counts: Arc<Counts>) {
+        self.http = counts;
     }
 
     /// Control points called. What the calls change goes into one commit.

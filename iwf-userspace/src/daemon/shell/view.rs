@@ -168,7 +168,8 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             name: name.to_owned(),
             value,
         };
-        counters.map(counter).into()
+        let http = self.http.rows();
+        counters.into_iter().chain(http).map(counter).collect()
     }
 
     /// What core and shell hold. Walks through the mappings: only for who asks.
