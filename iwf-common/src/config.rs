@@ -134,6 +134,8 @@ impl ConfigFlags {
     pub const ANSWER_WAN: u32 = 4;
     /// A LAN host is told when its new flow is refused (RFC 5508 REQ-8).
     pub const ANSWER_LAN: u32 = 8;
+    /// The provider's device translates: mappings are where their LAN hosts are, and packets keep their addresses.
+    pub const ROUTED: u32 = 16;
 }
 
 /// A prefix that contains nothing.
@@ -193,6 +195,18 @@ impl Config {
         found && addr != [0; 4]
     }
 
+    /// Whether mappings are where their LAN hosts are.
+    #[inline(always)]
+    pub const fn is_routed(&self) -> bool {
+        self.flags & ConfigFlags::ROUTED != 0
+    }
+
+    /// Whether flows of LAN hosts have something to stand on.
+    #[inline(always)]
+    pub fn serves(&self) -> bool {
+        (self.external_addr != [0; 4]) | self.is_routed()
+    }
+
     /// Whether there are external addresses besides the first.
     #[inline(always)]
     pub const fn has_pool(&self) -> bool {
@@ -205,8 +219,20 @@ impl Config {
         any != 0
     }
 
-    /// Whether a session may go on: the external address that it stands on is one of ours, and its remote end is one
-    /// exactly if it turns back to the LAN.
+    /// Whether a mapping of `internal` may be at `external`: at one of our addresses, or with a routed LAN where it is
+    /// by itself. What the CPE has of its own is both.
+    #[inline(always)]
+    pub fn admits(&self, internal: [u8; 4], external: [u8; 4]) -> bool {
+        let own = self.is_external(external);
+        if self.is_routed() {
+            (internal == external) & (own | self.in_lan(external))
+        } else {
+            own
+        }
+    }
+
+    /// Whether a session may go on: the external address that it stands on is one where it may be, and its remote end is
+    /// one of ours exactly if it turns back to the LAN.
     #[inline(always)]
     pub fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
         self.owns_ends(&Ends::of(key, value))
@@ -221,7 +247,8 @@ impl Config {
     /// The same of the addresses themselves.
     #[inline(always)]
     pub fn owns_ends(&self, ends: &Ends) -> bool {
-        self.is_external(ends.external) & (self.is_external(ends.remote) == ends.turns_back)
+        self.admits(ends.internal, ends.external)
+            & (self.is_external(ends.remote) == ends.turns_back)
     }
 
     /// Whether `addr` is in an IPv6 prefix of the LAN.
@@ -261,6 +288,8 @@ impl Config {
 /// The addresses outside that a session or a datagram stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
+    /// The LAN host's, or our own.
+    pub internal: [u8; 4],
     /// Ours.
     pub external: [u8; 4],
     /// The other end's.
@@ -275,9 +304,9 @@ impl Ends {
     pub const fn of(key: &SessionKey, value: &SessionValue) -> Self {
         let turns_back = value.flags & SessionFlags::HAIRPIN != 0;
         if value.flags & SessionFlags::INBOUND != 0 {
-            Self::new(key.dst, key.src, turns_back)
+            Self::new(value.dst, key.dst, key.src, turns_back)
         } else {
-            Self::new(value.src, key.dst, turns_back)
+            Self::new(key.src, value.src, key.dst, turns_back)
         }
     }
 
@@ -286,15 +315,16 @@ impl Ends {
     pub const fn of_fragment(key: &FragmentKey, value: &FragmentValue) -> Self {
         let turns_back = value.flags & FragmentFlags::HAIRPIN != 0;
         if value.flags & FragmentFlags::INBOUND != 0 {
-            Self::new(key.dst, key.src, turns_back)
+            Self::new(value.dst, key.dst, key.src, turns_back)
         } else {
-            Self::new(value.src, key.dst, turns_back)
+            Self::new(key.src, value.src, key.dst, turns_back)
         }
     }
 
     #[inline(always)]
-    const fn new(external: [u8; 4], remote: [u8; 4], turns_back: bool) -> Self {
+    const fn new(internal: [u8; 4], external: [u8; 4], remote: [u8; 4], turns_back: bool) -> Self {
         Self {
+            internal,
             external,
             remote,
             turns_back,

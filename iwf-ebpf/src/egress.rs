@@ -18,7 +18,7 @@ use crate::headers::TCP;
 use crate::hook::Hook;
 use crate::icmp;
 use crate::mapping;
-use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
+use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external, is_routed};
 use crate::outbound;
 use crate::outcome::{Outcome, Step, Verdict};
 use crate::parse::{self, Packet, is_unicast};
@@ -120,8 +120,7 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
         }
         return outbound::begin(now, packet, &mut flow, None);
     }
-    let configured = config.external_addr != [0; 4];
-    if configured && in_lan(&key.src) && is_unicast(key.dst) && packet.asks() {
+    if config.serves() && in_lan(&key.src) && is_unicast(key.dst) && packet.asks() {
         return outbound::begin(now, packet, &mut flow, None);
     }
     Err(untranslated(hook, key.src))
@@ -172,7 +171,8 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
             fate
         };
     }
-    if outcome == PassReason::IcmpError.into() && quotes_lan::<H>(&hook.cursor()) {
+    let hides = outcome == PassReason::IcmpError.into() && !is_routed();
+    if hides && quotes_lan::<H>(&hook.cursor()) {
         return DropReason::IcmpErrorPrivate.into();
     }
     fate

@@ -17,8 +17,10 @@ use crate::clock::tick as now_tick;
 use crate::cursor::{load16, load32};
 use crate::headers::{ICMP, TCP, UDP, ipv4};
 use crate::hook::Hook;
-use crate::inbound::check_addresses;
-use crate::maps::{CONFIG, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan, is_external, owns};
+use crate::inbound::check_flow;
+use crate::maps::{
+    CONFIG, FRAGMENTS, FRAGMENTS_HELD, HELD_BUDGET, in_lan, is_external, is_place, owns,
+};
 use crate::next_hop::{self, NextHop, Query};
 use crate::options;
 use crate::outcome::{Outcome, Step, Verdict};
@@ -125,7 +127,7 @@ fn try_first<H: Hook>(hook: &H, packet: &Packet, session: &SessionValue, via: u1
             return Ok(());
         }
         value.flags |= FragmentFlags::AS_IS;
-    } else if outbound {
+    } else if outbound && value.src != key.src {
         value.id = match find(config, now, &key) {
             Some(known)
                 if known.flags & FragmentFlags::AS_IS == 0
@@ -194,7 +196,7 @@ fn try_follow<H: Hook>(hook: &H, place: Place) -> Step<Outcome> {
     }
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     if place == Place::Wan {
-        check_addresses(key.src, key.dst)?;
+        check_flow(key.src, key.dst)?;
     }
     let now = now_tick();
     let inbound = place == Place::Wan;
@@ -274,7 +276,7 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
     let fragment = &read(hook)?;
     let config = CONFIG.get(0).ok_or(PassReason::NotConfigured)?;
     let key = &fragment.key;
-    if config.external_addr == [0; 4] && place != Place::Egress {
+    if !config.serves() && place != Place::Egress {
         return Err(PassReason::NotConfigured.into());
     }
     if place != Place::Egress && !hook.is_for_us() {
@@ -284,11 +286,16 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
         // What for will be known when the first one comes. The stack gets it as well, untranslated: if the first
         // one is for the CPE itself, the stack puts them together, and else it forgets this one.
         Place::Wan => {
-            if !is_external(&key.dst) {
+            if !is_place(&key.dst) {
                 return Err(PassReason::NotExternalAddr.into());
             }
-            hold(hook, config, &Held::v4(fragment, 0));
-            Err(PassReason::Fragment.into())
+            let held = hold(hook, config, &Held::v4(fragment, 0));
+            // The stack would forward it to a host with an address of its own, unseen.
+            Err(match (is_external(&key.dst), held) {
+                (true, _) => PassReason::Fragment.into(),
+                (false, true) => DropReason::FragmentEarly.into(),
+                (false, false) => DropReason::FragmentsFull.into(),
+            })
         }
         Place::Lan => {
             check_route(hook, config, fragment)?;
@@ -302,7 +309,7 @@ fn try_unknown<H: Hook>(hook: &H, place: Place) -> Step<()> {
             if is_external(&key.src) {
                 return Err(Done::HostOut.into());
             }
-            if config.external_addr == [0; 4] || !in_lan(&key.src) {
+            if !config.serves() || !in_lan(&key.src) {
                 return Err(PassReason::Fragment.into());
             }
             Err(

@@ -34,6 +34,8 @@ pub trait Hook: Far {
     const REDIRECTS: bool;
     /// The same for IPv6.
     const REDIRECTS6: bool;
+    /// Whether what leaves from the LAN by the WAN comes by the program on WAN egress as well.
+    const MEETS_EGRESS: bool;
 
     /// The linear part of the packet.
     fn cursor(&self) -> Cursor;
@@ -90,6 +92,7 @@ impl Hook for XdpContext {
     const L3: usize = ethernet::LEN;
     const REDIRECTS: bool = true;
     const REDIRECTS6: bool = true;
+    const MEETS_EGRESS: bool = false;
 
     #[inline(always)]
     fn cursor(&self) -> Cursor {
@@ -327,6 +330,7 @@ impl Hook for TcContext {
 
     const REDIRECTS: bool = true;
     const REDIRECTS6: bool = false;
+    const MEETS_EGRESS: bool = true;
 
     #[inline(always)]
     fn is_ipv4(&self, cursor: &Cursor) -> bool {
@@ -409,6 +413,7 @@ impl Hook for BareContext {
 
     const REDIRECTS: bool = false;
     const REDIRECTS6: bool = false;
+    const MEETS_EGRESS: bool = true;
 
     #[inline(always)]
     fn is_ipv4(&self, _cursor: &Cursor) -> bool {

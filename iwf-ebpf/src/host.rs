@@ -263,6 +263,9 @@ extern "C" fn host_external(host: u32) -> u32 {
     let Some(config) = CONFIG.get(0) else {
         return 0;
     };
+    if config.is_routed() {
+        return u32::from_ne_bytes(host);
+    }
     if !config.has_pool() {
         return u32::from_ne_bytes(config.external_addr);
     }

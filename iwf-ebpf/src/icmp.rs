@@ -22,7 +22,7 @@ use crate::headers::{
     ICMP_TIME_EXCEEDED, ICMP_UNREACHABLE, Mac, TCP, UDP, ethernet, icmp, ipv4, ports, tcp, udp,
 };
 use crate::hook::Hook;
-use crate::maps::{CONFIG, is_external};
+use crate::maps::{CONFIG, is_external, is_place};
 use crate::outcome::{Outcome, Step, Verdict};
 use crate::session::{self, Direction};
 use crate::{inbound, mapping, next_hop, stats};
@@ -97,6 +97,7 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
         Err(outcome) if place != At::Wan && matches!(outcome.verdict(), Verdict::Drop) => {
             return Err(PassReason::IcmpError.into());
         }
+        Err(outcome) if place == At::Wan => return Err(inbound::unjudged(hook, outcome)),
         Err(outcome) => return Err(outcome),
     };
     let direction = match place {
@@ -120,6 +121,8 @@ fn try_translate<H: Hook>(hook: &H, place: At) -> Step<Outcome> {
     let src = match place {
         // RFC 5508 REQ-4: whoever outside reports is known by the same address inside.
         At::Wan => report.src,
+        // What is routed is shown as it is.
+        At::Lan | At::Egress if config.is_routed() => report.src,
         // RFC 5508 REQ-5: nothing of the LAN is shown, neither the host nor a router in between.
         At::Lan | At::Egress => session.src,
     };
@@ -155,11 +158,11 @@ fn read<'a, H: Hook>(
     // SAFETY: see above.
     let ttl = unsafe { *ip.add(ipv4::TTL) };
     if place == At::Wan {
-        inbound::check_addresses(src, dst)?;
-        if config.external_addr == [0; 4] {
+        inbound::check_flow(src, dst)?;
+        if !config.serves() {
             return Err(PassReason::NotConfigured.into());
         }
-        if !is_external(&dst) {
+        if !is_place(&dst) {
             return Err(PassReason::NotExternalAddr.into());
         }
     }
@@ -282,7 +285,7 @@ fn without_session(place: At, report: &Report) -> Outcome {
     let service = EndpointKey::new(key.dst, key.dst_port, key.proto);
     // An echo reply is the CPE's: those of LAN hosts to the WAN answer nobody.
     let answered = key.proto == ICMP && !report.asked;
-    if answered || (is_external(&key.dst) && mapping::is_static_service(&service)) {
+    if is_external(&key.dst) && (answered || mapping::is_static_service(&service)) {
         PassReason::Host.into()
     } else {
         DropReason::IcmpErrorStray.into()

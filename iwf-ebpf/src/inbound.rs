@@ -21,7 +21,7 @@ use crate::hook::Hook;
 use crate::host::{self, Wants};
 use crate::icmp;
 use crate::mapping::Grant;
-use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external};
+use crate::maps::{CONFIG, MAPPINGS_EXT, in_lan, is_external, is_place, is_routed};
 use crate::next_hop;
 use crate::outcome::{Outcome, Step};
 use crate::parse::{self, Marks, Packet, is_unicast};
@@ -146,14 +146,15 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     if H::REDIRECTS {
         next_hop::check_mac(hook.ingress(), packet).step()?;
     }
-    check_addresses(key.src, key.dst)?;
-    if config.external_addr == [0; 4] {
+    check_flow(key.src, key.dst)?;
+    if !config.serves() {
         return Err(PassReason::NotConfigured.into());
     }
-    if !is_external(&key.dst) {
+    if !is_place(&key.dst) {
         return Err(PassReason::NotExternalAddr.into());
     }
     if key.proto == ICMP && packet.asks() {
+        check_addresses(key.src, key.dst)?;
         return Err(PassReason::EchoRequest.into());
     }
     let external = key.destination();
@@ -185,6 +186,19 @@ fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     session::open(now, &flow, packet, None)
 }
 
+/// The same for what has a flow, which with a routed LAN is for a host where the host is. Whatever comes of it must not
+/// reach the stack without having been judged.
+#[inline(always)]
+pub fn check_flow(src: [u8; 4], dst: [u8; 4]) -> Step<()> {
+    if is_routed() && in_lan(&dst) {
+        if is_external(&src) || in_lan(&src) {
+            return Err(DropReason::Spoofed.into());
+        }
+        return Ok(());
+    }
+    check_addresses(src, dst)
+}
+
 /// Nothing from the WAN has a LAN source or our own, and nothing is for a LAN host but through a mapping.
 #[inline(always)]
 pub fn check_addresses(src: [u8; 4], dst: [u8; 4]) -> Step<()> {
@@ -207,7 +221,12 @@ fn guard<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     if outcome == PassReason::Fragment.into() {
         return fragment::later(hook, Place::Wan);
     }
-    let outcome = fragment::refuse(hook, outcome);
+    unjudged(hook, fragment::refuse(hook, outcome))
+}
+
+/// What goes to the stack without having been translated, unless its addresses forbid.
+#[inline(always)]
+pub fn unjudged<H: Hook>(hook: &H, outcome: Outcome) -> Outcome {
     let cursor = hook.cursor();
     if !hook.is_ipv4(&cursor) {
         return outcome;

@@ -16,7 +16,7 @@ use iwf_common::reason::{Done, DropReason, PassReason};
 
 use crate::headers::{ICMP, UDP};
 use crate::host::{self, Wants};
-use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, is_external};
+use crate::maps::{CONFIG, MAPPINGS_EXT, MAPPINGS_INT, admits};
 use crate::outcome::{Outcome, Step};
 use crate::stats;
 
@@ -165,7 +165,7 @@ fn find(config: &Config, now: u32, internal: &EndpointKey, grant: &mut Grant) ->
     let external = unsafe { (*inner).endpoint(internal.proto) };
     let held = behind(&external, internal);
     if let Some(mapping) = held {
-        if is_external(&external.addr) && !mapping.expired(now) {
+        if admits(&internal.addr, &external.addr) && !mapping.expired(now) {
             mapping.last_used = now;
             *grant = Grant {
                 external,
@@ -243,7 +243,7 @@ fn claim(
             ..MappingValue::default()
         },
     };
-    let any = internal.proto == ICMP && wanted != 0;
+    let any = (internal.proto == ICMP && wanted != 0) || config.is_routed();
     if any || kind == MappingKind::Host || config.ports.keeps(wanted) {
         match MAPPINGS_EXT.insert(&search.external, &search.value, BPF_NOEXIST.into()) {
             Ok(()) => {
@@ -259,7 +259,7 @@ fn claim(
                     own: false,
                 });
             }
-            Err(EEXIST) => {}
+            Err(EEXIST) if !config.is_routed() => {}
             Err(_) => return Err(full(config, now, internal)),
         }
     }

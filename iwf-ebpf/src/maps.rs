@@ -111,13 +111,35 @@ pub fn in_lan(addr: &[u8; 4]) -> bool {
 /// of the one for every way through those of the other.
 #[inline(always)]
 pub fn owns(ends: &Ends) -> bool {
-    is_external(&ends.external) && is_external(&ends.remote) == ends.turns_back
+    admits(&ends.internal, &ends.external) && is_external(&ends.remote) == ends.turns_back
 }
 
 /// Whether `addr` is one of our external addresses.
 #[inline(always)]
 pub fn is_external(addr: &[u8; 4]) -> bool {
     config_is_external(u32::from_ne_bytes(*addr)) != 0
+}
+
+/// Whether a mapping of `internal` may be at `external`. As [`Config::admits`].
+#[inline(always)]
+pub fn admits(internal: &[u8; 4], external: &[u8; 4]) -> bool {
+    if is_routed() {
+        internal == external && is_place(external)
+    } else {
+        is_external(external)
+    }
+}
+
+/// Whether `addr` is one where mappings may be: one of our external addresses, or with a routed LAN a host's own.
+#[inline(always)]
+pub fn is_place(addr: &[u8; 4]) -> bool {
+    is_external(addr) || (is_routed() && in_lan(addr))
+}
+
+/// Whether the provider's device translates.
+#[inline(always)]
+pub fn is_routed() -> bool {
+    CONFIG.get(0).is_some_and(Config::is_routed)
 }
 
 /// Whether `addr` is a LAN host's. As above.

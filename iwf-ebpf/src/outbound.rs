@@ -156,7 +156,10 @@ fn send<H: Hook>(
         }
         return Err(passed(hook, packet, outcome));
     }
-    session::touch(session, packet, now);
+    // Unchanged addresses have the same session at WAN egress, which counts what comes by there.
+    if !(H::MEETS_EGRESS && config.is_routed()) {
+        session::touch(session, packet, now);
+    }
     hook.rewrite(packet, session, Hop::Forward)?;
     if packet.marks != 0 {
         fragment::marked(hook, packet, session, 0).step()?;
@@ -203,7 +206,7 @@ fn admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Outcome {
 #[inline(always)]
 fn try_admit<H: Hook>(hook: &H, config: &Config, packet: &Packet) -> Step<()> {
     let key = &packet.key;
-    if config.external_addr == [0; 4] {
+    if !config.serves() {
         return Err(PassReason::NotConfigured.into());
     }
     let l3 = next_hop::check_frame(hook.ingress(), packet.frame_dst)?;

@@ -17,7 +17,7 @@ use crate::clock::tick;
 use crate::cursor::{Cursor, load16, load32};
 use crate::headers::{TCP, ipv4, tcp};
 use crate::hook::{BareContext, Hook};
-use crate::maps::{CONFIG, REFUSED, REFUSED_BUDGET, is_external};
+use crate::maps::{CONFIG, REFUSED, REFUSED_BUDGET, is_place};
 use crate::outcome::Outcome;
 use crate::stats;
 
@@ -84,7 +84,7 @@ fn worth4<H: Hook>(cursor: &Cursor, side: Side) -> Option<usize> {
             return None;
         }
         let len = there::<H>(cursor, usize::from(total));
-        return len.filter(|_| is_external(&dst));
+        return len.filter(|_| is_place(&dst));
     }
     there::<H>(cursor, usize::from(total))
 }

@@ -24,8 +24,7 @@ use crate::headers::TCP;
 use crate::host;
 use crate::mapping;
 use crate::maps::{
-    CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, PEERS, SESSIONS, SWEEP, SWEEP_ITEMS, is_external,
-    owns,
+    CONFIG, HOSTS, MAPPINGS_EXT, MAPPINGS_INT, PEERS, SESSIONS, SWEEP, SWEEP_ITEMS, admits, owns,
 };
 use crate::v6;
 
@@ -328,7 +327,7 @@ fn keeps_session(
 #[inline(always)]
 fn is_ours(key: &SessionKey, session: &SessionValue) -> bool {
     match CONFIG.get(0) {
-        Some(config) => config.external_addr == [0; 4] || owns(&Ends::of(key, session)),
+        Some(config) => !config.serves() || owns(&Ends::of(key, session)),
         None => true,
     }
 }
@@ -353,7 +352,7 @@ fn keeps_mapping(
     let Some(config) = CONFIG.get(0) else {
         return true;
     };
-    if config.external_addr != [0; 4] && !is_external(&external.addr) {
+    if config.serves() && !admits(&mapping.addr, &external.addr) {
         return false;
     }
     if request.mode == SweepMode::KeepOurs as u32 {

@@ -27,6 +27,7 @@ pub mod settings;
 mod soap_calls;
 mod statics;
 mod status;
+mod translation;
 mod unsaved;
 mod upstream;
 mod variables;
@@ -85,7 +86,9 @@ pub use crate::proto::pcp_client::Speaks;
 pub use crate::proto::pcp_servers::Origin;
 pub use marks::MAX as MAX_MARKS;
 pub use servers::{Discovered, MAX_ASKED};
-pub use settings::{Discovery, Mode, ModeSetting, PrivateWan, ServerSource, Settings};
+pub use settings::{
+    Asking, Discovery, Mode, ModeSetting, PrivateWan, ServerSource, Settings, Translation,
+};
 pub use statics::{StaticProblem, WaitingStatic};
 pub use status::{ServerState, ServerStatus};
 
@@ -200,6 +203,8 @@ pub enum Input {
     Policy(policy::Wanted),
     /// Who is on the LAN, told from time to time.
     Devices(LanDevices),
+    /// What decides about who is asked has changed in the configuration. No mapping is lost by it.
+    Asking(Asking),
     /// Numbers of the WAN link, told from time to time for WANCommonInterfaceConfig.
     Link(LinkCounters),
     /// The wall clock was set, or is told again.
@@ -232,6 +237,8 @@ pub struct WanState {
     pub pool: Vec<Ipv4Addr>,
     /// Global IPv6 address of the WAN interface: what requests to servers with IPv6 addresses come from.
     pub address6: Option<Ipv6Addr>,
+    /// Next hop of the IPv6 default route on the WAN; one of the link is meant to be on the WAN's.
+    pub gateway6: Option<Ipv6Addr>,
 }
 
 impl WanState {
@@ -494,11 +501,15 @@ pub struct Iwf {
     wan: WanState,
     /// The last address the WAN had.
     last_wan: Option<Ipv4Addr>,
+    /// The last ones that requests came from.
+    last_local: LocalAddrs,
     lan: Vec<LanPrefix>,
     devices: LanDevices,
     departures: Departures,
     link: LinkCounters,
     mode: Mode,
+    /// What mappings are placed for.
+    translation: Translation,
     connected_since: Option<Instant>,
     /// Address of the newest grant, kept when its mapping goes (AMB-07).
     external: Option<Ipv4Addr>,
@@ -532,7 +543,8 @@ impl Iwf {
     /// from it. `wall` is the wall clock at `now`.
     pub fn new(settings: Settings, seed: [u8; 32], wall: UnixTime, now: Instant) -> Self {
         let mut rng = StdRng::from_seed(seed);
-        Self {
+        let trusted = settings.third_party;
+        let mut iwf = Self {
             clock: WallClock::new(wall, now),
             table: Table::new(settings.limits),
             client: Leases::new(
@@ -548,11 +560,13 @@ impl Iwf {
             rng,
             wan: WanState::default(),
             last_wan: None,
+            last_local: LocalAddrs::default(),
             lan: Vec::new(),
             devices: LanDevices::default(),
             departures: Departures::default(),
             link: LinkCounters::default(),
             mode: Mode::Down,
+            translation: Translation::Here,
             connected_since: None,
             external: None,
             last_generation: 0,
@@ -574,7 +588,12 @@ impl Iwf {
             protection: None,
             access_ticket: None,
             effects: VecDeque::new(),
-        }
+        };
+        iwf.tell(pcp_client::Input::Trusted(trusted), now);
+        iwf.translation = iwf.translation();
+        let translating = iwf.is_translating();
+        iwf.client.set_translating(translating, now);
+        iwf
     }
 
     /// Takes in what happened.
@@ -641,7 +660,7 @@ impl Iwf {
             Input::Renewed => self.client.renewed(now),
             Input::Lan(prefixes) => {
                 self.lan = prefixes;
-                if self.wan.address.is_some() {
+                if self.is_up() {
                     self.follow_servers(now);
                 }
                 self.statics.retry_now(now);
@@ -659,6 +678,7 @@ impl Iwf {
             Input::Statics(list) => self.statics.set(list, now),
             Input::Policy(wanted) => self.set_policy(wanted, now),
             Input::Devices(devices) => self.set_devices(devices, now),
+            Input::Asking(asking) => self.set_asking(asking, now),
             Input::Link(counters) => self.link = counters,
             Input::WallClock(wall) => self.set_clock(wall, now),
         }

@@ -159,6 +159,13 @@ macro_rules! port {
 port!(InternalPort);
 port!(ExternalPort);
 
+impl From<InternalPort> for ExternalPort {
+    /// The port of an endpoint that is not translated.
+    fn from(port: InternalPort) -> Self {
+        Self(port.0)
+    }
+}
+
 /// Address and port of a LAN host (before our NAT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InternalEndpoint {

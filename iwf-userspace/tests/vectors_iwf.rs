@@ -61,6 +61,7 @@ impl Gateway {
             gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
             pool: Vec::new(),
             address6: None,
+            gateway6: None,
         }));
         gateway
     }

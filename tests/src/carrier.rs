@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::netns::Namespace;
 use crate::pcp::{self, Request};
 use crate::topology::{CARRIER, Lab, WAN};
-use crate::{packages, process, wait};
+use crate::{aftr, packages, process, wait};
 
 const CHAINS: [&str; 3] = ["miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd"];
 
@@ -44,11 +44,21 @@ impl Miniupnpd {
             "br0",
             "enable_upnp=yes\nenable_natpmp=no\nhttp_port=0\n",
         )?;
-        wait::until("miniupnpd to listen", Duration::from_secs(10), || {
-            let argv = ["ss", "-Hlun", "sport", "=", ":1900"];
-            let listening = lab.cgn.must(&argv).ok()?;
-            (!listening.trim().is_empty()).then_some(())
-        })?;
+        listens(&lab.cgn, ":1900")?;
+        Ok(server)
+    }
+
+    /// Starts it as the PCP server of an AFTR, which has no IPv4 towards its subscribers: asked over IPv6, at any address
+    /// of the carrier, on behalf of the hosts behind a softwire and of the B4 itself.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_for_the_softwire(lab: &Lab) -> Result<Self> {
+        let more = "enable_upnp=no\nenable_natpmp=yes\npcp_allow_thirdparty=yes\n\
+                    allow 1024-65535 192.168.1.0/24 1024-65535\n\
+                    allow 1024-65535 192.0.0.2/32 1024-65535\n";
+        let server = Self::spawn(lab, aftr::DEVICE, more)?;
+        listens(&lab.cgn, ":5351")?;
         Ok(server)
     }
 
@@ -57,7 +67,21 @@ impl Miniupnpd {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_at(lab: &Lab, listening: &str, address: Ipv4Addr) -> Result<Self> {
-        let server = Self::spawn(lab, listening, "enable_upnp=no\nenable_natpmp=yes\n")?;
+        Self::start_with(lab, listening, address, "")
+    }
+
+    /// The same for a CPE that does not translate: hosts of its LAN may be named, and their addresses mapped.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_for_the_lan(lab: &Lab) -> Result<Self> {
+        let more = "pcp_allow_thirdparty=yes\nallow 1024-65535 192.168.1.0/24 1024-65535\n";
+        Self::start_with(lab, "br0", CARRIER, more)
+    }
+
+    fn start_with(lab: &Lab, listening: &str, address: Ipv4Addr, more: &str) -> Result<Self> {
+        let protocols = format!("enable_upnp=no\nenable_natpmp=yes\n{more}");
+        let server = Self::spawn(lab, listening, &protocols)?;
         pcp::ask(
             &lab.cpe,
             address,
@@ -156,6 +180,15 @@ impl Drop for Miniupnpd {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Waits until something listens to that port of UDP.
+fn listens(host: &Namespace, port: &str) -> Result<()> {
+    wait::until("miniupnpd to listen", Duration::from_secs(10), || {
+        let argv = ["ss", "-Hlun", "sport", "=", port];
+        let listening = host.must(&argv).ok()?;
+        (!listening.trim().is_empty()).then_some(())
+    })
 }
 
 /// One port that the carrier forwards, as its kernel shows it.

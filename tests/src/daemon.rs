@@ -21,12 +21,14 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// What a test changes in the configuration. Everything else is the daemon's default.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `auto`, `cascaded` or `local`.
+    /// `auto`, `cascaded`, `no-nat`, `ds-lite` or `local`.
     pub mode: &'static str,
     /// Interfaces of the LAN.
     pub lan: &'static [&'static str],
     /// Upstream PCP servers; `default-router` finds the carrier. Addresses with spaces between are those of one server.
     pub pcp_servers: Vec<String>,
+    /// Whether requests upstream may name LAN hosts.
+    pub third_party: bool,
     /// `auto`, `native` or `generic`.
     pub attach: &'static str,
     /// Filter of the daemon's log.
@@ -51,6 +53,7 @@ impl Default for Options {
             mode: "cascaded",
             lan: &[LAN_BRIDGE],
             pcp_servers: vec!["default-router".to_owned()],
+            third_party: false,
             attach: "native",
             log: "info",
             log_drops: false,
@@ -113,6 +116,7 @@ impl Files {
              [upstream]\n\
              pcp_servers = {servers}\n\
              {}\n\
+             third_party = {}\n\
              [paths]\n\
              state_dir = \"{}\"\n\
              bpffs_dir = \"{}\"\n\
@@ -129,6 +133,7 @@ impl Files {
             options.open_ports,
             options.wan,
             options.upstream,
+            options.third_party,
             show(&self.state_dir),
             show(&self.bpffs_dir),
             show(&self.control_socket),

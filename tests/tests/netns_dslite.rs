@@ -4,7 +4,7 @@
     reason = "the suite talks over real sockets of the hosts"
 )]
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,12 +12,15 @@ use aya::Ebpf;
 use aya::programs::{Xdp, XdpMode};
 use iwf_common::names;
 use iwf_tests::aftr::{self, Aftr};
+use iwf_tests::carrier::{Forward, Miniupnpd, forwards};
+use iwf_tests::cascade::{endpoint, nothing_is_left, rows};
 use iwf_tests::daemon::{Iwfd, Options};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::packet::{ETHERNET, Frame};
 use iwf_tests::peers::{Datagrams, Echo, Transfer, tcp_echo, udp_echo};
-use iwf_tests::topology::{GATEWAY, LAN1, Lab, REMOTE, WAN_IF};
-use iwf_tests::wait;
+use iwf_tests::topology::{CARRIER_RULES, EXTERNAL, GATEWAY, LAN1, Lab, REMOTE, WAN_IF};
+use iwf_tests::wire_tap::Tap;
+use iwf_tests::{upnpc, wait};
 use iwf_userspace::daemon::dataplane::object::OBJECT;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -43,6 +46,11 @@ const NAT: &str = "table ip nat {
 
 /// The lab without IPv4 between CPE and provider. The AFTR is `at` a host, the provider or the Internet host.
 fn lab() -> Result<Lab> {
+    lab_with(NAT)
+}
+
+/// The same with these rules at the provider.
+fn lab_with(nat: &str) -> Result<Lab> {
     let lab = Lab::new()?;
     for host in lab.hosts() {
         host.sysctl("net/ipv6/conf/all/disable_ipv6", "0")?;
@@ -53,7 +61,7 @@ fn lab() -> Result<Lab> {
     }
     lab.cgn.must(&["nft", "flush", "ruleset"])?;
     let rules = lab.dir().join("aftr.nft");
-    std::fs::write(&rules, NAT)?;
+    std::fs::write(&rules, nat)?;
     lab.cgn.must(&["nft", "-f", &rules.display().to_string()])?;
     for (host, args) in [
         (&lab.cpe, format!("-4 address flush dev {WAN_IF}")),
@@ -105,15 +113,22 @@ fn provider(lab: &Lab) -> Result<(Aftr, Ebpf)> {
     Ok((aftr(&lab.cgn)?, whole))
 }
 
-fn start(lab: &Lab, attach: &'static str) -> Result<Iwfd> {
-    let options = Options {
+fn options(attach: &'static str) -> Options {
+    Options {
         mode: "local",
         pcp_servers: Vec::new(),
         attach,
         more: BY_ADDRESS,
         ..Options::default()
-    };
-    let iwfd = Iwfd::start(lab, &options)?;
+    }
+}
+
+fn start(lab: &Lab, attach: &'static str) -> Result<Iwfd> {
+    start_with(lab, &options(attach))
+}
+
+fn start_with(lab: &Lab, options: &Options) -> Result<Iwfd> {
+    let iwfd = Iwfd::start(lab, options)?;
     is_up(&iwfd, B4)?;
     Ok(iwfd)
 }
@@ -194,6 +209,80 @@ fn the_lan_reaches_the_internet_with_its_own_addresses() -> Result<()> {
     ensure!(iwfd.ctl().counter("mss_clamped")? >= 2);
     ensure!(iwfd.ctl().counter("sessions_created")? == 0);
     Ok(())
+}
+
+/// DISC-010, DSL-007: who says where the softwire ends has said who is asked for mappings, by IPv6 beside it.
+#[test]
+fn mappings_are_made_at_the_aftr() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = lab_with(&CARRIER_RULES.replace("iifname br0", "iifname aftr0"))?;
+    let (_aftr, _whole) = provider(&lab)?;
+    let _server = Miniupnpd::start_for_the_softwire(&lab)?;
+    let iwfd = start_with(
+        &lab,
+        &Options {
+            mode: "auto",
+            third_party: true,
+            upstream: "discovery = [\"router\"]",
+            ..options("native")
+        },
+    )?;
+    let aftr = SocketAddrV6::new(AFTR, 5351, 0, 0);
+    wait::until_ok("the AFTR to answer", SOON, || {
+        let status = iwfd.ctl().json(&["status"])?;
+        ensure!(status["mode"] == "ds-lite", "{status}");
+        ensure!(status["translates"] == false, "{status}");
+        let server = &status["servers"][0];
+        ensure!(server["origin"] == "aftr", "{server}");
+        ensure!(server["address"] == aftr.to_string(), "{server}");
+        ensure!(server["state"] == "answering", "{server}");
+        Ok(())
+    })?;
+    let tap = Tap::start(&lab, &lab.cgn, "br0", "ip6 and udp dst port 5351")?;
+    let echo = Echo::listen(&lab.lan1, 0)?;
+    let outside = SocketAddrV4::new(EXTERNAL, 20_000);
+    for protocol in ["TCP", "UDP"] {
+        let (_, at) = upnpc::open(&lab.lan1, LAN1, echo.port(), 20_000, protocol)?;
+        ensure!(at == outside, "DSL-008: {at}");
+    }
+    let to = (LAN1, echo.port());
+    let forward = |protocol: &str| Forward {
+        protocol: protocol.to_owned(),
+        external_port: 20_000,
+        to,
+    };
+    let forwarded = forwards(&lab.cgn)?;
+    ensure!(
+        forwarded == [forward("tcp"), forward("udp")],
+        "{forwarded:?}"
+    );
+    for row in rows(&iwfd)? {
+        ensure!(
+            endpoint(&row, "nat1")? == endpoint(&row, "internal")?,
+            "{row}"
+        );
+        ensure!(row["kernel"] == true, "{row}");
+    }
+    // This AFTR knows its subscriber by what he has sent.
+    ping(&lab.lan1, REMOTE, &[])?;
+    tcp_echo(&lab.inet, outside, "over TCP", SOON)?;
+    udp_echo(&lab.inet, outside, "over UDP", SOON)?;
+    iwfd.ctl().must(&["audit"])?;
+    // Each of them as plain IPv6, from our end of the softwire to the other.
+    let frames = tap.finish()?;
+    ensure!(frames.len() >= 2, "{} requests", frames.len());
+    for frame in &frames {
+        let header = frame.get(ETHERNET..ETHERNET + 40).context("a header")?;
+        ensure!(header[6] == 17, "UDP, with nothing around it");
+        ensure!(header[8..24] == B4.octets() && header[24..] == AFTR.octets());
+    }
+    for protocol in ["TCP", "UDP"] {
+        upnpc::close(&lab.lan1, 20_000, protocol)?;
+    }
+    ensure!(forwards(&lab.cgn)?.is_empty());
+    nothing_is_left(&iwfd)
 }
 
 /// DSL-003: 1500 octets inside do not fit 1500 outside.

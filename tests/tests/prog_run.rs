@@ -37,6 +37,8 @@ mod race;
 mod refresh;
 #[path = "prog_run/refusals.rs"]
 mod refusals;
+#[path = "prog_run/routed.rs"]
+mod routed;
 #[path = "prog_run/softwire.rs"]
 mod softwire;
 #[path = "prog_run/spoofed.rs"]

@@ -17,7 +17,7 @@ use super::control::server::Call as ControlCall;
 use super::control::{Held, Request, Response};
 use super::dataplane::DataPlane;
 use super::devices::Devices;
-use super::discovery::Discovery;
+use super::discovery::{Discovery, Report};
 use super::gena::{Outcome, SubscriptionCall};
 use super::hooks::Hooks;
 use super::http::SoapCall;
@@ -94,6 +94,8 @@ pub struct Daemon<P, S> {
     pub hooks: Hooks,
     /// Server for who collects metrics.
     pub metrics: Metrics,
+    /// Identity of the device.
+    pub uuid: [u8; 16],
     /// What it was told.
     pub config: Config,
     /// Where to read it again.
@@ -106,8 +108,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
     /// Runs until told to stop, then says goodbye to the LAN. Programs, links and maps stay: forwarding goes on.
     pub async fn run(mut self, mut inputs: Inputs) {
         let started = clock::now();
-        let softwire = self.softwires.told();
-        self.shell.set_softwire(softwire, started);
+        self.follow_softwire();
         self.follow(&mut inputs.network);
         self.metrics.follow(self.config.metrics);
         // Before anybody else can ask for their ports.
@@ -137,6 +138,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     Some(Wish::Reload) => {
                         let interval_before = self.config.reconcile_interval;
                         self.reload();
+                        self.follow_discovery(&inputs.network);
                         // Its external addresses may be others.
                         self.follow(&mut inputs.network);
                         if self.config.reconcile_interval != interval_before {
@@ -166,10 +168,7 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                     self.shell.discovered(report, &mut self.upstream, clock::now());
                     self.softwires.hint(self.shell.aftr_hint());
                 }
-                () = self.softwires.changed() => {
-                    let told = self.softwires.told();
-                    self.shell.set_softwire(told, clock::now());
-                }
+                () = self.softwires.changed() => self.follow_softwire(),
                 1.. = inputs.calls.recv_many(&mut calls, MAX_WAITING_CALLS) => {
                     self.shell.soap(calls.drain(..), &mut self.upstream, clock::now());
                 }
@@ -287,6 +286,31 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
             .set_statics(mappings, &mut self.upstream, clock::now());
     }
 
+    /// Tells of the softwire, and of the PCP server at its other end.
+    fn follow_softwire(&mut self) {
+        let (told, now) = (self.softwires.told(), clock::now());
+        self.shell.set_softwire(told, &mut self.upstream, now);
+    }
+
+    /// Asks DHCP servers, or does not, as the configuration says now.
+    fn follow_discovery(&mut self, network: &watch::Receiver<NetState>) {
+        if self.config.asks_dhcp() != self.discovery.is_off() {
+            return;
+        }
+        let wan = self.config.wan_interface.to_string();
+        let next = match self.config.asks_dhcp() {
+            true => Discovery::start(wan, self.uuid, network.clone()),
+            false => Ok(Discovery::off()),
+        };
+        match next {
+            Ok(next) => self.discovery = next,
+            Err(error) => return error!("DHCP servers are not asked: {error:#}"),
+        }
+        // What was said to an earlier question is asked for again.
+        self.shell
+            .discovered(Report::default(), &mut self.upstream, clock::now());
+    }
+
     /// Reads the configuration again and follows what can change at run time.
     fn reload(&mut self) {
         notify("RELOADING=1");
@@ -318,6 +342,13 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 let policy = settings::policy(&self.config);
                 self.shell
                     .set_policy(policy, &mut self.upstream, clock::now());
+                self.config.mode = new.mode;
+                self.config.pcp_servers = new.pcp_servers;
+                self.config.discovery = new.discovery;
+                self.config.trusts_upstream = new.trusts_upstream;
+                let asking = settings::asking(&self.config);
+                self.shell
+                    .set_asking(asking, &mut self.upstream, clock::now());
                 self.shell.set_pinholes(settings::pinholes(&self.config));
                 self.shell.set_rules(self.config.rules);
                 let ports = settings::host_ports(&self.config);

@@ -23,6 +23,8 @@ pub struct NetState {
     pub wan_mtu: Option<u32>,
     /// Every IPv4 address of the configured LAN interfaces that are up, in order of (name, address).
     pub lan: Vec<LanAddress>,
+    /// IPv4 prefixes behind other routers of the LAN, each with the interface that it is routed to; 0: several.
+    pub lan_routes: BTreeMap<(Ipv4Addr, u8), u32>,
     /// The IPv6 addresses by which those interfaces serve hosts: of each the lowest of its link and the lowest of every
     /// other prefix, without those that are being tried for duplicates.
     pub lan6_links: Vec<LanLink>,
@@ -112,6 +114,7 @@ impl NetState {
         lan_interfaces.retain(|_, ifindex| *ifindex != 0);
         PlaneConfig {
             external_addr: self.external_addr,
+            routed: false,
             pool: self.wan.pool.clone(),
             lan_prefixes,
             lan_interfaces,
@@ -126,6 +129,23 @@ impl NetState {
             next_hops: self.next_hops,
             softwire: Softwire::Off,
         }
+    }
+
+    /// The same where the provider's device translates. Nobody is hidden behind an address of ours then, so that those
+    /// behind other routers of the LAN have to be known as well: what is for them must not pass unjudged.
+    pub fn routed_config(&self, host_ports: Vec<(Protocol, u16)>) -> PlaneConfig {
+        let mut config = self.plane_config(host_ports);
+        config.routed = true;
+        for (prefix, ifindex) in &self.lan_routes {
+            if config.lan_prefixes.contains(prefix) {
+                continue;
+            }
+            config.lan_prefixes.push(*prefix);
+            if *ifindex != 0 {
+                config.lan_interfaces.insert(*prefix, *ifindex);
+            }
+        }
+        config
     }
 }
 

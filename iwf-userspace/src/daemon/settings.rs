@@ -7,7 +7,7 @@ use super::config::{self, BehindPrivateAddress, Config, PcpServer};
 use super::dataplane::Pinhole;
 use super::sockets::PCP_CLIENT_PORT;
 use crate::iwf::policy::Wanted;
-use crate::iwf::{Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
+use crate::iwf::{Asking, Discovery, ModeSetting, PrivateWan, ServerSource, Settings};
 use crate::mapping::policy::{Limits, Policy, ThirdParty};
 use crate::proto::firewall::Firewall;
 use crate::proto::protection;
@@ -30,27 +30,12 @@ pub fn core(
         ..Policy::default()
     };
     policy.reserved.extend(host_ports(config));
+    let asking = asking(config);
     Settings {
-        mode: match config.mode {
-            config::Mode::Auto => ModeSetting::Auto,
-            config::Mode::Cascaded => ModeSetting::Cascaded,
-            config::Mode::Local => ModeSetting::Local,
-        },
-        servers: config
-            .pcp_servers
-            .iter()
-            .map(|server| match server {
-                PcpServer::DefaultRouter => ServerSource::DefaultRouter,
-                PcpServer::Addresses(addresses) => {
-                    ServerSource::Addresses(addresses.iter().map(|at| (*at).into()).collect())
-                }
-            })
-            .collect(),
-        discovery: Discovery {
-            dhcp: config.discovery.dhcp,
-            router: config.discovery.router,
-            anycast: config.discovery.anycast,
-        },
+        mode: asking.mode,
+        servers: asking.servers,
+        discovery: asking.discovery,
+        third_party: asking.third_party,
         private_wan: match config.behind_private_address {
             BehindPrivateAddress::Refuse => PrivateWan::Refuse,
             BehindPrivateAddress::MapLocally => PrivateWan::MapLocally,
@@ -94,6 +79,33 @@ pub fn policy(config: &Config) -> Wanted {
         per_host: count(config.policy.max_mappings_per_host),
         rules: config.policy.rules.clone(),
         departed_after: config.policy.departed_after,
+    }
+}
+
+/// Who is asked for mappings, and how far that is trusted.
+pub fn asking(config: &Config) -> Asking {
+    Asking {
+        mode: match config.mode {
+            config::Mode::Auto => ModeSetting::Auto,
+            config::Mode::Cascaded => ModeSetting::Cascaded,
+            config::Mode::NoNat => ModeSetting::NoNat,
+            config::Mode::DsLite => ModeSetting::DsLite,
+            config::Mode::Local => ModeSetting::Local,
+        },
+        servers: config
+            .pcp_servers
+            .iter()
+            .map(|server| match server {
+                PcpServer::DefaultRouter => ServerSource::DefaultRouter,
+                PcpServer::Addresses(addresses) => ServerSource::Addresses(addresses.clone()),
+            })
+            .collect(),
+        discovery: Discovery {
+            dhcp: config.discovery.dhcp,
+            router: config.discovery.router,
+            anycast: config.discovery.anycast,
+        },
+        third_party: config.trusts_upstream,
     }
 }
 
@@ -145,6 +157,8 @@ pub fn mode_name(mode: config::Mode) -> &'static str {
     match mode {
         config::Mode::Auto => "auto",
         config::Mode::Cascaded => "cascaded",
+        config::Mode::NoNat => "no-nat",
+        config::Mode::DsLite => "ds-lite",
         config::Mode::Local => "local",
     }
 }

@@ -137,6 +137,7 @@ async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> R
         lan: LanServices::new(identity, config.http.port, secure),
         hooks,
         metrics,
+        uuid: uuid.octets(),
         config,
         config_path,
         log_filter,

@@ -12,7 +12,7 @@ use crate::mapping::policy::Quota;
 use crate::mapping::ports;
 use crate::mapping::rules::{PortRange, in_ranges};
 use crate::mapping::table::TableError;
-use crate::mapping::{Claim, MAX_LEASE, Mapping, Owner, PortChoice, State};
+use crate::mapping::{Claim, MAX_LEASE, Mapping, Owner, PortChoice, State, untranslated};
 use crate::proto::igd::{NewMapping, Operation, Refusal};
 use crate::proto::pcp_client::{self, Liveness, Want};
 use crate::types::{ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime};
@@ -38,6 +38,9 @@ impl Iwf {
             .and_then(|()| self.place(&new));
         match place {
             Ok(Place::Busy(generation)) => self.defer(generation, call),
+            Ok(Place::Same(generation)) if self.moves(generation, &new) => {
+                self.succeed(generation, call, &new, now);
+            }
             Ok(Place::Same(generation)) => self.replace(generation, call, new, now),
             Ok(Place::New(external)) => self.create(call, new, external, now),
             Err(refusal) => self.refuse(&call, Operation::Add, refusal),
@@ -65,7 +68,9 @@ impl Iwf {
         }
         if let Some(held) = holder.filter(|_| !is_static) {
             let same = held.internal.addr == new.internal.addr && held.remote == new.remote;
-            if same {
+            // Without a NAT of ours it would have to go for the new one, and any other port will do.
+            let moves = !self.is_translating() && held.internal != new.internal;
+            if same && !(moves && new.choice == PortChoice::Any) {
                 return Ok(busy_or_same(held.generation));
             }
             if new.choice == PortChoice::Exact {
@@ -130,9 +135,9 @@ impl Iwf {
         self.has_room(&asker, new)?;
         let open = self.open_ports(&asker, new)?;
         let server = self.server_to_ask()?;
-        let Some(addr) = self.external_for(new.internal.addr) else {
+        if !self.is_placeable() {
             return Err(Refusal::Unreachable);
-        };
+        }
         if server.is_some() && !self.pace.admit(call.caller, now) {
             return Err(Refusal::Quota(Quota::Pace));
         }
@@ -140,14 +145,13 @@ impl Iwf {
             PortChoice::Exact => self.take_probe(call, new.protocol, external, now),
             PortChoice::Any => None,
         };
-        let (generation, port) = match probed {
-            Some(probe) => probe,
-            None => {
-                let port = self.nat1_port(new, external, server, open.as_deref(), now)?;
-                (self.new_generation().ok_or(Refusal::NoRoom)?, port)
+        let (generation, nat1) = match (probed, self.wan.address) {
+            (Some((generation, port)), Some(addr)) => (generation, ExternalEndpoint { addr, port }),
+            (Some(_), None) | (None, _) => {
+                let nat1 = self.place_in_nat1(new, external, server, open.as_deref(), now)?;
+                (self.new_generation().ok_or(Refusal::NoRoom)?, nat1)
             }
         };
-        let nat1 = ExternalEndpoint { addr, port };
         let claim = match (server, new.choice) {
             (None, _) => nat1.into(),
             (Some(_), PortChoice::Exact) => Claim {
@@ -178,6 +182,9 @@ impl Iwf {
     pub(super) fn server_to_ask(&self) -> Result<Option<SocketAddr>, Refusal> {
         match self.mode {
             Mode::Cascaded(server) => Ok(Some(server)),
+            // AMB-04: without trust nobody may be named, and without a name nothing can be asked for.
+            Mode::NoNat(_) if !self.settings.third_party => Err(Refusal::NotAuthorized),
+            Mode::NoNat(server) => Ok(Some(server)),
             Mode::Local => Ok(None),
             Mode::NoServer => Err(Refusal::NoServer),
             Mode::Down if self.is_server_configured() => Err(Refusal::Unreachable),
@@ -185,8 +192,32 @@ impl Iwf {
         }
     }
 
-    /// The port of our NAT; `open`: one of these, if nobody has to be asked.
-    pub(super) fn nat1_port(
+    /// Where a new mapping is in our NAT; `open`: at one of these ports, if nobody has to be asked.
+    pub(super) fn place_in_nat1(
+        &mut self,
+        new: &NewMapping,
+        external: Option<ExternalPort>,
+        server: Option<SocketAddr>,
+        open: Option<&[PortRange]>,
+        now: Instant,
+    ) -> Result<ExternalEndpoint, Refusal> {
+        if !self.is_translating() {
+            // RFC 6887 section 11.3: a server has one mapping for each internal endpoint.
+            let held = self.table.by_untranslated(new.protocol, new.internal);
+            return match held {
+                None => Ok(untranslated(new.internal)),
+                Some(_) => Err(Refusal::PortTaken),
+            };
+        }
+        let addr = self.external_for(new.internal.addr);
+        Ok(ExternalEndpoint {
+            addr: addr.ok_or(Refusal::Unreachable)?,
+            port: self.nat1_port(new, external, server, open, now)?,
+        })
+    }
+
+    /// The port of our NAT.
+    fn nat1_port(
         &mut self,
         new: &NewMapping,
         external: Option<ExternalPort>,
@@ -255,6 +286,7 @@ impl Iwf {
             id: mapping.generation,
             server,
             protocol: mapping.protocol,
+            behalf: mapping.is_untranslated().then_some(mapping.internal.addr),
             port: mapping.nat1.port,
             external,
             choice: mapping.port_choice,
@@ -317,15 +349,41 @@ impl Iwf {
         }
     }
 
+    /// Whether another mapping has to take the place of that one: without a NAT of ours the server tells mappings apart
+    /// by the host's own port.
+    fn moves(&self, generation: Generation, new: &NewMapping) -> bool {
+        let held = self.table.get(generation);
+        !self.is_translating() && held.is_some_and(|held| held.internal != new.internal)
+    }
+
+    /// Takes a mapping out and makes another one when it is gone.
+    fn succeed(&mut self, generation: Generation, call: Call, new: &NewMapping, now: Instant) {
+        let held = self.table.by_untranslated(new.protocol, new.internal);
+        if held.is_some() {
+            return self.refuse(&call, Operation::Add, Refusal::PortTaken);
+        }
+        if let Err(refusal) = self.server_to_ask() {
+            return self.refuse(&call, Operation::Add, refusal);
+        }
+        self.remove(generation, Origin::Successor, now);
+        self.defer(generation, call);
+    }
+
     /// Until when a server is waited for: less if it is known to be silent.
     pub(super) fn patience(&self, deadline: Instant, now: Instant) -> Instant {
         match self.mode {
             // Whoever is told to be patient is.
-            Mode::Cascaded(_) if self.settings.deadline > SOAP_DEADLINE => deadline,
-            Mode::Cascaded(server) if self.client.liveness(server) == Some(Liveness::Silent) => {
+            Mode::Cascaded(_) | Mode::NoNat(_) if self.settings.deadline > SOAP_DEADLINE => {
+                deadline
+            }
+            Mode::Cascaded(server) | Mode::NoNat(server)
+                if self.client.liveness(server) == Some(Liveness::Silent) =>
+            {
                 deadline.min(now + SILENT_PATIENCE)
             }
-            Mode::Cascaded(_) | Mode::Local | Mode::NoServer | Mode::Down => deadline,
+            Mode::Cascaded(_) | Mode::NoNat(_) | Mode::Local | Mode::NoServer | Mode::Down => {
+                deadline
+            }
         }
     }
 }

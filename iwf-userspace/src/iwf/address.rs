@@ -1,12 +1,13 @@
 //! GetExternalIPAddress: from the caller's own mappings, else from any grant, else from a short MAP
 //! (RFC 6970 section 4.2, RFC 6887 section 11.6, IWF-052).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::soap_calls::Call;
-use super::{Iwf, Mode, Notice};
+use super::{Iwf, Mode, Notice, Translation};
 use crate::mapping::PortChoice;
+use crate::proto::igd::Refusal;
 use crate::proto::pcp_client::{self, Want};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalPort, Lifetime, Protocol,
@@ -23,6 +24,8 @@ const LIFETIME: Lifetime = Lifetime(120);
 const PATIENCE: Duration = Duration::from_secs(6);
 /// How long no new attempt is made after one that failed.
 const PAUSE: Duration = Duration::from_secs(60);
+/// RFC 6333 section 5.7: this router's own address in a DS-Lite tunnel.
+const B4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 /// Callers that wait at once; more get the empty answer.
 const MAX_WAITING: usize = 64;
 
@@ -55,7 +58,7 @@ impl Iwf {
                 return self.reply_address(&call, addr);
             }
             Mode::Down | Mode::NoServer => return self.reply_address(&call, None),
-            Mode::Cascaded(server) => server,
+            Mode::Cascaded(server) | Mode::NoNat(server) => server,
         };
         let own = self
             .table
@@ -79,12 +82,10 @@ impl Iwf {
         }
     }
 
-    fn ask_address(
-        &mut self,
-        server: std::net::SocketAddr,
-        port: Option<ExternalPort>,
-        now: Instant,
-    ) {
+    fn ask_address(&mut self, server: SocketAddr, port: Option<ExternalPort>, now: Instant) {
+        let Ok(behalf) = self.own_behalf(server) else {
+            return self.answer_waiting(None);
+        };
         let (Some(port), Some(id)) = (port, self.new_generation()) else {
             return self.answer_waiting(None);
         };
@@ -93,6 +94,7 @@ impl Iwf {
             id,
             server,
             protocol: Protocol::Udp,
+            behalf,
             port,
             external: None,
             choice: PortChoice::Any,
@@ -104,6 +106,23 @@ impl Iwf {
             until: now + LIFETIME.duration(),
         };
         self.tell(pcp_client::Input::Request(want), now);
+    }
+
+    /// How a server is told that something is for this router itself: it sees our IPv4 address, or has to be told it
+    /// (DSL-008).
+    fn own_behalf(&self, server: SocketAddr) -> Result<Option<Ipv4Addr>, Refusal> {
+        if server.is_ipv4() {
+            return Ok(None);
+        }
+        if !self.settings.third_party {
+            return Err(Refusal::NotAuthorized);
+        }
+        match self.translation() {
+            Translation::DsLite => Ok(Some(B4)),
+            Translation::Here | Translation::Routed => {
+                self.wan.address.map(Some).ok_or(Refusal::Unreachable)
+            }
+        }
     }
 
     /// Whether the grant was for the address. It is left to run out.
@@ -127,7 +146,7 @@ impl Iwf {
         }
         self.address.lease = None;
         if !self.address.second_try
-            && let Mode::Cascaded(server) = self.mode
+            && let Some(server) = self.mode.server()
         {
             self.address.second_try = true;
             let internal = InternalPort::new(SECOND_TRY);

@@ -28,6 +28,8 @@ pub(super) enum Origin {
     Configuration(Protocol, ExternalPort),
     /// The removal of a range, which counts what is left of it.
     Range(RequestId),
+    /// A call that waits to take the mapping's place.
+    Successor,
     Nobody,
 }
 
@@ -95,7 +97,7 @@ impl Iwf {
         };
         let backed = mapping.upstream.is_some();
         let waits = match &origin {
-            Origin::ControlPoint(_) | Origin::Admin(_) => backed,
+            Origin::ControlPoint(_) | Origin::Admin(_) | Origin::Successor => backed,
             Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody => false,
         };
         if waits && self.mode == Mode::Down && matches!(origin, Origin::ControlPoint(_)) {
@@ -103,9 +105,11 @@ impl Iwf {
         }
         let deadline = match &origin {
             Origin::ControlPoint(call) => self.patience(call.deadline, now),
-            Origin::Admin(_) | Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody => {
-                now + self.settings.deadline
-            }
+            Origin::Admin(_)
+            | Origin::Configuration(..)
+            | Origin::Range(_)
+            | Origin::Successor
+            | Origin::Nobody => now + self.settings.deadline,
         };
         self.table.set_state(generation, State::Removing);
         let job = Job::new(origin, Kind::Remove, deadline);
@@ -201,7 +205,11 @@ impl Iwf {
             // Nobody can be told, so the mapping goes, and its record when the store can do it.
             (
                 Kind::Remove,
-                Origin::Admin(_) | Origin::Configuration(..) | Origin::Range(_) | Origin::Nobody,
+                Origin::Admin(_)
+                | Origin::Configuration(..)
+                | Origin::Range(_)
+                | Origin::Successor
+                | Origin::Nobody,
             ) => {
                 self.store_later(generation, now);
                 self.stored(generation, job, now);
@@ -339,9 +347,15 @@ impl Iwf {
             | Origin::Admin(_)
             | Origin::Configuration(..)
             | Origin::Range(_)
+            | Origin::Successor
             | Origin::Nobody => Vec::new(),
         });
         self.answer(job.origin, operation, outcome);
+        // Somebody else may translate since it began.
+        let stays = self.table.get(generation);
+        if stays.is_some_and(|mapping| mapping.state == State::Active) {
+            self.follow_terms_of_now(generation, now);
+        }
         self.resume(generation, now);
     }
 
@@ -362,7 +376,7 @@ impl Iwf {
             (Origin::Range(request), outcome) => {
                 self.removed_of_range(request, outcome.map(|_| ()));
             }
-            (Origin::Configuration(..) | Origin::Nobody, _) => {}
+            (Origin::Configuration(..) | Origin::Successor | Origin::Nobody, _) => {}
         }
     }
 
@@ -396,6 +410,7 @@ impl Iwf {
                     Origin::Admin(_)
                     | Origin::Configuration(..)
                     | Origin::Range(_)
+                    | Origin::Successor
                     | Origin::Nobody,
                 ) => {
                     self.jobs.insert(generation, job);

@@ -21,6 +21,7 @@ use crate::proto::pcp_client::{
 };
 use crate::types::{Epoch, ExternalEndpoint, Generation, Instant, LocalAddrs};
 use crate::wire::natpmp;
+use crate::wire::pcp::Prefix64;
 use left::LeftBehind;
 
 /// Both clients.
@@ -35,6 +36,7 @@ pub(super) struct Leases {
     router: Option<SocketAddr>,
     /// Whether UPnP may be spoken at all.
     igd_enabled: bool,
+    translating: bool,
     local: LocalAddrs,
     servers: Vec<SocketAddr>,
     /// Whose other addresses another machine tries.
@@ -54,6 +56,7 @@ impl Leases {
             enabled,
             router: None,
             igd_enabled,
+            translating: true,
             local: LocalAddrs::default(),
             servers: Vec::new(),
             several: BTreeSet::new(),
@@ -69,7 +72,7 @@ impl Leases {
     pub(super) fn handle_input(&mut self, input: Input, now: Instant) {
         match input {
             Input::Request(want) => {
-                let via = self.claim(want.id, want.server, now);
+                let via = self.claim(&want, now);
                 match via {
                     Via::Pcp => self.pcp.handle_input(Input::Request(want), now),
                     Via::NatPmp | Via::Igd => {
@@ -78,7 +81,7 @@ impl Leases {
                 }
             }
             Input::Reacquire { want, external } => {
-                let via = self.claim(want.id, want.server, now);
+                let via = self.claim(&want, now);
                 match via {
                     Via::Pcp => self
                         .pcp
@@ -152,7 +155,7 @@ impl Leases {
                     .handle_input(natpmp_client::Input::Unreachable(server), now);
                 self.pcp.handle_input(input, now);
             }
-            Input::History { .. } | Input::TakeOver(_) | Input::Fallback(_) => {
+            Input::History { .. } | Input::TakeOver(_) | Input::Fallback(_) | Input::Trusted(_) => {
                 self.pcp.handle_input(input, now);
             }
         }
@@ -242,6 +245,10 @@ impl Leases {
             || self.igd.has_answered(server)
     }
 
+    pub(super) fn prefixes(&self, server: SocketAddr) -> &[Prefix64] {
+        self.pcp.prefixes(server)
+    }
+
     pub(super) fn epoch(&self, server: SocketAddr) -> Option<Epoch> {
         match self.via(server) {
             Via::NatPmp => self.natpmp.epoch(server),
@@ -273,9 +280,33 @@ impl Leases {
         self.pcp.looks() + self.natpmp.looks() + self.igd.looks()
     }
 
+    /// In which protocol something is asked for. Only PCP has a word for somebody else.
+    fn via_for(&self, want: &Want) -> Via {
+        match want.behalf {
+            Some(_) => Via::Pcp,
+            None => self.via(want.server),
+        }
+    }
+
+    /// Whether our NAT translates. Without it mappings are others', and only PCP is of use.
+    pub(super) fn set_translating(&mut self, translating: bool, now: Instant) {
+        if std::mem::replace(&mut self.translating, translating) != translating {
+            self.set_local(self.local, now);
+            self.pump(now);
+        }
+    }
+
+    /// Whether a lease is kept that the server knows by another internal endpoint, at whichever server.
+    pub(super) fn keeps_otherwise(&self, want: &Want) -> bool {
+        match self.holder(want.id) {
+            Via::NatPmp | Via::Igd => want.behalf.is_some(),
+            Via::Pcp => self.pcp.keeps_otherwise(want),
+        }
+    }
+
     /// PMP-020: only behind another NAT. While our address is not known, what was there is not given up.
     fn may_fall_back(&self) -> bool {
-        self.enabled && !self.local.v4.is_some_and(is_public)
+        self.enabled && self.translating && !self.local.v4.is_some_and(is_public)
     }
 
     /// Tells whoever has the lease.
@@ -307,8 +338,8 @@ impl Leases {
     }
 
     /// In which protocol a lease is to be asked for; whoever has it in another one gives it up.
-    fn claim(&mut self, id: Generation, server: SocketAddr, now: Instant) -> Via {
-        let via = self.via(server);
+    fn claim(&mut self, want: &Want, now: Instant) -> Via {
+        let (id, via) = (want.id, self.via_for(want));
         for other in [Via::NatPmp, Via::Igd] {
             if other != via && self.holder(id) == other {
                 self.fallback(other, natpmp_client::Input::Abandon(id), now);
@@ -408,7 +439,7 @@ impl Leases {
     }
 
     fn take_over(&mut self, handover: Handover, now: Instant) {
-        match self.via(handover.want.server) {
+        match self.via_for(&handover.want) {
             Via::Pcp => self.pcp.handle_input(Input::TakeOver(handover), now),
             via @ (Via::NatPmp | Via::Igd) => {
                 self.fallback(via, natpmp_client::Input::TakeOver(handover), now);

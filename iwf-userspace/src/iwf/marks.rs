@@ -131,6 +131,7 @@ impl Iwf {
             via,
             protocol: key.protocol,
             port: key.port,
+            behalf: key.behalf,
             nonce,
             ending,
             until: self.clock.unix(trace.until),
@@ -249,5 +250,6 @@ fn lease_key(mapping: &Mapping) -> Option<LeaseKey> {
         server: lease.server,
         protocol: mapping.protocol,
         port: mapping.nat1.port,
+        behalf: mapping.is_untranslated().then_some(mapping.internal.addr),
     })
 }

@@ -59,6 +59,10 @@ impl Iwf {
             }
             Err(refusal) => return self.refuse(&call, Operation::Read, refusal),
         };
+        // Whose port it would be is not known, and the server keeps one mapping for each.
+        if !self.is_translating() {
+            return self.refuse(&call, Operation::Read, Refusal::Absent);
+        }
         let limits = *self.table.limits();
         let own = self.probes.values().filter(|p| p.caller == call.caller);
         let crowded = own.count() >= limits.probes_per_host || self.probes.len() >= limits.probes;
@@ -90,6 +94,7 @@ impl Iwf {
             id,
             server,
             protocol: key.protocol,
+            behalf: None,
             port,
             external: Some(external),
             choice: PortChoice::Exact,

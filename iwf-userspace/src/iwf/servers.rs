@@ -6,9 +6,9 @@
 //! the anycast address. There is one WAN, so every mapping is at one server; the others are kept in contact with, and
 //! are asked for mappings when those before them do not answer.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::settings::{ModeSetting, ServerSource};
+use super::settings::{ModeSetting, ServerSource, Translation};
 use super::{Iwf, Mode};
 use crate::mapping::State;
 use crate::mapping::policy::is_public;
@@ -17,8 +17,11 @@ use crate::proto::pcp_servers::{self, Health, Origin, Server, order};
 use crate::types::{Generation, Instant};
 use crate::wire::pcp::SERVER_PORT;
 
-/// RFC 7723 section 4.1. That of section 4.2 has no IPv4 mapping to give.
+/// RFC 7723 section 4.1.
 const ANYCAST: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 9);
+/// RFC 7723 section 4.2. Asked where requests say for whom they are: others get a mapping of their own address, and
+/// that has nothing to do with IPv4.
+const ANYCAST6: Ipv6Addr = Ipv6Addr::new(0x2001, 1, 0, 0, 0, 0, 0, 1);
 
 /// Most addresses that are kept in contact with; those that come first.
 pub const MAX_ASKED: usize = 8;
@@ -35,6 +38,8 @@ pub struct Discovered {
     pub dhcp4: Vec<Vec<IpAddr>>,
     /// PCP servers that DHCPv6 names.
     pub dhcp6: Vec<Vec<IpAddr>>,
+    /// Where the network's DS-Lite tunnel ends, once that is resolved.
+    pub aftr: Option<Ipv6Addr>,
 }
 
 impl Iwf {
@@ -50,8 +55,7 @@ impl Iwf {
     /// Makes known who is to be asked, and lets mappings follow.
     pub(super) fn follow_servers(&mut self, now: Instant) {
         let list = self.server_list();
-        let router = self.router().first().copied();
-        self.client.set_router(router, now);
+        self.client.set_router(self.igd_router(), now);
         self.select(pcp_servers::Input::Servers(list), now);
         self.choose_mode(now);
         self.leave_servers(now);
@@ -77,8 +81,13 @@ impl Iwf {
                 pcp_servers::Effect::Rest(at) => self.tell(pcp_client::Input::Rest(at), now),
                 pcp_servers::Effect::Move { from, to } => {
                     // What is under way goes on there, so no mode has changed.
-                    if self.mode == Mode::Cascaded(from) {
-                        self.mode = Mode::Cascaded(to);
+                    match &mut self.mode {
+                        Mode::Cascaded(at) | Mode::NoNat(at) if *at == from => *at = to,
+                        Mode::Cascaded(_)
+                        | Mode::NoNat(_)
+                        | Mode::Local
+                        | Mode::NoServer
+                        | Mode::Down => {}
                     }
                     self.tell(pcp_client::Input::Move { from, to }, now);
                 }
@@ -99,7 +108,7 @@ impl Iwf {
 
     /// Leases at servers that are gone are asked for where they are to be now.
     fn leave_servers(&mut self, now: Instant) {
-        if !matches!(self.mode, Mode::Cascaded(_)) {
+        if self.mode.server().is_none() {
             return;
         }
         let left: Vec<_> = self
@@ -122,15 +131,18 @@ impl Iwf {
         if self.is_unused() {
             return Vec::new();
         }
-        let own = self.wan.address.map(IpAddr::V4);
         let (origins, discovery) = (&self.settings.servers, self.settings.discovery);
         let mut named: Vec<(Origin, Vec<SocketAddr>)> = Vec::new();
         if !origins.is_empty() {
-            named.extend(origins.iter().map(|source| match source {
-                ServerSource::DefaultRouter => (Origin::Router, self.router()),
-                ServerSource::Address(address) => (Origin::Config, vec![*address]),
-                ServerSource::Addresses(addresses) => (Origin::Config, addresses.clone()),
-            }));
+            for source in origins {
+                match source {
+                    ServerSource::DefaultRouter => named.extend(self.routers()),
+                    ServerSource::Address(address) => named.push((Origin::Config, vec![*address])),
+                    ServerSource::Addresses(addresses) => {
+                        named.push((Origin::Config, addresses.clone()));
+                    }
+                }
+            }
         } else {
             let dhcp4 = self
                 .discovered
@@ -151,40 +163,80 @@ impl Iwf {
             named.retain(|(_, addresses)| !addresses.is_empty());
             let nobody = named.is_empty() && self.is_settled();
             // The last link of the chain is there also where DHCP names somebody who does not answer.
-            if discovery.router && (nobody || self.settings.igd && !named.is_empty()) {
-                named.push((Origin::Router, self.router()));
+            let last_link = self.settings.igd && self.is_translating() && !named.is_empty();
+            if discovery.router && (nobody || last_link) {
+                named.extend(self.routers());
             }
             if nobody && discovery.anycast {
-                named.push((Origin::Anycast, vec![(ANYCAST, SERVER_PORT).into()]));
+                let both: [SocketAddr; 2] = [
+                    (ANYCAST, SERVER_PORT).into(),
+                    (ANYCAST6, SERVER_PORT).into(),
+                ];
+                named.extend(both.map(|at| (Origin::Anycast, vec![at])));
             }
         }
-        // What maps IPv4 is asked from an IPv4 address: servers map for the address they are asked from.
-        let sources: Vec<_> = own.into_iter().collect();
+        let sources = self.sources();
         let mut room = MAX_ASKED;
-        let servers = named.into_iter().map(|(origin, addresses)| {
-            let mut addresses = match sources.is_empty() {
-                true => addresses,
-                false => order::sorted(&addresses, &sources),
+        let servers = named.into_iter().filter_map(|(origin, addresses)| {
+            let mut addresses = match self.is_up() {
+                false => addresses,
+                true => order::sorted(&addresses, &sources),
             };
             addresses.truncate(room);
+            if addresses.is_empty() {
+                return None;
+            }
             room -= addresses.len();
             let holds = |at: &&SocketAddr| {
                 let mut leases = self.table.iter().filter_map(|m| m.upstream);
                 leases.any(|lease| lease.server == **at)
             };
             let last = addresses.iter().find(holds).copied();
-            Server {
+            Some(Server {
                 origin,
                 addresses,
                 last,
-            }
+            })
         });
         servers.collect()
     }
 
-    pub(super) fn router(&self) -> Vec<SocketAddr> {
-        let router = self.wan.gateway.map(|addr| (addr, SERVER_PORT).into());
-        router.into_iter().collect()
+    /// Whom UPnP may be spoken with. Without our NAT mappings are others', which it has no use for.
+    pub(super) fn igd_router(&self) -> Option<SocketAddr> {
+        let gateway = self.wan.gateway.filter(|_| self.is_translating());
+        gateway.map(|addr| (addr, SERVER_PORT).into())
+    }
+
+    /// Where requests may come from. Servers map the address that they are asked from, unless the request names somebody
+    /// else; so while our NAT translates, what maps IPv4 is asked over IPv4. What uses a DS-Lite tunnel is asked over
+    /// plain IPv6 (RFC 8585 section 3.2.2).
+    fn sources(&self) -> Vec<IpAddr> {
+        let (v4, v6) = (
+            self.wan.address.map(IpAddr::V4),
+            self.wan.address6.map(IpAddr::V6),
+        );
+        let sources = match self.translation() {
+            Translation::Here => [v4, None],
+            Translation::Routed => [v4, v6],
+            Translation::DsLite => [None, v6],
+        };
+        sources.into_iter().flatten().collect()
+    }
+
+    /// Whoever is next on the way out; with DS-Lite the end of the tunnel (RFC 8585 section 3.2.2, DSLITE-3).
+    fn routers(&self) -> Vec<(Origin, Vec<SocketAddr>)> {
+        let v4 = self.wan.gateway.map(|addr| (addr, SERVER_PORT).into());
+        let v6 = self.wan.gateway6.map(|addr| (addr, SERVER_PORT).into());
+        let aftr = self.discovered.aftr.map(|addr| (addr, SERVER_PORT).into());
+        let named = match self.translation() {
+            Translation::Here => [(Origin::Router, v4), (Origin::Router, None)],
+            Translation::Routed => [(Origin::Router, v4), (Origin::Router, v6)],
+            Translation::DsLite => [(Origin::Aftr, aftr), (Origin::Router, None)],
+        };
+        let named = named.into_iter();
+        named
+            .filter_map(|(origin, at)| Some((origin, vec![at?])))
+            .collect()
     }
 
     /// Without our own addresses and those of our LAN: whoever names these knows nothing of them.
@@ -199,7 +251,11 @@ impl Iwf {
             }
             IpAddr::V6(addr) => self.wan.address6 != Some(*addr),
         };
-        let addresses = list.iter().filter(good);
+        let sources = self.sources();
+        let reachable = |addr: &&IpAddr| {
+            !self.is_up() || sources.iter().any(|own| own.is_ipv4() == addr.is_ipv4())
+        };
+        let addresses = list.iter().filter(good).filter(reachable);
         addresses.map(|addr| (*addr, SERVER_PORT).into()).collect()
     }
 
@@ -207,8 +263,8 @@ impl Iwf {
     fn is_unused(&self) -> bool {
         match self.settings.mode {
             ModeSetting::Local => true,
-            ModeSetting::Auto => self.wan.address.is_some_and(is_public),
-            ModeSetting::Cascaded => false,
+            ModeSetting::Auto | ModeSetting::DsLite => self.wan.address.is_some_and(is_public),
+            ModeSetting::Cascaded | ModeSetting::NoNat => false,
         }
     }
 
@@ -223,7 +279,7 @@ impl Iwf {
             && !self.is_settled()
             && self.discovered.dhcp4.is_empty()
             && self.discovered.dhcp6.is_empty()
-            && self.wan.address.is_some()
+            && self.is_up()
             && !self.is_unused()
     }
 
@@ -251,7 +307,11 @@ impl Iwf {
     fn is_known(&self, origin: Origin) -> bool {
         match origin {
             Origin::Config | Origin::Dhcp4 | Origin::Dhcp6 => true,
-            Origin::Router => self.settings.mode == ModeSetting::Cascaded,
+            Origin::Aftr => true,
+            Origin::Router => match self.settings.mode {
+                ModeSetting::Cascaded | ModeSetting::NoNat => true,
+                ModeSetting::Auto | ModeSetting::DsLite | ModeSetting::Local => false,
+            },
             Origin::Anycast => false,
         }
     }

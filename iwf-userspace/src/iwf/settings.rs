@@ -28,6 +28,8 @@ pub struct Settings {
     pub departed_after: Option<Duration>,
     /// Bounds of the table.
     pub limits: Limits,
+    /// Whether the path to the servers is trusted, so that requests may name LAN hosts on it (RFC 6887 section 13.1).
+    pub third_party: bool,
     /// Whether servers that speak NAT-PMP only are asked in that.
     pub nat_pmp: bool,
     /// Whether the default router is asked in UPnP if it speaks nothing better.
@@ -54,6 +56,7 @@ impl Default for Settings {
             policy: Policy::default(),
             departed_after: Some(Duration::from_secs(3600)),
             limits: Limits::default(),
+            third_party: false,
             nat_pmp: true,
             igd: false,
             send_descriptions: false,
@@ -72,8 +75,37 @@ pub enum ModeSetting {
     Auto,
     /// Always cascaded; the default router counts as known without having answered.
     Cascaded,
+    /// Nothing is translated here: the provider's device maps the LAN hosts' own addresses.
+    NoNat,
+    /// The same with a DS-Lite tunnel as the way of IPv4 (RFC 6333): servers are asked over IPv6. While the WAN has an IPv4
+    /// address as [`Self::Auto`] (RFC 7084 DLW-3).
+    DsLite,
     /// Never ask a server.
     Local,
+}
+
+/// What decides about who is asked; it may change at any time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// As [`Settings::mode`].
+    pub mode: ModeSetting,
+    /// As [`Settings::servers`].
+    pub servers: Vec<ServerSource>,
+    /// As [`Settings::discovery`].
+    pub discovery: Discovery,
+    /// As [`Settings::third_party`].
+    pub third_party: bool,
+}
+
+/// Who translates IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// Our NAT.
+    Here,
+    /// The provider's device, to which packets are routed as they are.
+    Routed,
+    /// The same at the end of a DS-Lite tunnel.
+    DsLite,
 }
 
 /// Where to find a PCP server.
@@ -112,10 +144,22 @@ pub enum PrivateWan {
 pub enum Mode {
     /// Every mapping is backed by a lease of this server.
     Cascaded(SocketAddr),
+    /// The same without a NAT of ours: every mapping is a lease on behalf of its LAN host.
+    NoNat(SocketAddr),
     /// This NAT is the outermost one, or is treated as such.
     Local,
     /// A private WAN address and nobody to ask: mappings are refused.
     NoServer,
     /// The WAN has no address.
     Down,
+}
+
+impl Mode {
+    /// The server that every mapping has a lease of.
+    pub const fn server(self) -> Option<SocketAddr> {
+        match self {
+            Self::Cascaded(server) | Self::NoNat(server) => Some(server),
+            Self::Local | Self::NoServer | Self::Down => None,
+        }
+    }
 }

@@ -335,7 +335,7 @@ impl Iwf {
         match self.mode {
             Mode::Down => "Disconnected",
             Mode::Local | Mode::NoServer => "Connected",
-            Mode::Cascaded(server) => match self.client.liveness(server) {
+            Mode::Cascaded(server) | Mode::NoNat(server) => match self.client.liveness(server) {
                 Some(Liveness::Answering) => "Connected",
                 Some(Liveness::Unknown) => "Connecting",
                 Some(Liveness::Silent) | None => "Disconnected",

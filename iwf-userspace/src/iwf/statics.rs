@@ -12,7 +12,7 @@ use crate::mapping::policy::is_lan_host;
 use crate::mapping::{Claim, MAX_LEASE, Mapping, NEVER, Owner, PortChoice, State, StaticMapping};
 use crate::proto::igd::{NewMapping, Refusal};
 use crate::proto::pcp_client::{self, Want};
-use crate::types::{ExternalEndpoint, ExternalPort, Instant, Protocol};
+use crate::types::{ExternalPort, Instant, Protocol};
 
 /// First wait after a failure, doubled with each further one.
 const FIRST: Duration = Duration::from_secs(2);
@@ -266,9 +266,6 @@ impl Iwf {
             return Err(Refusal::PortTaken);
         }
         let server = self.server_to_ask()?;
-        let addr = self
-            .external_for(stated.internal.addr)
-            .ok_or(Refusal::Unreachable)?;
         let new = NewMapping {
             remote: stated.remote,
             external: Some(external),
@@ -279,8 +276,7 @@ impl Iwf {
             lease: MAX_LEASE,
             choice: PortChoice::Exact,
         };
-        let port = self.nat1_port(&new, Some(external), server, None, now)?;
-        let nat1 = ExternalEndpoint { addr, port };
+        let nat1 = self.place_in_nat1(&new, Some(external), server, None, now)?;
         let generation = self.new_generation().ok_or(Refusal::NoRoom)?;
         let mapping = Mapping {
             generation,

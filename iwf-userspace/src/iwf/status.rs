@@ -8,6 +8,7 @@ use crate::proto::pcp_client::Ignored;
 use crate::reconcile::desired::{Wanted, desired};
 use crate::reconcile::invariants::{self, Violation};
 use crate::types::{Epoch, Generation, Instant, NatEntry};
+use crate::wire::pcp::Prefix64;
 
 pub use crate::proto::pcp_client::Liveness as ServerState;
 
@@ -73,6 +74,11 @@ impl Iwf {
     /// Mappings in the table, pending and probing ones included, and how many there may be.
     pub fn table_size(&self) -> (usize, usize) {
         (self.table.len(), self.table.limits().mappings)
+    }
+
+    /// Prefixes of the NAT64 behind a server (RFC 7225); asked for where the WAN has no IPv4 address.
+    pub fn prefixes64(&self, server: SocketAddr) -> &[Prefix64] {
+        self.client.prefixes(server)
     }
 
     /// Datagrams from servers that had no effect.

@@ -205,6 +205,7 @@ impl Iwf {
             Kind::Create => {
                 if result == ResultCode::NotAuthorized
                     && let Some(mapping) = self.table.get(id)
+                    && !mapping.is_untranslated()
                 {
                     let key = (mapping.protocol, mapping.nat1.port);
                     let until = now + lifetime.min(MAX_LIFETIME).duration();
@@ -269,7 +270,7 @@ impl Iwf {
         };
         // While the WAN is down the client waits with it.
         let server = match (self.mode, mapping.upstream) {
-            (Mode::Cascaded(server), _) => server,
+            (Mode::Cascaded(server) | Mode::NoNat(server), _) => server,
             (Mode::Down | Mode::NoServer, Some(lease)) => lease.server,
             (Mode::Local, _) | (Mode::Down | Mode::NoServer, None) => return,
         };

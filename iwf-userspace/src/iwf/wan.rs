@@ -13,7 +13,7 @@ use crate::mapping::policy::is_public;
 use crate::mapping::record::WallClock;
 use crate::mapping::{Claim, Mapping, State};
 use crate::proto::pcp_client;
-use crate::types::{Generation, Instant, UnixTime};
+use crate::types::{Generation, Instant, LocalAddrs, UnixTime};
 
 /// A wall clock that differs by less from what was expected was not set.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
@@ -22,6 +22,12 @@ impl Iwf {
     /// Follows a change of the WAN. Mappings outlive its being down.
     pub(super) fn wan_changed(&mut self, state: WanState, now: Instant) {
         self.wan = state;
+        let local = self.wan.local();
+        let before = self.last_local;
+        self.last_local = LocalAddrs {
+            v4: local.v4.or(before.v4),
+            v6: local.v6.or(before.v6),
+        };
         if let Some(addr) = self.wan.address
             && self.last_wan.replace(addr).is_some_and(|last| last != addr)
         {
@@ -29,12 +35,11 @@ impl Iwf {
             self.drop_address_query(now);
             self.forget_address();
         }
-        let router = self.router().first().copied();
-        self.client.set_router(router, now);
+        self.client.set_router(self.igd_router(), now);
         self.tell(pcp_client::Input::Local(self.wan.local()), now);
         self.follow_servers(now);
-        if self.wan.address.is_some() {
-            let misplaced = |m: &&Mapping| !self.is_placed(m);
+        if self.is_translating() && self.wan.address.is_some() {
+            let misplaced = |m: &&Mapping| !m.is_untranslated() && !self.is_placed(m);
             let moved: Vec<_> = self
                 .table
                 .iter()
@@ -54,6 +59,23 @@ impl Iwf {
             }
         }
         self.choose_mode(now);
+        self.tell_new_address(before, now);
+    }
+
+    /// What was granted to a request from another address is asked for again from the one of now, with its nonce
+    /// (RFC 6887 section 8.4). It is for the same LAN host as before.
+    fn tell_new_address(&mut self, before: LocalAddrs, now: Instant) {
+        let moved = |server: SocketAddr| {
+            let (old, new) = (before.towards(server), self.last_local.towards(server));
+            old.is_some() && old != new
+        };
+        let leased = self.table.iter().filter(|m| m.is_untranslated());
+        let leased = leased.filter(|m| m.upstream.is_some_and(|lease| moved(lease.server)));
+        let idle = leased.filter(|m| !self.jobs.contains_key(&m.generation));
+        let moved: Vec<_> = idle.map(|m| m.generation).collect();
+        for generation in moved {
+            self.reacquire(generation, now);
+        }
     }
 
     /// The external address for a mapping of `host`. A server maps the address that it is asked from, which is the first
@@ -89,7 +111,9 @@ impl Iwf {
 
     /// Whether a mapping is at an address where it may be.
     fn is_placed(&self, mapping: &Mapping) -> bool {
-        if mapping.upstream.is_some() || self.needs_first() {
+        if !self.is_translating() || mapping.is_untranslated() {
+            mapping.is_untranslated() != self.is_translating()
+        } else if mapping.upstream.is_some() || self.needs_first() {
             self.wan.address == Some(mapping.nat1.addr)
         } else {
             self.is_ours(mapping.nat1.addr)
@@ -152,37 +176,36 @@ impl Iwf {
 
     /// Follows what was learned of the servers.
     pub(super) fn choose_mode(&mut self, now: Instant) {
+        let turned = self.follow_translation(now);
         let (before, mode) = (self.mode, self.mode_now());
         self.mode = mode;
         if let (Mode::Local, Some(addr)) = (mode, self.wan.address) {
             self.learn_address(addr);
         }
-        if before == mode || mode == Mode::Down {
+        if !turned && (before == mode || mode == Mode::Down) {
             return;
         }
-        if let (Mode::Local, Mode::Cascaded(_)) | (Mode::NoServer, _) = (before, mode) {
+        if (before == Mode::Local && mode.server().is_some()) || before == Mode::NoServer {
             self.forget_address();
         }
-        if let Mode::Cascaded(_) = before {
+        if before.server().is_some() {
             self.drop_probes(now);
             self.drop_address_query(now);
         }
         self.restart_creations(now);
         self.statics.retry_now(now);
-        let idle: Vec<_> = self
-            .table
-            .iter()
-            .filter(|m| m.state == State::Active && !self.jobs.contains_key(&m.generation))
-            .map(|m| (m.generation, m.upstream.map(|lease| lease.server)))
-            .collect();
-        for (generation, server) in idle {
-            self.follow_mode(generation, server, now);
-        }
+        self.follow_all(now);
     }
 
     /// A change of mode loses no mapping: a local one gets a lease, a leased one becomes local.
-    fn follow_mode(&mut self, generation: Generation, server: Option<SocketAddr>, now: Instant) {
+    pub(super) fn follow_mode(
+        &mut self,
+        generation: Generation,
+        server: Option<SocketAddr>,
+        now: Instant,
+    ) {
         match (self.mode, server) {
+            (Mode::NoNat(_), None) => self.reacquire(generation, now),
             (Mode::Cascaded(_), None) => {
                 if self
                     .table
@@ -194,7 +217,7 @@ impl Iwf {
                 self.reacquire(generation, now);
             }
             // A lease at a server that is still there goes on there.
-            (Mode::Cascaded(_), Some(server)) => {
+            (Mode::Cascaded(_) | Mode::NoNat(_), Some(server)) => {
                 if !self.selection.contains(server) {
                     self.reacquire(generation, now);
                 }
@@ -239,13 +262,21 @@ impl Iwf {
 
     /// The mode that follows from settings, WAN and servers.
     fn mode_now(&self) -> Mode {
-        let Some(addr) = self.wan.address else {
+        if !self.is_up() {
             return Mode::Down;
-        };
+        }
+        if !self.is_translating() {
+            return self.pick_server().map_or(Mode::NoServer, Mode::NoNat);
+        }
         match self.settings.mode {
             ModeSetting::Local => return Mode::Local,
-            ModeSetting::Auto if is_public(addr) => return Mode::Local,
-            ModeSetting::Auto | ModeSetting::Cascaded => {}
+            ModeSetting::Auto | ModeSetting::DsLite if self.wan.address.is_some_and(is_public) => {
+                return Mode::Local;
+            }
+            ModeSetting::Auto
+            | ModeSetting::Cascaded
+            | ModeSetting::NoNat
+            | ModeSetting::DsLite => {}
         }
         match (self.pick_server(), self.settings.private_wan) {
             (Some(server), _) => Mode::Cascaded(server),

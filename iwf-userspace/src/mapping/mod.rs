@@ -186,6 +186,11 @@ impl Mapping {
         (!endless).then(|| self.expires())
     }
 
+    /// Whether our NAT leaves it as it is: the provider's translates, and knows it by the LAN host's own endpoint.
+    pub fn is_untranslated(&self) -> bool {
+        self.nat1 == untranslated(self.internal)
+    }
+
     /// The kernel's form of it.
     pub fn nat_entry(&self) -> NatEntry {
         NatEntry {
@@ -206,6 +211,14 @@ impl Mapping {
         }
         let left = self.lease_ends.saturating_duration_since(now);
         u32::try_from(left.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Where a mapping is in our NAT if that does not translate.
+pub fn untranslated(internal: InternalEndpoint) -> ExternalEndpoint {
+    ExternalEndpoint {
+        addr: internal.addr,
+        port: internal.port.into(),
     }
 }
 

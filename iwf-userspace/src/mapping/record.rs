@@ -1,11 +1,11 @@
 //! The durable form of a mapping: what the store keeps and a restart needs.
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lease, Mapping, NEVER, Owner, PortChoice, State, Via};
+use super::{Lease, Mapping, NEVER, Owner, PortChoice, State, Via, untranslated};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalEndpoint, Lifetime, MappingNonce,
     Protocol, RemotePeer, UnixTime,
@@ -66,6 +66,8 @@ pub struct LeaseKey {
     pub protocol: Protocol,
     /// External port of our NAT, the internal one for the server.
     pub port: ExternalPort,
+    /// The host whose port it is, if not our NAT's.
+    pub behalf: Option<Ipv4Addr>,
 }
 
 /// What a server may hold although no mapping vouches for it: written before it is asked for, and kept until the server
@@ -80,6 +82,9 @@ pub struct Mark {
     pub protocol: Protocol,
     /// External port of our NAT.
     pub port: ExternalPort,
+    /// The host whose port it is, if not our NAT's.
+    #[serde(default)]
+    pub behalf: Option<Ipv4Addr>,
     /// The nonce that the server knows it by.
     pub nonce: MappingNonce,
     /// It is being deleted, also if a mapping stands on it. Else it was asked for, and a mapping that stands on it is the
@@ -96,6 +101,7 @@ impl Mark {
             server: self.server,
             protocol: self.protocol,
             port: self.port,
+            behalf: self.behalf,
         }
     }
 }
@@ -107,6 +113,7 @@ impl MappingRecord {
             server: lease.server,
             protocol: self.protocol,
             port: self.nat1.port,
+            behalf: (self.nat1 == untranslated(self.internal)).then_some(self.internal.addr),
         })
     }
 }

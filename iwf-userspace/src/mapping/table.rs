@@ -20,7 +20,7 @@ pub struct Table {
     by_external: BTreeMap<(Protocol, ExternalPort), Generation>,
     /// Several external endpoints may lead to one internal one; outbound packets use the oldest.
     by_internal: BTreeSet<(Protocol, InternalEndpoint, Generation)>,
-    by_nat1: BTreeMap<(Protocol, ExternalPort), Generation>,
+    by_nat1: BTreeMap<Nat1Key, Generation>,
     per_host: BTreeMap<Ipv4Addr, usize>,
     by_host: BTreeSet<(Ipv4Addr, Generation)>,
     by_end: BTreeSet<(Instant, Generation)>,
@@ -79,8 +79,7 @@ impl Table {
         }
         self.by_internal
             .insert((protocol, mapping.internal, generation));
-        self.by_nat1
-            .insert((protocol, mapping.nat1.port), generation);
+        self.by_nat1.insert(nat1_key(&mapping), generation);
         self.by_host.insert((mapping.internal.addr, generation));
         self.by_end.insert((mapping.lease_ends, generation));
         match mapping.owner {
@@ -105,7 +104,7 @@ impl Table {
         }
         self.by_internal
             .remove(&(protocol, mapping.internal, generation));
-        self.by_nat1.remove(&(protocol, mapping.nat1.port));
+        self.by_nat1.remove(&nat1_key(&mapping));
         self.by_host.remove(&(mapping.internal.addr, generation));
         self.by_end.remove(&(mapping.lease_ends, generation));
         if self.configured.remove(&generation) {
@@ -191,8 +190,18 @@ impl Table {
 
     /// Who holds this port of our NAT.
     pub fn by_nat1(&self, protocol: Protocol, port: ExternalPort) -> Option<&Mapping> {
-        let generation = self.by_nat1.get(&(protocol, port))?;
+        let generation = self.by_nat1.get(&(protocol, port, None))?;
         self.entries.get(generation)
+    }
+
+    /// Who holds this endpoint of a host as it is, without translation.
+    pub fn by_untranslated(
+        &self,
+        protocol: Protocol,
+        internal: InternalEndpoint,
+    ) -> Option<&Mapping> {
+        let key = (protocol, internal.port.into(), Some(internal.addr));
+        self.entries.get(self.by_nat1.get(&key)?)
     }
 
     /// Every mapping by rising generation, which is the order of their making.
@@ -262,11 +271,19 @@ impl Table {
         if let Some(holder) = other(external) {
             return Err(TableError::External(holder));
         }
-        if let Some(holder) = other(self.by_nat1.get(&(protocol, mapping.nat1.port))) {
+        if let Some(holder) = other(self.by_nat1.get(&nat1_key(mapping))) {
             return Err(TableError::Nat1(holder));
         }
         Ok(())
     }
+}
+
+/// What a mapping holds of our NAT: a port, or where that does not translate the host's own endpoint.
+type Nat1Key = (Protocol, ExternalPort, Option<Ipv4Addr>);
+
+fn nat1_key(mapping: &Mapping) -> Nat1Key {
+    let own = mapping.is_untranslated().then_some(mapping.nat1.addr);
+    (mapping.protocol, mapping.nat1.port, own)
 }
 
 #[cfg(test)]

@@ -611,6 +611,7 @@ impl NatPmpClient {
                 server,
                 protocol,
                 port,
+                behalf: None,
             },
             via: self.via,
             nonce: MappingNonce([0; 12]),

@@ -11,6 +11,7 @@
 mod epoch;
 mod handover;
 mod lease;
+mod matching;
 mod messages;
 pub(in crate::proto) mod negative;
 mod pace;
@@ -39,6 +40,7 @@ use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, LocalAddrs, MappingNonce,
     Protocol,
 };
+use crate::wire::pcp::Prefix64;
 pub use handover::{Handover, Stage};
 pub use messages::{Effect, Ignored, Input, Liveness, Speaks, Trace, Want};
 pub use pace::{BURST as PACE_BURST, INTERVAL as PACE_INTERVAL};
@@ -55,6 +57,8 @@ pub const MAX_LIFETIME: Lifetime = Lifetime(86_400);
 const MAX_ENDED: usize = 16_384;
 /// AMB-18: a server keeps at least so many octets of a description, and no more is told.
 pub const MAX_DESCRIPTION: usize = 128;
+/// Prefixes of one NAT64 that are kept. It has one for every IPv4 destination, or a few for different ones.
+const MAX_PREFIXES: usize = 16;
 /// For how long a late grant for a lease that was given up is recognized and deleted.
 const LATE_GRANT: Duration = Duration::from_secs(120);
 
@@ -72,6 +76,8 @@ pub struct PcpClient {
     history: BTreeMap<IpAddr, epoch::EpochClock>,
     /// Whether leases of servers that speak NAT-PMP only are taken over by somebody.
     fallback: bool,
+    /// Whether the path to the servers is one that others may be named on (RFC 6887 section 13.1).
+    trusted: bool,
     effects: VecDeque<Effect>,
     ignored: Ignored,
 }
@@ -89,6 +95,7 @@ impl PcpClient {
             ended: Timed::new(),
             history: BTreeMap::new(),
             fallback: false,
+            trusted: false,
             effects: VecDeque::new(),
             ignored: Ignored {
                 stranger: 0,
@@ -109,6 +116,7 @@ impl PcpClient {
             } => self.adopt(want, lease, external, now),
             Input::Reacquire { want, external } => self.reacquire(want, external, now),
             Input::Fallback(fallback) => self.fallback = fallback,
+            Input::Trusted(trusted) => self.set_trusted(trusted, now),
             Input::TakeOver(handover) => self.take_over(handover, now),
             Input::Abandon(id) => self.abandon(id, now),
             Input::End(trace) => self.end_trace(trace, now),
@@ -149,11 +157,11 @@ impl PcpClient {
 
     /// Brings the order of deadlines up to date with what was changed.
     fn settle(&mut self) {
-        let local = self.local;
-        let up = |server| local.towards(server).is_some();
+        let (local, trusted) = (self.local, self.trusted);
+        let up = |of: Tuple| may_send(local, trusted, of);
         let servers = &mut self.servers;
         self.leases.settle(
-            |_, lease| lease.next_event(up(lease.want.server)),
+            |_, lease| lease.next_event(up(lease.tuple())),
             |id, lease| {
                 // There are no more servers than the configuration can name, and those of before.
                 for server in servers.values_mut() {
@@ -167,15 +175,14 @@ impl PcpClient {
             },
         );
         self.ended
-            .settle(|of, ended| Some(ended.next_event(up(of.0))), |_, _| {});
+            .settle(|of, ended| Some(ended.next_event(up(*of))), |_, _| {});
     }
 
     /// Whether every deadline is where it belongs.
     #[cfg(test)]
     pub(crate) fn is_consistent(&self) -> bool {
-        let leases =
-            |_: &Generation, lease: &Lease| lease.next_event(self.is_up(lease.want.server));
-        let ended = |of: &Tuple, ended: &Ended| Some(ended.next_event(self.is_up(of.0)));
+        let leases = |_: &Generation, lease: &Lease| lease.next_event(self.may_send(lease.tuple()));
+        let ended = |of: &Tuple, ended: &Ended| Some(ended.next_event(self.may_send(*of)));
         let named = |(tuple, id): (&Tuple, &Generation)| {
             let lease = self.leases.get(id);
             lease.is_some_and(|lease| lease.tuple() == *tuple)
@@ -196,9 +203,22 @@ impl PcpClient {
         self.local.towards(server).is_some()
     }
 
+    /// Whether anything about that lease may go out now: the one place where it is decided that nobody else is named
+    /// where the path is not trusted (IWF-102).
+    fn may_send(&self, of: Tuple) -> bool {
+        may_send(self.local, self.trusted, of)
+    }
+
     /// The next effect, until `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    /// Whether there is such a lease that servers know by another internal endpoint.
+    pub fn keeps_otherwise(&self, want: &Want) -> bool {
+        let internal = |want: &Want| (want.protocol, want.port, want.behalf);
+        let lease = self.leases.get(&want.id);
+        lease.is_some_and(|lease| internal(&lease.want) != internal(want))
     }
 
     /// Whether a server answers; `None` if it is not known here.
@@ -219,6 +239,12 @@ impl PcpClient {
             .is_some_and(|s| s.clock.epoch().is_some() || s.liveness == Liveness::Answering)
     }
 
+    /// Prefixes of a server's NAT64, as far as it was asked for them.
+    pub fn prefixes(&self, server: SocketAddr) -> &[Prefix64] {
+        let server = self.servers.get(&server);
+        server.map_or(&[], |server| &server.prefixes)
+    }
+
     /// Last epoch of a server.
     pub fn epoch(&self, server: SocketAddr) -> Option<Epoch> {
         self.servers.get(&server)?.clock.epoch()
@@ -236,13 +262,13 @@ impl PcpClient {
         protocol: Protocol,
         port: ExternalPort,
     ) -> Option<Generation> {
-        self.by_tuple.get(&(server, protocol, port)).copied()
+        self.by_tuple.get(&(server, protocol, port, None)).copied()
     }
 
     /// Ports of our NAT that the server may still know from a released lease. They may be used again: the
     /// nonce is kept for it.
     pub fn is_held(&self, server: SocketAddr, protocol: Protocol, port: ExternalPort) -> bool {
-        self.ended.contains_key(&(server, protocol, port))
+        self.ended.contains_key(&(server, protocol, port, None))
     }
 
     fn request(&mut self, want: Want, now: Instant) {
@@ -325,6 +351,11 @@ impl PcpClient {
         let old = self.leases.get(&id);
         let grant = old.and_then(|lease| lease.grant);
         let kept = old.filter(|lease| lease.tuple() == want.tuple());
+        let predecessor = old.and_then(|old| match old.tuple() == want.tuple() {
+            true => old.predecessor,
+            // Also at another address, which may be the same server's.
+            false => Some(old.tuple()),
+        });
         let kept = kept.map(|lease| (lease.nonce, lease.may_be_there()));
         let is_new = kept.is_none();
         let (nonce, doubtful) = kept.unwrap_or_else(|| {
@@ -334,6 +365,7 @@ impl PcpClient {
         let mut lease = Lease::new(want, nonce, Insist::Endpoint, Purpose::Restore, now);
         (lease.known, lease.grant) = (Some(external), grant);
         lease.doubtful = doubtful;
+        lease.predecessor = predecessor;
         if is_new {
             self.asking(&lease, now);
         }
@@ -362,8 +394,9 @@ impl PcpClient {
             server,
             protocol,
             port,
+            behalf,
         } = trace.key;
-        let tuple = (server, protocol, port);
+        let tuple = (server, protocol, port, behalf);
         if self.by_tuple.contains_key(&tuple) {
             return;
         }
@@ -423,6 +456,14 @@ impl PcpClient {
         self.handle_timeout(now);
     }
 
+    fn set_trusted(&mut self, trusted: bool, now: Instant) {
+        if std::mem::replace(&mut self.trusted, trusted) != trusted {
+            self.leases.touch_all();
+            self.ended.touch_all();
+            self.handle_timeout(now);
+        }
+    }
+
     fn set_local(&mut self, local: LocalAddrs, now: Instant) {
         if self.local == local {
             return;
@@ -446,7 +487,12 @@ impl PcpClient {
         self.ended.touch_all();
         for (address, server) in &mut self.servers {
             let own = local.towards(*address);
-            if own.is_some() && own != before.towards(*address) {
+            let asks = asks_prefixes(local, *address);
+            if !asks {
+                server.prefixes.clear();
+            }
+            let asks_anew = asks && !asks_prefixes(before, *address);
+            if own.is_some() && (asks_anew || own != before.towards(*address)) {
                 server.probe(now);
             }
         }
@@ -508,7 +554,7 @@ impl PcpClient {
         }
         // A restarting server comes back within seconds, so it is asked again soon.
         if server.liveness != Liveness::Silent {
-            server.liveness = Liveness::Silent;
+            server.silence();
             server.probe_later(now, &mut self.rng);
             self.effects.push_back(Effect::Liveness(address));
         }
@@ -588,11 +634,20 @@ impl PcpClient {
 
     fn forget_ended(&mut self, tuple: Tuple) -> Option<Ended> {
         let ended = self.ended.remove(&tuple)?;
-        let (address, protocol, port) = tuple;
+        let (address, protocol, port, behalf) = tuple;
         if let Some(server) = self.servers.get_mut(&address) {
-            server.pace.leave(Turn::Ended(protocol, port));
+            server.pace.leave(Turn::Ended(protocol, port, behalf));
         }
         self.forgotten(tuple);
         Some(ended)
     }
+}
+
+/// Where IPv6 is all there is, servers are asked how their NAT64 makes addresses (RFC 7225 section 4.1).
+fn asks_prefixes(local: LocalAddrs, server: SocketAddr) -> bool {
+    server.is_ipv6() && local.v4.is_none() && local.v6.is_some()
+}
+
+fn may_send(local: LocalAddrs, trusted: bool, (server, _, _, behalf): Tuple) -> bool {
+    local.towards(server).is_some() && (behalf.is_none() || trusted)
 }

@@ -40,6 +40,8 @@ pub enum Origin {
     Dhcp6,
     /// The default route.
     Router,
+    /// The end of the DS-Lite tunnel (RFC 8585 section 3.2.2).
+    Aftr,
     /// RFC 7723.
     Anycast,
 }

@@ -656,6 +656,7 @@ fn the_router_is_the_last_of_the_servers() {
             settled: true,
             dhcp4: vec![vec![nobody.ip()]],
             dhcp6: vec![],
+            aftr: None,
         }));
         world.run(60);
         assert_eq!(world.ask(20, add(20, 8080, 3600)), expected);

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::ops::Bound;
 
 use crate::iwf::EffectError;
+use crate::mapping::untranslated;
 use crate::reconcile::plan::{Kind, Plan};
 use crate::reconcile::run::{self, Seen};
 use crate::types::pinhole::Pinhole;
@@ -96,10 +97,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// The data plane ends what belongs to an address that is not ours any more.
-    pub(super) fn readdress(&mut self, ours: &[std::net::Ipv4Addr]) {
-        self.entries
-            .retain(|(_, external), _| ours.contains(&external.addr));
+    /// The data plane ends what belongs to an address that is not ours any more; of a routed LAN what is not where its
+    /// host is.
+    pub(super) fn readdress(&mut self, ours: &[std::net::Ipv4Addr], routed: bool) {
+        self.entries.retain(|(_, external), entry| match routed {
+            true => *external == untranslated(entry.internal),
+            false => ours.contains(&external.addr),
+        });
     }
 
     pub(super) fn observe(&self) -> Vec<NatEntry> {

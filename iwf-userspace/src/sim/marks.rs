@@ -22,6 +22,7 @@ fn other() -> SocketAddr {
 
 fn named(server: SocketAddr) -> Discovered {
     Discovered {
+        aftr: None,
         settled: true,
         dhcp4: vec![vec![server.ip()]],
         dhcp6: Vec::new(),

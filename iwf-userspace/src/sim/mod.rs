@@ -17,6 +17,7 @@ mod link;
 mod marks;
 mod months;
 mod natpmp;
+mod nonat;
 mod oracle;
 mod pinholes;
 mod policy;

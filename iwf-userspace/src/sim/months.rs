@@ -14,10 +14,12 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::link::Link;
-use super::random;
+use super::nonat::address6;
+use super::server::address;
 use super::soap::{add, add_any, delete};
 use super::world::{WAN, World};
-use crate::iwf::EffectError;
+use super::{nonat, random};
+use crate::iwf::{EffectError, ModeSetting, ServerSource, Settings};
 use crate::reconcile::run::Run;
 
 /// Runs in a plain `cargo test`, and the days of each: without optimization a day takes a quarter of a second.
@@ -45,6 +47,8 @@ struct Trouble {
     kernel: bool,
     /// The wall clock is set.
     clock: bool,
+    /// The configuration says now that this NAT translates and now that it does not.
+    mode: bool,
 }
 
 impl Trouble {
@@ -60,6 +64,7 @@ impl Trouble {
             store: coin(),
             kernel: coin(),
             clock: coin(),
+            mode: seed % 4 == 1,
         };
         if seed.is_multiple_of(3) {
             (trouble.loss, trouble.server, trouble.wan) = (false, false, false);
@@ -121,7 +126,7 @@ fn months() {
 
 /// One run; returns how many promises were kept to their end.
 fn run(seed: u64, days: u64) -> u64 {
-    let mut world = World::new(seed);
+    let mut world = prepared(seed);
     world.run = Some(Run::default());
     (world.keeps_sent, world.server.keeps_log) = (false, false);
     world.traces = std::env::var_os("IWF_SIM_TRACE").is_some();
@@ -148,6 +153,25 @@ fn run(seed: u64, days: u64) -> u64 {
     }
     calm(&mut world);
     world.oracle.kept
+}
+
+/// A third of the worlds have no NAT here, or only at times: half of those ask the server over IPv6.
+fn prepared(seed: u64) -> World {
+    let over_ipv6 = seed % 8 >= 4;
+    let mode = match seed % 4 {
+        1 | 2 => ModeSetting::NoNat,
+        _ => return World::new(seed),
+    };
+    let both = [Some(address()), Some(address6()).filter(|_| over_ipv6)];
+    let settings = Settings {
+        mode,
+        third_party: true,
+        servers: vec![ServerSource::Addresses(
+            both.into_iter().flatten().collect(),
+        )],
+        ..Settings::default()
+    };
+    nonat::world(seed, settings)
 }
 
 /// Some minutes of wishes and trouble.
@@ -220,8 +244,13 @@ fn wish(world: &mut World) {
             world.call(host, add(host, port, lease));
         }
         5..7 => {
-            let internal = world.rng.random_range(2000..2012);
-            world.call(host, add_any(host, port, internal, lease));
+            // Without a NAT an endpoint has one external port, and another endpoint takes over only when it is gone.
+            let (wanted, internal) = match world.settings.third_party {
+                // Apart from the ports of the last question.
+                true => (port + 2000, port + 100),
+                false => (port, world.rng.random_range(2000..2012)),
+            };
+            world.call(host, add_any(host, wanted, internal, lease));
         }
         _ => {
             world.call(host, delete(port));
@@ -230,7 +259,7 @@ fn wish(world: &mut World) {
 }
 
 fn happen(world: &mut World, trouble: Trouble) {
-    let what = world.rng.random_range(0..9);
+    let what = world.rng.random_range(0..10);
     world.trace(|| format!("trouble {what}"));
     match what {
         0 if trouble.loss => world.link.cut = true,
@@ -275,6 +304,11 @@ fn happen(world: &mut World, trouble: Trouble) {
         8 if trouble.clock => {
             let error = world.rng.random_range(-40_000_000..40_000_000);
             world.set_clock(error);
+        }
+        9 if trouble.mode => {
+            let mode = [ModeSetting::NoNat, ModeSetting::Cascaded];
+            let mode = mode[world.rng.random_range(0..2)];
+            world.set_mode(mode);
         }
         _ => {}
     }

@@ -221,6 +221,11 @@ impl Oracle {
         }
     }
 
+    /// What is asked for anew has another nonce.
+    pub(super) fn forget_nonces(&mut self) {
+        self.nonces.clear();
+    }
+
     /// Takes notes for the next check.
     pub(super) fn note<'a>(
         &mut self,

@@ -124,6 +124,22 @@ fn a_pinhole_is_stored_and_in_the_kernel_before_the_answer_and_ends_when_it_shou
     assert_eq!(world.open(0x10, 8080, 600), "2");
 }
 
+/// IWF-006: it is a hole in this firewall, and in no other.
+#[test]
+fn no_server_hears_of_a_pinhole() {
+    let mut world = world();
+    world.run(60);
+    let sent = world.sent.len();
+    assert!(sent > 0, "there is a server, which was greeted");
+    let id = world.open(0x10, 8080, 600);
+    assert_eq!(world.ask_from(from(0x10), update(&id, 1200)), Ok(vec![]));
+    world.run(1000);
+    let deleted = world.ask_from(from(0x10), of_id("DeletePinhole", &id));
+    assert_eq!(deleted, Ok(vec![]));
+    world.run(60);
+    assert_eq!(world.sent.len(), sent);
+}
+
 #[test]
 fn the_same_five_values_extend_the_lease_under_the_same_id() {
     let mut world = world();

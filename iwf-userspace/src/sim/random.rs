@@ -4,7 +4,7 @@
 //! `IWF_SIM_RUNS` sets how many runs there are, `IWF_SIM_SEED` picks a single one. A seed that failed becomes a
 //! test with its name below.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -218,9 +218,15 @@ pub(super) fn agree(world: &mut World) {
     let now = world.now;
     for mapping in world.active() {
         let lease = mapping.upstream.expect("there is a server");
-        let held = world.server.alive(now).find(|((_, protocol, port), _)| {
-            *protocol == mapping.protocol && *port == mapping.nat1.port.get()
-        });
+        let held = world
+            .server
+            .alive(now)
+            .find(|((internal, protocol, port), _)| {
+                let host = IpAddr::V4(mapping.internal.addr);
+                *protocol == mapping.protocol
+                    && *port == mapping.nat1.port.get()
+                    && (*internal == host) == mapping.is_untranslated()
+            });
         let (_, held) = held.unwrap_or_else(|| panic!("not at the server: {mapping:?}"));
         assert_eq!(Some(held.external), mapping.claim.endpoint());
         assert_eq!(held.nonce, lease.nonce);

@@ -305,6 +305,7 @@ fn named(dhcp4: &[&[SocketAddr]], dhcp6: &[&[SocketAddr]]) -> Discovered {
         lists.iter().map(addresses).collect()
     };
     Discovered {
+        aftr: None,
         settled: true,
         dhcp4: lists(dhcp4),
         dhcp6: lists(dhcp6),

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Instant, Lifetime, MappingNonce, Protocol,
 };
-use crate::wire::pcp::{self, Body, MapBody, PcpOption, Request, Response, ResultCode};
+use crate::wire::pcp::{self, Body, MapBody, PcpOption, Prefix64, Request, Response, ResultCode};
 
 /// What the server tells mappings apart by.
 type Key = (IpAddr, Protocol, u16);
@@ -32,6 +32,12 @@ pub(super) struct Server {
     pub(super) script: VecDeque<Scripted>,
     /// Whether FILTER is known.
     pub(super) filters: bool,
+    /// Whether THIRD_PARTY is admitted.
+    pub(super) third_party: bool,
+    /// Whether errors come back without the options of the request.
+    pub(super) forgets_options: bool,
+    /// Prefixes of its NAT64.
+    pub(super) prefixes: Vec<Prefix64>,
     /// Grants another port although PREFER_FAILURE is set.
     pub(super) ignores_prefer_failure: bool,
     /// For how many seconds a deleted mapping is kept for its owner.
@@ -71,6 +77,9 @@ impl Server {
             taken: Vec::new(),
             script: VecDeque::new(),
             filters: true,
+            third_party: true,
+            forgets_options: false,
+            prefixes: Vec::new(),
             ignores_prefer_failure: false,
             quarantine: 0,
             refuses_to_delete_nothing: false,
@@ -123,16 +132,44 @@ impl Server {
             self.log.push((now, request.clone()));
         }
         match request.body.clone() {
-            Body::Announce => Some(self.encode(Body::Announce, ResultCode::Success, 0, now)),
+            Body::Announce => {
+                let asks = request
+                    .options
+                    .contains(&PcpOption::Prefix64(Prefix64::ASK));
+                let prefixes = self.prefixes.iter().filter(|_| asks);
+                let options = prefixes
+                    .map(|prefix| PcpOption::Prefix64(prefix.clone()))
+                    .collect();
+                Some(self.encode_with(Body::Announce, ResultCode::Success, 0, now, options))
+            }
             Body::Map(map) => self.map(now, &request, map),
             Body::Peer(_) | Body::Opaque { .. } => panic!("the core sends no such request"),
         }
     }
 
     fn map(&mut self, now: Instant, request: &Request, map: MapBody) -> Option<Vec<u8>> {
+        let named = request
+            .options
+            .iter()
+            .find(|option| matches!(option, PcpOption::ThirdParty(_)));
+        let named: Vec<_> = named.cloned().into_iter().collect();
         let error = |server: &Self, code, lifetime| {
-            Some(server.encode(Body::Map(map), code, lifetime, now))
+            let options = match server.forgets_options {
+                true => Vec::new(),
+                false => named.clone(),
+            };
+            Some(server.encode_with(Body::Map(map), code, lifetime, now, options))
         };
+        let internal = match named.first() {
+            Some(PcpOption::ThirdParty(addr)) => {
+                assert_ne!(*addr, request.client, "PCPC-068");
+                *addr
+            }
+            _none => request.client,
+        };
+        if !named.is_empty() && !self.third_party {
+            return error(self, ResultCode::UnsuppOption, 1800);
+        }
         match self.script.pop_front() {
             None => {}
             Some(Scripted::Error(code, lifetime)) => return error(self, code, lifetime),
@@ -142,12 +179,18 @@ impl Server {
                     external_addr: IpAddr::V4(self.external),
                     ..map
                 };
-                return Some(self.encode(Body::Map(granted), ResultCode::Success, 600, now));
+                return Some(self.encode_with(
+                    Body::Map(granted),
+                    ResultCode::Success,
+                    600,
+                    now,
+                    named,
+                ));
             }
         }
         let protocol = Protocol::from_number(map.protocol).expect("TCP or UDP");
         let port = map.internal_port.expect("never all ports").get();
-        let key = (request.client, protocol, port);
+        let key = (internal, protocol, port);
         if let Some(held) = self.mappings.get(&key)
             && held.nonce != map.nonce
         {
@@ -162,7 +205,7 @@ impl Server {
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 "IWF-063"
             );
-            assert_eq!(request.options, [], "IWF-063");
+            assert_eq!(request.options, named, "IWF-063");
             if self.refuses_to_delete_nothing && !self.mappings.contains_key(&key) {
                 return error(self, ResultCode::NoResources, 30);
             }
@@ -178,7 +221,13 @@ impl Server {
             } else {
                 self.mappings.remove(&key);
             }
-            return Some(self.encode(Body::Map(map), ResultCode::Success, quarantine, now));
+            return Some(self.encode_with(
+                Body::Map(map),
+                ResultCode::Success,
+                quarantine,
+                now,
+                named,
+            ));
         }
         if port < self.min_internal {
             return error(self, ResultCode::NotAuthorized, 1800);
@@ -215,7 +264,13 @@ impl Server {
             external_addr: IpAddr::V4(held.external.addr),
             ..map
         };
-        Some(self.encode(Body::Map(granted), ResultCode::Success, lifetime, now))
+        Some(self.encode_with(
+            Body::Map(granted),
+            ResultCode::Success,
+            lifetime,
+            now,
+            named,
+        ))
     }
 
     /// The endpoint for a request; `None` if PREFER_FAILURE forbids what there is.
@@ -256,12 +311,23 @@ impl Server {
     }
 
     fn encode(&self, body: Body, result: ResultCode, lifetime: u32, now: Instant) -> Vec<u8> {
+        self.encode_with(body, result, lifetime, now, Vec::new())
+    }
+
+    fn encode_with(
+        &self,
+        body: Body,
+        result: ResultCode,
+        lifetime: u32,
+        now: Instant,
+        options: Vec<PcpOption>,
+    ) -> Vec<u8> {
         let response = Response {
             result,
             lifetime: Lifetime(lifetime),
             epoch: self.epoch(now),
             body,
-            options: Vec::new(),
+            options,
         };
         response.encode().expect("short")
     }

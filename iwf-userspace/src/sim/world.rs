@@ -20,8 +20,8 @@ use super::store::Store;
 use super::subscriber::{LINK, Subscriber};
 use crate::iwf::pinholes::Lan6;
 use crate::iwf::{
-    AdminCommand, Discovered, Effect, Input, Iwf, Notice, RequestId, ServerSource, Settings,
-    StoreChange, Ticket, WanState,
+    AdminCommand, Asking, Discovered, Effect, Input, Iwf, ModeSetting, Notice, RequestId,
+    ServerSource, Settings, StoreChange, Ticket, Translation, WanState,
 };
 use crate::mapping::policy::LanPrefix;
 use crate::mapping::{Mapping, State, StaticMapping};
@@ -162,6 +162,7 @@ impl World {
                 gateway: Some(Ipv4Addr::new(100, 64, 0, 1)),
                 pool: Vec::new(),
                 address6: None,
+                gateway6: None,
             },
             statics: Vec::new(),
             store_failed: Instant::from_millis(0),
@@ -291,8 +292,7 @@ impl World {
         self.wan.address = address;
         if let Some(addr) = address {
             self.moved |= addr != WAN;
-            self.kernel
-                .readdress(&[&[addr], self.wan.pool.as_slice()].concat());
+            self.readdress();
         }
         self.input(Input::Wan(self.wan.clone()));
     }
@@ -300,10 +300,38 @@ impl World {
     /// The configuration has other external addresses besides the WAN's.
     pub(super) fn set_pool(&mut self, pool: &[Ipv4Addr]) {
         self.wan.pool = pool.to_vec();
-        if let Some(addr) = self.wan.address {
-            self.kernel.readdress(&[&[addr], pool].concat());
-        }
+        self.readdress();
         self.input(Input::Wan(self.wan.clone()));
+    }
+
+    fn readdress(&mut self) {
+        if let Some(addr) = self.wan.address {
+            let ours = [&[addr], self.wan.pool.as_slice()].concat();
+            self.kernel.readdress(&ours, self.is_routed());
+        }
+    }
+
+    /// Whether the data plane was told that nothing is translated.
+    fn is_routed(&self) -> bool {
+        self.iwf.translation() == Translation::Routed
+    }
+
+    /// The configuration has another mode.
+    pub(super) fn set_mode(&mut self, mode: ModeSetting) {
+        self.settings.mode = mode;
+        self.set_asking();
+    }
+
+    /// What the settings say of servers is told.
+    pub(super) fn set_asking(&mut self) {
+        let settings = &self.settings;
+        let asking = Asking {
+            mode: settings.mode,
+            servers: settings.servers.clone(),
+            discovery: settings.discovery,
+            third_party: settings.third_party,
+        };
+        self.input(Input::Asking(asking));
     }
 
     /// Lets the reconciler run, as the shell does after a failure and from time to time.
@@ -347,7 +375,18 @@ impl World {
     }
 
     pub(super) fn input(&mut self, input: Input) {
+        let before = self.iwf.translation();
         self.iwf.handle_input(input, self.now);
+        if self.iwf.translation() != before {
+            // Whatever is asked for anew has another nonce.
+            self.moved = true;
+            self.oracle.forget_nonces();
+            // Without an address what is there waits for one.
+            let ours: Vec<_> = self.wan.address.into_iter().collect();
+            if self.is_routed() || !ours.is_empty() {
+                self.kernel.readdress(&ours, self.is_routed());
+            }
+        }
         self.settle();
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use super::Instant;
 
@@ -72,6 +73,14 @@ impl<K: Copy + Ord, V> Timed<K, V> {
 
     pub(crate) fn len(&self) -> usize {
         self.items.len()
+    }
+
+    /// The items of some keys.
+    pub(crate) fn range(&self, keys: RangeInclusive<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.items.range(keys).map(|(key, slot)| {
+            self.look();
+            (key, &slot.value)
+        })
     }
 
     /// Every item. For what happens rarely: it costs as much as there are.

@@ -7,10 +7,11 @@ mod hooks;
 mod mappings;
 mod raw;
 mod rules;
+mod servers;
 mod validate;
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub pcp_servers: Vec<PcpServer>,
     /// Whether PCP servers are told the descriptions of mappings (RFC 7220).
     pub send_descriptions: bool,
+    /// Whether requests to them may name LAN hosts (RFC 6887 section 13.1).
+    pub trusts_upstream: bool,
     /// Whether servers that speak NAT-PMP only are asked in that.
     pub nat_pmp: bool,
     /// Whether the default router is asked in UPnP if it speaks nothing better.
@@ -117,6 +120,10 @@ pub enum Mode {
     Auto,
     /// Every mapping is also requested upstream.
     Cascaded,
+    /// Nothing is translated here: the provider's device translates what is routed to it.
+    NoNat,
+    /// The same at the end of a DS-Lite tunnel (RFC 6333).
+    DsLite,
     /// Nothing is asked upstream; the control points drive this NAT alone.
     Local,
 }
@@ -135,8 +142,8 @@ pub enum BehindPrivateAddress {
 pub enum PcpServer {
     /// Whatever the default route of the WAN points to, at [`PCP_PORT`] (RFC 6887 section 8.1).
     DefaultRouter,
-    /// These addresses and ports, which all lead to the same server. Never empty.
-    Addresses(Vec<SocketAddrV4>),
+    /// These addresses and ports, which all lead to the same server. Never empty. An address of the link is on the WAN's.
+    Addresses(Vec<SocketAddr>),
 }
 
 /// Where PCP servers are looked for that nobody has named here.
@@ -517,21 +524,18 @@ impl Config {
     /// kernel maps were made from them.
     pub fn restart_keys(&self, new: &Self) -> Vec<&'static str> {
         [
-            ("mode", self.mode != new.mode),
             ("lan.interfaces", self.lan_interfaces != new.lan_interfaces),
             ("wan.interface", self.wan_interface != new.wan_interface),
             (
                 "wan.behind_private_address",
                 self.behind_private_address != new.behind_private_address,
             ),
-            ("upstream.pcp_servers", self.pcp_servers != new.pcp_servers),
             (
                 "upstream.send_descriptions",
                 self.send_descriptions != new.send_descriptions,
             ),
             ("upstream.nat_pmp", self.nat_pmp != new.nat_pmp),
             ("upstream.igd", self.igd != new.igd),
-            ("upstream.discovery", self.discovery != new.discovery),
             ("paths", self.paths != new.paths),
             ("http", self.http != new.http),
             ("ssdp", self.ssdp != new.ssdp),

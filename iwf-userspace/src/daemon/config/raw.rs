@@ -163,6 +163,7 @@ macro_rules! section {
 section!(Upstream {
     pcp_servers: Vec<Spanned<toml::Value>> = Vec::new(),
     discovery: Vec<Spanned<String>> = ["dhcp", "router", "anycast"].map(|name| unplaced(name.to_owned())),
+    third_party: bool = false,
     send_descriptions: bool = false,
     nat_pmp: bool = true,
     igd: bool = false,

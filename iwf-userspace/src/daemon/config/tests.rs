@@ -774,3 +774,42 @@ fn devices_that_are_away_have_their_time() {
     let error = with(&format!("lease_files = [{many}]\n")).unwrap_err();
     assert!(error.problem.contains("more than 8"), "{error}");
 }
+
+#[test]
+fn servers_have_addresses_of_the_family_that_the_mode_asks_over() {
+    let with = |mode: &str, server: &str| {
+        let text = format!(
+            "mode = \"{mode}\"\n{MINIMAL}[upstream]\npcp_servers = [\"{server}\"]\nthird_party = true\n"
+        );
+        parse(&text)
+    };
+    let v6 = "2001:db8::1";
+    for (mode, server, good) in [
+        ("no-nat", v6, true),
+        ("no-nat", "[2001:db8::1]:15351", true),
+        ("no-nat", "100.64.0.1", true),
+        ("no-nat", "fe80::1", true),
+        ("no-nat", "fe80::1%wan0", true),
+        ("no-nat", "[fe80::1%wan0]:15351", true),
+        ("no-nat", "fe80::1%lan0", false),
+        ("no-nat", "2001:db8::1%wan0", false),
+        ("no-nat", "ff02::1", false),
+        ("no-nat", "::1", false),
+        ("no-nat", "::ffff:192.0.2.1", false),
+        ("no-nat", "[2001:db8::1]:0", false),
+        ("ds-lite", v6, true),
+        ("ds-lite", "100.64.0.1", false),
+        ("auto", v6, true),
+        ("cascaded", v6, false),
+        ("local", v6, false),
+    ] {
+        assert_eq!(with(mode, server).is_ok(), good, "{mode} {server}");
+    }
+    let config = with("no-nat", "[fe80::1%wan0]:15351").unwrap();
+    let expected = "[fe80::1]:15351".parse().unwrap();
+    assert_eq!(config.pcp_servers, [PcpServer::Addresses(vec![expected])]);
+    assert!(config.trusts_upstream);
+    // All of it is read again without a restart.
+    let default = parse(MINIMAL).unwrap();
+    assert!(default.restart_keys(&config).is_empty());
+}

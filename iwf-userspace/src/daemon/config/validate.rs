@@ -1,7 +1,7 @@
 //! From what was written to what may be used.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use toml::Spanned;
 
 use super::raw;
 use super::rules::{self, Quotas};
+use super::servers::{discovery, over_ipv6, pcp_servers};
 use super::{
     Aftr, AttachMode, BehindPrivateAddress, Config, Discovery, EphemeralPorts, Filtering,
     FlowRules, HttpConfig, InterfaceName, Invalid, Ipv6, Limits, Line, MAX_LAN_INTERFACES,
-    MAX_LEASE_FILES, MAX_PCP_SERVERS, MAX_PINHOLES, Mode, MssClamp, OpenPorts, PCP_PORT, POOL,
-    Paths, PcpServer, PolicyConfig, ProtectionConfig, Refusals, SsdpConfig, StaticPinhole,
-    ThirdParty, Timeouts,
+    MAX_LEASE_FILES, MAX_PINHOLES, Mode, MssClamp, OpenPorts, POOL, Paths, PolicyConfig,
+    ProtectionConfig, Refusals, SsdpConfig, StaticPinhole, ThirdParty, Timeouts,
 };
 use crate::iwf::AccessType;
 use crate::proto::softwire::is_usable;
@@ -30,12 +30,15 @@ impl TryFrom<raw::File> for Config {
             &[
                 ("auto", Mode::Auto),
                 ("cascaded", Mode::Cascaded),
+                ("no-nat", Mode::NoNat),
+                ("ds-lite", Mode::DsLite),
                 ("local", Mode::Local),
             ],
         )?;
         let wan_interface = interface("wan.interface", &file.wan.interface)?;
         let lan_interfaces = lan_interfaces(&file.lan.interfaces, &wan_interface)?;
-        let pcp_servers = pcp_servers(&file.upstream.pcp_servers)?;
+        let pcp_servers = pcp_servers(&file.upstream.pcp_servers, &wan_interface)?;
+        over_ipv6(mode, &pcp_servers, &file.upstream.pcp_servers)?;
         let discovery = discovery(file.upstream.discovery.get_ref())?;
         if mode == Mode::Cascaded && pcp_servers.is_empty() && discovery == Discovery::NONE {
             return Err(invalid(
@@ -66,6 +69,7 @@ impl TryFrom<raw::File> for Config {
                 ],
             )?,
             pcp_servers,
+            trusts_upstream: *file.upstream.third_party.get_ref(),
             send_descriptions: *file.upstream.send_descriptions.get_ref(),
             nat_pmp: *file.upstream.nat_pmp.get_ref(),
             igd: *file.upstream.igd.get_ref(),
@@ -227,87 +231,6 @@ fn interface(key: &str, written: &Spanned<String>) -> Result<InterfaceName, Inva
             "write a name of 1 to 15 characters as shown by `ip link`, for example \"eth0\"",
         )
     })
-}
-
-fn pcp_servers(written: &Spanned<Vec<Spanned<toml::Value>>>) -> Result<Vec<PcpServer>, Invalid> {
-    let servers = written.get_ref().iter().map(pcp_server);
-    let servers: Vec<_> = servers.collect::<Result<_, _>>()?;
-    let addresses = servers.iter().map(|server| match server {
-        PcpServer::DefaultRouter => 1,
-        PcpServer::Addresses(addresses) => addresses.len(),
-    });
-    let count: usize = addresses.sum();
-    if count > MAX_PCP_SERVERS {
-        return Err(invalid(
-            written,
-            format!("upstream.pcp_servers names {count} addresses"),
-            &format!("name at most {MAX_PCP_SERVERS}"),
-        ));
-    }
-    Ok(servers)
-}
-
-/// An address, `"default-router"`, or a list of addresses that lead to the same server.
-fn pcp_server(written: &Spanned<toml::Value>) -> Result<PcpServer, Invalid> {
-    let refuse = |value: &toml::Value| {
-        invalid(
-            written,
-            format!("upstream.pcp_servers: {value} is not a server"),
-            "write an IPv4 address such as \"100.64.0.1\" (port 5351 unless given as \"100.64.0.1:5351\"), a list of \
-             such addresses of one server, or \"default-router\"",
-        )
-    };
-    let value = written.get_ref();
-    if value.as_str() == Some("default-router") {
-        return Ok(PcpServer::DefaultRouter);
-    }
-    let addresses = match value.as_array() {
-        Some(list) => list.iter().collect(),
-        None => vec![value],
-    };
-    let addresses = addresses.into_iter();
-    let addresses: Vec<_> = addresses
-        .map(|value| {
-            value
-                .as_str()
-                .and_then(pcp_address)
-                .ok_or_else(|| refuse(value))
-        })
-        .collect::<Result<_, _>>()?;
-    if addresses.is_empty() {
-        return Err(refuse(value));
-    }
-    Ok(PcpServer::Addresses(addresses))
-}
-
-fn pcp_address(text: &str) -> Option<SocketAddrV4> {
-    let address = text.parse::<SocketAddrV4>().or_else(|_| {
-        text.parse::<Ipv4Addr>()
-            .map(|addr| SocketAddrV4::new(addr, PCP_PORT))
-    });
-    address.ok().filter(|a| {
-        let ip = a.ip();
-        a.port() != 0 && !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast())
-    })
-}
-
-fn discovery(written: &[Spanned<String>]) -> Result<Discovery, Invalid> {
-    let mut found = Discovery::NONE;
-    for name in written {
-        match name.get_ref().as_str() {
-            "dhcp" => found.dhcp = true,
-            "router" => found.router = true,
-            "anycast" => found.anycast = true,
-            other => {
-                return Err(invalid(
-                    name,
-                    format!("upstream.discovery: {other:?} is unknown"),
-                    "write some of \"dhcp\", \"router\", \"anycast\", or none",
-                ));
-            }
-        }
-    }
-    Ok(found)
 }
 
 fn external_addresses(written: &Spanned<Vec<Spanned<String>>>) -> Result<Vec<Ipv4Addr>, Invalid> {

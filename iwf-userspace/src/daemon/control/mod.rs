@@ -241,16 +241,25 @@ pub struct Status {
     pub version: String,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// `auto`, `cascaded` or `local`, as configured.
+    /// `auto`, `cascaded`, `no-nat`, `ds-lite` or `local`, as configured.
     pub configured_mode: String,
     /// The mode in force.
     pub mode: String,
+    /// Whether our NAT translates IPv4, rather than the provider's device.
+    #[serde(default = "translates")]
+    pub translates: bool,
+    /// Whether requests upstream may name LAN hosts.
+    #[serde(default)]
+    pub third_party: bool,
     /// Whether LAN clients are served.
     pub ready: bool,
     /// The WAN interface.
     pub wan_interface: String,
     /// Its address, which is NAT1's external address.
     pub wan_address: Option<Ipv4Addr>,
+    /// Its global IPv6 address, from which servers with IPv6 addresses are asked.
+    #[serde(default)]
+    pub wan_address6: Option<Ipv6Addr>,
     /// The next hop of the default route.
     pub gateway: Option<Ipv4Addr>,
     /// The address remote hosts use, as far as known.
@@ -295,6 +304,11 @@ pub struct SoftwireEnds {
     pub local: Ipv6Addr,
     /// The AFTR.
     pub aftr: Ipv6Addr,
+}
+
+/// Daemons of before knew nothing else.
+const fn translates() -> bool {
+    true
 }
 
 /// One of several external addresses.
@@ -385,7 +399,7 @@ pub struct Server {
     /// Number of the server in order of preference, from 1; its addresses have the same one.
     #[serde(default)]
     pub server: usize,
-    /// Who named it: `config`, `dhcp4`, `dhcp6`, `router` or `anycast`.
+    /// Who named it: `config`, `dhcp4`, `dhcp6`, `router`, `aftr` or `anycast`.
     #[serde(default)]
     pub origin: String,
     /// Where requests go.
@@ -400,6 +414,20 @@ pub struct Server {
     pub via: String,
     /// Last epoch seen, in seconds.
     pub epoch: Option<u32>,
+    /// How the NAT64 behind it makes IPv6 addresses, where that was asked.
+    #[serde(default)]
+    pub prefixes64: Vec<Prefix64Row>,
+}
+
+/// One prefix of a NAT64 (RFC 7225): an IPv4 address stands between prefix and suffix (RFC 6052).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefix64Row {
+    /// Address and length.
+    pub prefix: String,
+    /// The octets behind the IPv4 address in hexadecimal digits.
+    pub suffix: String,
+    /// IPv4 prefixes of the destinations it is good for; none: of all.
+    pub destinations: Vec<String>,
 }
 
 /// What one of the DHCP protocols has said of PCP servers.
@@ -519,7 +547,7 @@ pub struct LeaseRow {
     /// Transport protocol.
     pub protocol: Protocol,
     /// The server that granted it.
-    pub server: SocketAddrV4,
+    pub server: SocketAddr,
     /// In which protocol: `pcp` or `nat-pmp`.
     #[serde(default)]
     pub via: String,

@@ -14,6 +14,7 @@ use super::{
     Change, DataPlane, DataPlaneError, Found, Pinhole, PlaneConfig, PlaneEvent, SweepStep, Turn,
     same_endpoints,
 };
+use crate::mapping::untranslated;
 use crate::reconcile::run::Seen;
 use crate::types::{ExternalEndpoint, Generation, NatEntry, Protocol};
 
@@ -168,7 +169,10 @@ impl Fault {
 
 impl DataPlane for FakePlane {
     fn configure(&mut self, config: &PlaneConfig) -> Result<(), DataPlaneError> {
-        if let Some(first) = config.external_addr {
+        if config.routed {
+            let stays = |held: &NatEntry| held.external == untranslated(held.internal);
+            self.entries.retain(|_, held| stays(held));
+        } else if let Some(first) = config.external_addr {
             let ours = |addr| addr == first || config.pool.contains(&addr);
             self.entries.retain(|_, held| ours(held.external.addr));
         }

@@ -113,6 +113,9 @@ pub struct FdbEntry {
 pub struct PlaneConfig {
     /// NAT1's external address. `None`: nothing is translated, LAN traffic does not leave the WAN.
     pub external_addr: Option<Ipv4Addr>,
+    /// Whether the provider's device translates IPv4: a mapping's external endpoint is its internal one, and packets keep
+    /// their addresses; who is let in is decided here all the same.
+    pub routed: bool,
     /// External addresses besides `external_addr`, without which none counts.
     pub pool: Vec<Ipv4Addr>,
     /// LAN prefixes as (network, prefix length); sources outside them are not translated.

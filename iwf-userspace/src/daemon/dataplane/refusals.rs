@@ -76,10 +76,22 @@ impl Refusals {
             return false;
         };
         let ours = match to {
-            IpAddr::V4(to) if side == Side::Wan => config.is_external(to.octets()),
+            IpAddr::V4(to) if side == Side::Wan => {
+                let routed = config.is_routed() && config.in_lan(to.octets());
+                routed || config.is_external(to.octets())
+            }
             IpAddr::V4(_) | IpAddr::V6(_) => true,
         };
         ours && config.flags & side.flag() != 0
+    }
+
+    /// Whether `addr` is an external address of ours, so that errors come from it.
+    pub(crate) fn is_external(&self, addr: IpAddr) -> bool {
+        let config = self.config.get(&0, 0);
+        match addr {
+            IpAddr::V4(addr) => config.is_ok_and(|config| config.is_external(addr.octets())),
+            IpAddr::V6(_) => false,
+        }
     }
 
     /// Adds one to a counter that no program writes.

@@ -359,7 +359,8 @@ impl Sweeper {
         while cursor != Cursor::End {
             self.items.clear();
             for (external, value) in self.tables.external.read(&mut cursor)?.iter() {
-                if !judge.is_ours(external) && value.flags & MappingFlags::STATIC == 0 {
+                let ours = judge.admits(value.addr, external.addr);
+                if !ours && value.flags & MappingFlags::STATIC == 0 {
                     let task = SweepTask::JudgeMapping;
                     let item = SweepItem::endpoint(task, *external, value.last_used);
                     self.items.push(item);
@@ -373,7 +374,7 @@ impl Sweeper {
         while cursor != Cursor::End {
             self.items.clear();
             for (internal, value) in self.tables.internal.read(&mut cursor)?.iter() {
-                if !judge.is_ours(&value.endpoint(internal.proto)) {
+                if !judge.admits(internal.addr, value.addr) {
                     let task = SweepTask::JudgeInternal;
                     self.items.push(SweepItem::endpoint(task, *internal, 0));
                 }

@@ -112,6 +112,7 @@ impl Lab {
             softwires: Softwires::off(),
             lan: LanServices::new(identity, 0, None),
             metrics: Metrics::new(requests.clone()),
+            uuid: [0; 16],
             config,
             config_path: "/nonexistent".into(),
             log_filter: LogFilter::fixed(),

@@ -306,6 +306,7 @@ mod tests {
                 state: "silent".to_owned(),
                 via: "pcp".to_owned(),
                 epoch: None,
+                prefixes64: Vec::new(),
             }],
             ..Status::default()
         };

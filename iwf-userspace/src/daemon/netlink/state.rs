@@ -181,6 +181,9 @@ impl State {
                 address6: wan
                     .filter(|_| wan_works)
                     .and_then(|(ifindex, _)| self.global_address6(ifindex)),
+                gateway6: wan
+                    .filter(|_| wan_works)
+                    .and_then(|(ifindex, _)| self.default_gateway6(ifindex)),
             },
             wan_ifindex: wan.map(|(ifindex, _)| ifindex),
             wan_link_local: wan
@@ -188,6 +191,7 @@ impl State {
                 .and_then(|(ifindex, _)| self.link_local(ifindex)),
             wan_mtu: wan.and_then(|(_, link)| link.mtu),
             lan: self.lan_addresses(),
+            lan_routes: self.lan_routes(),
             lan6_links: self.lan6_links(),
             own6: self.own6(),
             lan6: self.lan6_prefixes(),
@@ -269,17 +273,62 @@ impl State {
             })
     }
 
+    /// Next hop of the IPv6 default route.
+    fn default_gateway6(&self, wan: u32) -> Option<Ipv6Addr> {
+        self.routes
+            .iter()
+            .filter(|route| route.destination == (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0))
+            .flat_map(|route| &route.hops)
+            .find_map(|&(oif, gateway)| match gateway {
+                Some(IpAddr::V6(addr)) if oif == wan => Some(addr),
+                _ => None,
+            })
+    }
+
+    /// IPv4 prefixes that are routed to the LAN interfaces, without those that the WAN is in or that stand for the Internet:
+    /// a default route by way of the LAN, or a part of it, names nobody.
+    fn lan_routes(&self) -> BTreeMap<(Ipv4Addr, u8), u32> {
+        let lan: BTreeSet<u32> = self.lan_indices();
+        let wan = self.find(&self.interfaces.wan);
+        let outside: Vec<Ipv4Addr> = wan
+            .map(|(ifindex, _)| {
+                let own = self.own_addresses(ifindex).into_iter();
+                let own = own.map(|(addr, _)| addr);
+                own.chain(self.default_gateway(ifindex)).collect()
+            })
+            .unwrap_or_default();
+        let mut found = BTreeMap::new();
+        for route in &self.routes {
+            let (IpAddr::V4(addr), len) = route.destination else {
+                continue;
+            };
+            let around = |of: &Ipv4Addr| network4(*of, len) == addr;
+            if len < WIDEST || outside.iter().any(around) || addr.is_multicast() {
+                continue;
+            }
+            let hops = route.hops.iter().map(|(oif, _)| *oif);
+            for ifindex in hops.filter(|oif| lan.contains(oif)) {
+                let known = *found.entry((addr, len)).or_insert(ifindex);
+                if known != ifindex {
+                    found.insert((addr, len), 0);
+                }
+            }
+        }
+        found
+    }
+
+    /// The LAN interfaces that there are.
+    fn lan_indices(&self) -> BTreeSet<u32> {
+        let names = self.interfaces.lan.iter();
+        let links = names.filter_map(|name| self.find(name));
+        links.map(|(ifindex, _)| ifindex).collect()
+    }
+
     /// IPv6 prefixes that lie behind the LAN interfaces: of their addresses, and of what is routed to them, such
     /// as a part of the delegated prefix that another router of the LAN has. Narrower ones inside of others are
     /// left out.
     fn lan6_prefixes(&self) -> Vec<(Ipv6Addr, u8)> {
-        let lan: BTreeSet<u32> = self
-            .interfaces
-            .lan
-            .iter()
-            .filter_map(|name| self.find(name))
-            .map(|(ifindex, _)| ifindex)
-            .collect();
+        let lan = self.lan_indices();
         let addresses = self
             .addresses
             .iter()
@@ -533,6 +582,16 @@ impl State {
 }
 
 /// The first `len` bits of an address.
+/// Who routes more than that to one place means everybody.
+const WIDEST: u8 = 8;
+
+fn network4(addr: Ipv4Addr, len: u8) -> Ipv4Addr {
+    let mask = u32::MAX
+        .checked_shl(32 - u32::from(len.min(32)))
+        .unwrap_or(0);
+    Ipv4Addr::from(u32::from(addr) & mask)
+}
+
 fn network6(addr: Ipv6Addr, len: u8) -> Ipv6Addr {
     let mask = u128::MAX
         .checked_shl(128 - u32::from(len.min(128)))

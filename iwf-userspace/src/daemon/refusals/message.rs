@@ -50,6 +50,15 @@ pub(super) struct Connection {
     pub(super) to: (IpAddr, u16),
 }
 
+/// Who an error about an IPv4 packet comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaker {
+    /// Whom the packet was for.
+    Addressee,
+    /// The router, by the address that the kernel finds.
+    Router,
+}
+
 /// A refused packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
@@ -92,13 +101,17 @@ impl Refused {
     }
 
     /// The error about it: an ICMPv6 message without a checksum, or an IPv4 packet whose source is left to the kernel
-    /// for a host of the LAN.
-    pub(super) fn error(&self) -> Vec<u8> {
+    /// where the router speaks.
+    pub(super) fn error(&self, speaker: Speaker) -> Vec<u8> {
         match (self.from, self.to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let (source, code) = match self.side {
-                    Side::Wan => (to, PORT_UNREACHABLE4),
-                    Side::Lan | Side::Forwarded => (Ipv4Addr::UNSPECIFIED, PROHIBITED4),
+                let source = match speaker {
+                    Speaker::Addressee => to,
+                    Speaker::Router => Ipv4Addr::UNSPECIFIED,
+                };
+                let code = match self.side {
+                    Side::Wan => PORT_UNREACHABLE4,
+                    Side::Lan | Side::Forwarded => PROHIBITED4,
                 };
                 error4(source, from, code, &self.head)
             }
@@ -294,7 +307,7 @@ pub(super) mod tests {
             to: (WAN.into(), 5000),
         };
         assert_eq!(refused.syn, Some((connection, 7)));
-        let error = refused.error();
+        let error = refused.error(Speaker::Addressee);
         assert_eq!(error[..2], [0x45, 0xc0]);
         assert_eq!(error[2..4], [0, 68]);
         assert_eq!(error[8..10], [64, 1]);
@@ -303,12 +316,18 @@ pub(super) mod tests {
         assert_eq!(error[20..22], [3, 3]);
         assert_eq!(error[24..28], [0; 4]);
         assert_eq!(error[28..], packet);
+        // Of a host with an address of its own the router says it.
+        let error = refused.error(Speaker::Router);
+        assert_eq!((&error[12..16], &error[16..20]), (&[0; 4][..], &REMOTE[..]));
+        assert_eq!(error[20..22], [3, 3]);
     }
 
     #[test]
     fn a_lan_host_is_told_with_as_much_as_fits() {
         let packet = ipv4(HOST, REMOTE, 17, &[7; 1200]);
-        let error = Refused::read(Side::Lan, packet.clone()).unwrap().error();
+        let error = Refused::read(Side::Lan, packet.clone())
+            .unwrap()
+            .error(Speaker::Router);
         assert_eq!(error.len(), 576);
         assert_eq!(error[2..4], [2, 64]);
         assert_eq!((&error[12..16], &error[16..20]), (&[0; 4][..], &HOST[..]));
@@ -323,7 +342,9 @@ pub(super) mod tests {
         let mut forwarded = sent.clone();
         forwarded[8] -= 1;
         write_checksum(&mut forwarded[..20], 10);
-        let error = Refused::read(Side::Forwarded, forwarded).unwrap().error();
+        let error = Refused::read(Side::Forwarded, forwarded)
+            .unwrap()
+            .error(Speaker::Router);
         assert_eq!(error[28..], sent);
         assert!(is_summed(&error[20..]), "an odd number of octets");
     }
@@ -333,7 +354,9 @@ pub(super) mod tests {
         let mut tcp = segment(REMOTE, 80, 7, SYN).split_off(20);
         tcp.extend([0; 1300]);
         let packet = ipv6(TCP, &tcp);
-        let error = Refused::read(Side::Wan, packet.clone()).unwrap().error();
+        let error = Refused::read(Side::Wan, packet.clone())
+            .unwrap()
+            .error(Speaker::Router);
         assert_eq!(error[..8], [1, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(error[8..], packet[..1232]);
     }
@@ -393,7 +416,7 @@ pub(super) mod tests {
             for end in 0..packet.len() {
                 for side in [Side::Wan, Side::Forwarded] {
                     if let Some(refused) = Refused::read(side, packet[..end].to_vec()) {
-                        assert!(refused.error().len() <= MOST6);
+                        assert!(refused.error(Speaker::Router).len() <= MOST6);
                     }
                 }
             }

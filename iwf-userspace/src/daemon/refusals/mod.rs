@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::dataplane::fragments::sender as sender4;
-use super::dataplane::refusals::{RefusalTables, sender6};
-use message::Refused;
+use super::dataplane::refusals::{RefusalTables, Refusals, sender6};
+use message::{Refused, Speaker};
 use queue::{Answers, Effect};
 
 mod message;
@@ -51,7 +51,7 @@ pub(super) async fn serve(opened: RefusalTables, wan: &str) -> Result<()> {
             let counted = match effect {
                 // The configuration may have changed while it waited.
                 Effect::Tell(refused) if !tables.allows(refused.side, refused.to) => continue,
-                Effect::Tell(refused) => match sockets.tell(&refused) {
+                Effect::Tell(refused) => match sockets.tell(&refused, speaker(&tables, &refused)) {
                     Ok(()) => Done::RefusalTold,
                     Err(error) => {
                         debug!(to = %refused.from, %error, "a refusal was not told");
@@ -64,6 +64,15 @@ pub(super) async fn serve(opened: RefusalTables, wan: &str) -> Result<()> {
                 debug!(%error, "a refusal was not counted");
             }
         }
+    }
+}
+
+/// A NAT answers for whoever might be behind it. What was for a host with an address of its own is the router's to say.
+fn speaker(tables: &Refusals, refused: &Refused) -> Speaker {
+    if refused.side == Side::Wan && tables.is_external(refused.to) {
+        Speaker::Addressee
+    } else {
+        Speaker::Router
     }
 }
 
@@ -88,7 +97,7 @@ impl Sockets {
         })
     }
 
-    fn tell(&self, refused: &Refused) -> std::io::Result<()> {
+    fn tell(&self, refused: &Refused, speaker: Speaker) -> std::io::Result<()> {
         let v4 = refused.from.is_ipv4();
         let socket = match (refused.side, v4) {
             (Side::Wan, true) => &self.wan4,
@@ -101,7 +110,7 @@ impl Sockets {
             socket.bind_device(Some(self.wan.as_bytes()))?;
         }
         let to: IpAddr = refused.from;
-        socket.send_to(&refused.error(), &SocketAddr::new(to, 0).into())?;
+        socket.send_to(&refused.error(speaker), &SocketAddr::new(to, 0).into())?;
         debug!(%to, about = %refused.to, "told that a packet was refused");
         Ok(())
     }

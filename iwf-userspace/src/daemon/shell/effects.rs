@@ -44,6 +44,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
 
     pub(super) fn input(&mut self, input: Input, out: &mut impl Datagrams, now: Instant) {
         self.core.handle_input(input, now);
+        self.follow_translation(now);
         self.drain(out, now);
     }
 

@@ -1,7 +1,7 @@
 //! What is known of PCP servers that nobody has configured: by our own questions, and by what the DHCP client of the
 //! system was told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use tracing::info;
 
@@ -21,6 +21,8 @@ pub(super) struct FoundServers {
     report: Option<Report>,
     told4: Option<Servers>,
     told6: Option<Servers>,
+    /// What the AFTR's name stands for.
+    aftr_address: Option<Ipv6Addr>,
 }
 
 impl FoundServers {
@@ -48,6 +50,7 @@ impl FoundServers {
             settled: settled(&self.told4, v4) && settled(&self.told6, v6),
             dhcp4: lists(self.told4.as_ref(), v4),
             dhcp6: lists(self.told6.as_ref(), v6),
+            aftr: self.aftr_address,
         }
     }
 
@@ -94,6 +97,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// The DHCP servers of the WAN have said something.
     pub fn discovered(&mut self, report: Report, out: &mut impl Datagrams, now: Instant) {
         self.servers_found.report = Some(report);
+        self.tell_found(out, now);
+    }
+
+    /// The name of the AFTR was resolved, or there is none any more.
+    pub fn aftr_found(&mut self, at: Option<Ipv6Addr>, out: &mut impl Datagrams, now: Instant) {
+        self.servers_found.aftr_address = at;
         self.tell_found(out, now);
     }
 

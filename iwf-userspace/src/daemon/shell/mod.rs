@@ -92,6 +92,8 @@ pub struct Shell<P, S> {
     own_ports: BTreeSet<(Protocol, u16)>,
     pinholes: Pinholes,
     rules: FlowRules,
+    /// What the programs were told of who translates.
+    routed: bool,
     network: NetState,
     softwire: Softwire,
     next_request: u64,
@@ -158,6 +160,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             own_ports: BTreeSet::new(),
             pinholes: Pinholes::default(),
             rules: FlowRules::default(),
+            routed: false,
             network: NetState::default(),
             softwire: Softwire::Off,
             next_request: 0,
@@ -433,6 +436,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Does what is due.
     pub fn timeout(&mut self, out: &mut impl Datagrams, now: Instant) {
         self.core.handle_timeout(now);
+        self.follow_translation(now);
         self.drain(out, now);
         self.tell_servers();
         // What has nudged while a run was under way may be behind it: there comes another one.

@@ -13,9 +13,9 @@ use crate::daemon::dataplane::{DataPlane, Pinhole};
 use crate::daemon::netstate::NetState;
 use crate::daemon::softwire::Hint;
 use crate::daemon::store::Store;
-use crate::iwf::Input;
 use crate::iwf::pinholes::Lan6;
 use crate::iwf::policy::Wanted;
+use crate::iwf::{Asking, Input, Translation};
 use crate::mapping::StaticMapping;
 use crate::mapping::policy::LanPrefix;
 use crate::proto::gena;
@@ -139,10 +139,16 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 
     /// IPv4 goes another way through IPv6, or none. Takes effect at once, unless the network was not told yet.
-    pub fn set_softwire(&mut self, softwire: Softwire, now: Instant) {
+    pub fn set_softwire(&mut self, softwire: Softwire, out: &mut impl Datagrams, now: Instant) {
         self.softwire = softwire;
         if self.network != NetState::default() {
             self.configure(now);
+        }
+        // While it is not decided, what was said before holds.
+        match softwire {
+            Softwire::Off => self.aftr_found(None, out, now),
+            Softwire::Undecided => {}
+            Softwire::On(path) => self.aftr_found(Some(path.remote), out, now),
         }
     }
 
@@ -151,8 +157,18 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.servers_found.aftr_hint()
     }
 
+    /// Whom the configuration wants asked now.
+    pub fn set_asking(&mut self, asking: Asking, out: &mut impl Datagrams, now: Instant) {
+        self.input(Input::Asking(asking), out, now);
+    }
+
     fn configure(&mut self, now: Instant) {
-        let mut config = self.network.plane_config(self.host_ports.clone());
+        self.routed = self.is_routed();
+        let host_ports = self.host_ports.clone();
+        let mut config = match self.routed {
+            true => self.network.routed_config(host_ports),
+            false => self.network.plane_config(host_ports),
+        };
         config.own_ports = self.own_ports.clone();
         config.pinholes = self.wanted_pinholes();
         config.rules = self.rules;
@@ -161,5 +177,18 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             log_plane("configure", error);
             self.runs.due = Some(now + RETRY);
         }
+    }
+
+    /// The programs know who translates before they are told what it means for mappings. Never before the network was
+    /// told.
+    pub(super) fn follow_translation(&mut self, now: Instant) {
+        if self.routed != self.is_routed() && self.network != NetState::default() {
+            self.configure(now);
+        }
+    }
+
+    /// Whether packets keep their addresses on the way by the WAN. In a softwire they do without having been told.
+    fn is_routed(&self) -> bool {
+        self.core.translation() == Translation::Routed
     }
 }

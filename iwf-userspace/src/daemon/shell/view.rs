@@ -1,22 +1,23 @@
 //! What the owner gets to see.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 
 use super::super::control::{
-    Audit, Counter, ExternalAddress, Held, LeaseRow, Listener, MappingRow, Reconciler, Repairs,
-    Request, Response, Server, SoftwireEnds, Stats, Status, StoreState, SubscriptionRow,
+    Audit, Counter, ExternalAddress, Held, LeaseRow, Listener, MappingRow, Prefix64Row, Reconciler,
+    Repairs, Request, Response, Server, SoftwireEnds, Stats, Status, StoreState, SubscriptionRow,
 };
 use super::super::dataplane::inspect::TableRow;
 use super::super::dataplane::softwire::Softwire;
 use super::super::dataplane::{DataPlane, DataPlaneError};
 use super::super::store::Store;
 use super::Shell;
-use crate::iwf::{MAX_MARKS, Mode, Origin, ServerState};
+use crate::iwf::{MAX_MARKS, Mode, Origin, ServerState, Translation};
 use crate::mapping::pinholes::MAX_PINHOLES;
 use crate::mapping::{Mapping, Owner, Via};
 use crate::proto::gena::{self, MAX_SUBSCRIPTIONS};
 use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, RemotePeer};
+use crate::wire::pcp::Prefix64;
 
 /// What the shell cannot know by itself.
 #[derive(Clone, Debug, Default)]
@@ -73,14 +74,19 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.saturating_duration_since(facts.started).as_secs(),
             configured_mode: facts.configured_mode.to_owned(),
-            mode: mode(self.core.mode()).to_owned(),
+            mode: mode(self.core.mode(), self.core.translation()).to_owned(),
+            translates: self.core.translation() == Translation::Here,
+            third_party: self.core.trusts_upstream(),
             ready: true,
             wan_interface: facts.wan_interface.clone(),
             wan_address: self.network.wan.address,
+            wan_address6: self.network.wan.address6,
             gateway: self.network.wan.gateway,
             external_address: match self.core.mode() {
                 Mode::Local => self.network.wan.address,
-                Mode::Cascaded(_) | Mode::NoServer | Mode::Down => self.core.external_address(),
+                Mode::Cascaded(_) | Mode::NoNat(_) | Mode::NoServer | Mode::Down => {
+                    self.core.external_address()
+                }
             },
             listeners: facts.listeners.clone(),
             servers: self.servers(),
@@ -214,6 +220,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 Origin::Dhcp4 => "dhcp4",
                 Origin::Dhcp6 => "dhcp6",
                 Origin::Router => "router",
+                Origin::Aftr => "aftr",
                 Origin::Anycast => "anycast",
             }
             .to_owned(),
@@ -228,6 +235,12 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             .to_owned(),
             via: via(server.via).to_owned(),
             epoch: server.epoch.map(|epoch| epoch.0),
+            prefixes64: self
+                .core
+                .prefixes64(server.address)
+                .iter()
+                .map(prefix64)
+                .collect(),
         });
         known.collect()
     }
@@ -308,7 +321,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Some(LeaseRow {
                 generation: mapping.generation.0,
                 protocol: mapping.protocol,
-                server: v4(lease.server),
+                server: lease.server,
                 via: via(lease.via).to_owned(),
                 nat1: socket(mapping.nat1),
                 assigned: socket(mapping.claim.endpoint()?),
@@ -388,9 +401,11 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     }
 }
 
-fn mode(mode: Mode) -> &'static str {
+fn mode(mode: Mode, translation: Translation) -> &'static str {
     match mode {
+        Mode::NoNat(_) if translation == Translation::DsLite => "ds-lite",
         Mode::Cascaded(_) => "cascaded",
+        Mode::NoNat(_) => "no-nat",
         Mode::Local => "local",
         Mode::NoServer => "no-server",
         Mode::Down => "down",
@@ -402,6 +417,22 @@ fn via(via: Via) -> &'static str {
         Via::Pcp => "pcp",
         Via::NatPmp => "nat-pmp",
         Via::Igd => "igd",
+    }
+}
+
+fn prefix64(learned: &Prefix64) -> Prefix64Row {
+    let mut octets = [0; 16];
+    for (octet, known) in octets.iter_mut().zip(learned.prefix()) {
+        *octet = *known;
+    }
+    let suffix = learned.suffix().iter();
+    let destinations = learned.destinations().iter();
+    Prefix64Row {
+        prefix: format!("{}/{}", Ipv6Addr::from(octets), learned.prefix().len() * 8),
+        suffix: suffix.map(|octet| format!("{octet:02x}")).collect(),
+        destinations: destinations
+            .map(|(addr, len)| format!("{addr}/{len}"))
+            .collect(),
     }
 }
 
@@ -418,12 +449,4 @@ fn remotes(remote: RemotePeer) -> (Option<Ipv4Addr>, Vec<String>) {
 
 fn socket(endpoint: ExternalEndpoint) -> SocketAddrV4 {
     SocketAddrV4::new(endpoint.addr, endpoint.port.get())
-}
-
-/// PCP servers have IPv4 addresses; the configuration admits no others.
-fn v4(address: SocketAddr) -> SocketAddrV4 {
-    match address.ip() {
-        IpAddr::V4(addr) => SocketAddrV4::new(addr, address.port()),
-        IpAddr::V6(_) => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, address.port()),
-    }
 }

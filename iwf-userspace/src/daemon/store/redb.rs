@@ -308,7 +308,11 @@ fn read(db: &Database) -> Result<Contents, Unusable> {
 }
 
 fn mark_key(key: LeaseKey) -> String {
-    format!("{} {} {}", key.server, key.protocol, key.port)
+    let (server, protocol, port) = (key.server, key.protocol, key.port);
+    match key.behalf {
+        None => format!("{server} {protocol} {port}"),
+        Some(host) => format!("{server} {protocol} {port} {host}"),
+    }
 }
 
 fn read_pinholes(txn: &::redb::ReadTransaction) -> Result<Vec<PinholeRecord>, Unusable> {

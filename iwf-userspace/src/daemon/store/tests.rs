@@ -88,6 +88,7 @@ pub(super) fn mark(port: u16) -> Mark {
         server: "100.64.0.1:5351".parse().unwrap(),
         via: Via::Pcp,
         protocol: Protocol::Tcp,
+        behalf: None,
         port: ExternalPort::new(port).unwrap(),
         nonce: MappingNonce([9; 12]),
         ending: port < 1024,

@@ -205,7 +205,7 @@ async fn receive(
     loop {
         let event = match (socket.recv_from(&mut buffer).await, server) {
             (Ok((length, from)), Some(_)) => UpstreamEvent::Datagram {
-                from,
+                from: plain(from),
                 payload: buffer.get(..length).unwrap_or_default().to_vec(),
             },
             (Ok((length, from)), None) => UpstreamEvent::Announcement {
@@ -223,6 +223,11 @@ async fn receive(
             return;
         }
     }
+}
+
+/// Without the link that an address of the link is on: it is the WAN's, to which every socket is bound.
+fn plain(from: SocketAddr) -> SocketAddr {
+    SocketAddr::new(from.ip(), from.port())
 }
 
 /// Port or protocol unreachable, as Linux reports it on a connected socket.

@@ -26,6 +26,7 @@ fn want(rng: &mut StdRng, now: Instant) -> Want {
         id: Generation(id),
         server: server(),
         protocol: *[Protocol::Tcp, Protocol::Udp].choose(rng).expect("two"),
+        behalf: None,
         port,
         external: Some(port),
         choice: *[PortChoice::Exact, PortChoice::Any]

@@ -20,6 +20,7 @@ fn want(id: u32, to: SocketAddr, external: u16, until: Instant) -> Want {
         id: Generation(id),
         server: to,
         protocol: Protocol::Tcp,
+        behalf: None,
         port: ExternalPort::new(port).expect("not 0"),
         external: ExternalPort::new(external),
         choice: PortChoice::Exact,

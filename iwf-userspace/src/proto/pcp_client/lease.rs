@@ -16,8 +16,9 @@ use crate::types::{
 };
 use crate::wire::pcp::{Body, Filter, MapBody, PcpOption, Request};
 
-/// What a server tells mappings of one client apart by (RFC 6887 section 11.3).
-pub(super) type Tuple = (SocketAddr, Protocol, ExternalPort);
+/// What a server tells mappings apart by (RFC 6887 section 11.3): the internal address is whoever a lease is asked for
+/// on behalf of, or else ours.
+pub(super) type Tuple = (SocketAddr, Protocol, ExternalPort, Option<Ipv4Addr>);
 
 /// Renewal is pointless when the lease reaches this close to the end of what is wanted: requests carry whole
 /// seconds.
@@ -41,6 +42,8 @@ pub(super) struct Lease {
     pub(super) last_sent: Option<Instant>,
     /// The server may have it from what was sent before this, in an earlier life too.
     pub(super) doubtful: bool,
+    /// The lease that this one takes the place of. As long as the server may hold that, it may refuse this.
+    pub(super) predecessor: Option<Tuple>,
 }
 
 #[derive(Debug)]
@@ -94,7 +97,7 @@ pub(super) enum Purpose {
 
 impl Want {
     pub(super) fn tuple(&self) -> Tuple {
-        (self.server, self.protocol, self.port)
+        (self.server, self.protocol, self.port, self.behalf)
     }
 }
 
@@ -124,6 +127,7 @@ impl Lease {
             in_line: false,
             last_sent: None,
             doubtful: false,
+            predecessor: None,
         }
     }
 
@@ -241,7 +245,7 @@ impl Lease {
         let known = self.known.filter(|_| insist != Insist::Port);
         let port = known.map(|e| e.port).or(self.want.external);
         let addr = known.map_or(Ipv4Addr::UNSPECIFIED, |e| e.addr);
-        let mut options = Vec::new();
+        let mut options: Vec<_> = third_party(self.want.behalf).collect();
         if insist != Insist::Nothing && port.is_some() {
             options.push(PcpOption::PreferFailure);
         }
@@ -317,11 +321,12 @@ pub(super) fn trace(tuple: Tuple, nonce: MappingNonce, until: Instant) -> Trace 
     }
 }
 
-pub(super) fn key_of((server, protocol, port): Tuple) -> LeaseKey {
+pub(super) fn key_of((server, protocol, port, behalf): Tuple) -> LeaseKey {
     LeaseKey {
         server,
         protocol,
         port,
+        behalf,
     }
 }
 
@@ -345,19 +350,23 @@ impl Ended {
     }
 }
 
-/// The request that deletes a lease: nothing suggested, no options (erratum 3621, IWF-063).
+/// The request that deletes a lease: nothing suggested, no options but whom it was for (erratum 3621, IWF-063).
 pub(super) fn delete_request(
     client: IpAddr,
     nonce: MappingNonce,
-    protocol: Protocol,
-    port: ExternalPort,
+    (_, protocol, port, behalf): Tuple,
 ) -> Request {
     Request {
         lifetime: Lifetime(0),
         client,
         body: map_body(nonce, protocol, port, None, Ipv4Addr::UNSPECIFIED),
-        options: Vec::new(),
+        options: third_party(behalf).collect(),
     }
+}
+
+fn third_party(behalf: Option<Ipv4Addr>) -> impl Iterator<Item = PcpOption> {
+    let named = behalf.map(|addr| PcpOption::ThirdParty(IpAddr::V4(addr)));
+    named.into_iter()
 }
 
 fn map_body(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::iter;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::Handover;
 use crate::mapping::record::LeaseKey;
@@ -22,7 +22,9 @@ pub struct Want {
     pub server: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// External port of our NAT, the internal one for the server.
+    /// Whose port it is, as THIRD_PARTY names him; `None`: that of whoever asks, our NAT's (AMB-04).
+    pub behalf: Option<Ipv4Addr>,
+    /// External port of our NAT, the internal one for the server. Without a NAT of ours, the host's own.
     pub port: ExternalPort,
     /// The external port asked for; `None` for no preference.
     pub external: Option<ExternalPort>,
@@ -84,6 +86,9 @@ pub enum Input {
     /// Whether what is asked of a server that speaks NAT-PMP only is not refused but left for
     /// [`PcpClient::hand_over`](super::PcpClient::hand_over).
     Fallback(bool),
+    /// Whether the path to the servers is trusted so far that requests may name others (RFC 6887 section 13.1): leases
+    /// on behalf of somebody are neither asked for nor renewed nor deleted without it. It is not in the beginning.
+    Trusted(bool),
     /// Nobody waits for it: delete it upstream in the background.
     Abandon(Generation),
     /// Delete what an earlier life has left there, in the background.

@@ -1,6 +1,7 @@
 //! What a server has refused and is not asked again for a while (RFC 6887 sections 8.3 and 11.4; AMB-08).
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::Want;
@@ -12,8 +13,9 @@ use crate::wire::pcp::ResultCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::proto) struct Question {
     pub(in crate::proto) protocol: Protocol,
-    /// Port of our NAT.
+    /// Port of our NAT, or of whoever it is asked for.
     pub(in crate::proto) port: ExternalPort,
+    pub(in crate::proto) behalf: Option<Ipv4Addr>,
     /// The external port that was insisted on.
     pub(in crate::proto) exact: Option<ExternalPort>,
 }
@@ -24,6 +26,7 @@ impl Question {
         Self {
             protocol: want.protocol,
             port: want.port,
+            behalf: want.behalf,
             exact: match want.choice {
                 PortChoice::Exact => want.external,
                 PortChoice::Any => None,
@@ -153,6 +156,7 @@ mod tests {
         Question {
             protocol: Protocol::Tcp,
             port,
+            behalf: None,
             exact: Some(port),
         }
     }

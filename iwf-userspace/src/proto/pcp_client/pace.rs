@@ -5,6 +5,7 @@
 //! at once, so the line never keeps an application waiting. How many of those there are is bounded per host.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
@@ -32,7 +33,7 @@ pub(super) enum Turn {
     /// A lease that is wanted.
     Lease(Generation),
     /// One that is to be deleted.
-    Ended(Protocol, ExternalPort),
+    Ended(Protocol, ExternalPort, Option<Ipv4Addr>),
 }
 
 /// The line in front of one server. It holds at most one place for each lease there is.

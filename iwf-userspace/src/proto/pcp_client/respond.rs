@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::epoch::Verdict;
 use super::lease::{Ended, Insist, Lease, Phase, Purpose, Tuple, trace};
+use super::matching::Leaving;
 use super::negative::{Question, hold};
 use super::pace::Turn;
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
 use super::server::Server;
-use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks};
+use super::{Effect, LATE_GRANT, Liveness, MAX_LIFETIME, PcpClient, Speaks, asks_prefixes};
 use crate::mapping::{Lease as Granted, PortChoice, Via};
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, Instant, Lifetime, Protocol,
@@ -74,6 +75,7 @@ impl PcpClient {
         }
         self.found(from, Speaks::Pcp);
         self.answered(from, now);
+        self.note_prefixes(from, response, asked);
         if reset && !asked {
             let rng = &mut self.rng;
             if let Some(server) = self.servers.get_mut(&from) {
@@ -83,7 +85,7 @@ impl PcpClient {
     }
 
     fn map(&mut self, from: SocketAddr, response: &Response, map: &MapBody, now: Instant) {
-        let Some(tuple) = tuple_of(from, map) else {
+        let Some(tuple) = self.tuple_of(from, response, map) else {
             self.ignored.unmatched += 1;
             return;
         };
@@ -108,7 +110,7 @@ impl PcpClient {
         if let Some(server) = self.servers.get_mut(&from) {
             server.pace.answered(match lease {
                 Some(id) => Turn::Lease(id),
-                None => Turn::Ended(tuple.1, tuple.2),
+                None => Turn::Ended(tuple.1, tuple.2, tuple.3),
             });
         }
         let deleted = response.lifetime.0 == 0 || map.external_port.is_none();
@@ -196,6 +198,11 @@ impl PcpClient {
         server.liveness = Liveness::Answering;
         self.effects.push_back(Effect::Liveness(from));
         if was_silent {
+            if asks_prefixes(self.local, from)
+                && let Some(server) = self.servers.get_mut(&from)
+            {
+                server.probe(now);
+            }
             // Whose next try is minutes away need not wait for it.
             self.settle();
             let waiting = self.servers.get(&from).map(|s| s.unanswered.clone());
@@ -337,6 +344,7 @@ impl PcpClient {
         lifetime: Lifetime,
         now: Instant,
     ) {
+        let leaving = self.is_leaving(id, now);
         let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
@@ -349,6 +357,15 @@ impl PcpClient {
             (Insist::Endpoint | Insist::Port, PortChoice::Any) => Some(Insist::Nothing),
             (Insist::Port, PortChoice::Exact) | (Insist::Nothing, _) => None,
         };
+        // What is in the way may be, or may have been, our own.
+        if let (true, Purpose::Restore, Some(leaving)) = (conflict, purpose, leaving) {
+            let wait = match leaving {
+                Leaving::Soon => MIN_GAP,
+                Leaving::Later => hold(error, lifetime).max(MIN_GAP),
+            };
+            lease.ask_again(Insist::Endpoint, now + wait);
+            return;
+        }
         if conflict && let Some(weaker) = weaker {
             lease.phase = Phase::Requesting {
                 insist: weaker,
@@ -580,6 +597,7 @@ impl PcpClient {
             let any = Question {
                 protocol: Protocol::Tcp,
                 port: ANY_PORT,
+                behalf: None,
                 exact: None,
             };
             if !elsewhere {
@@ -595,12 +613,6 @@ impl PcpClient {
 
 /// Stands for any port where a refusal concerns them all.
 const ANY_PORT: ExternalPort = ExternalPort::new(1).expect("not 0");
-
-fn tuple_of(from: SocketAddr, map: &MapBody) -> Option<Tuple> {
-    let protocol = Protocol::from_number(map.protocol)?;
-    let port = ExternalPort::new(map.internal_port?.get())?;
-    Some((from, protocol, port))
-}
 
 /// How servers answer the deletion of what they do not know, instead of with success (RFC 6887 section 15).
 fn is_absence(error: ResultCode) -> bool {
@@ -634,28 +646,5 @@ fn to_drop(lease: &Lease, server: &Server, error: ResultCode) -> Option<Dropped>
         true if described && option => Some(Dropped::Description),
         true if filtered && filter => Some(Dropped::Filter),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    #[test]
-    fn a_tuple_needs_a_transport_protocol_and_a_port() {
-        let from = ([100, 64, 0, 1], 5351).into();
-        let map = |protocol, port| MapBody {
-            nonce: crate::types::MappingNonce([0; 12]),
-            protocol,
-            internal_port: crate::types::InternalPort::new(port),
-            external_port: None,
-            external_addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        };
-        assert!(tuple_of(from, &map(6, 8080)).is_some());
-        assert_eq!(tuple_of(from, &map(0, 0)), None);
-        assert_eq!(tuple_of(from, &map(6, 0)), None);
-        assert_eq!(tuple_of(from, &map(1, 8080)), None);
     }
 }

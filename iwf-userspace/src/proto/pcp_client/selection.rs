@@ -36,7 +36,8 @@ impl PcpClient {
     /// Asks no more; what comes late does not count.
     pub(super) fn rest(&mut self, address: SocketAddr) {
         if let Some(server) = self.servers.get_mut(&address) {
-            (server.liveness, server.resting) = (Liveness::Silent, true);
+            server.silence();
+            server.resting = true;
             server.probe = None;
         }
     }
@@ -72,8 +73,8 @@ impl PcpClient {
         let ended = self.ended.iter().map(|(tuple, _)| *tuple);
         let ended: Vec<_> = ended.filter(|tuple| tuple.0 == from).collect();
         for old in ended {
-            let (_, protocol, port) = old;
-            let tuple = (to, protocol, port);
+            let (_, protocol, port, behalf) = old;
+            let tuple = (to, protocol, port, behalf);
             let known = self.by_tuple.contains_key(&tuple) || self.ended.contains_key(&tuple);
             if let Some(mut ended) = self.forget_ended(old).filter(|_| !known) {
                 ended.in_line = false;

@@ -10,6 +10,7 @@ use super::pace::Pace;
 use super::retransmit::Backoff;
 use super::{Liveness, Speaks};
 use crate::types::{Generation, Instant};
+use crate::wire::pcp::Prefix64;
 
 /// Unanswered transmissions after which a server counts as silent, at the moment the next one is due (21 s).
 pub(super) const PATIENCE: u32 = 3;
@@ -29,6 +30,8 @@ pub(super) struct Server {
     pub(super) filters: bool,
     /// Whether it takes DESCRIPTION.
     pub(super) descriptions: bool,
+    /// Prefixes of its NAT64, as it said last (RFC 7225); gone when it falls silent.
+    pub(super) prefixes: Vec<Prefix64>,
     pub(super) negative: NegativeCache,
     /// RFC 6887 section 11.4: no request of any kind before.
     pub(super) quiet_until: Instant,
@@ -51,6 +54,7 @@ impl Server {
             resting: false,
             filters: true,
             descriptions: true,
+            prefixes: Vec::new(),
             negative: NegativeCache::default(),
             quiet_until: Instant::default(),
             probe: None,
@@ -73,6 +77,12 @@ impl Server {
             let wait = backoff.next(rng);
             self.probe = Some((backoff, now + wait));
         }
+    }
+
+    /// It does not answer. What it said of its NAT64 goes with it (RFC 7225 section 4.1).
+    pub(super) fn silence(&mut self) {
+        self.liveness = Liveness::Silent;
+        self.prefixes.clear();
     }
 
     /// Whether an ANNOUNCE awaits its answer.

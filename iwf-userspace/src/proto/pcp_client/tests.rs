@@ -32,6 +32,7 @@ fn want(id: u32, port: u16) -> Want {
         id: Generation(id),
         server: server(),
         protocol: Protocol::Tcp,
+        behalf: None,
         port,
         external: Some(port),
         choice: PortChoice::Exact,

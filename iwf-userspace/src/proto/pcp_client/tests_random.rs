@@ -176,6 +176,7 @@ impl Bench {
             id: Generation(id),
             server: server_at(self.second),
             protocol: Protocol::Tcp,
+            behalf: None,
             port,
             external: Some(port),
             choice: PortChoice::Any,
@@ -192,7 +193,7 @@ impl Bench {
     fn is_free(&self, id: u32, port: u16) -> bool {
         let port = ExternalPort::new(2000 + port).expect("not 0");
         [false, true].iter().all(|second| {
-            let tuple = (server_at(*second), Protocol::Tcp, port);
+            let tuple = (server_at(*second), Protocol::Tcp, port, None);
             let holder = self.client.by_tuple.get(&tuple);
             holder.is_none_or(|holder| *holder == Generation(id))
         })

@@ -7,9 +7,9 @@ use super::pace::Turn;
 use super::retransmit::Backoff;
 use super::selection::{AGAIN, MRC};
 use super::server::PATIENCE;
-use super::{Effect, LATE_GRANT, Liveness, PcpClient};
+use super::{Effect, LATE_GRANT, Liveness, PcpClient, asks_prefixes, may_send};
 use crate::types::{Generation, Instant, Lifetime};
-use crate::wire::pcp::{Body, Request};
+use crate::wire::pcp::{Body, PcpOption, Prefix64, Request};
 
 impl PcpClient {
     /// Does everything due at `now`; calling twice changes nothing.
@@ -43,7 +43,9 @@ impl PcpClient {
                     }
                     self.transmit(id, now);
                 }
-                Turn::Ended(protocol, port) => self.send_deletion((address, protocol, port), now),
+                Turn::Ended(protocol, port, behalf) => {
+                    self.send_deletion((address, protocol, port, behalf), now);
+                }
             }
         }
     }
@@ -53,12 +55,14 @@ impl PcpClient {
         let (Some(local), Some(server)) = (local, self.servers.get_mut(&address)) else {
             return;
         };
+        let asked_for = asks_prefixes(self.local, address).then_some(Prefix64::ASK);
         let mut fell_silent = false;
         if let Some((backoff, at)) = &mut server.probe
             && *at <= now
         {
             if backoff.sent() >= PATIENCE && server.liveness != Liveness::Silent {
                 server.liveness = Liveness::Silent;
+                server.prefixes.clear();
                 fell_silent = true;
             }
             if server.several && backoff.sent() >= MRC {
@@ -71,7 +75,7 @@ impl PcpClient {
                 lifetime: Lifetime(0),
                 client: local,
                 body: Body::Announce,
-                options: Vec::new(),
+                options: asked_for.map(PcpOption::Prefix64).into_iter().collect(),
             };
             self.send(address, &announce);
         }
@@ -84,7 +88,7 @@ impl PcpClient {
         let Some(lease) = self.leases.get(&id) else {
             return;
         };
-        let next = lease.next_event(self.is_up(lease.want.server));
+        let next = lease.next_event(self.may_send(lease.tuple()));
         if next.is_none_or(|at| at > now) {
             return;
         }
@@ -162,6 +166,9 @@ impl PcpClient {
         let Some(lease) = self.leases.get_mut(&id) else {
             return;
         };
+        if !may_send(self.local, self.trusted, lease.tuple()) {
+            return;
+        }
         let address = lease.want.server;
         let Some(local) = self.local.towards(address) else {
             return;
@@ -194,7 +201,7 @@ impl PcpClient {
         }
         lease.last_sent = Some(now);
         let request = if matches!(lease.phase, Phase::Releasing { .. }) {
-            delete_request(local, lease.nonce, lease.want.protocol, lease.want.port)
+            delete_request(local, lease.nonce, lease.tuple())
         } else {
             lease.request(local, server, now)
         };
@@ -220,7 +227,7 @@ impl PcpClient {
     }
 
     fn ended_timeout(&mut self, tuple: Tuple, now: Instant) {
-        let (address, protocol, port) = tuple;
+        let (address, protocol, port, behalf) = tuple;
         let quiet = self.quiet_until(address, now);
         let Some(ended) = self.ended.get_mut(&tuple) else {
             return;
@@ -235,7 +242,7 @@ impl PcpClient {
         if let Some(quiet) = quiet {
             *at = quiet;
         } else if let Some(server) = self.servers.get_mut(&address) {
-            if server.pace.take(Turn::Ended(protocol, port), now) {
+            if server.pace.take(Turn::Ended(protocol, port, behalf), now) {
                 self.send_deletion(tuple, now);
             } else {
                 ended.in_line = true;
@@ -244,13 +251,13 @@ impl PcpClient {
     }
 
     fn send_deletion(&mut self, tuple: Tuple, now: Instant) {
-        let (address, protocol, port) = tuple;
-        let local = self.local.towards(address);
-        let (Some(local), Some(ended)) = (local, self.ended.get_mut(&tuple)) else {
+        let (address, ..) = tuple;
+        let local = self.local.towards(address).filter(|_| self.may_send(tuple));
+        let Some(ended) = self.ended.get_mut(&tuple) else {
             return;
         };
         ended.in_line = false;
-        let Some((backoff, at)) = &mut ended.delete else {
+        let (Some(local), Some((backoff, at))) = (local, &mut ended.delete) else {
             return;
         };
         let several = self.servers.get(&address).is_some_and(|s| s.several);
@@ -260,7 +267,7 @@ impl PcpClient {
             return;
         }
         *at = now + backoff.next(&mut self.rng);
-        let request = delete_request(local, ended.nonce, protocol, port);
+        let request = delete_request(local, ended.nonce, tuple);
         self.send(address, &request);
     }
 
@@ -268,7 +275,7 @@ impl PcpClient {
         if let Some(server) = self.servers.get_mut(&address)
             && server.liveness != Liveness::Silent
         {
-            server.liveness = Liveness::Silent;
+            server.silence();
             server.probe_later(now, &mut self.rng);
             self.effects.push_back(Effect::Liveness(address));
         }

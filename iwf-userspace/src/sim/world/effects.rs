@@ -9,7 +9,7 @@ use crate::iwf::{Effect, EffectError, Input, Ticket};
 use crate::proto::gena;
 use crate::sim::server::address;
 use crate::wire::natpmp;
-use crate::wire::pcp::Request;
+use crate::wire::pcp::{PcpOption, Request};
 
 impl World {
     /// Carries out effects as the shell does until there is none, then checks everything.
@@ -130,6 +130,9 @@ impl World {
                 } else {
                     let request = Request::decode(&payload).expect("well formed");
                     let source = request.client;
+                    let names = |option: &PcpOption| matches!(option, PcpOption::ThirdParty(_));
+                    let trusts = self.settings.third_party;
+                    assert!(trusts || !request.options.iter().any(names), "IWF-102");
                     if self.keeps_sent {
                         self.sent.push((self.now, request));
                     }

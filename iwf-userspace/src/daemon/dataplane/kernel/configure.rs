@@ -165,7 +165,10 @@ impl KernelPlane {
         new.pool = pool_slots(&held, config);
         new.wan = wan_index(&config.ports);
         new.filter = filter(config.rules.filtering) as u8;
-        new.flags = answers(config.rules.refusals, held.flags);
+        new.flags = answers(config.rules.refusals, held.flags) & !ConfigFlags::ROUTED;
+        if config.routed {
+            new.flags |= ConfigFlags::ROUTED;
+        }
         new.softwire = match config.softwire {
             _ if config.external_addr.is_some() => 0,
             Softwire::Off => 0,
@@ -181,7 +184,9 @@ impl KernelPlane {
         new.lan_ifindex = lan_interfaces(config);
         (new.lan6, new.lan6_len) = super::ipv6::lan_prefixes(&config.lan6_prefixes);
         let redirected = self.follow_softwire(config, &held)?;
-        let moved = (new.external_addr, new.pool) != (held.external_addr, held.pool);
+        let lan = |config: &Config| config.is_routed().then_some((config.lan, config.lan_len));
+        let stands_on = |config: &Config| (config.external_addr, config.pool, lan(config));
+        let moved = stands_on(&new) != stands_on(&held);
         if next_hops_changed || moved || redirected || new.softwire != held.softwire {
             step(&mut new);
         }
@@ -195,13 +200,14 @@ impl KernelPlane {
         // under that generation or an older one.
         step(&mut new);
         self.write_config(&new)?;
-        if new.external_addr == [0; 4] {
+        if new.external_addr == [0; 4] && !config.routed {
             info!("no external address");
             return Ok(());
         }
         info!(
             external = %Ipv4Addr::from(new.external_addr),
             pool = ?config.pool,
+            routed = config.routed,
             "external addresses changed"
         );
         self.tables

@@ -16,7 +16,6 @@ use crate::daemon::config::Ipv6;
 use crate::daemon::dataplane::clock::Clock;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::{DataPlaneError, Pinhole};
-use crate::daemon::sockets::PCP_CLIENT_PORT;
 use crate::types::Protocol;
 
 /// Pinholes as the kernel shall hold them: key, identity, end.
@@ -87,11 +86,8 @@ fn wanted(pinholes: &[Pinhole], host_ports: &[(Protocol, u16)], clock: &Clock) -
         let expires = clock.deadline(pinhole.expires);
         (key(pinhole), (pinhole.id, expires))
     });
-    let own = host_ports.iter().filter_map(|(protocol, port)| {
-        // What PCP servers announce comes over IPv4.
-        let v4_only = (Protocol::Udp, PCP_CLIENT_PORT);
-        ((*protocol, *port) != v4_only).then(|| (open_port(*protocol, *port), (OWN, 0)))
-    });
+    let own = host_ports.iter();
+    let own = own.map(|(protocol, port)| (open_port(*protocol, *port), (OWN, 0)));
     pinholes.chain(own).collect()
 }
 

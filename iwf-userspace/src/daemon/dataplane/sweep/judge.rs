@@ -8,7 +8,6 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use iwf_common::config::Config;
 use iwf_common::flow::{SessionKey, SessionValue};
 use iwf_common::limits;
-use iwf_common::nat::EndpointKey;
 use iwf_common::sweep::{SweepItem, SweepMode, SweepRequest};
 
 use super::super::batch::{BatchMap, Cursor, Slice};
@@ -31,14 +30,14 @@ impl Judge<'_> {
         self.now.wrapping_add(1 + self.config.hz / 20)
     }
 
-    /// Whether nothing is known against an external endpoint's address. While there is none of ours, nothing is.
-    pub(super) fn is_ours(&self, external: &EndpointKey) -> bool {
-        self.config.external_addr == [0; 4] || self.config.is_external(external.addr)
+    /// Whether nothing is known against the address of a mapping of `internal`. While there is none of ours, nothing is.
+    pub(super) fn admits(&self, internal: [u8; 4], external: [u8; 4]) -> bool {
+        !self.config.serves() || self.config.admits(internal, external)
     }
 
     /// The same of what a session stands on.
     pub(in super::super) fn owns(&self, key: &SessionKey, value: &SessionValue) -> bool {
-        self.config.external_addr == [0; 4] || self.config.owns(key, value)
+        !self.config.serves() || self.config.owns(key, value)
     }
 }
 

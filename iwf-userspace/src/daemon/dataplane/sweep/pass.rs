@@ -200,7 +200,7 @@ impl Held {
         if self.is_static {
             return false;
         }
-        if !judge.is_ours(external) {
+        if !judge.admits(address(self.internal), external.addr) {
             return true;
         }
         if self.kind == MappingKind::Explicit as u8 {
@@ -215,6 +215,12 @@ impl Held {
     pub(super) fn is_used(&self, judge: &Judge<'_>) -> bool {
         tick::age(self.used, self.last_used) >= judge.config.hz.max(1)
     }
+}
+
+/// The address among them.
+const fn address(bits: EndpointBits) -> [u8; 4] {
+    let [a, b, c, d, ..] = bits.to_ne_bytes();
+    [a, b, c, d]
 }
 
 pub(in super::super) fn bits(endpoint: &EndpointKey) -> EndpointBits {

@@ -214,6 +214,54 @@ fn additional_and_link_local_addresses_do_not_count() {
 }
 
 #[test]
+fn prefixes_behind_other_routers_of_the_lan_are_known_with_their_interface() {
+    let mut state = router();
+    let route = |text: &str, len, via: u32| {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.kind = RouteType::Unicast;
+        route.header.table = RouteHeader::RT_TABLE_MAIN;
+        route.header.destination_prefix_length = len;
+        let addr = text.parse().expect("an address");
+        route.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet(addr)),
+            RouteAttribute::Oif(via),
+        ];
+        RouteNetlinkMessage::NewRoute(route)
+    };
+    for (text, len, via) in [
+        ("10.5.0.0", 24, BRIDGE),
+        ("10.6.0.0", 16, BRIDGE),
+        // Around the WAN itself, as wide as the Internet, and by the WAN.
+        ("100.0.0.0", 8, BRIDGE),
+        ("128.0.0.0", 1, BRIDGE),
+        ("10.7.0.0", 16, WAN),
+    ] {
+        state.fold(&route(text, len, via));
+    }
+    let prefix = |text: &str, len| (text.parse::<Ipv4Addr>().expect("an address"), len);
+    let known = state.snapshot();
+    let expected = [
+        (prefix("10.5.0.0", 24), BRIDGE),
+        (prefix("10.6.0.0", 16), BRIDGE),
+    ];
+    assert_eq!(known.lan_routes, expected.into());
+
+    let plain = known.plane_config(Vec::new());
+    let routed = known.routed_config(Vec::new());
+    assert!(routed.routed && !plain.routed);
+    let own = plain.lan_prefixes.len();
+    assert_eq!(routed.lan_prefixes[..own], plain.lan_prefixes);
+    assert_eq!(
+        routed.lan_prefixes[own..],
+        expected.map(|(prefix, _)| prefix)
+    );
+    for (prefix, ifindex) in expected {
+        assert_eq!(routed.lan_interfaces.get(&prefix), Some(&ifindex));
+    }
+}
+
+#[test]
 fn lan_addresses_name_the_bridge_and_end_with_it() {
     let mut state = router();
     let lan = state.snapshot().lan;
