@@ -219,6 +219,7 @@ fn who_is_known_opens_ports_of_others() -> Result<()> {
     peers::tcp_is_closed(&lab.cgn, outside, SOON)?;
 
     // The access list outlives a restart; a login does not.
+    iwfd.kill()?;
     iwfd.restart()?;
     let (at, _) = secure_location(&lab.lan1)?;
     let mut phone = ControlPoint::start(&lab.lan1, at, &[key, vec!["TLS1.2".to_owned()]].concat())?;
