@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod lab;
 mod setup;
 mod sim;
@@ -37,6 +38,7 @@ enum Command {
     Lab(lab::Args),
     Test(test::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Sim(sim::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),

@@ -1,0 +1,82 @@
+//! `cargo xtask fuzz`: coverage-guided search for inputs that the core takes badly.
+//!
+//! libFuzzer needs no other compiler for it: what it looks at is inserted by a pass of LLVM that every rustc has. Only the
+//! address sanitizer would need one, and the core has no unsafe code.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::step;
+
+/// What has the targets, and is compiled apart.
+const MANIFEST: &str = "fuzz/Cargo.toml";
+const FLAGS: [&str; 7] = [
+    "--cfg=fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+];
+
+/// Search for inputs from the network that the core takes badly: panics, wrong numbers, calls without an answer.
+///
+/// Each target begins with its committed corpus and what earlier runs have found (target/fuzz/corpus). An input that fails
+/// is written to target/fuzz/artifacts, and the run ends. The test fuzz_corpus gives the targets their committed corpora.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Only this target, a directory of fuzz/corpus; may be given more than once.
+    #[arg(long, value_name = "T")]
+    target: Vec<String>,
+    /// How long each is searched.
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u32,
+}
+
+/// Builds the targets and searches each.
+///
+/// # Errors
+/// If one cannot be built, or an input fails.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let root = step::root();
+    let committed = root.join("fuzz/corpus");
+    let mut targets = args.target.clone();
+    if targets.is_empty() {
+        for entry in fs::read_dir(&committed).context("list the targets")? {
+            targets.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        targets.sort();
+    }
+    // Named, so that build scripts and macros do without the flags.
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let work = root.join("target/fuzz");
+    let mut build = step::cargo(&["build", "--release", "--locked", "--target", &host]);
+    build
+        .args(["--manifest-path", MANIFEST])
+        .env("CARGO_TARGET_DIR", &work)
+        .env("RUSTFLAGS", FLAGS.join(" "));
+    step::run("building the targets", build)?;
+    let artifacts = work.join("artifacts");
+    fs::create_dir_all(&artifacts).context("make a directory")?;
+    for target in &targets {
+        let found = work.join("corpus").join(target);
+        fs::create_dir_all(&found).context("make a directory")?;
+        let mut fuzzer = std::process::Command::new(work.join(&host).join("release/iwf-fuzz"));
+        fuzzer
+            .env("IWF_FUZZ_TARGET", target)
+            .arg(&found)
+            .arg(committed.join(target))
+            .arg(format!("-max_total_time={}", args.seconds))
+            .arg(format!(
+                "-artifact_prefix={}/{target}-",
+                artifacts.display()
+            ))
+            // An input that takes a second would be an attack.
+            .args(["-timeout=5", "-rss_limit_mb=1024", "-max_len=16384"])
+            .args(["-print_final_stats=1", "-verbosity=0"]);
+        step::run(&format!("searching {target}"), fuzzer)?;
+    }
+    Ok(())
+}
