@@ -98,9 +98,17 @@ impl Scripted {
     /// # Errors
     /// If a part does not start.
     pub fn up(manner: Manner) -> Result<Self> {
+        Self::up_with(manner, &Options::default())
+    }
+
+    /// The same with another configuration.
+    ///
+    /// # Errors
+    /// If a part does not start.
+    pub fn up_with(manner: Manner, options: &Options) -> Result<Self> {
         let lab = Lab::new()?;
         let server = ScriptedServer::start(&lab, manner)?;
-        let iwfd = Iwfd::start(&lab, &Options::default())?;
+        let iwfd = Iwfd::start(&lab, options)?;
         Ok(Self { iwfd, server, lab })
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::cascade::Scripted;
+use iwf_tests::daemon::Options;
 use iwf_tests::igd::Gateway;
 use iwf_tests::netns::may_run;
 use iwf_tests::peers::Echo;
@@ -47,7 +48,12 @@ fn a_thousand_mappings_come_back_at_the_stated_pace_and_traffic_goes_on() -> Res
     if !may_run() {
         return Ok(());
     }
-    let scripted = Scripted::up(Manner::Grant)?;
+    // All addresses are one device's by its MAC address.
+    let options = Options {
+        more: "[policy]\nmax_mappings_per_host = 2000\n",
+        ..Options::default()
+    };
+    let scripted = Scripted::up_with(Manner::Grant, &options)?;
     let lan1 = &scripted.lab.lan1;
     let gateway = Gateway::discover(lan1)?;
     for host in 0..HOSTS {

@@ -98,6 +98,9 @@ class Peer:
             device = identity(self.link.sock.getpeercert(binary_form=True))
             return {"own": str(self.own), "device": str(device), "version": self.link.sock.version()}
         if what == "closed":
+            # It has said so with its last answer, and the connection is over on this side as well.
+            if self.link.sock is None:
+                return {"closed": True}
             # The other side has closed when nothing more comes to be read.
             self.link.sock.settimeout(20)
             return {"closed": self.link.sock.recv(1) == b""}
