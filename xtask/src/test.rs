@@ -144,6 +144,11 @@ fn checks() -> Result<Vec<Check>> {
     Ok(all)
 }
 
+/// Tests of a suite at once. Real programs talk to each other there, which is mostly waiting for timers of protocols.
+fn test_threads() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// The test programs of a directory: name and file. None if there is no such directory.
 fn targets(dir: &str) -> Result<Vec<(String, PathBuf)>> {
     let dir = step::root().join(dir);
@@ -225,7 +230,11 @@ fn perform(check: &Check, rest: &[String]) -> Result<Outcome> {
         }
         Kind::Suite => {
             let args = ["test", "--workspace", "--locked", "--test", &check.name];
-            step::run(&what, with_rest(step::cargo(&args), rest))?;
+            let mut cargo = step::cargo(&args);
+            if std::env::var_os("RUST_TEST_THREADS").is_none() {
+                cargo.env("RUST_TEST_THREADS", test_threads().to_string());
+            }
+            step::run(&what, with_rest(cargo, rest))?;
         }
         Kind::Tidy => {
             step::say(&what);
