@@ -2,7 +2,9 @@
 
 use crate::mapping::Mapping;
 use crate::mapping::table::Table;
-use crate::types::{ExternalEndpoint, Generation, Instant, NatEntry, Protocol};
+use crate::types::{
+    ExternalEndpoint, Generation, Instant, InternalEndpoint, InternalPort, NatEntry, Protocol,
+};
 
 /// The entry of every mapping in force whose lease has not ended, by rising generation. The upstream lease is
 /// part of the mapping.
@@ -27,11 +29,19 @@ impl<'a> Wanted<'a> {
         Self { table, now }
     }
 
-    /// The entry at this external endpoint.
+    /// The entry at this external endpoint, which is a host's own where nothing is translated.
     pub fn at(&self, protocol: Protocol, external: ExternalEndpoint) -> Option<NatEntry> {
-        let mapping = self.table.by_nat1(protocol, external.port)?;
-        self.entry(mapping)
-            .filter(|entry| entry.external == external)
+        let own = InternalPort::new(external.port.get()).map(|port| InternalEndpoint {
+            addr: external.addr,
+            port,
+        });
+        let translated = self.table.by_nat1(protocol, external.port);
+        let untranslated = own.and_then(|own| self.table.by_untranslated(protocol, own));
+        [translated, untranslated]
+            .into_iter()
+            .flatten()
+            .filter_map(|mapping| self.entry(mapping))
+            .find(|entry| entry.external == external)
     }
 
     /// Every mapping behind this generation, by rising generation, with its entry if the kernel should hold it.
@@ -55,6 +65,27 @@ mod tests {
     use crate::mapping::State;
     use crate::mapping::policy::Limits;
     use crate::mapping::tests::mapping;
+    use crate::types::ExternalPort;
+
+    #[test]
+    fn each_host_has_its_own_port_where_nothing_is_translated() {
+        let mut table = Table::new(Limits::default());
+        for host in [20, 21] {
+            let mut entry = mapping(host.into(), host, 8080, 8000 + u16::from(host));
+            entry.nat1 = ExternalEndpoint {
+                addr: entry.internal.addr,
+                port: ExternalPort::from(entry.internal.port),
+            };
+            entry.state = State::Active;
+            table.put(entry).expect("room");
+        }
+        let wanted = Wanted::new(&table, Instant::from_millis(0));
+        let all = desired(&table, Instant::from_millis(0));
+        assert_eq!(all.len(), 2);
+        for entry in all {
+            assert_eq!(wanted.at(entry.protocol, entry.external), Some(entry));
+        }
+    }
 
     #[test]
     fn only_what_is_in_force_and_not_over() {
