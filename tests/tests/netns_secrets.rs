@@ -247,7 +247,7 @@ fn between(text: &str, name: &str) -> Option<String> {
 
 /// What each subcommand of iwfctl that shows something prints, as a table and as JSON.
 fn listings(ctl: &Ctl, shown: &mut Shown) -> Result<()> {
-    let all: [&[&str]; 13] = [
+    let all: [&[&str]; 16] = [
         &["status"],
         &["mappings"],
         &["mappings", "--counters"],
@@ -261,6 +261,16 @@ fn listings(ctl: &Ctl, shown: &mut Shown) -> Result<()> {
         &["audit"],
         &["stats", "--all"],
         &["discover"],
+        &["policy", "show"],
+        &[
+            "policy",
+            "test",
+            "--client",
+            "192.168.1.10",
+            "--port",
+            "9000",
+        ],
+        &["protection"],
     ];
     // These take something and show nothing of mappings, or end the forwarding.
     let others = ["dhcp-option", "delete", "detach", "help"];
