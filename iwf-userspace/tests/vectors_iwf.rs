@@ -473,9 +473,10 @@ fn a_server_is_greeted_with_pcp_10() {
 /// Out arguments come complete and in the order of the table, for every action that succeeds locally.
 #[test]
 fn answers_keep_the_order_of_the_table() {
-    // No action of the firewall has several out arguments but one, which needs no sample.
+    // No action of the firewall has several out arguments but one, which needs no sample; who may what is off.
+    let elsewhere = ["WANIPv6FirewallControl", "DeviceProtection"];
     let others = services::ALL.into_iter();
-    for service in others.filter(|service| service.kind != "WANIPv6FirewallControl") {
+    for service in others.filter(|service| !elsewhere.contains(&service.kind)) {
         for action in service.actions {
             let mut gateway = Gateway::new(ModeSetting::Local);
             // Something to list, to find and to delete.
