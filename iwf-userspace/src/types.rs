@@ -14,6 +14,7 @@ pub mod access;
 pub mod caller;
 pub mod device;
 pub mod pinhole;
+pub mod prefix;
 pub(crate) mod timed;
 
 /// A point on the monotonic clock of the caller, in milliseconds since an arbitrary origin.

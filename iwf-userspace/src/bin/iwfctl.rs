@@ -21,12 +21,13 @@ use iwf_userspace::daemon::control::policy::PolicyTest;
 use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
 use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table};
 use iwf_userspace::daemon::dataplane::inspect::{
-    DynamicFilter, Prefix, SessionFilter, State, Station, Transport as IpProtocol,
+    DynamicFilter, SessionFilter, State, Station, Transport as IpProtocol,
 };
 use iwf_userspace::daemon::dataplane::kernel;
 use iwf_userspace::proto::protection::{OwnerCommand, verifier};
 use iwf_userspace::types::Protocol;
 use iwf_userspace::types::access::{Roles, Who};
+use iwf_userspace::types::prefix::Prefix;
 use iwf_userspace::wire::protection::good_name;
 
 /// Talk to iwfd. Exit codes: 0 good, 1 failed (for audit: differences found), 2 usage.

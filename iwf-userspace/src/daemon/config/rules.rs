@@ -1,15 +1,14 @@
 //! `[[policy.rule]]`: which device may have which ports opened.
 
-use std::net::IpAddr;
-
 use toml::Spanned;
 
 use super::validate::{choice, invalid, number};
 use super::{Invalid, raw};
 use crate::mapping::rules::{
-    Devices, Kind, MAX_RANGES, MAX_RULES, PortRange, Ports, Prefix, Rule, Rules, Verdict,
+    Devices, Kind, MAX_RANGES, MAX_RULES, PortRange, Ports, Rule, Rules, Verdict,
 };
 use crate::types::caller::{Mac, parse_mac};
+use crate::types::prefix::Prefix;
 
 /// Longest name of a rule, in octets.
 const MAX_NAME: usize = 64;
@@ -153,14 +152,8 @@ fn host(text: &str) -> Result<String, &'static str> {
 fn prefix(text: &str) -> Result<Prefix, &'static str> {
     const ADVICE: &str = "write an address or a prefix without further bits, for example \"192.168.1.10\", \
          \"192.168.1.0/24\" or \"2a00:1:2:3::/64\"";
-    let (addr, len) = match text.split_once('/') {
-        Some((addr, len)) => (addr, Some(len)),
-        None => (text, None),
-    };
-    let addr: IpAddr = addr.parse().map_err(|_| ADVICE)?;
-    let whole = if addr.is_ipv4() { 32 } else { 128 };
-    let len = len.map_or(Ok(whole), |len| len.parse().map_err(|_| ADVICE))?;
-    Prefix::new(addr, len).ok_or(ADVICE)
+    let prefix = text.parse::<Prefix>().ok();
+    prefix.filter(Prefix::is_exact).ok_or(ADVICE)
 }
 
 fn ports(key: &str, written: &[Spanned<toml::Value>]) -> Result<Ports, Invalid> {

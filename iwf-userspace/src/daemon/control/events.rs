@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::daemon::dataplane::inspect::{Prefix, Station, Transport};
+use crate::daemon::dataplane::inspect::{Station, Transport};
 use crate::types::UnixTime;
+use crate::types::prefix::Prefix;
 
 macro_rules! kinds {
     ($( $(#[$doc:meta])* $variant:ident = $name:literal, )+) => {

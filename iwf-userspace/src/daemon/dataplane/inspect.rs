@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataPlaneError;
 use crate::types::Generation;
+use crate::types::prefix::Prefix;
 pub use station::{NotAStation, Station};
 
 mod station;
@@ -80,83 +81,6 @@ impl TryFrom<String> for Transport {
     "not a protocol: write tcp, udp, icmp, icmpv6, sctp, dccp, udplite, esp, gre or a number up to 255"
 )]
 pub struct UnknownTransport;
-
-/// An address, or all that begin like it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Prefix {
-    addr: IpAddr,
-    len: u8,
-}
-
-impl Prefix {
-    /// Whether `addr` is one of them.
-    pub fn contains(&self, addr: IpAddr) -> bool {
-        let len = u32::from(self.len);
-        match (self.addr, addr) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                let differs = ours.to_bits() ^ theirs.to_bits();
-                differs.leading_zeros() >= len
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                let differs = ours.to_bits() ^ theirs.to_bits();
-                differs.leading_zeros() >= len
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-        }
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = if self.addr.is_ipv4() { 32 } else { 128 };
-        if self.len == whole {
-            self.addr.fmt(f)
-        } else {
-            write!(f, "{}/{}", self.addr, self.len)
-        }
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = NotAPrefix;
-
-    fn from_str(text: &str) -> Result<Self, NotAPrefix> {
-        let (addr, len) = match text.split_once('/') {
-            Some((addr, len)) => (addr, Some(len)),
-            None => (text, None),
-        };
-        let addr: IpAddr = addr.parse().map_err(|_| NotAPrefix)?;
-        let whole = if addr.is_ipv4() { 32 } else { 128 };
-        let len = match len {
-            Some(len) => len.parse().map_err(|_| NotAPrefix)?,
-            None => whole,
-        };
-        if len > whole {
-            return Err(NotAPrefix);
-        }
-        Ok(Self { addr, len })
-    }
-}
-
-impl From<Prefix> for String {
-    fn from(prefix: Prefix) -> Self {
-        prefix.to_string()
-    }
-}
-
-impl TryFrom<String> for Prefix {
-    type Error = NotAPrefix;
-
-    fn try_from(text: String) -> Result<Self, NotAPrefix> {
-        text.parse()
-    }
-}
-
-/// Neither an address nor a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an address, nor a prefix as in 192.168.1.0/24")]
-pub struct NotAPrefix;
 
 /// Which way a flow's first packet went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
