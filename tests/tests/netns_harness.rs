@@ -57,14 +57,16 @@ fn a_panic_leaves_no_namespace_process_mount_or_directory() {
     let outcome = std::panic::catch_unwind(|| {
         let network = Network::new().unwrap();
         let host = network.namespace("a").unwrap();
-        let sleeper = host.spawn("sleeper", &["sleep", "600"]).unwrap();
+        let bystander = host
+            .spawn("bystander", &["tail", "-f", "/dev/null"])
+            .unwrap();
         let mount = network.dir().join("bpf");
         std::fs::create_dir(&mount).unwrap();
         process::must(&["mount", "-t", "bpf", "bpf", mount.to_str().unwrap()]).unwrap();
-        *seen.lock().unwrap() = (network.dir().to_owned(), sleeper.pid());
+        *seen.lock().unwrap() = (network.dir().to_owned(), bystander.pid());
         assert_eq!(leftovers(network.dir()).len(), 1);
         // An unguarded process ends with its namespace.
-        sleeper.leave_running();
+        bystander.leave_running();
         panic!("on purpose");
     });
     assert!(outcome.is_err());
@@ -105,7 +107,7 @@ fn a_network_is_held_on_request() -> Result<()> {
     }
     let network = Network::new()?;
     let host = network.namespace("a")?;
-    let _sleeper = host.spawn("sleeper", &["sleep", "600"])?;
+    let _bystander = host.spawn("bystander", &["tail", "-f", "/dev/null"])?;
     eprintln!("holding {}", network.dir().display());
     loop {
         std::thread::park();
