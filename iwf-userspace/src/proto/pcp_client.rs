@@ -358,9 +358,13 @@ impl PcpClient {
         });
         let kept = kept.map(|lease| (lease.nonce, lease.may_be_there()));
         let is_new = kept.is_none();
+        // A life that knows of the old lease only comes to the same one.
+        let moved = old.and_then(|old| lease::moved(old.nonce, old.tuple(), want.tuple()));
         let (nonce, doubtful) = kept.unwrap_or_else(|| {
             self.abandon(id, now);
-            (self.nonce_for(want.tuple()), false)
+            let ended = self.forget_ended(want.tuple()).map(|ended| ended.nonce);
+            let nonce = ended.or(moved).unwrap_or_else(|| self.new_nonce());
+            (nonce, false)
         });
         let mut lease = Lease::new(want, nonce, Insist::Endpoint, Purpose::Restore, now);
         (lease.known, lease.grant) = (Some(external), grant);
@@ -610,11 +614,13 @@ impl PcpClient {
 
     /// The nonce of a tuple the server may still know, or a new one (AMB-02, IWF-067).
     fn nonce_for(&mut self, tuple: Tuple) -> MappingNonce {
+        let ended = self.forget_ended(tuple);
+        ended.map_or_else(|| self.new_nonce(), |ended| ended.nonce)
+    }
+
+    fn new_nonce(&mut self) -> MappingNonce {
         use rand::RngExt;
-        match self.forget_ended(tuple) {
-            Some(ended) => ended.nonce,
-            None => MappingNonce(self.rng.random()),
-        }
+        MappingNonce(self.rng.random())
     }
 
     fn end(&mut self, tuple: Tuple, ended: Ended) {

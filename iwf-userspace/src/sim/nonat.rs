@@ -9,7 +9,7 @@ use super::world::{WAN, World};
 use crate::iwf::{
     Discovered, Discovery, Input, Mode, ModeSetting, Origin, ServerSource, Settings, Translation,
 };
-use crate::types::Lifetime;
+use crate::types::{ExternalPort, Lifetime};
 use crate::wire::pcp::{Body, PcpOption, Prefix64, Request, ResultCode, SERVER_PORT};
 
 /// The server's IPv6 address.
@@ -441,6 +441,29 @@ fn a_mapping_outlives_a_change_of_mode_on_a_bad_link() {
     world.run(60);
     assert!(world.only().is_untranslated());
     assert_eq!(world.server.alive(world.now).count(), 1);
+}
+
+/// Seed 285 of the months: nothing of the move was stored, and the next life knows the server's answer to it all the same.
+#[test]
+fn a_mapping_outlives_a_change_of_mode_that_could_not_be_stored() {
+    for there_and_back in [false, true] {
+        let mut world = routed(17);
+        assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+        world.store.full = true;
+        world.set_mode(ModeSetting::Cascaded);
+        world.run(20);
+        if there_and_back {
+            world.set_mode(ModeSetting::NoNat);
+            world.run(20);
+        }
+        assert_eq!(world.only().claim.port, ExternalPort::new(8080));
+        world.crash();
+        world.store.full = false;
+        world.run(60);
+        assert_eq!(world.only().claim.port, ExternalPort::new(8080));
+        assert_eq!(world.server.foreign_nonces, 0);
+        assert_eq!(world.server.alive(world.now).count(), 1);
+    }
 }
 
 #[test]

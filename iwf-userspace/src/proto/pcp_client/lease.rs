@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rand::Rng;
+use sha2::{Digest as _, Sha256};
 
 use super::renewal::{MIN_GAP, Schedule};
 use super::retransmit::Backoff;
@@ -311,6 +312,25 @@ pub(super) struct Ended {
     pub(super) brief: bool,
 }
 
+/// The nonce of a mapping that a server is to know by another internal endpoint: from the one that it has now, without
+/// anything else that would have to be stored first, and back to it on the way back. To whoever does not know the one, the
+/// other says nothing. `None` at another server, which gets one of its own (RFC 6887 section 11.2).
+pub(super) fn moved(nonce: MappingNonce, from: Tuple, to: Tuple) -> Option<MappingNonce> {
+    let mask = |(_, protocol, port, behalf): Tuple| {
+        let mut hash = Sha256::new();
+        hash.update([protocol.number()]);
+        hash.update(port.get().to_be_bytes());
+        hash.update(behalf.map_or([0; 4], |addr| addr.octets()));
+        hash.finalize()
+    };
+    let mut moved = nonce;
+    let masks = mask(from).into_iter().zip(mask(to));
+    for (octet, (off, on)) in moved.0.iter_mut().zip(masks) {
+        *octet ^= off ^ on;
+    }
+    (from.0 == to.0).then_some(moved)
+}
+
 /// What a server may know of a lease, in PCP.
 pub(super) fn trace(tuple: Tuple, nonce: MappingNonce, until: Instant) -> Trace {
     Trace {
@@ -383,4 +403,34 @@ fn map_body(
         external_port: external,
         external_addr: IpAddr::V4(addr),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moved_nonce_is_another_one_and_comes_back() {
+        let server = |last| SocketAddr::from(([192, 0, 2, last], 5351));
+        let tuple = |last, port, behalf: Option<u8>| {
+            let behalf = behalf.map(|host| Ipv4Addr::new(192, 168, 1, host));
+            let port = ExternalPort::new(port).expect("not 0");
+            (server(last), Protocol::Tcp, port, behalf)
+        };
+        let nonce = MappingNonce([7; 12]);
+        let (here, there) = (tuple(1, 2007, None), tuple(1, 2007, Some(23)));
+        let moved = |from, to| moved(nonce, from, to).expect("the same server");
+        assert_eq!(moved(here, here), nonce);
+        let other = moved(here, there);
+        assert_eq!(super::moved(other, there, here), Some(nonce));
+        let all = [
+            other,
+            moved(here, tuple(1, 2008, None)),
+            moved(here, tuple(1, 2007, Some(24))),
+        ];
+        let different: std::collections::BTreeSet<_> =
+            all.iter().chain([&nonce]).map(|n| n.0).collect();
+        assert_eq!(different.len(), 4);
+        assert_eq!(super::moved(nonce, here, tuple(2, 2007, None)), None);
+    }
 }
