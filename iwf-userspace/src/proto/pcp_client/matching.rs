@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use super::lease::Tuple;
 use super::{LATE_GRANT, MAX_PREFIXES, PcpClient, asks_prefixes};
 use crate::types::{ExternalPort, Generation, Instant, Protocol};
-use crate::wire::pcp::{MapBody, PcpOption, Response, ResultCode};
+use crate::wire::pcp::{self, MapBody, PcpOption, Response, ResultCode};
 
 impl PcpClient {
     /// What a response is about (PCPC-035). An error may come back without the option that the request named somebody
@@ -90,17 +90,7 @@ fn tuple_of(from: SocketAddr, map: &MapBody, behalf: Option<Ipv4Addr>) -> Option
 
 /// Whom a response names. `None`: somebody we never ask for.
 fn third_party(response: &Response) -> Option<Option<Ipv4Addr>> {
-    let named = response.options.iter().find_map(|option| match option {
-        PcpOption::ThirdParty(addr) => Some(*addr),
-        PcpOption::PreferFailure
-        | PcpOption::Filter(_)
-        | PcpOption::Description(_)
-        | PcpOption::ThirdPartyId(_)
-        | PcpOption::Prefix64(_)
-        | PcpOption::PortSet(_)
-        | PcpOption::Unknown { .. } => None,
-    });
-    match named {
+    match pcp::third_party(&response.options) {
         None => Some(None),
         Some(IpAddr::V4(addr)) => Some(Some(addr)),
         Some(IpAddr::V6(_)) => None,

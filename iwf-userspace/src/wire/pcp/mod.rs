@@ -23,7 +23,7 @@ mod response;
 mod result;
 
 pub use option::{
-    Filter, MAX_DESCRIPTION, MAX_THIRD_PARTY_ID, OptionError, PcpOption, PortSet, code,
+    Filter, MAX_DESCRIPTION, MAX_THIRD_PARTY_ID, OptionError, PcpOption, PortSet, code, third_party,
 };
 pub use prefix64::Prefix64;
 pub use request::{Request, RequestError, RequestHeader};

@@ -139,6 +139,20 @@ impl Filter {
     }
 }
 
+/// Whom a message names by THIRD_PARTY (RFC 6887 section 13.1).
+pub fn third_party(options: &[PcpOption]) -> Option<IpAddr> {
+    options.iter().find_map(|option| match option {
+        PcpOption::ThirdParty(addr) => Some(*addr),
+        PcpOption::PreferFailure
+        | PcpOption::Filter(_)
+        | PcpOption::Description(_)
+        | PcpOption::ThirdPartyId(_)
+        | PcpOption::Prefix64(_)
+        | PcpOption::PortSet(_)
+        | PcpOption::Unknown { .. } => None,
+    })
+}
+
 impl PcpOption {
     /// Its code.
     pub const fn code(&self) -> u8 {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::option::{self, OptionError, PcpOption, code};
+use super::option::{self, OptionError, PcpOption, code, third_party};
 use super::result::ResultCode;
 use super::{
     ALL_PROTOCOLS, Body, EncodeError, MAX_LEN, MIN_LEN, R_BIT, VERSION, addr_from_octets,
@@ -173,19 +173,7 @@ impl Request {
 
     /// The address the mapping is for: THIRD_PARTY's, otherwise the client's own.
     pub fn internal_addr(&self) -> IpAddr {
-        self.options
-            .iter()
-            .find_map(|option| match option {
-                PcpOption::ThirdParty(addr) => Some(*addr),
-                PcpOption::PreferFailure
-                | PcpOption::Filter(_)
-                | PcpOption::Description(_)
-                | PcpOption::ThirdPartyId(_)
-                | PcpOption::Prefix64(_)
-                | PcpOption::PortSet(_)
-                | PcpOption::Unknown { .. } => None,
-            })
-            .unwrap_or(self.client)
+        third_party(&self.options).unwrap_or(self.client)
     }
 
     /// Whether the client insists on the suggested external endpoint.
