@@ -2,19 +2,18 @@
 //!
 //! Also compiled into a test, which gives each target its committed corpus.
 
-use std::net::{Ipv4Addr, SocketAddr};
+#[path = "../../iwf-userspace/tests/gateway/mod.rs"]
+mod gateway;
+
 use std::time::Duration;
 
-use iwf_userspace::iwf::{
-    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, WanState,
-};
-use iwf_userspace::mapping::policy::LanPrefix;
-use iwf_userspace::types::{Instant, UnixTime};
-use iwf_userspace::wire::clients::InnerDocument;
+use gateway::{CALLER, Gateway, NONCE};
+use iwf_userspace::iwf::{Input, ModeSetting};
+use iwf_userspace::types::UnixTime;
 use iwf_userspace::wire::control_point::{self, Location};
 use iwf_userspace::wire::description::{DeviceUuid, Route, Tree};
 use iwf_userspace::wire::pcp::{self, ServerMessage};
-use iwf_userspace::wire::soap::{Call, encode_fault, encode_reply};
+use iwf_userspace::wire::soap::{Call, encode_fault};
 use iwf_userspace::wire::ssdp::{Arrival, Search};
 use iwf_userspace::wire::{dhcp4, dhcp6, gena, natpmp, services};
 
@@ -40,125 +39,20 @@ pub(crate) fn named(name: &str) -> Option<Target> {
 /// For results that only have to come back.
 fn ignore<T>(_: T) {}
 
-const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 5351);
-const CALLER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
 /// Of HTTP.
 const MAX_BODY: usize = 64 << 10;
 /// Of a datagram.
 const MAX_DATAGRAM: usize = 1500;
-/// What a MAP message has before and behind its nonce (RFC 6887 section 11.1).
-const NONCE: std::ops::Range<usize> = 24..36;
-
-/// The core with a shell that does everything at once.
-struct Gateway {
-    iwf: Iwf,
-    now: Instant,
-    calls: Vec<Call>,
-    sent: Vec<Vec<u8>>,
-    answered: usize,
-}
-
 impl Gateway {
-    fn new(mode: ModeSetting) -> Self {
-        let settings = Settings {
-            mode,
-            servers: vec![ServerSource::Address(SERVER)],
-            ..Settings::default()
-        };
-        let now = Instant::from_millis(0);
-        let mut gateway = Self {
-            iwf: Iwf::new(settings, [7; 32], UnixTime::from_secs(1_700_000_000), now),
-            now,
-            calls: Vec::new(),
-            sent: Vec::new(),
-            answered: 0,
-        };
-        gateway.input(Input::Lan(vec![LanPrefix {
-            own: Ipv4Addr::new(192, 168, 1, 1),
-            len: 24,
-        }]));
-        gateway.input(Input::Wan(WanState {
-            address: Some(Ipv4Addr::new(11, 22, 33, 10)),
-            gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
-            pool: Vec::new(),
-            address6: None,
-            gateway6: None,
-        }));
-        gateway
-    }
-
-    fn input(&mut self, input: Input) {
-        self.iwf.handle_input(input, self.now);
-        while let Some(effect) = self.iwf.poll_effect() {
-            let follows = match effect {
-                Effect::Reply { request, result } => {
-                    let call = usize::try_from(request.0)
-                        .ok()
-                        .and_then(|n| self.calls.get(n));
-                    let call = call.expect("somebody called");
-                    let reply = encode_reply(call, &result, InnerDocument::Escaped);
-                    assert!([200, 500].contains(&reply.status));
-                    self.answered += 1;
-                    continue;
-                }
-                Effect::SendUpstream { payload, .. } => {
-                    self.sent.push(payload);
-                    continue;
-                }
-                Effect::WriteNat { ticket, .. }
-                | Effect::RemoveNat { ticket, .. }
-                | Effect::Persist { ticket, .. }
-                | Effect::WritePinholes { ticket, .. } => Input::Done {
-                    ticket,
-                    result: Ok(()),
-                },
-                Effect::CountPinhole { request, .. } => Input::PinholeCounted {
-                    request,
-                    packets: Some(1),
-                },
-                Effect::AdminReply { .. }
-                | Effect::Errand(_)
-                | Effect::SubscriptionReply { .. }
-                | Effect::SendEvent(_)
-                | Effect::CancelEvent { .. }
-                | Effect::HangUp { .. }
-                | Effect::Solicit(_)
-                | Effect::Notify(_) => continue,
-            };
-            self.iwf.handle_input(follows, self.now);
-        }
-    }
-
-    fn call(&mut self, call: Call) {
-        let request = RequestId(self.calls.len() as u64);
-        self.calls.push(call.clone());
-        self.input(Input::Soap {
-            request,
-            caller: CALLER.into(),
-            call,
-            waited: Duration::ZERO,
-        });
-    }
-
-    fn hear(&mut self, payload: Vec<u8>) {
-        let from = SERVER;
-        self.input(Input::Upstream { from, payload });
-    }
-
     /// Lets time pass until every call has its answer.
     fn finish(&mut self) {
         for _ in 0..200 {
-            if self.answered == self.calls.len() {
-                return;
-            }
-            let Some(due) = self.iwf.poll_timeout() else {
+            if self.open.is_empty() || !self.wait() {
                 break;
-            };
-            self.now = due.max(self.now);
-            self.iwf.handle_timeout(self.now);
+            }
             self.input(Input::WallClock(UnixTime::from_secs(1_700_000_100)));
         }
-        assert_eq!(self.answered, self.calls.len(), "each call has one answer");
+        assert!(self.open.is_empty(), "each call has one answer");
     }
 }
 

@@ -1,141 +1,23 @@
 //! From octets to octets through the core: a control point's request in, the PCP request out, the server's
 //! response in, the answer out. The translations are those of RFC 6970 section 5.6 and 4.3.
 
+mod gateway;
 mod vector_file;
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::net::Ipv4Addr;
 
-use iwf_userspace::iwf::{
-    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, Ticket, WanState,
-};
-use iwf_userspace::mapping::policy::LanPrefix;
-use iwf_userspace::types::{Epoch, Instant, Lifetime, NatEntry, UnixTime};
-use iwf_userspace::wire::clients::InnerDocument;
+use gateway::{Gateway, NONCE};
+use iwf_userspace::iwf::ModeSetting;
+use iwf_userspace::types::{Epoch, Instant, Lifetime};
 use iwf_userspace::wire::pcp::{
     Body, PcpOption, Request, Response, ResultCode, error_reply, version_reply,
 };
 use iwf_userspace::wire::scpd::{self, DataType, Service};
-use iwf_userspace::wire::soap::{Call, encode_reply};
+use iwf_userspace::wire::soap::Call;
 use iwf_userspace::wire::{natpmp, services};
 use vector_file::{binary_one, header, text_one};
 
-const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 5351);
-const CALLER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 20);
-const NONCE: std::ops::Range<usize> = 24..36;
-
-/// The core with a shell that does everything at once and always succeeds.
-struct Gateway {
-    iwf: Iwf,
-    now: Instant,
-    sent: Vec<Vec<u8>>,
-    written: Vec<NatEntry>,
-    replies: BTreeMap<RequestId, Call>,
-    answers: Vec<(u16, String)>,
-}
-
 impl Gateway {
-    fn new(mode: ModeSetting) -> Self {
-        let settings = Settings {
-            mode,
-            servers: vec![ServerSource::Address(SERVER)],
-            default_connection_service: "uuid:x:WANConnectionDevice:1,id".to_owned(),
-            ..Settings::default()
-        };
-        let now = Instant::from_millis(0);
-        let mut gateway = Self {
-            iwf: Iwf::new(settings, [7; 32], UnixTime::from_secs(1_700_000_000), now),
-            now,
-            sent: Vec::new(),
-            written: Vec::new(),
-            replies: BTreeMap::new(),
-            answers: Vec::new(),
-        };
-        gateway.input(Input::Lan(vec![LanPrefix {
-            own: Ipv4Addr::new(192, 168, 1, 1),
-            len: 24,
-        }]));
-        gateway.input(Input::Wan(WanState {
-            address: Some(Ipv4Addr::new(192, 0, 2, 10)),
-            gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
-            pool: Vec::new(),
-            address6: None,
-            gateway6: None,
-        }));
-        gateway
-    }
-
-    fn input(&mut self, input: Input) {
-        self.iwf.handle_input(input, self.now);
-        self.drain();
-    }
-
-    fn drain(&mut self) {
-        while let Some(effect) = self.iwf.poll_effect() {
-            match effect {
-                Effect::Reply { request, result } => {
-                    let call = self.replies.remove(&request).expect("answered once");
-                    let reply = encode_reply(&call, &result, InnerDocument::Escaped);
-                    self.answers.push((reply.status, reply.body));
-                }
-                Effect::SendUpstream { server, payload } => {
-                    assert_eq!(server, SERVER);
-                    self.sent.push(payload);
-                }
-                Effect::WriteNat { ticket, entry } => {
-                    self.written.push(entry);
-                    self.done(ticket);
-                }
-                Effect::RemoveNat { ticket, .. } | Effect::Persist { ticket, .. } => {
-                    self.done(ticket);
-                }
-                Effect::AdminReply { .. }
-                | Effect::HangUp { .. }
-                | Effect::Errand(_)
-                | Effect::SubscriptionReply { .. }
-                | Effect::SendEvent(_)
-                | Effect::CancelEvent { .. }
-                | Effect::Solicit(_)
-                | Effect::Notify(_) => {}
-                Effect::WritePinholes { .. } | Effect::CountPinhole { .. } => {
-                    panic!("nobody asked for a pinhole")
-                }
-            }
-        }
-    }
-
-    fn done(&mut self, ticket: Ticket) {
-        let result = Ok(());
-        let done = Input::Done { ticket, result };
-        self.iwf.handle_input(done, self.now);
-    }
-
-    fn call(&mut self, call: Call) {
-        let number = u64::try_from(self.replies.len() + self.answers.len()).expect("few");
-        let request = RequestId(number);
-        self.replies.insert(request, call.clone());
-        self.input(Input::Soap {
-            request,
-            caller: CALLER.into(),
-            call,
-            waited: Duration::ZERO,
-        });
-    }
-
-    /// A datagram from the server.
-    fn hear(&mut self, payload: Vec<u8>) {
-        let from = SERVER;
-        self.input(Input::Upstream { from, payload });
-    }
-
-    /// Lets the time pass until the next thing is due.
-    fn wait(&mut self) {
-        self.now = self.iwf.poll_timeout().expect("something to wait for");
-        self.iwf.handle_timeout(self.now);
-        self.drain();
-    }
-
     /// The last MAP request that was sent.
     fn map(&self) -> Vec<u8> {
         let is_map = |octets: &&Vec<u8>| octets[1] == 1;
@@ -156,7 +38,8 @@ impl Gateway {
     }
 
     fn answer(&mut self) -> (u16, String) {
-        assert!(self.replies.is_empty(), "not answered yet");
+        assert!(self.open.is_empty(), "not answered yet");
+        assert_eq!(self.pinholes, 0, "nobody asked for a pinhole");
         self.answers.pop().expect("an answer")
     }
 }
@@ -427,7 +310,7 @@ fn silence_becomes_501_within_28_seconds() {
         gateway.call(call);
         let sent = gateway.sent.len();
         while gateway.answers.is_empty() {
-            gateway.wait();
+            assert!(gateway.wait(), "something to wait for");
             assert!(gateway.now <= Instant::from_millis(28_000), "still waiting");
         }
         assert!(gateway.sent.len() > sent, "asked more than once");
