@@ -196,7 +196,7 @@ pub enum AdminCommand {
     Access(access::OwnerCommand),
 }
 
-/// What store and kernel kept, for [`Iwf::restore`].
+/// What store and kernel kept, for [`super::Iwf::restore`].
 #[derive(Clone, Debug, Default)]
 pub struct Saved {
     /// Every mapping.
