@@ -80,12 +80,21 @@ impl Leases {
                     }
                 }
             }
-            Input::Reacquire { want, external } => {
+            Input::Reacquire {
+                want,
+                external,
+                same_server,
+            } => {
                 let via = self.claim(&want, now);
                 match via {
-                    Via::Pcp => self
-                        .pcp
-                        .handle_input(Input::Reacquire { want, external }, now),
+                    Via::Pcp => {
+                        let input = Input::Reacquire {
+                            want,
+                            external,
+                            same_server,
+                        };
+                        self.pcp.handle_input(input, now);
+                    }
                     Via::NatPmp | Via::Igd => {
                         let input = natpmp_client::Input::Reacquire { want, external };
                         self.fallback(via, input, now);

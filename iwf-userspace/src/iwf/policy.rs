@@ -302,12 +302,17 @@ impl Iwf {
         Ok(Some(open))
     }
 
-    /// A port to suggest to a server where not every one may be had.
+    /// A port to suggest to a server to whoever takes any: the internal one, or where that or not every one may be had, some
+    /// other. Without a suggestion a repetition of the request could lead to another port than the request itself.
     pub(super) fn suggestion(&mut self, asker: &Asker, new: &NewMapping) -> Option<ExternalPort> {
-        let open = self.open_ports(asker, new).ok()??;
-        let (table, protocol) = (&self.table, new.protocol);
+        let open = self.open_ports(asker, new).ok()?;
+        let (table, policy, statics) = (&self.table, &self.settings.policy, &self.statics);
+        let protocol = new.protocol;
         let free = |port: ExternalPort| {
-            in_ranges(&open, port.get()) && table.by_external(protocol, port).is_none()
+            open.as_ref().is_none_or(|open| in_ranges(open, port.get()))
+                && table.by_external(protocol, port).is_none()
+                && !policy.is_reserved(protocol, port.get())
+                && !statics.states(protocol, port)
         };
         let same = ExternalPort::new(new.internal.port.get()).filter(|port| free(*port));
         same.or_else(|| ports::random_port(free, &mut self.rng))

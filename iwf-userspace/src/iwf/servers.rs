@@ -201,6 +201,19 @@ impl Iwf {
         servers.collect()
     }
 
+    /// Whether both are addresses of one server, whether they can be reached now or not.
+    pub(super) fn is_one_server(&self, one: SocketAddr, other: SocketAddr) -> bool {
+        let configured = self.settings.servers.iter().any(|source| match source {
+            ServerSource::Addresses(all) => all.contains(&one) && all.contains(&other),
+            ServerSource::Address(_) | ServerSource::DefaultRouter => false,
+        });
+        let named = [&self.discovered.dhcp4, &self.discovered.dhcp6];
+        let discovered = named.into_iter().flatten();
+        let mut discovered =
+            discovered.filter(|all| all.contains(&one.ip()) && all.contains(&other.ip()));
+        one == other || configured || (one.port() == other.port() && discovered.next().is_some())
+    }
+
     /// Whom UPnP may be spoken with. Without our NAT mappings are others', which it has no use for.
     pub(super) fn igd_router(&self) -> Option<SocketAddr> {
         let gateway = self.wan.gateway.filter(|_| self.is_translating());

@@ -278,6 +278,12 @@ impl Iwf {
             return;
         };
         let want = self.want(mapping, server, Some(external.port), now);
-        self.tell(pcp_client::Input::Reacquire { want, external }, now);
+        let lease = mapping.upstream;
+        let input = pcp_client::Input::Reacquire {
+            same_server: lease.is_some_and(|lease| self.is_one_server(lease.server, server)),
+            want,
+            external,
+        };
+        self.tell(input, now);
     }
 }

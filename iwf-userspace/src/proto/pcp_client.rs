@@ -114,7 +114,11 @@ impl PcpClient {
                 lease,
                 external,
             } => self.adopt(want, lease, external, now),
-            Input::Reacquire { want, external } => self.reacquire(want, external, now),
+            Input::Reacquire {
+                want,
+                external,
+                same_server,
+            } => self.reacquire(want, external, same_server, now),
             Input::Fallback(fallback) => self.fallback = fallback,
             Input::Trusted(trusted) => self.set_trusted(trusted, now),
             Input::TakeOver(handover) => self.take_over(handover, now),
@@ -280,15 +284,21 @@ impl PcpClient {
         if let Some(lease) = held {
             let (nonce, known, grant) = (lease.nonce, lease.known, lease.grant);
             let (doubtful, was_brief) = (lease.may_be_there(), lease.want.brief);
+            let (predecessor, insisted) = (lease.predecessor, lease.insisted);
             let insist = match (want.choice, known) {
                 (PortChoice::Exact, Some(known)) if Some(known.port) == want.external => {
                     Insist::Endpoint
                 }
                 (PortChoice::Exact, _) => Insist::Port,
+                // It would be another port than the one that its predecessor still has.
+                (PortChoice::Any, Some(_)) if self.is_leaving(id, now).is_some() => {
+                    Insist::Endpoint
+                }
                 (PortChoice::Any, _) => Insist::Nothing,
             };
             let mut lease = Lease::new(want, nonce, insist, Purpose::Answer, now);
             (lease.known, lease.grant, lease.doubtful) = (known, grant, doubtful);
+            (lease.predecessor, lease.insisted) = (predecessor, insisted);
             if was_brief {
                 self.asking(&lease, now);
             }
@@ -346,7 +356,13 @@ impl PcpClient {
         }
     }
 
-    fn reacquire(&mut self, want: Want, external: ExternalEndpoint, now: Instant) {
+    fn reacquire(
+        &mut self,
+        want: Want,
+        external: ExternalEndpoint,
+        same_server: bool,
+        now: Instant,
+    ) {
         let id = want.id;
         let old = self.leases.get(&id);
         let grant = old.and_then(|lease| lease.grant);
@@ -359,7 +375,9 @@ impl PcpClient {
         let kept = kept.map(|lease| (lease.nonce, lease.may_be_there()));
         let is_new = kept.is_none();
         // A life that knows of the old lease only comes to the same one.
-        let moved = old.and_then(|old| lease::moved(old.nonce, old.tuple(), want.tuple()));
+        let moved = old
+            .filter(|_| same_server)
+            .map(|old| lease::moved(old.nonce, old.tuple(), want.tuple()));
         let (nonce, doubtful) = kept.unwrap_or_else(|| {
             self.abandon(id, now);
             let ended = self.forget_ended(want.tuple()).map(|ended| ended.nonce);
@@ -455,7 +473,7 @@ impl PcpClient {
 
     fn keep(&mut self, id: Generation, now: Instant) {
         if let Some(lease) = self.leases.get_mut(&id) {
-            lease.ask_again(Insist::Endpoint, now);
+            lease.ask_again(Insist::Endpoint, Purpose::Restore, now);
         }
         self.handle_timeout(now);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::server::{Scripted, address, maps};
 use super::soap::{add, add_any, delete, mapping};
-use super::world::World;
+use super::world::{WAN, World};
 use crate::iwf::{Input, Notice};
 use crate::types::{ExternalEndpoint, ExternalPort, Lifetime, MappingNonce, UnixTime};
 use crate::wire::pcp::{Body, MapBody, PcpOption, Response, ResultCode};
@@ -299,4 +299,75 @@ fn a_grant_of_no_time_is_none() {
     assert_eq!(world.kernel.observe(), []);
     world.run(200);
     assert_eq!(world.iwf.mappings().count(), 0);
+}
+
+/// Seed 1548 of the months: where the port that is wanted is another mapping's, some port is suggested all the same. A
+/// repetition of the request that comes after a deletion then leads to the port that the host was told.
+#[test]
+fn a_late_repetition_of_a_request_leads_to_the_same_port() {
+    let mut world = World::new(20);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let port = world.ask(21, add_any(21, 8080, 8000, 3600));
+    let request = world.sent.last().expect("a MAP").1.clone();
+    let told = last_map(&world);
+    assert_eq!(told.external_port, ExternalPort::new(8000));
+    assert_eq!(port, Ok(vec!["8000".to_owned()]));
+    // A deletion from before has come late, and then that request once more.
+    world
+        .server
+        .mappings
+        .retain(|(_, _, port), _| *port != 8000);
+    let payload = request.encode().expect("short");
+    let _late = world
+        .server
+        .receive(world.now, IpAddr::V4(WAN), &payload)
+        .expect("an answer");
+    let gone = MapBody {
+        external_port: None,
+        external_addr: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        ..told
+    };
+    update(&mut world, ResultCode::Success, 0, gone);
+    world.run(10);
+    let ports = world.active().into_iter().map(|m| m.claim.port);
+    let ports: std::collections::BTreeSet<_> = ports.collect();
+    let both = [8000, 8080].map(ExternalPort::new);
+    assert_eq!(ports, both.into());
+}
+
+/// The refusal of a port that was insisted on may come twice, and is none of what is not insisted on.
+#[test]
+fn a_refusal_that_comes_twice_is_one() {
+    let mut world = World::new(21);
+    let port = world.ask(20, add_any(20, 8080, 8080, 3600));
+    assert_eq!(port, Ok(vec!["8080".to_owned()]));
+    world.server.restart(world.now);
+    world.server.taken = vec![(crate::types::Protocol::Tcp, 8080)];
+    let announcement = world.server.announce(world.now);
+    world.answer(announcement);
+    world.link.cut = true;
+    world.run(10);
+    let insists = |world: &World| {
+        let (_, request) = world.sent.last().expect("a request");
+        request.options.contains(&PcpOption::PreferFailure)
+    };
+    assert!(insists(&world));
+    let body = last_map(&world);
+    for _ in 0..2 {
+        world.link.cut = false;
+        let refusal = Response {
+            result: ResultCode::CannotProvideExternal,
+            lifetime: Lifetime(1800),
+            epoch: world.server.epoch(world.now),
+            body: Body::Map(body),
+            options: Vec::new(),
+        };
+        world.answer(refusal.encode().expect("short"));
+        world.link.cut = true;
+        world.run(1);
+        assert!(!insists(&world));
+    }
+    world.link.cut = false;
+    world.run(10);
+    assert_eq!(world.only().claim.port, ExternalPort::new(20_000));
 }

@@ -466,6 +466,73 @@ fn a_mapping_outlives_a_change_of_mode_that_could_not_be_stored() {
     }
 }
 
+/// Seed 1341 of the months: the same where the server is another of its addresses in the other mode, whichever of them the
+/// life that is lost has used in which order.
+#[test]
+fn a_move_to_another_address_of_the_server_that_could_not_be_stored_is_known_to_the_next_life() {
+    for by_way_of_the_other_address in [false, true] {
+        let both = vec![address(), address6()];
+        let settings = Settings {
+            servers: vec![ServerSource::Addresses(both)],
+            ..settings(ModeSetting::NoNat, address6())
+        };
+        let mut world = world(18, settings);
+        world.wan.address = None;
+        world.crash();
+        world.run(2);
+        assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+        assert_eq!(world.iwf.mode(), Mode::NoNat(address6()));
+        world.store.full = true;
+        world.set_wan(Some(WAN));
+        if by_way_of_the_other_address {
+            world.wan.address6 = None;
+            world.input(Input::Wan(world.wan.clone()));
+            world.run(20);
+            assert_eq!(world.iwf.mode(), Mode::NoNat(address()));
+            world.wan.address6 = Some(OWN6);
+        }
+        world.set_mode(ModeSetting::Cascaded);
+        world.run(20);
+        assert_eq!(world.iwf.mode(), Mode::Cascaded(address()));
+        world.crash();
+        world.store.full = false;
+        world.run(60);
+        assert_eq!(world.only().claim.port, ExternalPort::new(8080));
+        assert_eq!(world.server.foreign_nonces, 0);
+        assert_eq!(world.server.alive(world.now).count(), 1);
+    }
+}
+
+/// Seed 2373 of the months: the port is insisted on after a change of mode, and refused as long as the old lease has it. That
+/// comes late, when its host has said meanwhile that any port will do.
+#[test]
+fn a_late_refusal_of_what_was_insisted_on_is_none_of_what_is_not() {
+    let mut world = world(19, settings(ModeSetting::Cascaded, address()));
+    let wish = || add_any(20, 8080, 8000, 3600);
+    assert_eq!(world.ask(20, wish()), Ok(vec!["8080".to_owned()]));
+    world.link.cut = true;
+    world.set_mode(ModeSetting::NoNat);
+    world.run(1);
+    let insisted = sent(&world).pop().expect("a MAP").1;
+    assert!(insisted.options.contains(&PcpOption::PreferFailure));
+    let refresh = world.call(20, wish());
+    world.run(1);
+    let refusal = crate::wire::pcp::Response {
+        result: ResultCode::CannotProvideExternal,
+        lifetime: Lifetime(1800),
+        epoch: world.server.epoch(world.now),
+        body: insisted.body,
+        options: vec![PcpOption::ThirdParty(host(20))],
+    };
+    world.link.cut = false;
+    world.answer(refusal.encode().expect("short"));
+    world.link.cut = true;
+    world.run(1);
+    world.link.cut = false;
+    assert_eq!(world.wait_for(refresh), Ok(vec!["8080".to_owned()]));
+    assert_eq!(world.only().claim.port, ExternalPort::new(8080));
+}
+
 #[test]
 fn nobody_to_ask_is_said_at_once() {
     let alone = Settings {

@@ -43,6 +43,8 @@ pub(super) struct Lease {
     pub(super) last_sent: Option<Instant>,
     /// The server may have it from what was sent before this, in an earlier life too.
     pub(super) doubtful: bool,
+    /// When it was last asked for with PREFER_FAILURE.
+    pub(super) insisted: Option<Instant>,
     /// The lease that this one takes the place of. As long as the server may hold that, it may refuse this.
     pub(super) predecessor: Option<Tuple>,
 }
@@ -128,6 +130,7 @@ impl Lease {
             in_line: false,
             last_sent: None,
             doubtful: false,
+            insisted: None,
             predecessor: None,
         }
     }
@@ -185,10 +188,10 @@ impl Lease {
     }
 
     /// Asks again for what was there, at `at`.
-    pub(super) fn ask_again(&mut self, insist: Insist, at: Instant) {
+    pub(super) fn ask_again(&mut self, insist: Insist, purpose: Purpose, at: Instant) {
         self.phase = Phase::Requesting {
             insist,
-            purpose: Purpose::Restore,
+            purpose,
             backoff: Backoff::default(),
             at,
             mismatch: None,
@@ -314,8 +317,9 @@ pub(super) struct Ended {
 
 /// The nonce of a mapping that a server is to know by another internal endpoint: from the one that it has now, without
 /// anything else that would have to be stored first, and back to it on the way back. To whoever does not know the one, the
-/// other says nothing. `None` at another server, which gets one of its own (RFC 6887 section 11.2).
-pub(super) fn moved(nonce: MappingNonce, from: Tuple, to: Tuple) -> Option<MappingNonce> {
+/// other says nothing. All addresses of the server come to the same (RFC 7488 section 3); another server gets a nonce of its
+/// own (RFC 6887 section 11.2).
+pub(super) fn moved(nonce: MappingNonce, from: Tuple, to: Tuple) -> MappingNonce {
     let mask = |(_, protocol, port, behalf): Tuple| {
         let mut hash = Sha256::new();
         hash.update([protocol.number()]);
@@ -328,7 +332,7 @@ pub(super) fn moved(nonce: MappingNonce, from: Tuple, to: Tuple) -> Option<Mappi
     for (octet, (off, on)) in moved.0.iter_mut().zip(masks) {
         *octet ^= off ^ on;
     }
-    (from.0 == to.0).then_some(moved)
+    moved
 }
 
 /// What a server may know of a lease, in PCP.
@@ -419,18 +423,17 @@ mod tests {
         };
         let nonce = MappingNonce([7; 12]);
         let (here, there) = (tuple(1, 2007, None), tuple(1, 2007, Some(23)));
-        let moved = |from, to| moved(nonce, from, to).expect("the same server");
-        assert_eq!(moved(here, here), nonce);
-        let other = moved(here, there);
-        assert_eq!(super::moved(other, there, here), Some(nonce));
+        assert_eq!(moved(nonce, here, here), nonce);
+        let other = moved(nonce, here, there);
+        assert_eq!(moved(other, there, here), nonce);
+        assert_eq!(moved(nonce, tuple(2, 2007, None), there), other);
         let all = [
             other,
-            moved(here, tuple(1, 2008, None)),
-            moved(here, tuple(1, 2007, Some(24))),
+            moved(nonce, here, tuple(1, 2008, None)),
+            moved(nonce, here, tuple(1, 2007, Some(24))),
         ];
         let different: std::collections::BTreeSet<_> =
             all.iter().chain([&nonce]).map(|n| n.0).collect();
         assert_eq!(different.len(), 4);
-        assert_eq!(super::moved(nonce, here, tuple(2, 2007, None)), None);
     }
 }

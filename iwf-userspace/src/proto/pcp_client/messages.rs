@@ -80,6 +80,8 @@ pub enum Input {
         want: Want,
         /// What was assigned before.
         external: ExternalEndpoint,
+        /// Whether it was granted by the same server, at whichever of its addresses.
+        same_server: bool,
     },
     /// Get what another client held, or was asked for.
     TakeOver(Handover),

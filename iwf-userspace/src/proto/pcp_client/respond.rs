@@ -182,7 +182,7 @@ impl PcpClient {
             Phase::Requesting { insist, .. } => insist,
             Phase::Bound { .. } | Phase::Releasing { .. } => Insist::Endpoint,
         };
-        lease.ask_again(insist, now);
+        lease.ask_again(insist, Purpose::Restore, now);
         self.line_up(id);
     }
 
@@ -349,6 +349,12 @@ impl PcpClient {
             return;
         };
         let conflict = error == ResultCode::CannotProvideExternal;
+        // RFC 6887 section 7.4: it is said to whoever insists. This is about what was asked for before.
+        let late = |insisted: Instant| now <= insisted + LATE_GRANT;
+        if conflict && insist == Insist::Nothing && lease.insisted.is_some_and(late) {
+            self.ignored.unmatched += 1;
+            return;
+        }
         let address = lease.want.server;
         // AMB-16, AMB-29: the endpoint as it was, then the port on any address, or for AddAny entries whatever
         // there is.
@@ -358,12 +364,13 @@ impl PcpClient {
             (Insist::Port, PortChoice::Exact) | (Insist::Nothing, _) => None,
         };
         // What is in the way may be, or may have been, our own.
-        if let (true, Purpose::Restore, Some(leaving)) = (conflict, purpose, leaving) {
-            let wait = match leaving {
-                Leaving::Soon => MIN_GAP,
-                Leaving::Later => hold(error, lifetime).max(MIN_GAP),
-            };
-            lease.ask_again(Insist::Endpoint, now + wait);
+        let wait = match (leaving, purpose) {
+            (Some(Leaving::Soon), _) => Some(MIN_GAP),
+            (Some(Leaving::Later), Purpose::Restore) => Some(hold(error, lifetime).max(MIN_GAP)),
+            (Some(Leaving::Later), Purpose::Answer) | (None, _) => None,
+        };
+        if conflict && let Some(wait) = wait {
+            lease.ask_again(Insist::Endpoint, purpose, now + wait);
             return;
         }
         if conflict && let Some(weaker) = weaker {
@@ -439,7 +446,7 @@ impl PcpClient {
                 PortChoice::Exact => Insist::Port,
                 PortChoice::Any => Insist::Nothing,
             };
-            lease.ask_again(weaker, now);
+            lease.ask_again(weaker, Purpose::Restore, now);
             return;
         }
         if !asked {

@@ -221,7 +221,11 @@ impl Bench {
                     addr: [11, 22, 33, 1].into(),
                     port: want.port,
                 };
-                self.input(Input::Reacquire { want, external });
+                self.input(Input::Reacquire {
+                    same_server: true,
+                    want,
+                    external,
+                });
             }
             Step::Terms { id, port, lease } => self.input(Input::Terms(self.want(id, port, lease))),
             Step::Request { .. } | Step::Reacquire { .. } => {}
