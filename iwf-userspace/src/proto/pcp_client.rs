@@ -15,6 +15,7 @@ mod matching;
 mod messages;
 pub(in crate::proto) mod negative;
 mod pace;
+mod refusal;
 mod renewal;
 mod respond;
 mod retransmit;
