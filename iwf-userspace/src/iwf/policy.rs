@@ -302,10 +302,14 @@ impl Iwf {
         Ok(Some(open))
     }
 
-    /// A port to suggest to a server to whoever takes any: the internal one, or where that or not every one may be had, some
-    /// other. Without a suggestion a repetition of the request could lead to another port than the request itself.
+    /// A port to suggest to a server in place of the one that is wanted and not to be had, or where not every one may be had:
+    /// the internal one if it can be. Without a suggestion a repetition of the request could lead to another port than the
+    /// request itself. `None` if every one will do (PCPC-061).
     pub(super) fn suggestion(&mut self, asker: &Asker, new: &NewMapping) -> Option<ExternalPort> {
         let open = self.open_ports(asker, new).ok()?;
+        if open.is_none() && new.external.is_none() {
+            return None;
+        }
         let (table, policy, statics) = (&self.table, &self.settings.policy, &self.statics);
         let protocol = new.protocol;
         let free = |port: ExternalPort| {
