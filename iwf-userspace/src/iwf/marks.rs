@@ -94,8 +94,9 @@ impl Iwf {
             return self.mark(&trace, false);
         };
         let known = mapping.upstream.map(|l| (l.server, l.via, l.nonce));
-        if known == Some((trace.key.server, trace.via, trace.nonce)) {
-            self.marks.moving.remove(&id);
+        let same = known == Some((trace.key.server, trace.via, trace.nonce));
+        // Unless the record says that it was asked for elsewhere meanwhile.
+        if same && !self.marks.moving.contains_key(&id) {
             return;
         }
         let asked = UpstreamLease {

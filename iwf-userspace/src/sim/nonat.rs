@@ -533,6 +533,54 @@ fn a_late_refusal_of_what_was_insisted_on_is_none_of_what_is_not() {
     assert_eq!(world.only().claim.port, ExternalPort::new(8080));
 }
 
+/// Seed 8441 of the months: back before the server has answered, and the record says under which nonce it was asked last.
+#[test]
+fn a_mapping_outlives_a_change_of_mode_that_was_taken_back() {
+    let mut world = routed(22);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    world.link.cut = true;
+    world.set_mode(ModeSetting::Cascaded);
+    world.run(1);
+    world.set_mode(ModeSetting::NoNat);
+    world.link.cut = false;
+    world.run(20);
+    world.crash();
+    world.run(60);
+    assert_eq!(world.only().claim.port, ExternalPort::new(8080));
+    assert_eq!(world.server.foreign_nonces, 0);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+}
+
+/// Whatever of a change of mode came to be done before a kill, the next life finishes it.
+#[test]
+fn a_mapping_outlives_a_kill_in_the_midst_of_a_change_of_mode() {
+    let both = [ModeSetting::NoNat, ModeSetting::Cascaded];
+    for (from, to) in [(both[0], both[1]), (both[1], both[0])] {
+        for effects in 0..40 {
+            for cut in [false, true] {
+                let mut world = world(23, settings(from, address()));
+                assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+                if cut {
+                    // It was on the way to the other mode and back already.
+                    world.link.cut = true;
+                    world.set_mode(to);
+                    world.run(1);
+                    world.set_mode(from);
+                    world.run(1);
+                    world.link.cut = false;
+                }
+                world.crash_after = Some(effects);
+                world.set_mode(to);
+                world.run(60);
+                let said = format!("{from:?} to {to:?}, cut {cut}, killed after {effects} effects");
+                assert_eq!(world.active().len(), 1, "{said}");
+                assert_eq!(world.only().claim.port, ExternalPort::new(8080), "{said}");
+                assert_eq!(world.server.alive(world.now).count(), 1, "{said}");
+            }
+        }
+    }
+}
+
 #[test]
 fn nobody_to_ask_is_said_at_once() {
     let alone = Settings {
