@@ -208,6 +208,7 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
     let begun = Instant::now();
     let caller = Caller {
         channel: channel.unwrap_or_default(),
+        link: Some(ends.ifindex),
         ..caller(site, ends, &call).await
     };
     site.names.resolve(&mut call, &caller).await;
