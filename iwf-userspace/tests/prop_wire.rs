@@ -4,8 +4,13 @@ mod vector_file;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use iwf_userspace::types::{Epoch, ExternalPort, InternalPort, Lifetime, MappingNonce, Protocol};
+use iwf_userspace::types::caller::show_mac;
+use iwf_userspace::types::device::DhcpLease;
+use iwf_userspace::types::{
+    Epoch, ExternalPort, InternalPort, Lifetime, MappingNonce, Protocol, UnixTime,
+};
 use iwf_userspace::wire::description::{DeviceUuid, Route, Tree};
+use iwf_userspace::wire::lease_file::{LeaseFile, MAX_LEASES};
 use iwf_userspace::wire::pcp::{
     self, Body, Filter, MapBody, PcpOption, PeerBody, PortSet, Prefix64, ServerMessage,
 };
@@ -27,6 +32,65 @@ fn addr() -> impl Strategy<Value = IpAddr> {
 
 fn transport() -> impl Strategy<Value = Protocol> {
     select(vec![Protocol::Tcp, Protocol::Udp])
+}
+
+/// A lease and the line that each of the servers writes of it: dnsmasq, odhcpd, odhcpd since the end of 2025.
+fn lease() -> impl Strategy<Value = (DhcpLease, String)> {
+    let client = (
+        any::<[u8; 6]>(),
+        proptest::option::of("[a-z0-9][a-z0-9-]{0,20}"),
+    );
+    // As far as times are written; `None` is for ever.
+    let ends = proptest::option::of(1_000_000_000..=4_000_000_000_u64);
+    let server = select(vec![0, 1, 2]);
+    (addr(), client, ends, server).prop_map(|(addr, (mac, name), ends, server)| {
+        let shown = show_mac(mac);
+        let bare = shown.replace(':', "");
+        let brief = mac.map(|octet| format!("{octet:x}")).join(":");
+        let line = match (server, addr) {
+            (0, _) => {
+                let hardware = if addr.is_ipv4() {
+                    shown
+                } else {
+                    "1578107".to_owned()
+                };
+                let name = name.as_deref().unwrap_or("*");
+                format!("{} {hardware} {addr} {name} 01:{bare}", ends.unwrap_or(0))
+            }
+            (written, _) => {
+                let client = if written == 1 { &bare } else { &brief };
+                let (client, association, len) = if addr.is_ipv4() {
+                    (client.as_str(), "ipv4", 32)
+                } else {
+                    ("0001000130000000", "18143b", 128)
+                };
+                let name = name.as_deref().unwrap_or("-");
+                let ends = ends.map_or(-1, u64::cast_signed);
+                format!("# br-lan {client} {association} {name} {ends} 10 {len} {addr}/{len}")
+            }
+        };
+        let lease = DhcpLease {
+            addr,
+            mac: addr.is_ipv4().then_some(mac),
+            name,
+            ends: ends.map(UnixTime::from_secs),
+        };
+        (lease, line)
+    })
+}
+
+/// What no server writes.
+fn no_lease() -> impl Strategy<Value = String> {
+    select(vec![
+        "x".to_owned(),
+        "#".to_owned(),
+        "# br-lan".to_owned(),
+        "-1 02:00:5e:10:00:0a 192.168.1.10 a *".to_owned(),
+        "1764331200 02:00:5e:10:00:0a 192.168.1.10 a b *".to_owned(),
+        "# br-lan 02005e10000a ipv4 a b 1764331200 c0a8010a 32 192.168.1.10/32".to_owned(),
+        "1".repeat(4000),
+        "\u{fffd}\0".to_owned(),
+    ])
 }
 
 fn natpmp_request() -> impl Strategy<Value = natpmp::Request> {
@@ -309,6 +373,56 @@ proptest! {
         decode_all(&octets);
     }
 
+    /// Each line of a lease file counts, and each other one: nothing is lost, made up or moved by what is beside it.
+    #[test]
+    fn a_lease_file_has_its_leases_and_counts_the_rest(
+        lines in vec(prop_oneof![3 => lease().prop_map(Ok), 1 => no_lease().prop_map(Err)], 0..60),
+        carriage_returns: bool,
+    ) {
+        let end = if carriage_returns { "\r\n" } else { "\n" };
+        let text: String = lines
+            .iter()
+            .map(|line| match line {
+                Ok((_, line)) | Err(line) => format!("{line}{end}"),
+            })
+            .collect();
+        let file = LeaseFile::parse(text.as_bytes());
+        let good: Vec<_> = lines.iter().filter_map(|line| line.as_ref().ok()).collect();
+        prop_assert_eq!(file.damaged, lines.len() - good.len());
+        let expected: Vec<_> = good.into_iter().map(|(lease, _)| lease.clone()).collect();
+        prop_assert_eq!(file.leases, expected);
+    }
+
+    /// A file that was written over, cut or is something else altogether costs no more than its length.
+    #[test]
+    fn a_damaged_lease_file_is_bounded_and_says_so(
+        lines in vec(lease(), 1..20),
+        changes in vec((any::<Index>(), any::<u8>()), 0..40),
+        cut: Index,
+        rubbish in vec(any::<u8>(), 0..400),
+    ) {
+        let mut octets: Vec<u8> = lines.iter().flat_map(|(_, line)| format!("{line}\n").into_bytes()).collect();
+        let whole = octets.len();
+        for (at, value) in changes {
+            *at.get_mut(&mut octets) = value;
+        }
+        octets.truncate(cut.index(whole + 1));
+        for octets in [octets, rubbish] {
+            let file = LeaseFile::parse(&octets);
+            let lines = octets.iter().filter(|octet| **octet == b'\n').count() + 1;
+            prop_assert!(file.damaged <= lines + 1);
+            // A line of odhcpd may name several addresses, each with a blank before it.
+            let blanks = octets.iter().filter(|octet| **octet == b' ').count();
+            prop_assert!(file.leases.len() <= (lines + blanks).min(MAX_LEASES));
+            let is_cut = octets.last().is_some_and(|last| *last != b'\n');
+            prop_assert!(!is_cut || file.damaged > 0);
+            for lease in &file.leases {
+                let name = lease.name.as_deref().unwrap_or_default();
+                prop_assert!(name.len() <= 255 && name.bytes().all(|octet| octet.is_ascii_graphic()));
+            }
+        }
+    }
+
     #[test]
     fn arbitrary_text_never_panics(text in "(<|>|/|[a-z:]|=|\"|&|;|#|!|\\[|\\]|-|\\?|\r|\n| |[0-9]){0,200}") {
         decode_all(text.as_bytes());
@@ -372,6 +486,7 @@ fn decode_all(octets: &[u8]) {
     assert_eq!(pcp::version_reply(octets, Lifetime(0), Epoch(0)).len(), 24);
     ignore(natpmp::Request::decode(octets));
     ignore(natpmp::Response::decode(octets));
+    ignore(LeaseFile::parse(octets));
     if let Ok(search) = Search::decode(octets) {
         ignore(search.spread(Arrival::Multicast));
         assert!(search.answers(DeviceUuid::from_octets([0; 16])).len() <= 10);

@@ -10,8 +10,9 @@ use iwf_tests::daemon::{Iwfd, Options};
 use iwf_tests::igd::{Gateway, Version};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::ssdp::{self, Ear, Message};
-use iwf_tests::topology::{GATEWAY, LAN_BRIDGE, LAN1, Lab};
+use iwf_tests::topology::{GATEWAY, LAN_BRIDGE, LAN1, LAN2, Lab};
 use iwf_tests::wait;
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
 const SECOND_IF: &str = "lan3p";
@@ -86,6 +87,68 @@ fn options() -> Options {
         pcp_servers: Vec::new(),
         ..Options::default()
     }
+}
+
+/// SEC-05: where hosts may act for others, those of one LAN act for none of another, and see nothing of theirs.
+#[test]
+fn nobody_acts_for_hosts_of_another_lan() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let (lab, lan3) = lab()?;
+    let iwfd = Iwfd::start(
+        &lab,
+        &Options {
+            more: "[policy]\nthird_party = true\n",
+            ..options()
+        },
+    )?;
+    let home = Gateway::discover_version(&lab.lan1, Version::Two)?;
+    let guest = Gateway::discover_version(&lan3, Version::Two)?;
+    home.add("TCP", 8080, LAN1, 8080, 600)?.ok()?;
+    home.add("TCP", 8081, LAN2, 8080, 600)?.ok()?;
+    guest.add("TCP", 8082, LAN3, 8080, 600)?.ok()?;
+    assert_eq!(guest.add("TCP", 8083, LAN1, 8083, 600)?.error(), Some(606));
+    assert_eq!(home.add("TCP", 8083, LAN3, 8083, 600)?.error(), Some(606));
+    let one = Gateway::discover_version(&lan3, Version::One)?;
+    assert_eq!(one.add("TCP", 8083, LAN1, 8083, 600)?.error(), Some(718));
+    // A port that another LAN's host has is taken, and that is all there is to know of it.
+    assert_eq!(guest.add("TCP", 8080, LAN3, 8080, 600)?.error(), Some(718));
+    assert_eq!(guest.delete("TCP", 8080)?.error(), Some(606));
+    let listed = |gateway: &Gateway| -> Result<Vec<String>> {
+        let range = [
+            ("NewStartPort", "1024"),
+            ("NewEndPort", "65535"),
+            ("NewProtocol", "TCP"),
+            ("NewManage", "1"),
+            ("NewNumberOfPorts", "0"),
+        ];
+        let text = gateway.call("GetListOfPortMappings", &range)?.ok()?.text;
+        let clients = text.split("NewInternalClient&gt;").skip(1).step_by(2);
+        let clients = clients.filter_map(|rest| rest.split("&lt;").next());
+        Ok(clients.map(str::to_owned).collect())
+    };
+    assert_eq!(listed(&home)?, [LAN1.to_string(), LAN2.to_string()]);
+    assert_eq!(listed(&guest)?, [LAN3.to_string()]);
+    let first = [("NewPortMappingIndex", "1")];
+    let beyond = guest.call("GetGenericPortMappingEntry", &first)?;
+    assert_eq!(beyond.error(), Some(713));
+
+    let refused = iwfd
+        .ctl()
+        .must(&["events", "--json", "--kind", "mapping-refused"])?;
+    let refused: Vec<Value> = refused
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let for_others = refused.iter().filter(|row| {
+        let detail = row["detail"].as_str().unwrap_or_default();
+        row["decided_by"] == "policy.third_party" && detail.contains("another LAN")
+    });
+    assert_eq!(for_others.count(), 3, "{refused:?}");
+    // At home everybody may still do everything for everybody.
+    home.seen_from(&lab.lan2).delete("TCP", 8080)?.ok()?;
+    Ok(())
 }
 
 /// DEV-006 and DEV-007: a description says nothing of addresses, so that it is right at each, and has the number that

@@ -1,7 +1,12 @@
 //! Names of hosts in calls, asked of the DNS server that most routers run.
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "plays a host that asks too much and a server that is silent, in real time"
+)]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::cascade;
@@ -11,6 +16,7 @@ use iwf_tests::names::Resolver;
 use iwf_tests::netns::may_run;
 use iwf_tests::peers::{self, Echo};
 use iwf_tests::topology::{EXTERNAL, LAN1, LAN2, Lab, REMOTE, WAN};
+use iwf_tests::wait;
 
 const SOON: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(1);
@@ -97,5 +103,63 @@ fn hosts_are_named_as_the_router_knows_them() -> Result<()> {
     }
     peers::udp_is_closed(&lab.inet, SocketAddrV4::new(WAN, 9003), SILENCE)?;
     iwfd.ctl().must(&["audit"])?;
+    Ok(())
+}
+
+/// A host whose names nobody answers takes no other host's turn, however many it asks for.
+#[test]
+fn names_without_an_answer_delay_their_own_host_only() -> Result<()> {
+    /// More than are asked for at once for all hosts, and no more than a host may have connections.
+    const ASKED: usize = 12;
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let silent = lab.cpe.within(|| UdpSocket::bind("127.0.0.1:0"))??;
+    let names = [("peer.example.net", REMOTE)];
+    let others = [("silent.example", silent.local_addr()?)];
+    let _resolver = Resolver::start_asking(&lab, &names, &others)?;
+    let options = Options {
+        mode: "local",
+        pcp_servers: Vec::new(),
+        own_resolver: true,
+        ..Options::default()
+    };
+    let mut iwfd = Iwfd::start(&lab, &options)?;
+    let greedy = Gateway::discover(&lab.lan1)?;
+    let other = greedy.seen_from(&lab.lan2);
+    let before = iwfd.ctl().counter("http_requests")?;
+    let asking: Vec<_> = (0..ASKED)
+        .map(|number| {
+            let gateway = greedy.clone();
+            let port = 9100 + u16::try_from(number)?;
+            Ok(std::thread::spawn(move || {
+                let name = format!("n{number}.silent.example");
+                add(&gateway, port, &LAN1.to_string(), &name)
+            }))
+        })
+        .collect::<Result<_>>()?;
+    wait::until_ok("all of its calls", SOON, || {
+        let requests = iwfd.ctl().counter("http_requests")?.saturating_sub(before);
+        ensure!(requests >= ASKED as u64, "{requests}");
+        Ok(())
+    })?;
+    wait::until_ok("the first question", SOON, || {
+        silent.set_nonblocking(true)?;
+        Ok(silent.peek_from(&mut [0; 512]).map(drop)?)
+    })?;
+    let begun = Instant::now();
+    add(&other, 9001, &LAN2.to_string(), "peer.example.net")?.ok()?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(2) * wait::patience(), "{took:?}");
+    // Nor does the daemon's end wait for those that nobody answers, each of which takes its time.
+    let begun = Instant::now();
+    iwfd.stop()?;
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(4) * wait::patience(), "{took:?}");
+    for asked in asking {
+        // Whether there was an answer before the end or not.
+        drop(asked.join().expect("it does not panic"));
+    }
     Ok(())
 }

@@ -4,8 +4,9 @@
     reason = "plays the hosts on both sides, in real time"
 )]
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,9 @@ use iwf_tests::gena::{Manner, Subscriber};
 use iwf_tests::igd::{self, Answer};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::ssdp::{Ear, Message};
-use iwf_tests::topology::{GATEWAY_6, LAN_BRIDGE, LAN1, LAN1_6, Lab, REMOTE_6, WAN_6, WAN_IF};
+use iwf_tests::topology::{
+    CARRIER_6, GATEWAY_6, LAN_BRIDGE, LAN1, LAN1_6, Lab, REMOTE_6, WAN_6, WAN_IF,
+};
 use iwf_tests::upnpc;
 use iwf_tests::wait;
 use iwf_tests::wire_tap::Tap;
@@ -83,17 +86,9 @@ fn search(
     to: Ipv6Addr,
 ) -> Result<Option<String>> {
     let index = host.ifindex(interface)?;
-    let search = format!(
-        "M-SEARCH * HTTP/1.1\r\nHOST: [{to}]:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
-         ST: urn:schemas-upnp-org:device:InternetGatewayDevice:2\r\n\r\n"
-    );
     host.within(|| -> Result<Option<String>> {
-        let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.bind(&SocketAddrV6::new(from, 0, 0, index).into())?;
-        socket.set_multicast_if_v6(index)?;
-        let socket = std::net::UdpSocket::from(socket);
-        socket.set_read_timeout(Some(SILENCE))?;
-        socket.send_to(search.as_bytes(), SocketAddrV6::new(to, 1900, 0, index))?;
+        let socket = searcher(from, index)?;
+        socket.send_to(wish(to).as_bytes(), SocketAddrV6::new(to, 1900, 0, index))?;
         let mut answer = [0; 2048];
         let Ok((length, _)) = socket.recv_from(&mut answer) else {
             return Ok(None);
@@ -104,6 +99,46 @@ fn search(
             .find_map(|line| line.strip_prefix("LOCATION: "));
         Ok(location.map(str::to_owned))
     })?
+}
+
+/// Searches from that address at all of these at once, and everything that answers within a moment.
+fn searched(
+    host: &Namespace,
+    interface: &str,
+    from: Ipv6Addr,
+    to: &[Ipv6Addr],
+) -> Result<Vec<String>> {
+    let index = host.ifindex(interface)?;
+    host.within(|| -> Result<Vec<String>> {
+        let socket = searcher(from, index)?;
+        for to in to {
+            // Not every address can be reached from every other one.
+            drop(socket.send_to(wish(*to).as_bytes(), SocketAddrV6::new(*to, 1900, 0, index)));
+        }
+        let mut answers = Vec::new();
+        let mut answer = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut answer) {
+            let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+            answers.push(format!("{from}: {text}"));
+        }
+        Ok(answers)
+    })?
+}
+
+fn wish(to: Ipv6Addr) -> String {
+    format!(
+        "M-SEARCH * HTTP/1.1\r\nHOST: [{to}]:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
+         ST: urn:schemas-upnp-org:device:InternetGatewayDevice:2\r\n\r\n"
+    )
+}
+
+fn searcher(from: Ipv6Addr, index: u32) -> Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.bind(&SocketAddrV6::new(from, 0, 0, index).into())?;
+    socket.set_multicast_if_v6(index)?;
+    let socket = UdpSocket::from(socket);
+    socket.set_read_timeout(Some(SILENCE))?;
+    Ok(socket)
 }
 
 fn found(host: &Namespace, from: Ipv6Addr, to: Ipv6Addr) -> Result<String> {
@@ -334,24 +369,72 @@ fn nothing_for_lan_hosts_is_open_to_the_wan_over_ipv6() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::with_ipv6()?;
-    for more in ["[ipv6]\nfilter = false\n", "[ipv6]\nfilter = true\n"] {
+    lab.cpe
+        .ip(&format!("address add {LATER}/64 dev {LAN_BRIDGE} nodad"))?;
+    lab.lan1.ip("address add fd00:77::10/64 dev eth0 nodad")?;
+    // So that whoever is outside has a way to it as well.
+    lab.cgn
+        .ip(&format!("-6 route add {LATER}/64 via {WAN_6}"))?;
+    for filter in [false, true] {
+        let more = if filter {
+            "[ipv6]\nfilter = true\n"
+        } else {
+            "[ipv6]\nfilter = false\n"
+        };
         let mut iwfd = start(&lab, more)?;
-        let lan = served_on(&iwfd, &[GATEWAY_6])?;
-        description(&lab.lan1, "eth0", lan[0])?;
+        let lan = served_on(&iwfd, &[GATEWAY_6, LATER])?;
+        for at in &lan {
+            description(&lab.lan1, "eth0", *at)?;
+        }
         let wan = link_local(&lab.cpe, WAN_IF)?;
         let port = lan[0].port();
+        // Global, unique local and link-local ones of the LAN, and the WAN's own.
+        let addresses: Vec<_> = lan.iter().map(|at| *at.ip()).chain([WAN_6, wan]).collect();
+        let groups = [OF_LINK, OF_SITE];
         let carrier = link_local(&lab.cgn, "br0")?;
-        for (host, interface, from) in [(&lab.cgn, "br0", carrier), (&lab.inet, "eth0", REMOTE_6)] {
-            let addresses = lan.iter().map(|at| *at.ip()).chain([WAN_6, wan]);
-            for addr in addresses {
-                let opened = description(host, interface, SocketAddrV6::new(addr, port, 0, 0));
-                ensure!(opened.is_err(), "{addr} from {}", host.name());
+        // All at once: each waits for an answer that does not come.
+        let mut tries = Vec::new();
+        for (host, interface, from) in [
+            (&lab.cgn, "br0", carrier),
+            (&lab.cgn, "br0", CARRIER_6),
+            (&lab.inet, "eth0", REMOTE_6),
+        ] {
+            for addr in addresses.clone() {
+                let at = SocketAddrV6::new(addr, port, 0, 0);
+                let host = host.clone();
+                tries.push(thread::spawn(move || {
+                    let opened = description(&host, interface, at);
+                    ensure!(opened.is_err(), "{at} from {}", host.name());
+                    Ok(())
+                }));
             }
-            for to in [OF_LINK, OF_SITE, WAN_6, GATEWAY_6] {
-                let answer = search(host, interface, from, to)?;
-                ensure!(answer.is_none(), "{to} from {}: {answer:?}", host.name());
+            let to: Vec<_> = addresses.iter().chain(&groups).copied().collect();
+            let host = host.clone();
+            tries.push(thread::spawn(move || {
+                let answers = searched(&host, interface, from, &to)?;
+                ensure!(answers.is_empty(), "{from}: {answers:?}");
+                Ok(())
+            }));
+        }
+        for tried in tries {
+            tried.join().expect("it does not panic")?;
+        }
+        if !filter {
+            // They were refused, not lost: packets do get in, and it is the sockets that are closed.
+            for addr in [WAN_6, GATEWAY_6, LATER] {
+                let to = SocketAddr::from((addr, port));
+                let opened = lab.cgn.within(|| TcpStream::connect_timeout(&to, SOON))?;
+                let kind = opened.expect_err("closed").kind();
+                ensure!(kind == ErrorKind::ConnectionRefused, "{addr}: {kind}");
             }
         }
+        let listening = lab.cpe.must(&["ss", "-6Htulnp"])?;
+        let mut bound = 0;
+        for line in listening.lines().filter(|line| line.contains("iwfd")) {
+            ensure!(line.contains(&format!("%{LAN_BRIDGE}")), "{line}");
+            bound += 1;
+        }
+        ensure!(bound > lan.len(), "{listening}");
         // All the while it was there.
         found(&lab.lan1, LAN1_6, OF_SITE)?;
         iwfd.stop()?;

@@ -32,6 +32,8 @@ pub struct NetState {
     pub own6: BTreeSet<Ipv6Addr>,
     /// IPv6 prefixes of the LAN: of its addresses and of what is routed to it, widest first.
     pub lan6: Vec<(Ipv6Addr, u8)>,
+    /// Of each of these, narrower ones included, the interface that it is on or routed to; 0: several.
+    pub lan6_interfaces: BTreeMap<(Ipv6Addr, u8), u32>,
     /// Address of the WAN interface even while its carrier is lost, so that a short outage ends no session.
     pub external_addr: Option<Ipv4Addr>,
     /// Every IPv4 address of the WAN interface with its prefix length, lowest first, without additional ones of a

@@ -49,7 +49,10 @@ pub fn run(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Resul
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(serve(config, config_path, log_filter))
+    let ended = runtime.block_on(serve(config, config_path, log_filter));
+    // What threads are still at when everything is stored is nobody's any more: an answer of the resolver, a listing.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(config: Config, config_path: PathBuf, log_filter: LogFilter) -> Result<()> {

@@ -38,6 +38,27 @@ pub struct Lan6 {
     pub prefixes: Vec<(Ipv6Addr, u8)>,
     /// Addresses of this machine, on whatever interface.
     pub own: BTreeSet<Ipv6Addr>,
+    /// Of each prefix, also of those inside of others, the interface that it is on or routed to; 0: several.
+    pub interfaces: BTreeMap<(Ipv6Addr, u8), u32>,
+}
+
+impl Lan6 {
+    /// The interface of the narrowest prefix that an address is in.
+    fn interface_of(&self, addr: Ipv6Addr) -> Option<u32> {
+        let containing = self
+            .interfaces
+            .iter()
+            .filter(|((network, len), _)| is_inside(addr, *network, *len));
+        let narrowest = containing.max_by_key(|((_, len), _)| *len);
+        narrowest.map(|(_, interface)| *interface)
+    }
+}
+
+fn is_inside(addr: Ipv6Addr, network: Ipv6Addr, len: u8) -> bool {
+    let mask = u128::MAX
+        .checked_shl(128 - u32::from(len.min(128)))
+        .unwrap_or(0);
+    u128::from(addr) & mask == u128::from(network) & mask
 }
 
 /// Why a pinhole is gone.
@@ -198,12 +219,7 @@ impl Iwf {
             return true;
         };
         let mut prefixes = lan.prefixes.iter();
-        prefixes.any(|(network, len)| {
-            let mask = u128::MAX
-                .checked_shl(128 - u32::from((*len).min(128)))
-                .unwrap_or(0);
-            u128::from(addr) & mask == u128::from(*network) & mask
-        })
+        prefixes.any(|(network, len)| is_inside(addr, *network, *len))
     }
 
     /// A control point called the service.
@@ -341,26 +357,34 @@ impl Iwf {
         let low = pinhole
             .internal_port
             .is_some_and(|port| port < policy.lowest_port(rights));
-        let others = !policy.sees_others(rights) && !caller.is(internal.into());
+        let is_on_link = || caller.link.is_some() && caller.link == lan.interface_of(internal);
+        let own = caller.is(internal.into());
         if !of_host {
             Err(PolicyError::NotLan)
         } else if low {
             Err(PolicyError::PortTooLow)
-        } else if others {
-            Err(PolicyError::OtherHost)
+        } else if !own && !policy.acts_for_others(rights, is_on_link) {
+            Err(policy.not_for(rights))
         } else {
             Ok(())
         }
     }
 
-    /// The pinhole of this id, if the caller may have it: it is at its address, or it was the same host that asked.
+    /// The pinhole of this id, if the caller may have it: it is at its address, or it was the same host that asked. On
+    /// another link than the pinhole's the same MAC address is not known to be the same host.
     fn own_pinhole(&self, caller: &Caller, id: u16) -> Result<Opening, UpnpError> {
         self.settings.firewall.admits()?;
         let held = self.firewall.table.get(id);
         let held = held.copied().ok_or(errors::NO_SUCH_ENTRY)?;
-        let same_host = held.host.is_some() && held.host == caller.mac;
-        let own = same_host || caller.is(held.pinhole.internal.into());
-        if own || self.settings.policy.sees_others(self.rights(caller)) {
+        let internal = held.pinhole.internal;
+        let lan = self.firewall.lan.as_ref();
+        let interface = lan.and_then(|lan| lan.interface_of(internal));
+        let is_on_link = caller.link.is_some() && caller.link == interface;
+        let elsewhere = interface.is_some_and(|known| known != 0) && !is_on_link;
+        let same_host = held.host.is_some() && held.host == caller.mac && !elsewhere;
+        let own = same_host || caller.is(internal.into());
+        let policy = &self.settings.policy;
+        if own || policy.acts_for_others(self.rights(caller), || is_on_link) {
             Ok(held)
         } else {
             Err(UpnpError::ACTION_NOT_AUTHORIZED)

@@ -91,6 +91,7 @@ pub struct Answer {
 pub(super) struct Asker {
     addr: Ipv4Addr,
     rights: Rights,
+    link: Option<u32>,
     mac: Option<Mac>,
     name: Option<String>,
 }
@@ -100,6 +101,7 @@ impl From<&Call> for Asker {
         Self {
             addr: call.caller,
             rights: call.rights,
+            link: call.link,
             mac: call.mac,
             name: None,
         }
@@ -253,6 +255,7 @@ impl Iwf {
         let party = Party {
             addr: asker.addr,
             rights: asker.rights,
+            link: asker.link,
         };
         policy
             .check(&self.lan, party, new.internal, external)
@@ -425,6 +428,7 @@ impl Iwf {
         };
         let asker = Asker {
             rights: Rights::Public,
+            link: None,
             addr,
             mac: question.mac,
             name: question.name.clone(),
@@ -543,7 +547,7 @@ impl Iwf {
             Refusal::Quota(Quota::Rule(by)) => {
                 (Some(by.key()), format!("the quota of {}", rules.label(by)))
             }
-            Refusal::Policy(PolicyError::OtherHost) => {
+            Refusal::Policy(PolicyError::OtherHost | PolicyError::OtherLink) => {
                 (key("policy.third_party"), refusal.to_string())
             }
             Refusal::Policy(PolicyError::PortTooLow) => {

@@ -107,6 +107,7 @@ impl Iwf {
         if range.first < policy.lowest_port(call.rights) {
             return Err(UpnpError::ACTION_NOT_AUTHORIZED);
         }
-        Ok(igd::in_range(&self.table, policy, call.party(), range, now))
+        let seen = self.seen_by(call.party());
+        Ok(igd::in_range(&self.table, seen, range, now))
     }
 }

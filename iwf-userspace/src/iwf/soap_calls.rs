@@ -26,6 +26,8 @@ pub(super) struct Call {
     pub(super) mac: Option<Mac>,
     /// What it may besides what everybody may.
     pub(super) rights: Rights,
+    /// Interface of the link that it calls on, if it is known.
+    pub(super) link: Option<u32>,
     pub(super) call: soap::Call,
     /// When it is answered at the latest.
     pub(super) deadline: Instant,
@@ -46,6 +48,7 @@ impl Call {
             caller: host.v4(named),
             mac: host.mac,
             rights,
+            link: host.link,
             call,
             deadline,
         }
@@ -56,6 +59,7 @@ impl Call {
         Party {
             addr: self.caller,
             rights: self.rights,
+            link: self.link,
         }
     }
 }
@@ -75,8 +79,8 @@ impl Iwf {
             Action::GetSpecific(key) => self.get_specific(call, key, now),
             Action::GetExternalIpAddress => self.get_external_address(call, now),
             Action::GetGeneric { index } => {
-                let policy = &self.settings.policy;
-                let entry = igd::generic_entry(&self.table, policy, call.party(), index, now);
+                let seen = self.seen_by(call.party());
+                let entry = igd::generic_entry(&self.table, seen, index, now);
                 let result = entry.ok_or(UpnpError::SPECIFIED_ARRAY_INDEX_INVALID);
                 self.reply(call.request, result);
             }
@@ -202,6 +206,15 @@ impl Iwf {
         }
     }
 
+    /// What a caller may see of the table.
+    pub(super) fn seen_by(&self, caller: Party) -> igd::Seen<'_> {
+        igd::Seen {
+            policy: &self.settings.policy,
+            lan: &self.lan,
+            caller,
+        }
+    }
+
     /// Checks common to the actions that name one mapping. The mapping, if the caller may have it.
     fn find(&self, call: &Call, key: &EntryKey) -> Result<Option<Generation>, Refusal> {
         let policy = &self.settings.policy;
@@ -212,7 +225,7 @@ impl Iwf {
         let Some(mapping) = self.table.by_external(key.protocol, port) else {
             return Ok(None);
         };
-        if !policy.may_manage(call.party(), mapping.internal, key.port) {
+        if !policy.may_manage(&self.lan, call.party(), mapping.internal, key.port) {
             return Err(Refusal::NotAuthorized);
         }
         // What the configuration says beyond one host is shown as everybody: RemoteHost cannot say it.

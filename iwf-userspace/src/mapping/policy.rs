@@ -51,7 +51,7 @@ pub struct Policy {
 pub enum ThirdParty {
     /// Only for itself.
     Refused,
-    /// For every host of the LAN.
+    /// For every host of its own link, not of another LAN (SEC-05).
     Allowed,
 }
 
@@ -61,7 +61,7 @@ pub enum Rights {
     /// Nothing.
     #[default]
     Public,
-    /// It acts for every host, with every port.
+    /// It acts for every host of every LAN, with every port.
     Authorized,
 }
 
@@ -72,6 +72,8 @@ pub struct Party {
     pub addr: Ipv4Addr,
     /// What it may.
     pub rights: Rights,
+    /// Interface of the link that it asks on, if it is known.
+    pub link: Option<u32>,
 }
 
 impl From<Ipv4Addr> for Party {
@@ -79,6 +81,7 @@ impl From<Ipv4Addr> for Party {
         Self {
             addr,
             rights: Rights::Public,
+            link: None,
         }
     }
 }
@@ -105,6 +108,8 @@ pub struct LanPrefix {
     pub own: Ipv4Addr,
     /// Prefix length, 0 to 32.
     pub len: u8,
+    /// Index of the interface that it is on.
+    pub interface: u32,
 }
 
 impl LanPrefix {
@@ -125,6 +130,9 @@ pub enum PolicyError {
     /// The caller may not act for that host.
     #[error("for another host (policy.third_party)")]
     OtherHost,
+    /// The caller may act for other hosts, but not for one of another LAN.
+    #[error("for a host of another LAN (policy.third_party is about one's own)")]
+    OtherLink,
     /// The internal address is no host of a LAN.
     #[error("the internal address is no LAN host's")]
     NotLan,
@@ -166,11 +174,11 @@ impl Policy {
         external_port: Option<u16>,
     ) -> Result<(), PolicyError> {
         let caller = caller.into();
-        if internal.addr != caller.addr && !self.sees_others(caller.rights) {
-            return Err(PolicyError::OtherHost);
-        }
         if !is_lan_host(lan, internal.addr) {
             return Err(PolicyError::NotLan);
+        }
+        if !self.acts_for(lan, caller, internal.addr) {
+            return Err(self.not_for(caller.rights));
         }
         let low = |port: u16| port < self.lowest_port(caller.rights);
         if low(internal.port.get()) || external_port.is_some_and(low) {
@@ -182,19 +190,50 @@ impl Policy {
     /// Whether `caller` may see and remove a mapping of `owner` at these ports.
     pub fn may_manage(
         &self,
+        lan: &[LanPrefix],
         caller: impl Into<Party>,
         owner: InternalEndpoint,
         external_port: u16,
     ) -> bool {
         let caller = caller.into();
-        let own = owner.addr == caller.addr || self.sees_others(caller.rights);
         let lowest = self.lowest_port(caller.rights);
-        own && external_port >= lowest && owner.port.get() >= lowest
+        self.acts_for(lan, caller, owner.addr)
+            && external_port >= lowest
+            && owner.port.get() >= lowest
     }
 
-    /// Whether who has these rights may act for other hosts.
+    /// Whether `caller` may act for the host of that address: itself, others of its link if the owner lets hosts do so,
+    /// and everybody if it is authorized.
+    fn acts_for(&self, lan: &[LanPrefix], caller: Party, host: Ipv4Addr) -> bool {
+        let on_link = |link: u32| {
+            let mut prefixes = lan.iter();
+            prefixes.any(|prefix| prefix.interface == link && prefix.has_host(host))
+        };
+        caller.addr == host
+            || self.acts_for_others(caller.rights, || caller.link.is_some_and(on_link))
+    }
+
+    /// Whether who has these rights may act for another host, which is on the caller's link or not.
+    pub fn acts_for_others(&self, rights: Rights, is_on_link: impl FnOnce() -> bool) -> bool {
+        match (rights, self.third_party) {
+            (Rights::Authorized, ThirdParty::Refused | ThirdParty::Allowed) => true,
+            (Rights::Public, ThirdParty::Allowed) => is_on_link(),
+            (Rights::Public, ThirdParty::Refused) => false,
+        }
+    }
+
+    /// Why who has these rights may not act for another host.
+    pub fn not_for(&self, rights: Rights) -> PolicyError {
+        if self.sees_others(rights) {
+            PolicyError::OtherLink
+        } else {
+            PolicyError::OtherHost
+        }
+    }
+
+    /// Whether who has these rights may act for any other host at all.
     pub fn sees_others(&self, rights: Rights) -> bool {
-        rights == Rights::Authorized || self.third_party == ThirdParty::Allowed
+        self.acts_for_others(rights, || true)
     }
 
     /// Lowest port that who has these rights may map.
@@ -256,6 +295,7 @@ mod tests {
     const LAN: [LanPrefix; 1] = [LanPrefix {
         own: Ipv4Addr::new(192, 168, 1, 1),
         len: 24,
+        interface: 2,
     }];
 
     fn endpoint(last: u8, port: u16) -> InternalEndpoint {
@@ -292,6 +332,7 @@ mod tests {
         let caller = Party {
             addr: Ipv4Addr::new(192, 168, 1, 20),
             rights: Rights::Authorized,
+            link: None,
         };
         let check = |internal, external| policy.check(&LAN, caller, internal, external);
         assert_eq!(check(endpoint(21, 22), Some(80)), Ok(()));
@@ -299,8 +340,8 @@ mod tests {
             check(endpoint(1, 8080), Some(8080)),
             Err(PolicyError::NotLan)
         );
-        assert!(policy.may_manage(caller, endpoint(21, 22), 80));
-        assert!(!policy.may_manage(caller.addr, endpoint(20, 22), 8080));
+        assert!(policy.may_manage(&LAN, caller, endpoint(21, 22), 80));
+        assert!(!policy.may_manage(&LAN, caller.addr, endpoint(20, 22), 8080));
     }
 
     #[test]
@@ -309,7 +350,10 @@ mod tests {
             third_party: ThirdParty::Allowed,
             ..Policy::default()
         };
-        let caller = Ipv4Addr::new(192, 168, 1, 20);
+        let caller = Party {
+            link: Some(2),
+            ..Ipv4Addr::new(192, 168, 1, 20).into()
+        };
         for (last, verdict) in [
             (21, Ok(())),
             (1, Err(PolicyError::NotLan)),
@@ -329,6 +373,81 @@ mod tests {
             "10.0.0.1",
         ] {
             assert!(!is_lan_host(&LAN, addr.parse().expect("address")), "{addr}");
+        }
+    }
+
+    /// SEC-05: a guest who may speak for other guests does not speak for the hosts of another LAN.
+    #[test]
+    fn whoever_may_act_for_others_does_so_on_its_own_link_only() {
+        let lan = |third: u8, interface| LanPrefix {
+            own: Ipv4Addr::new(192, 168, third, 1),
+            len: 24,
+            interface,
+        };
+        // The home has two prefixes on its link.
+        let lans = [lan(1, 2), lan(7, 2), lan(3, 5)];
+        let at = |third: u8| InternalEndpoint {
+            addr: Ipv4Addr::new(192, 168, third, 20),
+            port: InternalPort::new(8080).expect("not 0"),
+        };
+        let policy = |third_party| Policy {
+            third_party,
+            ..Policy::default()
+        };
+        let guest = |rights, link| Party {
+            addr: Ipv4Addr::new(192, 168, 3, 10),
+            rights,
+            link,
+        };
+        let (allowed, refused) = (policy(ThirdParty::Allowed), policy(ThirdParty::Refused));
+        let public = Rights::Public;
+        for (policy, caller, third, verdict) in [
+            (&allowed, guest(public, Some(5)), 3, Ok(())),
+            (
+                &allowed,
+                guest(public, Some(5)),
+                1,
+                Err(PolicyError::OtherLink),
+            ),
+            (&allowed, guest(public, Some(2)), 7, Ok(())),
+            (
+                &allowed,
+                guest(public, Some(2)),
+                3,
+                Err(PolicyError::OtherLink),
+            ),
+            (
+                &allowed,
+                guest(public, None),
+                3,
+                Err(PolicyError::OtherLink),
+            ),
+            (
+                &refused,
+                guest(public, Some(5)),
+                3,
+                Err(PolicyError::OtherHost),
+            ),
+            (
+                &refused,
+                guest(public, Some(5)),
+                1,
+                Err(PolicyError::OtherHost),
+            ),
+            (&refused, guest(Rights::Authorized, Some(5)), 1, Ok(())),
+            (
+                &allowed,
+                guest(public, Some(5)),
+                8,
+                Err(PolicyError::NotLan),
+            ),
+        ] {
+            let checked = policy.check(&lans, caller, at(third), None);
+            assert_eq!(checked, verdict, "{caller:?} for .{third}.");
+            if verdict != Err(PolicyError::NotLan) {
+                let manages = policy.may_manage(&lans, caller, at(third), 8080);
+                assert_eq!(manages, verdict.is_ok(), "{caller:?} at .{third}.");
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use crate::wire::scpd::Service;
 use crate::wire::services;
 use crate::wire::soap::{Call, UpnpError};
 
-pub use entries::{generic_entry, specific_entry};
+pub use entries::{Seen, generic_entry, specific_entry};
 pub use link::{AccessType, LinkCounters, TOTALS, common_link_properties, total};
 pub use range::{MAX_LISTED, PortRange, in_range, listing};
 pub use refusal::{Operation, Refusal, upnp_error};

@@ -236,6 +236,7 @@ fn nothing_is_concluded_from_not_being_able_to_look() {
     down.input(Input::Lan(vec![LanPrefix {
         own: host(1),
         len: 24,
+        interface: 2,
     }]));
     look(&mut down, &gone(), 3500);
     assert_eq!(down.active().len(), 1);

@@ -1,10 +1,10 @@
 //! Pinholes that control points ask for (requirements FW6).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::world::World;
+use super::world::{INTERFACE, World};
 use crate::iwf::pinholes::{Ending, Lan6};
 use crate::iwf::{EffectError, Input, Notice, Settings};
 use crate::mapping::policy::ThirdParty;
@@ -25,6 +25,7 @@ fn lan6() -> Lan6 {
     Lan6 {
         prefixes: vec![(PREFIX, 64)],
         own: BTreeSet::from([host(1)]),
+        interfaces: BTreeMap::from([((PREFIX, 64), INTERFACE)]),
     }
 }
 
@@ -286,6 +287,59 @@ fn the_owner_may_let_hosts_ask_for_others_but_not_for_the_gateway() {
     assert_eq!(
         world.ask_from(from(0x10), add(host(1), 8080, 600)),
         Err(606)
+    );
+}
+
+/// SEC-05: guests have a part of the prefix of their own, on a link of their own.
+#[test]
+fn nobody_acts_for_hosts_of_another_link() {
+    const GUESTS: u32 = 7;
+    let guest = |last| Ipv6Addr::new(0x2a0b, 1, 2, 3, 0x8000, 0, 0, last);
+    let network = Ipv6Addr::new(0x2a0b, 1, 2, 3, 0x8000, 0, 0, 0);
+    let mut lan = lan6();
+    lan.interfaces.insert((network, 65), GUESTS);
+    let mut settings = Settings::default();
+    settings.policy.third_party = ThirdParty::Allowed;
+    let mut world = World::with(1, settings);
+    world.input(Input::Lan6(lan));
+    let by = |addr: Ipv6Addr, link, mac| Caller {
+        link,
+        mac,
+        ..IpAddr::V6(addr).into()
+    };
+    let mac = Some([2, 0, 0, 0, 0, 1]);
+    let at_home = by(host(0x10), Some(INTERFACE), mac);
+    let visiting = by(guest(0x10), Some(GUESTS), None);
+    let id = world.ask_from(at_home, add(host(0x10), 8080, 600));
+    let id = id.expect("a pinhole").pop().expect("its id");
+    for (caller, client, expected) in [
+        (&visiting, guest(0x11), Ok(())),
+        (&visiting, host(0x10), Err(606)),
+        (&visiting, host(0x11), Err(606)),
+        // Where it is not known on which link somebody calls, it is for itself only.
+        (&by(guest(0x12), Some(99), None), guest(0x11), Err(606)),
+    ] {
+        let asked = world.ask_from(caller.clone(), add(client, 8081, 600));
+        assert_eq!(asked.map(drop), expected, "{caller:?} for {client}");
+    }
+    let why = world.notices.iter().filter_map(|notice| match notice {
+        Notice::Refused { why, .. } => Some(why.text.as_str()),
+        _ => None,
+    });
+    let why: BTreeSet<_> = why.collect();
+    assert!(why.iter().all(|why| why.contains("another LAN")), "{why:?}");
+    // Nor does the MAC address of a host at home make a guest that host.
+    let posing = by(guest(0x13), Some(GUESTS), mac);
+    for caller in [visiting, posing] {
+        assert_eq!(
+            world.ask_from(caller, of_id("DeletePinhole", &id)),
+            Err(606)
+        );
+    }
+    let other = by(host(0x12), Some(INTERFACE), None);
+    assert_eq!(
+        world.ask_from(other, of_id("DeletePinhole", &id)),
+        Ok(vec![])
     );
 }
 

@@ -43,7 +43,10 @@ pub(super) const WAN: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
 const LAN: LanPrefix = LanPrefix {
     own: Ipv4Addr::new(192, 168, 1, 1),
     len: 24,
+    interface: INTERFACE,
 };
+/// Interface of the LAN that hosts call on, if nothing else is said of them.
+pub(super) const INTERFACE: u32 = 2;
 /// Where every simulation begins: not at the origin, so that nothing relies on it.
 const START: Instant = Instant::from_millis(1_000_000);
 const WALL: u64 = 1_800_000_000;
@@ -396,9 +399,10 @@ impl World {
         let id = self.last_request;
         self.open.insert(id, self.now);
         let request = RequestId(id);
+        let link = caller.link.or(Some(INTERFACE));
         self.input(Input::Soap {
             request,
-            caller,
+            caller: Caller { link, ..caller },
             call,
             waited: Duration::ZERO,
         });
@@ -414,7 +418,10 @@ impl World {
         self.trace(|| format!("192.168.1.{host} calls {} {:?}", call.action, call.args));
         self.input(Input::Soap {
             request: RequestId(id),
-            caller: Ipv4Addr::new(192, 168, 1, host).into(),
+            caller: Caller {
+                link: Some(INTERFACE),
+                ..Ipv4Addr::new(192, 168, 1, host).into()
+            },
             call,
             waited: Duration::ZERO,
         });

@@ -39,6 +39,8 @@ pub struct Caller {
     pub others: Vec<IpAddr>,
     /// How its call came.
     pub channel: Channel,
+    /// Interface of the link that it calls on, if it is known.
+    pub link: Option<u32>,
 }
 
 impl Caller {
@@ -69,6 +71,7 @@ impl From<IpAddr> for Caller {
             mac: None,
             others: Vec::new(),
             channel: Channel::Plain,
+            link: None,
         }
     }
 }

@@ -11,6 +11,9 @@
 //!           192.168.1.10<TAB>console.lan<TAB>console
 //! ```
 //!
+//! Since the end of 2025 odhcpd writes `2:0:5e:10:0:a` where it wrote `02005e10000a` before, and nothing for the resolver.
+//! Of a name that is none it writes `broken\x20` in front.
+//!
 //! Which of the two wrote a line shows in the line. A server may be writing just now, and anything may be in a file, so a
 //! line that is neither is counted, and whoever reads decides what a file with such lines is worth.
 #![forbid(unsafe_code)]
@@ -131,7 +134,10 @@ fn odhcpd(line: &str) -> Result<Vec<DhcpLease>, Damaged> {
     let _assigned = next()?;
     let _length = next()?;
     let mac = match association {
-        "ipv4" => Some(packed_mac(client).ok_or(Damaged)?),
+        "ipv4" => {
+            let mac = packed_mac(client).or_else(|| parse_mac(client));
+            Some(mac.ok_or(Damaged)?)
+        }
         // A DUID may have a MAC address in it, of whichever interface it was made from.
         _ => None,
     };
@@ -199,7 +205,8 @@ mod tests {
         2a0b:1:2:3::10\tnas\n\
         # br-lan 0001000130000001 18143c - 1764331200 4 62 2a0b:1:2:4::/62\n\
         # br-lan 0001000130000002 18143d - 0 5 128 \n\
-        # br-lan 02005e10000e ipv4 broken\\x20x 1764331200 c0a8010e 32 192.168.1.14/32\n";
+        # br-lan 02005e10000e ipv4 broken\\x20x 1764331200 c0a8010e 32 192.168.1.14/32\n\
+        # br-lan 2:0:5e:10:0:f ipv4 desk 1764331200 c0a8010f 32 192.168.1.15/32\n";
 
     fn lease(addr: &str, mac: Option<u8>, name: Option<&str>, ends: Option<u64>) -> DhcpLease {
         DhcpLease {
@@ -236,6 +243,7 @@ mod tests {
             lease("2a0b:1:2:3::10", None, Some("nas"), end),
             lease("fd00:1::10", None, Some("nas"), end),
             lease("192.168.1.14", Some(0x0e), None, end),
+            lease("192.168.1.15", Some(0x0f), Some("desk"), end),
         ];
         assert_eq!(file.leases, expected);
         assert_eq!(file.damaged, 0);
@@ -254,6 +262,8 @@ mod tests {
             "1764331200 x 2a0b::1 a b",
             "# br-lan 02005e10000a ipv4",
             "# br-lan 02005e1000 ipv4 a 1 c0a8010a 32 192.168.1.10/32",
+            "# br-lan 2:0:5e:10:0 ipv4 a 1 c0a8010a 32 192.168.1.10/32",
+            "# br-lan 2:0:5e:10:0:100 ipv4 a 1 c0a8010a 32 192.168.1.10/32",
             "# br-lan 02005e10000a ipv4 a 1 c0a8010a 32 192.168.1.10",
             "# br-lan 02005e10000a ipv4 a b c0a8010a 32 192.168.1.10/32",
             "\u{fffd}",

@@ -57,6 +57,7 @@ impl Gateway {
         gateway.input(Input::Lan(vec![LanPrefix {
             own: Ipv4Addr::new(192, 168, 1, 1),
             len: 24,
+            interface: 2,
         }]));
         gateway.input(Input::Wan(WanState {
             address: Some(Ipv4Addr::new(192, 0, 2, 10)),

@@ -137,10 +137,11 @@ pub(super) struct Pinhole {
 }
 
 /// Where lease files are on Debian and on OpenWrt.
-const LEASE_FILES: [&str; 3] = [
+const LEASE_FILES: [&str; 4] = [
     "/var/lib/misc/dnsmasq.leases",
     "/tmp/dhcp.leases",
     "/tmp/hosts/odhcpd",
+    "/tmp/odhcpd.leases",
 ];
 
 /// A section whose keys all have defaults.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
-use super::{Ends, Fate, MAX_BODY, Site, SoapCall, Turn};
+use super::{Ends, Fate, MAX_BODY, Names, Site, SoapCall, Turn};
 use crate::proto::gena::{At, Host};
 use crate::types::access::Channel;
 use crate::types::caller::Caller;
@@ -119,12 +119,12 @@ fn host_of(authority: &str) -> Option<IpAddr> {
 async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
     let Ends { peer, ifindex, .. } = ends;
     if peer.is_ipv4() && call.service != FIREWALL {
-        // The owner's rules may be about its MAC address.
-        return match call.action.as_str() {
-            "AddPortMapping" | "AddAnyPortMapping" => {
-                site.neighbours.caller_alone(ifindex, peer).await
-            }
-            _ => peer.into(),
+        // The owner's rules may be about its MAC address, and a host has its share of lookups of names.
+        let by_mac = matches!(call.action.as_str(), "AddPortMapping" | "AddAnyPortMapping");
+        return if by_mac || Names::are_in(call) {
+            site.neighbours.caller_alone(ifindex, peer).await
+        } else {
+            peer.into()
         };
     }
     let named = call.arg("InternalClient");
@@ -208,9 +208,10 @@ async fn control(site: &Site, service: &Service, request: Request) -> Response {
     let begun = Instant::now();
     let caller = Caller {
         channel: channel.unwrap_or_default(),
+        link: Some(ends.ifindex),
         ..caller(site, ends, &call).await
     };
-    site.names.resolve(&mut call, caller.v4(None)).await;
+    site.names.resolve(&mut call, &caller).await;
     let waited = begun.elapsed();
     let (reply, answer) = oneshot::channel();
     let question = SoapCall {

@@ -194,7 +194,8 @@ impl State {
             lan_routes: self.lan_routes(),
             lan6_links: self.lan6_links(),
             own6: self.own6(),
-            lan6: self.lan6_prefixes(),
+            lan6: widest(&self.lan6_interfaces()),
+            lan6_interfaces: self.lan6_interfaces(),
             external_addr,
             wan_addresses: wan.map_or_else(Vec::new, |(ifindex, _)| self.own_addresses(ifindex)),
             ports: self.ports(),
@@ -324,41 +325,37 @@ impl State {
         links.map(|(ifindex, _)| ifindex).collect()
     }
 
-    /// IPv6 prefixes that lie behind the LAN interfaces: of their addresses, and of what is routed to them, such
-    /// as a part of the delegated prefix that another router of the LAN has. Narrower ones inside of others are
-    /// left out.
-    fn lan6_prefixes(&self) -> Vec<(Ipv6Addr, u8)> {
+    /// IPv6 prefixes that lie behind the LAN interfaces, with the interface or 0 if there are several: of their
+    /// addresses, and of what is routed to them, such as a part of the delegated prefix that another router of the LAN
+    /// has.
+    fn lan6_interfaces(&self) -> BTreeMap<(Ipv6Addr, u8), u32> {
         let lan = self.lan_indices();
         let addresses = self
             .addresses
             .iter()
-            .filter(|a| lan.contains(&a.ifindex))
-            .map(|a| (a.addr, a.prefix_len));
-        let routes = self
-            .routes
-            .iter()
-            .filter(|route| route.hops.iter().any(|(oif, _)| lan.contains(oif)))
-            .map(|route| route.destination);
-        let mut prefixes: Vec<(Ipv6Addr, u8)> = addresses
-            .chain(routes)
-            .filter_map(|(addr, len)| match addr {
-                // The link's own and groups are never forwarded; a default route by way of the LAN names nobody.
-                IpAddr::V6(addr)
-                    if len > 0 && !addr.is_unicast_link_local() && !addr.is_multicast() =>
-                {
-                    Some((network6(addr, len), len))
-                }
-                IpAddr::V4(_) | IpAddr::V6(_) => None,
-            })
-            .collect();
-        prefixes.sort_by_key(|(addr, len)| (*len, *addr));
-        let mut kept: Vec<(Ipv6Addr, u8)> = Vec::new();
-        for (addr, len) in prefixes {
-            if !kept.iter().any(|(wide, at)| network6(addr, *at) == *wide) {
-                kept.push((addr, len));
+            .map(|a| (a.ifindex, (a.addr, a.prefix_len)));
+        let routes = self.routes.iter().flat_map(|route| {
+            let hops = route.hops.iter();
+            hops.map(|(oif, _)| (*oif, route.destination))
+        });
+        let mut interfaces = BTreeMap::new();
+        for (ifindex, (addr, len)) in addresses.chain(routes) {
+            // The link's own and groups are never forwarded; a default route by way of the LAN names nobody.
+            let IpAddr::V6(addr) = addr else { continue };
+            let names_hosts = len > 0 && !addr.is_unicast_link_local() && !addr.is_multicast();
+            if !names_hosts || !lan.contains(&ifindex) {
+                continue;
             }
+            let known = interfaces.entry((network6(addr, len), len));
+            known
+                .and_modify(|known| {
+                    if *known != ifindex {
+                        *known = 0;
+                    }
+                })
+                .or_insert(ifindex);
         }
-        kept
+        interfaces
     }
 
     fn lan_addresses(&self) -> Vec<LanAddress> {
@@ -590,6 +587,19 @@ fn network4(addr: Ipv4Addr, len: u8) -> Ipv4Addr {
         .checked_shl(32 - u32::from(len.min(32)))
         .unwrap_or(0);
     Ipv4Addr::from(u32::from(addr) & mask)
+}
+
+/// Those that are in none of the others, widest first.
+fn widest(prefixes: &BTreeMap<(Ipv6Addr, u8), u32>) -> Vec<(Ipv6Addr, u8)> {
+    let mut all: Vec<_> = prefixes.keys().copied().collect();
+    all.sort_by_key(|(addr, len)| (*len, *addr));
+    let mut kept: Vec<(Ipv6Addr, u8)> = Vec::new();
+    for (addr, len) in all {
+        if !kept.iter().any(|(wide, at)| network6(addr, *at) == *wide) {
+            kept.push((addr, len));
+        }
+    }
+    kept
 }
 
 fn network6(addr: Ipv6Addr, len: u8) -> Ipv6Addr {

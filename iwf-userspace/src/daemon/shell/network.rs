@@ -51,11 +51,13 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let lan = self.network.lan.iter().map(|link| LanPrefix {
             own: link.addr,
             len: link.prefix_len,
+            interface: link.ifindex,
         });
         let (lan, wan) = (lan.collect(), self.network.wan.clone());
         let lan6 = Lan6 {
             prefixes: self.network.lan6.clone(),
             own: self.network.own6.clone(),
+            interfaces: self.network.lan6_interfaces.clone(),
         };
         let links = self.network.served().into_iter().map(|link| gena::Link {
             at: gena::At {

@@ -26,7 +26,14 @@ impl Link {
     /// Whether `host` is a host of this prefix, and not this machine.
     pub(super) fn has_host(&self, host: IpAddr) -> bool {
         match (self.at.own, host) {
-            (IpAddr::V4(own), IpAddr::V4(host)) => LanPrefix { own, len: self.len }.has_host(host),
+            (IpAddr::V4(own), IpAddr::V4(host)) => {
+                let prefix = LanPrefix {
+                    own,
+                    len: self.len,
+                    interface: self.at.interface,
+                };
+                prefix.has_host(host)
+            }
             (IpAddr::V6(own), IpAddr::V6(host)) => {
                 let mask = u128::MAX
                     .checked_shl(128_u32.saturating_sub(self.len.into()))

@@ -1,6 +1,6 @@
 //! Mappings as control points see them.
 
-use crate::mapping::policy::{Party, Policy};
+use crate::mapping::policy::{LanPrefix, Party, Policy};
 use crate::mapping::table::Table;
 use crate::mapping::{Mapping, Owner};
 use crate::types::{Instant, RemotePeer};
@@ -8,22 +8,27 @@ use crate::types::{Instant, RemotePeer};
 /// Out arguments.
 type Arguments = Vec<(&'static str, String)>;
 
+/// Who looks at the table, and what says how much of it they see.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The rules.
+    pub policy: &'a Policy,
+    /// The LANs.
+    pub lan: &'a [LanPrefix],
+    /// Who looks.
+    pub caller: Party,
+}
+
 /// The out arguments of GetGenericPortMappingEntry. Each caller counts only the mappings it may see, so that
 /// simple walkers are not stopped by those of others (AMB-21). `None`: beyond the end.
-pub fn generic_entry(
-    table: &Table,
-    policy: &Policy,
-    caller: Party,
-    index: u16,
-    now: Instant,
-) -> Option<Arguments> {
-    let visible = |mapping: &&Mapping| is_shown(mapping, policy, caller, now);
+pub fn generic_entry(table: &Table, seen: Seen<'_>, index: u16, now: Instant) -> Option<Arguments> {
+    let visible = |mapping: &&Mapping| is_shown(mapping, seen, now);
     let index = usize::from(index);
-    let mapping = if policy.sees_others(caller.rights) {
+    let mapping = if seen.policy.sees_others(seen.caller.rights) {
         table.iter().filter(visible).nth(index)?
     } else {
         // Own mappings are all it may see, and they are few.
-        table.at_host(caller.addr).filter(visible).nth(index)?
+        table.at_host(seen.caller.addr).filter(visible).nth(index)?
     };
     let mut out = vec![
         ("NewRemoteHost", remote_host(mapping.remote)),
@@ -38,11 +43,13 @@ pub fn generic_entry(
 }
 
 /// Whether a caller gets to see a mapping at all.
-pub(super) fn is_shown(mapping: &Mapping, policy: &Policy, caller: Party, now: Instant) -> bool {
+pub(super) fn is_shown(mapping: &Mapping, seen: Seen<'_>, now: Instant) -> bool {
     let port = mapping.claim.port.map_or(0, |port| port.get());
     mapping.is_visible()
         && (mapping.owner == Owner::Configuration || mapping.lease_left(now) > 0)
-        && policy.may_manage(caller, mapping.internal, port)
+        && seen
+            .policy
+            .may_manage(seen.lan, seen.caller, mapping.internal, port)
 }
 
 /// The out arguments of GetSpecificPortMappingEntry.
@@ -88,7 +95,12 @@ mod tests {
         let caller = Ipv4Addr::new(192, 168, 1, 20);
         let port = |index| {
             let now = Instant::from_millis(0);
-            let entry = generic_entry(&table, &policy, caller.into(), index, now)?;
+            let seen = Seen {
+                policy: &policy,
+                lan: &[],
+                caller: caller.into(),
+            };
+            let entry = generic_entry(&table, seen, index, now)?;
             entry
                 .into_iter()
                 .find(|(n, _)| *n == "NewExternalPort")

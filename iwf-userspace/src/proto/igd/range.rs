@@ -2,9 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::entries::is_shown;
+use super::entries::{Seen, is_shown};
 use crate::mapping::Mapping;
-use crate::mapping::policy::{Party, Policy};
 use crate::mapping::table::Table;
 use crate::types::{Instant, Protocol, RemotePeer};
 use crate::wire::port_listing::{self, PortMappingEntry};
@@ -28,8 +27,7 @@ pub struct PortRange {
 /// The mappings in a range that a caller may have, by external port.
 pub fn in_range<'a>(
     table: &'a Table,
-    policy: &Policy,
-    caller: Party,
+    seen: Seen<'_>,
     range: &PortRange,
     now: Instant,
 ) -> Vec<&'a Mapping> {
@@ -37,13 +35,13 @@ pub fn in_range<'a>(
     let wanted = |mapping: &&Mapping| {
         mapping.protocol == range.protocol
             && (range.first..=range.last).contains(&port(mapping))
-            && is_shown(mapping, policy, caller, now)
+            && is_shown(mapping, seen, now)
     };
-    let mut found: Vec<_> = if range.of_others && policy.sees_others(caller.rights) {
+    let mut found: Vec<_> = if range.of_others && seen.policy.sees_others(seen.caller.rights) {
         table.iter().filter(wanted).collect()
     } else {
         // Own mappings are all it may have, and they are few.
-        table.at_host(caller.addr).filter(wanted).collect()
+        table.at_host(seen.caller.addr).filter(wanted).collect()
     };
     found.sort_unstable_by_key(|mapping| port(mapping));
     found

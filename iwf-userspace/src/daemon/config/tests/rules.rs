@@ -188,7 +188,20 @@ fn devices_that_are_away_have_their_time() {
     let with = |lines: &str| parse(&format!("{MINIMAL}[policy]\n{lines}"));
     let policy = parse(MINIMAL).unwrap().policy;
     assert_eq!(policy.departed_after, Some(Duration::from_secs(3600)));
-    assert_eq!(policy.lease_files.len(), 3);
+    let files: Vec<_> = policy
+        .lease_files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    assert_eq!(
+        files,
+        [
+            "/var/lib/misc/dnsmasq.leases",
+            "/tmp/dhcp.leases",
+            "/tmp/hosts/odhcpd",
+            "/tmp/odhcpd.leases",
+        ]
+    );
     let policy = with("departed_after_seconds = 0\nlease_files = []\n")
         .unwrap()
         .policy;
