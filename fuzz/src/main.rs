@@ -10,4 +10,6 @@ static TARGET: LazyLock<targets::Target> = LazyLock::new(|| {
     targets::named(&name).unwrap_or_else(|| panic!("there is no target {name}"))
 });
 
-libfuzzer_sys::fuzz_target!(|octets: &[u8]| (*TARGET)(octets));
+libfuzzer_sys::fuzz_target!(|octets: &[u8]| {
+    (*TARGET)(octets);
+});

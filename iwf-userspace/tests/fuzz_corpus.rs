@@ -24,3 +24,35 @@ fn every_target_takes_its_corpus_and_each_beginning_of_it() {
     }
     assert!(given >= 40, "only {given} files");
 }
+
+/// A target that turns away all that it is given searches nothing: these inputs are understood to their end.
+#[test]
+fn inputs_reach_what_is_behind_the_decoders() {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    for (name, input, least) in [
+        ("soap", "a-life", 6),
+        ("soap", "protection", 7),
+        ("soap", "pinholes", 7),
+        ("soap", "for-others", 3),
+        ("ssdp", "found", 1),
+        ("gena", "a-life", 4),
+        ("pcp", "a-life", 4),
+        ("natpmp", "a-life", 4),
+        ("igd", "a-life", 4),
+        ("igd", "version-2", 2),
+        ("router", "desc", 1),
+        ("dhcp", "acks", 2),
+        ("dhcp", "replies", 2),
+        ("packets", "joined", 3),
+        ("packets", "six", 1),
+        ("leases", "dnsmasq", 4),
+        ("leases", "odhcpd", 4),
+        ("store", "mappings", 4),
+        ("store", "others", 2),
+    ] {
+        let target = targets::named(name).expect("a target");
+        let octets = std::fs::read(corpora.join(name).join(input)).expect("an input");
+        let understood = target(&octets);
+        assert!(understood >= least, "{name}/{input}: only {understood}");
+    }
+}

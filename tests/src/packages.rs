@@ -28,9 +28,9 @@ pub const DHCP: [&str; 13] = [
     "libldap-2.5-0",
 ];
 
-/// Packages of UPnP clients: GUPnP's with what calls it from Python, one in Perl, a BitTorrent client and a library of
-/// such, with what they link that is not everywhere.
-pub const CLIENTS: [&str; 36] = [
+/// Packages of UPnP clients: GUPnP's with what calls it from Python, one in Perl, libupnp, a BitTorrent client and a library
+/// of such, with what they link that is not everywhere; two programs in Go.
+pub const CLIENTS: [&str; 40] = [
     "gir1.2-gupnpigd-1.0",
     "libgupnp-igd-1.0-4",
     "libgupnp-1.6-0",
@@ -64,6 +64,10 @@ pub const CLIENTS: [&str; 36] = [
     "libkrb5support0",
     "libkeyutils1",
     "libnet-upnp-perl",
+    "libupnp13",
+    "libixml10",
+    "syncthing",
+    "sia",
     "python3-libtorrent",
     "libtorrent-rasterbar2.0",
     "libboost-python1.74.0",
@@ -200,6 +204,34 @@ pub fn net_upnp() -> Result<PathBuf> {
     let module = unpacked("usr/share/perl5/Net/UPnP.pm")?;
     let root = module.parent().and_then(Path::parent);
     Ok(root.unwrap_or(&module).to_owned())
+}
+
+/// What Python needs in its environment to call libupnp.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn libupnp() -> Result<Vec<(&'static str, String)>> {
+    let arch = std::env::consts::ARCH;
+    for library in ["libupnp.so.13", "libixml.so.10"] {
+        unpacked(&format!("usr/lib/{arch}-linux-gnu/{library}"))?;
+    }
+    Ok(vec![("LD_LIBRARY_PATH", library_path()?)])
+}
+
+/// A program that keeps directories in step; with a UPnP client of its own, in Go.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn syncthing() -> Result<PathBuf> {
+    unpacked("usr/bin/syncthing")
+}
+
+/// A node of a storage network; it opens its port by goupnp, which most programs in Go use.
+///
+/// # Errors
+/// As for [`miniupnpd`].
+pub fn siad() -> Result<PathBuf> {
+    unpacked("usr/bin/siad")
 }
 
 /// What Debian's Python needs in its environment to use libtorrent.

@@ -21,10 +21,12 @@ const FLAGS: [&str; 7] = [
     "-Ccodegen-units=1",
 ];
 
-/// Search for inputs from the network that the core takes badly: panics, wrong numbers, calls without an answer.
+/// Search for inputs from the network and from files that the core takes badly: panics, wrong numbers, calls without an
+/// answer, a kernel that holds something else than the table.
 ///
 /// Each target begins with its committed corpus and what earlier runs have found (target/fuzz/corpus). An input that fails
-/// is written to target/fuzz/artifacts, and the run ends. The test fuzz_corpus gives the targets their committed corpora.
+/// is written to target/fuzz/artifacts, and the run ends. The test fuzz_corpus gives the targets their committed corpora, and
+/// looks how far they get.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only this target, a directory of fuzz/corpus; may be given more than once.

@@ -137,26 +137,30 @@ pub(crate) fn lab() -> Result<()> {
         packages::busybox()?;
         packages::dhclient()?;
     }
-    if packages::transmission("cli").is_err()
-        || packages::gupnp_igd().is_err()
-        || packages::gupnp().is_err()
-        || packages::net_upnp().is_err()
-        || packages::libtorrent().is_err()
-    {
+    if clients().is_err() {
         unpack(
             &packages::CLIENTS,
             "they open ports by UPnP, and follow its events",
         )?;
-        packages::transmission("cli")?;
-        packages::gupnp_igd()?;
-        packages::gupnp()?;
-        packages::net_upnp()?;
-        packages::libtorrent()?;
+        clients()?;
     }
     if packages::prometheus_client().is_err() {
         unpack(&packages::METRICS, "they read metrics")?;
         packages::prometheus_client()?;
     }
+    Ok(())
+}
+
+/// Whether the UPnP clients are there.
+fn clients() -> Result<()> {
+    packages::transmission("cli")?;
+    packages::gupnp_igd()?;
+    packages::gupnp()?;
+    packages::net_upnp()?;
+    packages::libupnp()?;
+    packages::libtorrent()?;
+    packages::syncthing()?;
+    packages::siad()?;
     Ok(())
 }
 

@@ -20,6 +20,7 @@ pub mod pcp;
 pub mod pcp_servers;
 pub mod port_listing;
 pub mod protection;
+pub mod refused;
 pub mod scpd;
 pub mod services;
 pub mod soap;

@@ -124,6 +124,9 @@ fn cut(packet: &[u8], most: usize) -> Option<Vec<Vec<u8>>> {
         return None;
     }
     let tcp_len = usize::from(*packet.get(header_len + 12)? >> 4) * 4;
+    if header_len < HEADER || tcp_len < TCP_HEADER {
+        return None;
+    }
     let (headers, payload) = packet.split_at_checked(header_len + tcp_len)?;
     let size = most.checked_sub(headers.len()).filter(|size| *size > 0)?;
     let flags = *headers.get(header_len + 13)?;
@@ -460,5 +463,20 @@ mod tests {
         for len in 0..60 {
             segments(&joined[..len], 20);
         }
+    }
+
+    /// Found by `cargo xtask fuzz`: the checksum of such a segment was written into what it carries.
+    #[test]
+    fn a_segment_whose_header_is_too_short_stays_whole() {
+        for words in 0..5 {
+            let mut large = syn(&[], 16);
+            large.extend([7; 3000]);
+            large[HEADER + 12] = words << 4;
+            assert!(segments(&large, 1500) == [large], "{words} words of TCP");
+        }
+        let mut large = syn(&[], 16);
+        large.extend([7; 3000]);
+        large[0] = 0x44;
+        assert!(segments(&large, 1500) == [large], "four words of IP");
     }
 }

@@ -2,15 +2,18 @@
 //! For tests and fuzz targets, which add what they need of their own.
 #![allow(dead_code, reason = "no user needs all of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use iwf_userspace::iwf::{
-    Effect, Input, Iwf, ModeSetting, RequestId, ServerSource, Settings, Ticket, WanState,
+    Effect, Errand, Input, Iwf, ModeSetting, RequestId, Saved, ServerSource, Settings, Ticket,
+    WanState,
 };
 use iwf_userspace::mapping::policy::LanPrefix;
-use iwf_userspace::types::{Instant, NatEntry, UnixTime};
+use iwf_userspace::proto::gena;
+use iwf_userspace::types::caller::Caller;
+use iwf_userspace::types::{ExternalEndpoint, Instant, NatEntry, Protocol, UnixTime};
 use iwf_userspace::wire::clients::InnerDocument;
 use iwf_userspace::wire::soap::{Call, encode_reply};
 
@@ -26,6 +29,8 @@ pub(crate) struct Gateway {
     pub(crate) now: Instant,
     /// To the server.
     pub(crate) sent: Vec<Vec<u8>>,
+    /// Other servers that were sent something.
+    pub(crate) elsewhere: Vec<SocketAddr>,
     /// Into the kernel.
     pub(crate) written: Vec<NatEntry>,
     /// Calls that are not answered.
@@ -34,38 +39,54 @@ pub(crate) struct Gateway {
     pub(crate) answers: Vec<(u16, String)>,
     /// Wishes about pinholes that reached the kernel.
     pub(crate) pinholes: usize,
+    /// What the kernel holds.
+    pub(crate) kernel: BTreeMap<(Protocol, ExternalEndpoint), NatEntry>,
+    /// What is to be done at a router that speaks UPnP.
+    pub(crate) errands: VecDeque<Errand>,
+    /// Event messages on their way.
+    pub(crate) events: VecDeque<gena::Send>,
+    /// What came of requests for events.
+    pub(crate) subscribed: Vec<Result<Option<gena::Granted>, gena::Refusal>>,
 }
 
 impl Gateway {
     pub(crate) fn new(mode: ModeSetting) -> Self {
-        let settings = Settings {
+        Self::with(Self::settings(mode), Saved::default(), wan())
+    }
+
+    pub(crate) fn settings(mode: ModeSetting) -> Settings {
+        Settings {
             mode,
             servers: vec![ServerSource::Address(SERVER)],
             default_connection_service: "uuid:x:WANConnectionDevice:1,id".to_owned(),
             ..Settings::default()
-        };
+        }
+    }
+
+    /// With settings and a WAN of its own, and what an earlier life has left.
+    pub(crate) fn with(settings: Settings, saved: Saved, wan: WanState) -> Self {
         let now = Instant::from_millis(0);
         let mut gateway = Self {
             iwf: Iwf::new(settings, [7; 32], UnixTime::from_secs(1_700_000_000), now),
             now,
             sent: Vec::new(),
+            elsewhere: Vec::new(),
             written: Vec::new(),
             open: BTreeMap::new(),
             answers: Vec::new(),
             pinholes: 0,
+            kernel: BTreeMap::new(),
+            errands: VecDeque::new(),
+            events: VecDeque::new(),
+            subscribed: Vec::new(),
         };
+        gateway.iwf.restore(saved, now);
         gateway.input(Input::Lan(vec![LanPrefix {
             own: Ipv4Addr::new(192, 168, 1, 1),
             len: 24,
             interface: 2,
         }]));
-        gateway.input(Input::Wan(WanState {
-            address: Some(Ipv4Addr::new(192, 0, 2, 10)),
-            gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
-            pool: Vec::new(),
-            address6: None,
-            gateway6: None,
-        }));
+        gateway.input(Input::Wan(wan));
         gateway
     }
 
@@ -84,16 +105,25 @@ impl Gateway {
                     self.answers.push((reply.status, reply.body));
                 }
                 Effect::SendUpstream { server, payload } => {
-                    assert_eq!(server, SERVER);
-                    self.sent.push(payload);
+                    if server == SERVER {
+                        self.sent.push(payload);
+                    } else {
+                        self.elsewhere.push(server);
+                    }
                 }
                 Effect::WriteNat { ticket, entry } => {
                     self.written.push(entry);
+                    self.kernel
+                        .retain(|_, held| held.generation != entry.generation);
+                    self.kernel.insert((entry.protocol, entry.external), entry);
                     self.done(ticket);
                 }
-                Effect::RemoveNat { ticket, .. } | Effect::Persist { ticket, .. } => {
+                Effect::RemoveNat { ticket, entry } => {
+                    self.kernel
+                        .retain(|_, held| held.generation != entry.generation);
                     self.done(ticket);
                 }
+                Effect::Persist { ticket, .. } => self.done(ticket),
                 Effect::WritePinholes { ticket, .. } => {
                     self.pinholes += 1;
                     self.done(ticket);
@@ -104,12 +134,12 @@ impl Gateway {
                     let counted = Input::PinholeCounted { request, packets };
                     self.iwf.handle_input(counted, self.now);
                 }
+                Effect::Errand(errand) => self.errands.push_back(errand),
+                Effect::SubscriptionReply { result, .. } => self.subscribed.push(result),
+                Effect::SendEvent(message) => self.events.push_back(message),
+                Effect::CancelEvent { number } => self.events.retain(|sent| sent.number != number),
                 Effect::AdminReply { .. }
                 | Effect::HangUp { .. }
-                | Effect::Errand(_)
-                | Effect::SubscriptionReply { .. }
-                | Effect::SendEvent(_)
-                | Effect::CancelEvent { .. }
                 | Effect::Solicit(_)
                 | Effect::Notify(_) => {}
             }
@@ -123,12 +153,16 @@ impl Gateway {
     }
 
     pub(crate) fn call(&mut self, call: Call) {
+        self.call_from(CALLER.into(), call);
+    }
+
+    pub(crate) fn call_from(&mut self, caller: Caller, call: Call) {
         let number = u64::try_from(self.open.len() + self.answers.len()).expect("few");
         let request = RequestId(number);
         self.open.insert(request, call.clone());
         self.input(Input::Soap {
             request,
-            caller: CALLER.into(),
+            caller,
             call,
             waited: Duration::ZERO,
         });
@@ -149,5 +183,21 @@ impl Gateway {
         self.iwf.handle_timeout(self.now);
         self.drain();
         true
+    }
+}
+
+/// A WAN whose address is nobody's; the server is its next hop.
+pub(crate) fn wan() -> WanState {
+    wan_at(Ipv4Addr::new(192, 0, 2, 10))
+}
+
+/// The same at another address: NAT-PMP and UPnP are not spoken from a public one.
+pub(crate) fn wan_at(address: Ipv4Addr) -> WanState {
+    WanState {
+        address: Some(address),
+        gateway: Some(Ipv4Addr::new(192, 0, 2, 1)),
+        pool: Vec::new(),
+        address6: None,
+        gateway6: None,
     }
 }

@@ -1,11 +1,12 @@
 //! `cargo xtask tidy`: checks what the compiler and clippy cannot see.
 //!
 //! The compliance tables name tests that exist, the modules of the core depend on each other in one
-//! direction only, and the rules on file heads, leftovers and waiting are kept. Every finding has a file
+//! direction only, the rules on file heads, leftovers and waiting are kept, and no lock file is stale. Every finding has a file
 //! and a line; any finding makes the command fail.
 
 mod compliance;
 mod lexer;
+mod locks;
 mod rules;
 mod tests_index;
 
@@ -75,7 +76,8 @@ struct Findings {
 /// If a file cannot be read, or there is a defect.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = args.root.clone().unwrap_or_else(step::root);
-    let findings = check(&collect(&root)?);
+    let mut findings = check(&collect(&root)?);
+    findings.defects.extend(locks::check(&root));
     for section in &findings.sections {
         println!("{section}");
     }
@@ -92,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// All checks on one set of files.
+/// All checks on one set of files; that of the lock files asks cargo.
 fn check(sources: &[Source]) -> Findings {
     let mut findings = Findings::default();
     let index = tests_index::TestIndex::new(sources);

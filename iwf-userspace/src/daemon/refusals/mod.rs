@@ -2,7 +2,7 @@
 //! whose SYN nobody has answered for six seconds.
 //!
 //! The packet programs give copies of such packets, if `nat.refusals` says so. What is told to whom and when is
-//! decided in [`queue`], what the errors look like in [`message`]; here are the sockets. The kernel's own program on
+//! decided in [`queue`], what the errors look like in [`crate::wire::refused`]; here are the sockets. The kernel's own program on
 //! WAN egress lets these errors pass, because nothing that they quote belongs to a session.
 #![forbid(unsafe_code)]
 
@@ -17,10 +17,9 @@ use tracing::{debug, warn};
 
 use super::dataplane::fragments::sender as sender4;
 use super::dataplane::refusals::{RefusalTables, Refusals, sender6};
-use message::{Refused, Speaker};
+use crate::wire::refused::{Refused, Speaker};
 use queue::{Answers, Effect};
 
-mod message;
 mod queue;
 
 /// Answers what the programs refuse, until the daemon ends.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use iwf_common::refusal::Side;
 use tokio::time::Instant;
 
-use super::message::{Connection, Refused};
+use crate::wire::refused::{Connection, Refused};
 
 /// RFC 5382 REQ-4, RFC 6092 REC-34: not before.
 const WAIT: Duration = Duration::from_secs(6);
@@ -220,8 +220,8 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::tests::{REMOTE, segment};
     use super::*;
+    use crate::wire::refused::tests::{REMOTE, segment};
 
     const SYN: u8 = 2;
     const SECOND: Duration = Duration::from_secs(1);

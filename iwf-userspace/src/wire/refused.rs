@@ -43,16 +43,16 @@ const PROHIBITED6: u8 = 1;
 
 /// A TCP connection as a packet from the WAN names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Connection {
+pub struct Connection {
     /// Who asks.
-    pub(super) from: (IpAddr, u16),
+    pub from: (IpAddr, u16),
     /// Whom.
-    pub(super) to: (IpAddr, u16),
+    pub to: (IpAddr, u16),
 }
 
 /// Who an error about an IPv4 packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaker {
+pub enum Speaker {
     /// Whom the packet was for.
     Addressee,
     /// The router, by the address that the kernel finds.
@@ -61,15 +61,15 @@ pub(super) enum Speaker {
 
 /// A refused packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
+pub struct Refused {
     /// Where it was met.
-    pub(super) side: Side,
+    pub side: Side,
     /// Its sender.
-    pub(super) from: IpAddr,
+    pub from: IpAddr,
     /// Its destination.
-    pub(super) to: IpAddr,
+    pub to: IpAddr,
     /// If it is the first segment of a connection: which, and its sequence number, the same in every repetition.
-    pub(super) syn: Option<(Connection, u32)>,
+    pub syn: Option<(Connection, u32)>,
     /// Its head, as its sender sent it.
     head: Vec<u8>,
 }
@@ -77,7 +77,7 @@ pub(super) struct Refused {
 impl Refused {
     /// Reads the head of a packet. `None`: nobody is told about such a packet (RFC 1122 section 3.2.2), or it cannot be
     /// read.
-    pub(super) fn read(side: Side, mut head: Vec<u8>) -> Option<Self> {
+    pub fn read(side: Side, mut head: Vec<u8>) -> Option<Self> {
         let (from, to, transport) = match head.first()? >> 4 {
             4 => read4(&head)?,
             6 => read6(&head)?,
@@ -102,7 +102,7 @@ impl Refused {
 
     /// The error about it: an ICMPv6 message without a checksum, or an IPv4 packet whose source is left to the kernel
     /// where the router speaks.
-    pub(super) fn error(&self, speaker: Speaker) -> Vec<u8> {
+    pub fn error(&self, speaker: Speaker) -> Vec<u8> {
         match (self.from, self.to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let source = match speaker {
@@ -254,11 +254,11 @@ fn write_checksum(data: &mut [u8], at: usize) -> Option<()> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in super::super) const REMOTE: [u8; 4] = [11, 22, 33, 4];
-    pub(in super::super) const WAN: [u8; 4] = [100, 64, 0, 2];
+    pub(crate) const REMOTE: [u8; 4] = [11, 22, 33, 4];
+    pub(crate) const WAN: [u8; 4] = [100, 64, 0, 2];
     const HOST: [u8; 4] = [192, 168, 1, 10];
 
     /// RFC 1071 section 4.1, written without looking at the code above.
@@ -281,7 +281,7 @@ pub(super) mod tests {
     }
 
     /// The segment as a packet from the WAN.
-    pub(in super::super) fn segment(src: [u8; 4], port: u16, sequence: u32, flags: u8) -> Vec<u8> {
+    pub(crate) fn segment(src: [u8; 4], port: u16, sequence: u32, flags: u8) -> Vec<u8> {
         let mut tcp = Vec::from(port.to_be_bytes());
         tcp.extend(5000u16.to_be_bytes());
         tcp.extend(sequence.to_be_bytes());
