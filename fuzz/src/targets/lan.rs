@@ -96,6 +96,7 @@ fn protected() -> Gateway {
     gateway.input(Input::Lan6(Lan6 {
         prefixes: vec![(PREFIX, 64)],
         own: BTreeSet::from([Ipv6Addr::from(u128::from(PREFIX) + 1)]),
+        interfaces: [].into(),
     }));
     gateway
 }
