@@ -340,7 +340,7 @@ impl PcpClient {
             return;
         }
         let mut held = Lease::new(want, lease.nonce, Insist::Endpoint, Purpose::Restore, now);
-        held.known = Some(external);
+        (held.known, held.inherited) = (Some(external), true);
         if lease.expires > now {
             held.grant = Some(lease.expires);
             held.bind(

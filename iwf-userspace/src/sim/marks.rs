@@ -286,3 +286,17 @@ fn marks_do_not_pile_up() {
     assert_eq!(world.ask(20, add(20, 3000, DAY)), Ok(vec![]));
     assert_eq!(world.store.marks.len(), 0);
 }
+
+/// Seed 1587 of the months: a lease is made longer, and the daemon dies before the store has heard of it. The next life knows
+/// the shorter one, and that the server may have been asked for more.
+#[test]
+fn what_was_made_longer_and_not_stored_ends_with_what_was() {
+    for effects in 0..12 {
+        let mut world = World::new(31);
+        assert_eq!(world.ask(20, add(20, 8080, 600)), Ok(vec![]));
+        world.crash_after = Some(effects);
+        world.call(20, add(20, 8080, 7200));
+        world.run(700);
+        super::random::nothing_is_nobodys(&world);
+    }
+}

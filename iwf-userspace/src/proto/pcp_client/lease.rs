@@ -43,6 +43,8 @@ pub(super) struct Lease {
     pub(super) last_sent: Option<Instant>,
     /// The server may have it from what was sent before this, in an earlier life too.
     pub(super) doubtful: bool,
+    /// It is an earlier life's, and that may have asked for more than it told: nothing was granted in this one.
+    pub(super) inherited: bool,
     /// When it was last asked for with PREFER_FAILURE.
     pub(super) insisted: Option<Instant>,
     /// The lease that this one takes the place of. As long as the server may hold that, it may refuse this.
@@ -130,6 +132,7 @@ impl Lease {
             in_line: false,
             last_sent: None,
             doubtful: false,
+            inherited: false,
             insisted: None,
             predecessor: None,
         }
@@ -142,6 +145,9 @@ impl Lease {
     /// Until when the server may hold it: a request without an answer may have been granted all the same.
     pub(super) fn may_last_until(&self, now: Instant) -> Instant {
         let granted = self.grant.unwrap_or(now);
+        if self.inherited {
+            return granted.max(now + MAX_LIFETIME.duration());
+        }
         if self.is_unanswered() || (self.doubtful && self.grant.is_none()) {
             let asked = self.want.until.min(now + MAX_LIFETIME.duration());
             granted.max(asked)

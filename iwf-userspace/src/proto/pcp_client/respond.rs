@@ -244,6 +244,7 @@ impl PcpClient {
             }
             Phase::Requesting { .. } | Phase::Bound { .. } => {}
         }
+        lease.inherited = false;
         let lifetime = lifetime.min(MAX_LIFETIME).duration();
         let expires = now + lifetime;
         let duplicate = matches!(lease.phase, Phase::Bound { asked: false, .. })

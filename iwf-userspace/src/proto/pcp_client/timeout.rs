@@ -95,7 +95,7 @@ impl PcpClient {
         if lease.grant.is_some_and(|end| end <= now) {
             let released = matches!(lease.phase, Phase::Releasing { .. });
             // An answer that was lost may have made the lease longer.
-            if lease.is_unanswered() {
+            if lease.is_unanswered() || lease.inherited {
                 self.abandon(id, now);
             } else {
                 self.forget(id, now);
