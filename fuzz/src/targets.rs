@@ -10,6 +10,8 @@ mod kept;
 mod lan;
 #[path = "targets/packets.rs"]
 mod packets;
+#[path = "targets/setup.rs"]
+mod setup;
 #[path = "targets/upstream.rs"]
 mod upstream;
 
@@ -21,7 +23,7 @@ use iwf_userspace::wire::soap::Call;
 /// Returns how much of it was understood: requests that were granted, messages that were read. Only the test asks.
 pub(crate) type Target = fn(&[u8]) -> usize;
 
-pub(crate) const TARGETS: [(&str, Target); 11] = [
+pub(crate) const TARGETS: [(&str, Target); 12] = [
     ("soap", lan::soap),
     ("ssdp", lan::ssdp),
     ("gena", lan::gena),
@@ -33,6 +35,7 @@ pub(crate) const TARGETS: [(&str, Target); 11] = [
     ("packets", packets::packets),
     ("leases", kept::leases),
     ("store", kept::store),
+    ("wps", setup::wps),
 ];
 
 pub(crate) fn named(name: &str) -> Option<Target> {

@@ -305,6 +305,7 @@ impl Iwf {
         self.end_address_query(now);
         self.store_again(now);
         self.end_pinholes(now);
+        self.protection_timeout(now);
         self.pump(now);
         self.follow_statics(now);
         self.settle();
@@ -328,6 +329,7 @@ impl Iwf {
             .chain(self.unsaved.next_event())
             .chain(self.gena.poll_timeout())
             .chain(self.firewall.next_event())
+            .chain(self.protection.as_ref().and_then(Protection::poll_timeout))
             .min()
     }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub mod access;
 pub mod caller;
 pub mod device;
+pub mod pin;
 pub mod pinhole;
 pub mod prefix;
 pub(crate) mod timed;

@@ -47,6 +47,9 @@ fn inputs_reach_what_is_behind_the_decoders() {
         ("packets", "six", 1),
         ("leases", "dnsmasq", 4),
         ("leases", "odhcpd", 4),
+        ("wps", "m2", 1),
+        ("wps", "m2d", 2),
+        ("wps", "nack", 2),
         ("store", "mappings", 4),
         ("store", "others", 2),
     ] {

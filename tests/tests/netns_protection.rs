@@ -1,12 +1,15 @@
 //! DeviceProtection:1 with control points of another make: Python's TLS, hashes and HTTP, certificates of OpenSSL.
 
+#[path = "netns_protection/introduction.rs"]
+mod introduction;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use iwf_tests::daemon::{Iwfd, Options};
+use iwf_tests::daemon::{Ctl, Iwfd, Options};
 use iwf_tests::igd::{Gateway, Version};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::peers::{self, Echo};
@@ -236,7 +239,7 @@ fn who_is_known_opens_ports_of_others() -> Result<()> {
     failures(&lab, at)
 }
 
-fn add_user(owner: &iwf_tests::daemon::Ctl, name: &str, password: &str, role: &str) -> Result<()> {
+fn add_user(owner: &Ctl, name: &str, password: &str, role: &str) -> Result<()> {
     let argv = owner.argv(&["protection", "add-user", name, "--role", role])?;
     process::must_with_input(&argv, format!("{password}\n").as_bytes())?;
     Ok(())

@@ -69,7 +69,7 @@ pub(super) fn soap(octets: &[u8]) -> usize {
 }
 
 /// With all services, and somebody who may do everything.
-fn protected() -> Gateway {
+pub(super) fn protected() -> Gateway {
     let settings = Settings {
         protection: Some(protection::Settings {
             uuid: DeviceUuid::from_octets([3; 16]),
@@ -101,19 +101,24 @@ fn protected() -> Gateway {
     gateway
 }
 
+/// Who calls as `b`.
+pub(super) fn stranger() -> ControlPointId {
+    ControlPointId::from_hash(&[9; 32])
+}
+
 fn administrator() -> ControlPointId {
     ControlPointId::from_hash(&[1; 32])
 }
 
-fn caller(who: u8) -> Caller {
-    let channel = |connection, hash: Option<u8>| Channel::Secure {
+pub(super) fn caller(who: u8) -> Caller {
+    let channel = |connection, control_point| Channel::Secure {
         connection,
-        control_point: hash.map(|hash| ControlPointId::from_hash(&[hash; 32])),
+        control_point,
     };
     let mut caller = Caller::from(CALLER);
     match who {
-        b'a' => caller.channel = channel(1, Some(1)),
-        b'b' => caller.channel = channel(2, Some(9)),
+        b'a' => caller.channel = channel(1, Some(administrator())),
+        b'b' => caller.channel = channel(2, Some(stranger())),
         b'c' => caller.channel = channel(3, None),
         b'6' => {
             caller.addr = CALLER6.into();

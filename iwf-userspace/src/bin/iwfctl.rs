@@ -253,6 +253,18 @@ enum ProtectionCommand {
         #[arg(long = "role", value_name = "ROLE", default_value = "basic")]
         roles: Vec<Role>,
     },
+    /// Show a PIN by which one control point can be introduced, and may then do what basic may.
+    ///
+    /// Type it into the program on the phone or computer that is to be known. It is another one each time, good for ten
+    /// minutes, for one control point, and until three wrong ones were tried; an earlier one is not good any more.
+    /// `iwfctl events` tells what came of it.
+    ///
+    /// With --json: one object with "pin" and "good_for_seconds".
+    Pin {
+        /// Instead let the PIN that was shown be good no more.
+        #[arg(long)]
+        withdraw: bool,
+    },
     /// Say what a user or a control point may.
     Roles {
         /// Name of a user, or UUID of a control point.
@@ -435,6 +447,8 @@ fn protection(command: Option<&ProtectionCommand>) -> Result<Request> {
             who: named_identity(who),
             roles: all(roles),
         },
+        Some(ProtectionCommand::Pin { withdraw: false }) => OwnerCommand::ShowPin,
+        Some(ProtectionCommand::Pin { withdraw: true }) => OwnerCommand::WithdrawPin,
         Some(ProtectionCommand::Remove { who }) => OwnerCommand::Remove(named_identity(who)),
     };
     Ok(Request::Access { change })
@@ -514,6 +528,7 @@ fn ask(socket: &Path, request: &Request, json: bool) -> Result<ExitCode> {
         | Response::Mappings(_)
         | Response::Pinholes(_)
         | Response::Protection(_)
+        | Response::Pin(_)
         | Response::Leases(_)
         | Response::Subscriptions(_)
         | Response::Stats(_)

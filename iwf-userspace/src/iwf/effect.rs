@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use super::policy;
 use super::{Ending, Errand, RequestId, Speaks, StaticProblem, Ticket};
@@ -9,6 +10,7 @@ use crate::mapping::pinholes::PinholeRecord;
 use crate::mapping::record::{LeaseKey, MappingRecord, Mark};
 use crate::proto::gena;
 use crate::proto::protection as access;
+use crate::types::pin::Pin;
 use crate::types::pinhole::Pinhole;
 use crate::types::{
     Epoch, ExternalEndpoint, ExternalPort, Generation, NatEntry, Protocol, UnixTime,
@@ -51,6 +53,15 @@ pub enum Effect {
         request: RequestId,
         /// The answer; an error is a sentence for people.
         result: Result<(), String>,
+    },
+    /// Answer the administrator with the PIN that a control point can be introduced by.
+    ShowPin {
+        /// The request that is answered.
+        request: RequestId,
+        /// The PIN.
+        pin: Pin,
+        /// How long it is good.
+        good_for: Duration,
     },
     /// Send a datagram to a PCP server from the socket kept for that server. May be lost; no ticket.
     SendUpstream {
@@ -207,6 +218,8 @@ pub enum Notice {
     PinholeOpened(Pinhole),
     /// It is closed.
     PinholeClosed(Pinhole, Ending),
+    /// A control point was introduced, or not.
+    Introduction(access::Told),
     /// A server lost its state or restarted (RFC 6887 section 8.5); its mappings are being re-requested.
     EpochReset(SocketAddr),
 }

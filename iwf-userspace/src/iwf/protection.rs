@@ -4,7 +4,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Effect, EffectError, Iwf, RequestId, StoreChange, Ticket};
+use super::{Effect, EffectError, Iwf, Notice, RequestId, StoreChange, Ticket};
 use crate::mapping::policy::Rights;
 use crate::proto::protection::{self as access, Protection};
 use crate::types::Instant;
@@ -67,11 +67,23 @@ impl Iwf {
         self.protection_input(access::Input::Owner { request, command }, now);
     }
 
+    /// Does what is due.
+    pub(super) fn protection_timeout(&mut self, now: Instant) {
+        if let Some(protection) = &mut self.protection {
+            protection.handle_timeout(now);
+            self.follow_protection();
+        }
+    }
+
     pub(super) fn protection_input(&mut self, input: access::Input, now: Instant) {
         let Some(protection) = &mut self.protection else {
             return;
         };
         protection.handle_input(input, now);
+        self.follow_protection();
+    }
+
+    fn follow_protection(&mut self) {
         while let Some(effect) = self.protection.as_mut().and_then(Protection::poll_effect) {
             let effect = match effect {
                 access::Effect::Reply { request, result } => Effect::Reply {
@@ -82,6 +94,16 @@ impl Iwf {
                     request: RequestId(request),
                     result,
                 },
+                access::Effect::ShowPin {
+                    request,
+                    pin,
+                    good_for,
+                } => Effect::ShowPin {
+                    request: RequestId(request),
+                    pin,
+                    good_for,
+                },
+                access::Effect::Tell(told) => Effect::Notify(Notice::Introduction(told)),
                 access::Effect::HangUp { connection } => Effect::HangUp { connection },
                 access::Effect::Store(changes) => {
                     let ticket = self.new_ticket();

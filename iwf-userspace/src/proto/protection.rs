@@ -10,10 +10,13 @@
 mod acl;
 mod actions;
 mod call;
+mod enrollee;
+mod introduction;
 mod login;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -23,14 +26,20 @@ use crate::mapping::policy::Rights;
 use crate::types::Instant;
 use crate::types::access::{Channel, ControlPointId, Identity, Roles, Verifier, Who};
 use crate::types::caller::Caller;
+use crate::types::pin::Pin;
 use crate::wire::description::DeviceUuid;
 use crate::wire::soap::{ActionResult, Call, UpnpError, protection as errors};
 
 use acl::{AccessList, ListError};
+use introduction::Introductions;
 use login::{Attempts, Challenge};
 
 pub use acl::{Change, MAX_IDENTITIES};
+pub use introduction::{Standing, Told};
 pub use login::verifier;
+
+#[cfg(test)]
+pub(crate) use enrollee::tests::Registrar;
 
 /// Type of the service.
 pub const SERVICE: &str = "DeviceProtection";
@@ -97,6 +106,10 @@ pub enum OwnerCommand {
     },
     /// Remove an identity.
     Remove(Who),
+    /// Show a PIN by which one control point can be introduced. Answered by [`Effect::ShowPin`].
+    ShowPin,
+    /// That PIN is not good any more.
+    WithdrawPin,
 }
 
 /// What is wanted of the world.
@@ -116,6 +129,17 @@ pub enum Effect {
         /// The answer.
         result: Result<(), String>,
     },
+    /// Answer the owner with a PIN.
+    ShowPin {
+        /// Which request.
+        request: u64,
+        /// The PIN.
+        pin: Pin,
+        /// How long it is good.
+        good_for: Duration,
+    },
+    /// Tell the owner what happened.
+    Tell(Told),
     /// Store these changes, all or none, and say whether they are.
     Store(Vec<Change>),
     /// Close a connection when what it waits for is answered.
@@ -137,6 +161,8 @@ struct Connection {
 #[derive(Debug)]
 enum Asker {
     ControlPoint(u64, Vec<(&'static str, String)>),
+    /// It is being introduced.
+    Introduced(u64, Vec<(&'static str, String)>, Told),
     Owner(u64),
 }
 
@@ -146,6 +172,7 @@ pub struct Protection {
     list: AccessList,
     connections: BTreeMap<u64, Connection>,
     attempts: Attempts,
+    introductions: Introductions,
     pending: Option<(Asker, Vec<Change>)>,
     /// Makes salts of names that nobody has.
     secret: [u8; 32],
@@ -174,6 +201,7 @@ impl Protection {
             list,
             connections: BTreeMap::new(),
             attempts: Attempts::default(),
+            introductions: Introductions::default(),
             pending: None,
             secret: rng.random(),
             rng,
@@ -183,6 +211,7 @@ impl Protection {
 
     /// Takes in what happened.
     pub fn handle_input(&mut self, input: Input, now: Instant) {
+        self.handle_timeout(now);
         match input {
             Input::Call {
                 request,
@@ -193,8 +222,29 @@ impl Protection {
                 Ok(Done::Store(changes, out)) => {
                     self.store(Asker::ControlPoint(request, out), changes);
                 }
+                Ok(Done::Introduce(change, out, told)) => {
+                    self.store(Asker::Introduced(request, out, told), vec![change]);
+                }
                 Err(error) => self.reply(request, Err(error)),
             },
+            Input::Owner {
+                request,
+                command: OwnerCommand::ShowPin,
+            } => {
+                let pin = self.introductions.open(&mut self.rng, now);
+                self.effects.push_back(Effect::ShowPin {
+                    request,
+                    pin,
+                    good_for: introduction::GOOD_FOR,
+                });
+            }
+            Input::Owner {
+                request,
+                command: OwnerCommand::WithdrawPin,
+            } => {
+                self.introductions.close();
+                self.answer(Asker::Owner(request), true);
+            }
             Input::Owner { request, command } => match self.command(command) {
                 Ok(change) => self.store(Asker::Owner(request), vec![change]),
                 Err(problem) => self.effects.push_back(Effect::OwnerReply {
@@ -207,6 +257,18 @@ impl Protection {
             }
             Input::Stored(done) => self.stored(done),
         }
+        self.tell();
+    }
+
+    /// Does everything due at `now`; calling twice changes nothing.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.introductions.handle_timeout(now);
+        self.tell();
+    }
+
+    /// When [`Protection::handle_timeout`] has to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.introductions.poll_timeout()
     }
 
     /// The next effect, until `None`.
@@ -232,7 +294,12 @@ impl Protection {
 
     /// SetupReady: whether a control point can be introduced now.
     pub const fn setup_ready(&self) -> bool {
-        false
+        self.introductions.is_ready()
+    }
+
+    /// How it stands with the introduction of control points; `None`: no PIN is shown.
+    pub fn introduction(&self) -> Option<Standing> {
+        self.introductions.standing()
     }
 
     /// What a caller may in other services.
@@ -262,6 +329,12 @@ impl Protection {
                 let of_control_point = self.list.roles(&Who::ControlPoint(id));
                 of_control_point.with(user.unwrap_or_default())
             }
+        }
+    }
+
+    fn tell(&mut self) {
+        while let Some(told) = self.introductions.poll_told() {
+            self.effects.push_back(Effect::Tell(told));
         }
     }
 
@@ -312,8 +385,11 @@ impl Protection {
     }
 
     fn answer(&mut self, asker: Asker, done: bool) {
+        if let (Asker::Introduced(_, _, told), true) = (&asker, done) {
+            self.effects.push_back(Effect::Tell(*told));
+        }
         match asker {
-            Asker::ControlPoint(request, out) => {
+            Asker::ControlPoint(request, out) | Asker::Introduced(request, out, _) => {
                 let result = if done {
                     Ok(out)
                 } else {
@@ -360,6 +436,8 @@ impl Protection {
                 change.map_err(problem(&who))
             }
             OwnerCommand::Remove(who) => self.list.remove(&who).map_err(problem(&who)),
+            // No change of the list; the caller has seen to them.
+            OwnerCommand::ShowPin | OwnerCommand::WithdrawPin => Err(String::new()),
         }
     }
 
@@ -389,6 +467,8 @@ enum Done {
     Reply(Vec<(&'static str, String)>),
     /// The answer when these changes are stored.
     Store(Vec<Change>, Vec<(&'static str, String)>),
+    /// The same for one change; then there is something to tell as well.
+    Introduce(Change, Vec<(&'static str, String)>, Told),
 }
 
 #[cfg(test)]

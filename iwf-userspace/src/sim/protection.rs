@@ -6,10 +6,13 @@ use std::time::Duration;
 use super::soap::{add, call, delete, get_generic, get_specific};
 use super::world::World;
 use crate::iwf::{AdminCommand, EffectError, Input, ModeSetting, RequestId, Settings};
-use crate::proto::protection::{self, OwnerCommand, SERVICE, verifier};
+use crate::proto::protection::{self, OwnerCommand, Registrar, SERVICE, verifier};
+use crate::types::Instant;
 use crate::types::access::{Channel, ControlPointId, Identity, Roles, Who};
 use crate::types::caller::Caller;
 use crate::wire::description::DeviceUuid;
+use crate::wire::scpd;
+use crate::wire::services::DEVICE_PROTECTION;
 use crate::wire::soap::Call;
 
 fn id(octet: u8) -> ControlPointId {
@@ -172,6 +175,70 @@ fn what_the_owner_says_of_users_outlives_a_restart_and_a_store_that_fails() {
         .map(|one| (&one.who, one.roles))
         .collect();
     assert!(users.contains(&(&Who::User("mika".to_owned()), Roles::ADMIN)));
+}
+
+/// DP-006, with the store, the clock and a subscriber around it.
+#[test]
+fn subscribers_hear_when_a_control_point_can_be_introduced_and_one_is() {
+    let mut world = world(5, Roles::default());
+    world.subscribe(&DEVICE_PROTECTION);
+    world.run(1);
+    assert_eq!(world.told_since(Instant::from_millis(0)), ["SetupReady=0"]);
+    let since = world.now;
+    let show = |world: &mut World, request| {
+        let command = AdminCommand::Access(OwnerCommand::ShowPin);
+        let request = RequestId(request);
+        world.input(Input::Admin { request, command });
+        world.pin.clone().expect("it is shown").to_string()
+    };
+    let say = |world: &mut World, message: &[u8]| {
+        let text = scpd::base64(message);
+        let args = [("ProtocolType", "WPS"), ("InMessage", text.as_str())];
+        let call = of(SERVICE, "SendSetupMessage", &args);
+        let out = world.ask_as(&secure(9, 5), call)?.remove(0);
+        world.run(1);
+        Ok::<_, u16>(scpd::octets(&out).expect("octets"))
+    };
+    // One does not finish, and the PIN runs out.
+    show(&mut world, 1);
+    say(&mut world, &[]).expect("M1");
+    world.run(121);
+    assert_eq!(
+        world.told_since(since),
+        ["SetupReady=1", "SetupReady=0", "SetupReady=1"]
+    );
+    world.run(600);
+    let mut told = ["1", "0", "1", "0"]
+        .map(|ready| format!("SetupReady={ready}"))
+        .to_vec();
+    assert_eq!(world.told_since(since), told);
+    // One does, and nobody takes it away from it.
+    let pin = show(&mut world, 2);
+    world.run(1);
+    let mut registrar = Registrar::new(id(5), &pin);
+    let mut last = say(&mut world, &[]).expect("M1");
+    for _ in 0..4 {
+        let message = registrar.answer(&last);
+        last = say(&mut world, &message).expect("an answer");
+    }
+    told.extend(["1", "0"].map(|ready| format!("SetupReady={ready}")));
+    assert_eq!(world.told_since(since), told);
+    assert_eq!(world.ask_as(&secure(9, 5), add(22, 443, 600)), Ok(vec![]));
+    world.down_for(Duration::from_secs(5));
+    world.run(1);
+    assert_eq!(world.ask_as(&secure(10, 5), add(22, 6000, 600)), Ok(vec![]));
+    let protection = world.iwf.protection().expect("on");
+    let who = Who::ControlPoint(id(5));
+    assert!(
+        protection
+            .identities()
+            .any(|one| one.who == who && one.introduced)
+    );
+    // A PIN is of one life.
+    show(&mut world, 3);
+    world.down_for(Duration::from_secs(5));
+    world.run(1);
+    assert_eq!(say(&mut world, &[]), Err(708));
 }
 
 /// DP-005, in the order in which it is heard: the answer before the connection is closed.

@@ -30,6 +30,7 @@ use crate::reconcile::pinholes::differences;
 use crate::reconcile::plan::EXPIRY_TOLERANCE;
 use crate::reconcile::run::Run;
 use crate::types::caller::Caller;
+use crate::types::pin::Pin;
 use crate::types::{Instant, Protocol, UnixTime};
 use crate::wire::natpmp;
 use crate::wire::pcp::Request;
@@ -104,6 +105,8 @@ pub(super) struct World {
     /// Answers by request, with the time they were given.
     pub(super) replies: BTreeMap<u64, (Instant, ActionResult)>,
     pub(super) admin_replies: BTreeMap<u64, Result<(), String>>,
+    /// The PIN that was shown last.
+    pub(super) pin: Option<Pin>,
     /// Connections that the core wanted closed.
     pub(super) hung_up: Vec<u64>,
     /// Calls without an answer, with the time they were made.
@@ -184,6 +187,7 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             admin_replies: BTreeMap::new(),
+            pin: None,
             hung_up: Vec::new(),
             open: BTreeMap::new(),
             crash_after: None,

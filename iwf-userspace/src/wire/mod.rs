@@ -27,4 +27,5 @@ pub mod soap;
 pub mod softwire;
 pub mod ssdp;
 pub mod udp;
+pub mod wps;
 mod xml;

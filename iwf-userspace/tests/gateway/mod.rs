@@ -139,6 +139,7 @@ impl Gateway {
                 Effect::SendEvent(message) => self.events.push_back(message),
                 Effect::CancelEvent { number } => self.events.retain(|sent| sent.number != number),
                 Effect::AdminReply { .. }
+                | Effect::ShowPin { .. }
                 | Effect::HangUp { .. }
                 | Effect::Solicit(_)
                 | Effect::Notify(_) => {}

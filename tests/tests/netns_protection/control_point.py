@@ -1,4 +1,4 @@
-"""A control point over TLS, of Python's standard library and OpenSSL alone.
+"""A control point over TLS, of Python's standard library and OpenSSL alone. How it is introduced is in wps.py.
 
 Reads one JSON object a line and answers each with one. The connection is kept and opened again when it is closed.
 
@@ -11,10 +11,13 @@ import hmac
 import html
 import http.client
 import json
+import os
 import re
 import ssl
 import sys
 import uuid
+
+import wps
 
 KINDS = {"DeviceProtection": 1, "WANIPConnection": 2}
 PATHS = {"DeviceProtection": "DeviceProtection", "WANIPConnection": "WANIPConn"}
@@ -85,8 +88,50 @@ class Peer:
             [["ProtocolType", "PKCS5"], ["Challenge", encode(challenge)], ["Authenticator", encode(authenticator)]],
         )
 
+    def setup(self, octets):
+        """Says something in an introduction; what is heard is kept for the next word."""
+        self.said = octets
+        args = [["ProtocolType", "WPS"], ["InMessage", base64.b64encode(octets).decode()]]
+        answer = self.call("DeviceProtection", "SendSetupMessage", args)
+        if answer["error"]:
+            return {"error": answer["error"]}
+        self.heard = base64.b64decode(answer["out"]["OutMessage"])
+        return {"kind": wps.read(self.heard)[wps.KIND][0] if self.heard else None}
+
+    def begin(self, pin, own):
+        self.registrar = wps.Registrar(own, pin, lambda what, length: os.urandom(length))
+        answer = self.setup(b"")
+        if "kind" in answer:
+            device = identity(self.link.sock.getpeercert(binary_form=True))
+            assert wps.read(self.heard)[wps.UUID_E] == device.bytes, "M1 is of another device"
+        return answer
+
+    def introduce(self, pin):
+        """A whole run, with a device that proves itself as well. The registrar raises if it does not."""
+        answer = self.begin(pin, self.own.bytes)
+        while answer.get("kind"):
+            answer = self.setup(self.registrar.answer(self.heard))
+        return answer
+
     def do(self, wish):
         what = wish["do"]
+        if what == "introduce":
+            return self.introduce(wish["pin"])
+        if what == "begin":
+            own = uuid.UUID(wish["as"]) if "as" in wish else self.own
+            return self.begin(wish["pin"], own.bytes)
+        if what == "go on":
+            return self.setup(self.registrar.answer(self.heard))
+        if what == "again":
+            return self.setup(self.said)
+        if what == "wait":
+            m1 = self.heard
+            self.registrar.greeted(m1)
+            answer = self.setup(self.registrar.m2d())
+            self.heard = m1
+            return answer
+        if what == "give up":
+            return self.setup(self.registrar.empty(wps.NACK))
         if what == "call":
             return self.call(wish["service"], wish["action"], wish["args"])
         if what == "login":

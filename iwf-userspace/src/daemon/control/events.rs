@@ -63,6 +63,12 @@ kinds! {
     PinholeClosed = "pinhole-closed",
     /// A control point's wish for a pinhole was refused.
     PinholeRefused = "pinhole-refused",
+    /// A control point was introduced by PIN and has the role Basic.
+    ControlPointIntroduced = "control-point-introduced",
+    /// It was not: it tried a wrong PIN, or did not finish in time.
+    IntroductionFailed = "introduction-failed",
+    /// It tried a wrong PIN once too often: nobody can be introduced until another one is shown.
+    IntroductionLocked = "introduction-locked",
     /// A mapping of the configuration cannot be had now.
     StaticWaits = "static-waits",
     /// The address that remote hosts use has changed.

@@ -76,6 +76,7 @@ impl Lister {
             | Response::Policy(_)
             | Response::PolicyTest(_)
             | Response::Protection(_)
+            | Response::Pin(_)
             | Response::Audit(_)
             | Response::Stats(_)
             | Response::Done => String::new(),

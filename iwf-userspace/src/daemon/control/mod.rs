@@ -24,7 +24,10 @@ use super::dataplane::inspect::{DynamicFilter, DynamicRow, HostRow, SessionFilte
 use crate::proto::protection::OwnerCommand;
 use crate::types::Protocol;
 pub use figures::{Audit, Counter, Held, Repairs, Stats};
-pub use rows::{IdentityRow, LeaseRow, MappingRow, PinholeRow, Protection, SubscriptionRow};
+pub use rows::{
+    IdentityRow, IntroductionRow, LeaseRow, MappingRow, PinholeRow, Protection, ShownPin,
+    SubscriptionRow,
+};
 pub use status::{
     Discovered, ExternalAddress, Listener, Prefix64Row, Reconciler, Server, SoftwireEnds, Status,
     StoreState,
@@ -180,6 +183,8 @@ pub enum Response {
     Pinholes(Vec<PinholeRow>),
     /// To `protection`.
     Protection(Protection),
+    /// To the wish for a PIN.
+    Pin(ShownPin),
     /// To `audit`.
     Audit(Audit),
     /// To `stats`.
@@ -215,6 +220,7 @@ impl Response {
             Self::Subscriptions(rows) => serde_json::to_value(rows),
             Self::Pinholes(rows) => serde_json::to_value(rows),
             Self::Protection(protection) => serde_json::to_value(protection),
+            Self::Pin(shown) => serde_json::to_value(shown),
             Self::Audit(audit) => serde_json::to_value(audit),
             Self::Stats(stats) => serde_json::to_value(stats),
             Self::Sessions(rows) => serde_json::to_value(rows),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::dataplane::inspect::{Transport, Usage};
 use crate::types::Protocol;
+use crate::types::pin::Pin;
 
 /// One mapping in the three tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,8 +123,31 @@ pub struct Protection {
     pub listeners: Vec<SocketAddr>,
     /// Connections over TLS that are open.
     pub connections: usize,
+    /// The PIN that is shown; absent: nobody can be introduced.
+    #[serde(default)]
+    pub introduction: Option<IntroductionRow>,
     /// The access list.
     pub identities: Vec<IdentityRow>,
+}
+
+/// A PIN is shown; which one is told only to who has asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntroductionRow {
+    /// How long it is still good.
+    pub left_seconds: u64,
+    /// Wrong ones that control points have tried.
+    pub wrong_pins: u8,
+    /// The control point that is being introduced.
+    pub control_point: Option<String>,
+}
+
+/// A PIN by which a control point can be introduced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownPin {
+    /// The PIN.
+    pub pin: Pin,
+    /// How long it is good.
+    pub good_for_seconds: u64,
 }
 
 /// One entry of the access list.

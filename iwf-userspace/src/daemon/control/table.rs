@@ -9,7 +9,7 @@ use super::lists::Lister;
 use super::stats_text::{self, View};
 use super::{
     Audit, Family, LeaseRow, MappingRow, PinholeRow, Protection, Reconciler, Repairs, Response,
-    Status, SubscriptionRow,
+    ShownPin, Status, SubscriptionRow,
 };
 
 /// The answer as text that ends with a line end.
@@ -21,6 +21,7 @@ pub fn render(response: &Response) -> String {
         Response::Subscriptions(rows) => render_subscriptions(rows),
         Response::Pinholes(rows) => render_pinholes(rows),
         Response::Protection(protection) => render_protection(protection),
+        Response::Pin(shown) => render_pin(shown),
         Response::Audit(audit) => render_audit(audit),
         Response::Stats(stats) => stats_text::render(stats, &View::default()),
         Response::Sessions(_)
@@ -311,6 +312,14 @@ fn render_pinholes(rows: &[PinholeRow]) -> String {
     format!("{}\n", table.trim_fmt())
 }
 
+fn render_pin(shown: &ShownPin) -> String {
+    format!(
+        "{}\ngood for one control point within {}\n",
+        shown.pin,
+        span(shown.good_for_seconds)
+    )
+}
+
 fn render_protection(protection: &Protection) -> String {
     let at: Vec<_> = protection
         .listeners
@@ -327,6 +336,17 @@ fn render_protection(protection: &Protection) -> String {
         },
         protection.connections
     ));
+    if let Some(shown) = &protection.introduction {
+        let left = span(shown.left_seconds);
+        text.push_str(&format!("a PIN is good for {left}"));
+        if shown.wrong_pins > 0 {
+            text.push_str(&format!(", {} wrong so far", shown.wrong_pins));
+        }
+        if let Some(who) = &shown.control_point {
+            text.push_str(&format!(", {who} is being introduced"));
+        }
+        text.push('\n');
+    }
     if protection.identities.is_empty() {
         text.push_str("nobody may do more than everybody\n");
         return text;

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{Datagrams, RETRY, Shell, log_plane};
-use crate::daemon::control::Response;
+use crate::daemon::control::{Response, ShownPin};
 use crate::daemon::dataplane::{Change, DataPlane, DataPlaneError, Turn};
 use crate::daemon::netstate::LanLink;
 use crate::daemon::store::Store;
@@ -66,6 +66,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         let (ticket, removed, result) = match effect {
             Effect::Reply { .. }
             | Effect::AdminReply { .. }
+            | Effect::ShowPin { .. }
             | Effect::HangUp { .. }
             | Effect::SendUpstream { .. }
             | Effect::Errand(_)
@@ -151,6 +152,19 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Effect::AdminReply { request, result } => {
                 if let Some(reply) = self.admin.remove(&request) {
                     reply.answer(result.map_or_else(Response::Error, |()| Response::Done));
+                }
+            }
+            Effect::ShowPin {
+                request,
+                pin,
+                good_for,
+            } => {
+                if let Some(reply) = self.admin.remove(&request) {
+                    let good_for_seconds = good_for.as_secs();
+                    reply.answer(Response::Pin(ShownPin {
+                        pin,
+                        good_for_seconds,
+                    }));
                 }
             }
             Effect::HangUp { connection } => self.open.hang_up(connection),

@@ -283,7 +283,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
                 let command = AdminCommand::Access(change);
                 self.input(Input::Admin { request, command }, out, now);
             }
-            Request::Protection {} => reply.answer(self.protection(facts)),
+            Request::Protection {} => reply.answer(self.protection(facts, now)),
             Request::DhcpOption {
                 family,
                 values,

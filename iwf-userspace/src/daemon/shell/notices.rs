@@ -69,6 +69,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             Notice::Refused { .. } => {}
             Notice::PinholeOpened(pinhole) => self.tell_opened(pinhole),
             Notice::PinholeClosed(pinhole, why) => self.tell_closed(pinhole, *why),
+            Notice::Introduction(told) => self.tell_introduction(*told),
             Notice::EpochReset(server) => {
                 info!(%server, "PCP server lost its state; asking for the mappings again");
                 let detail = "asking for the mappings again".to_owned();

@@ -1,13 +1,18 @@
 //! Who may do more than everybody, for the owner.
 
-use super::super::control::{IdentityRow, Protection, Response};
+use tracing::info;
+
+use super::super::control::{IdentityRow, IntroductionRow, Protection, Response};
 use super::super::dataplane::DataPlane;
 use super::super::store::Store;
 use super::{Facts, Shell};
+use crate::daemon::control::events::EventKind;
+use crate::proto::protection::Told;
+use crate::types::Instant;
 use crate::types::access::{Identity, Who};
 
 impl<P: DataPlane, S: Store> Shell<P, S> {
-    pub(super) fn protection(&self, facts: &Facts) -> Response {
+    pub(super) fn protection(&self, facts: &Facts, now: Instant) -> Response {
         let Some(protection) = self.core.protection() else {
             return Response::Error(
                 "DeviceProtection is off; set device_protection.enabled and restart iwfd"
@@ -45,7 +50,53 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             device: protection.settings().certificate.to_string(),
             listeners: listeners.filter_map(|listener| listener.secure).collect(),
             connections: self.open.count(),
+            introduction: protection.introduction().map(|standing| IntroductionRow {
+                left_seconds: standing.until.saturating_duration_since(now).as_secs(),
+                wrong_pins: standing.wrong,
+                control_point: standing.peer.map(|id| id.to_string()),
+            }),
             identities: protection.identities().map(row).collect(),
         })
+    }
+
+    /// A name that a control point gives itself is not repeated here.
+    pub(super) fn tell_introduction(&self, told: Told) {
+        let (kind, host, detail) = match told {
+            Told::Introduced {
+                control_point,
+                host,
+            } => {
+                info!(%control_point, %host, "control point introduced");
+                let detail = format!("{control_point} may do what Basic may");
+                (EventKind::ControlPointIntroduced, host, detail)
+            }
+            Told::WrongPin {
+                control_point,
+                host,
+                left: 0,
+            } => {
+                info!(%control_point, %host, "wrong PIN; it is not good any more");
+                let detail = format!("{control_point} tried a wrong PIN; it is not good any more");
+                (EventKind::IntroductionLocked, host, detail)
+            }
+            Told::WrongPin {
+                control_point,
+                host,
+                left,
+            } => {
+                info!(%control_point, %host, left, "wrong PIN");
+                let detail = format!("{control_point} tried a wrong PIN; {left} more may be tried");
+                (EventKind::IntroductionFailed, host, detail)
+            }
+            Told::RanOut {
+                control_point,
+                host,
+            } => {
+                info!(%control_point, %host, "introduction not finished in time");
+                let detail = format!("{control_point} did not finish in time");
+                (EventKind::IntroductionFailed, host, detail)
+            }
+        };
+        self.tell_host(kind, host, detail);
     }
 }

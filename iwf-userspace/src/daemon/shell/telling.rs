@@ -150,6 +150,14 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         });
     }
 
+    pub(super) fn tell_host(&self, kind: EventKind, host: IpAddr, detail: String) {
+        self.journal.write(EventRow {
+            internal: Some((host, 0).into()),
+            detail,
+            ..control(kind)
+        });
+    }
+
     pub(super) fn tell_drops(&self, counter: &str, packets: u64, remedy: &str) {
         self.journal.write(EventRow {
             counter: Some(counter.to_owned()),
@@ -235,6 +243,7 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
             | Notice::Withdrawn { .. }
             | Notice::PinholeOpened(_)
             | Notice::PinholeClosed(..)
+            | Notice::Introduction(_)
             | Notice::EpochReset(_) => {}
         }
     }

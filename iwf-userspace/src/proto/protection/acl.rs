@@ -92,6 +92,28 @@ impl AccessList {
         Ok(new.into_values().collect())
     }
 
+    /// A control point has proven that its user knows the PIN: it has the role Basic besides those that it had.
+    pub(super) fn introduce(&self, id: ControlPointId, name: &str) -> Result<Change, ListError> {
+        let who = Who::ControlPoint(id);
+        let mut identity = match self.get(&who) {
+            Some(known) => known.clone(),
+            None => {
+                self.has_room(1)?;
+                Identity {
+                    who,
+                    name: name.to_owned(),
+                    alias: None,
+                    introduced: false,
+                    roles: Roles::default(),
+                    verifier: None,
+                }
+            }
+        };
+        identity.introduced = true;
+        identity.roles = identity.roles.with(Roles::BASIC);
+        Ok(Change::Put(identity))
+    }
+
     pub(super) fn remove(&self, who: &Who) -> Result<Change, ListError> {
         self.known(who).map(|found| Change::Remove(found.who))
     }

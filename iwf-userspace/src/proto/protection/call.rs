@@ -4,8 +4,9 @@ use rand::RngExt;
 
 use super::acl::ListError;
 use super::actions::{Admission, Restricted, admission};
+use super::introduction::Heard;
 use super::login::{self, Challenge};
-use super::{Done, Protection};
+use super::{Done, Protection, Told};
 use crate::types::Instant;
 use crate::types::access::{Channel, ControlPointId, Roles, Verifier, Who};
 use crate::types::caller::Caller;
@@ -14,9 +15,16 @@ use crate::wire::protection as document;
 use crate::wire::scpd::{self, Service};
 use crate::wire::services::DEVICE_PROTECTION;
 use crate::wire::soap::{Call, UpnpError, protection as errors};
+use crate::wire::wps::MAX_MESSAGE;
 
+/// How control points are introduced.
+const WPS: &str = "WPS";
 /// How users log in.
 const PKCS5: &str = "PKCS5";
+/// Longest message of an introduction in base64 that is read, line ends included.
+const MAX_TEXT: usize = MAX_MESSAGE * 3 / 2;
+/// What a control point is called that does not say how, or that says what nobody could read.
+const NAMELESS: &str = "control point";
 /// What the id of a service begins with.
 const SERVICE_ID: &str = "urn:upnp-org:serviceId:";
 
@@ -58,9 +66,9 @@ impl Protection {
             return Err(UpnpError::ACTION_NOT_AUTHORIZED);
         }
         match action.name {
-            "SendSetupMessage" => Err(UpnpError::ARGUMENT_VALUE_INVALID),
+            "SendSetupMessage" => self.setup_message(caller, known?, call, now),
             "GetSupportedProtocols" => {
-                let list = document::protocols(&[], &[PKCS5]);
+                let list = document::protocols(&[WPS], &[PKCS5]);
                 Ok(Done::Reply(vec![("ProtocolList", list)]))
             }
             "GetAssignedRoles" => {
@@ -98,6 +106,47 @@ impl Protection {
             "AddRolesForIdentity" => self.change_roles(call, Roles::with),
             "RemoveRolesForIdentity" => self.change_roles(call, Roles::without),
             _ => Err(UpnpError::INVALID_ACTION),
+        }
+    }
+
+    fn setup_message(
+        &mut self,
+        caller: &Caller,
+        known: Known,
+        call: &Call,
+        now: Instant,
+    ) -> Result<Done, UpnpError> {
+        if arg(call, "ProtocolType")?.trim() != WPS {
+            return Err(UpnpError::ARGUMENT_VALUE_INVALID);
+        }
+        let text = arg(call, "InMessage")?;
+        if text.len() > MAX_TEXT {
+            return Err(errors::PROCESSING_ERROR);
+        }
+        let message = scpd::octets(text)?;
+        let out = |octets: &[u8]| vec![("OutMessage", scpd::base64(octets))];
+        // Who cannot be put on the list does not begin.
+        self.list.introduce(known.id, NAMELESS).map_err(error)?;
+        if message.is_empty() {
+            let (own, rng) = (self.settings.certificate, &mut self.rng);
+            let introductions = &mut self.introductions;
+            let m1 = introductions.begin(own, known.id, caller.addr, rng, now)?;
+            return Ok(Done::Reply(out(&m1)));
+        }
+        if self.pending.is_some() {
+            return Err(errors::BUSY);
+        }
+        match self.introductions.hear(known.id, &message)? {
+            Heard::Answer(answer) => Ok(Done::Reply(out(&answer))),
+            Heard::Introduced(answer, name) => {
+                let name = document::good_name(Some(&name)).unwrap_or(NAMELESS);
+                let change = self.list.introduce(known.id, name).map_err(error)?;
+                let told = Told::Introduced {
+                    control_point: known.id,
+                    host: caller.addr,
+                };
+                Ok(Done::Introduce(change, out(&answer), told))
+            }
         }
     }
 

@@ -1,3 +1,5 @@
+mod introduction;
+
 use std::net::Ipv4Addr;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -40,6 +42,7 @@ struct Bench {
     store_works: bool,
     stored: Vec<Change>,
     hung_up: Vec<u64>,
+    told: Vec<Told>,
     requests: u64,
     now: Instant,
 }
@@ -73,6 +76,7 @@ impl Bench {
             store_works: true,
             stored: Vec::new(),
             hung_up: Vec::new(),
+            told: Vec::new(),
             requests: 0,
             now: NOW,
         }
@@ -107,7 +111,8 @@ impl Bench {
                     self.input(Input::Stored(self.store_works));
                 }
                 Effect::HangUp { connection } => self.hung_up.push(connection),
-                Effect::OwnerReply { .. } => panic!("not the owner"),
+                Effect::Tell(told) => self.told.push(told),
+                Effect::OwnerReply { .. } | Effect::ShowPin { .. } => panic!("not the owner"),
             }
         }
         let answer = answer.expect("an answer");
@@ -132,6 +137,8 @@ impl Bench {
                     self.input(Input::Stored(self.store_works));
                 }
                 other @ (Effect::OwnerReply { .. }
+                | Effect::ShowPin { .. }
+                | Effect::Tell(_)
                 | Effect::Reply { .. }
                 | Effect::HangUp { .. }) => panic!("{other:?}"),
             }
@@ -365,7 +372,7 @@ fn the_fifth_failure_closes_the_connection_and_the_host_waits() {
     bench.input(Input::Closed { connection: 1 });
     assert_eq!(bench.login(1, "mika", "secret"), Err(708));
     assert_eq!(bench.login(2, "mika", "secret"), Ok(vec![]), "another host");
-    bench.now = bench.now + std::time::Duration::from_secs(30);
+    bench.now = bench.now + Duration::from_secs(30);
     assert_eq!(bench.login(1, "mika", "secret"), Ok(vec![]));
     assert_eq!(bench.hung_up, [1]);
 }
@@ -521,7 +528,11 @@ fn one_change_is_under_way_at_a_time() {
     let codes: Vec<_> = codes
         .filter_map(|effect| match effect {
             Effect::Reply { request, result } => Some((request, result.unwrap_err().code)),
-            Effect::Store(_) | Effect::HangUp { .. } | Effect::OwnerReply { .. } => None,
+            Effect::Store(_)
+            | Effect::HangUp { .. }
+            | Effect::Tell(_)
+            | Effect::ShowPin { .. }
+            | Effect::OwnerReply { .. } => None,
         })
         .collect();
     assert_eq!(codes, [(2, 708)]);

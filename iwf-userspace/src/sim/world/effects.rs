@@ -86,6 +86,7 @@ impl World {
             Effect::Reply { .. }
             | Effect::HangUp { .. }
             | Effect::AdminReply { .. }
+            | Effect::ShowPin { .. }
             | Effect::SendUpstream { .. }
             | Effect::Errand(_)
                 if !self.unstored.is_empty() =>
@@ -164,6 +165,7 @@ impl World {
             Effect::Reply { .. }
             | Effect::HangUp { .. }
             | Effect::AdminReply { .. }
+            | Effect::ShowPin { .. }
             | Effect::SubscriptionReply { .. }
             | Effect::SendEvent(_)
             | Effect::CancelEvent { .. } => self.tell(effect),
@@ -190,6 +192,11 @@ impl World {
             Effect::AdminReply { request, result } => {
                 let before = self.admin_replies.insert(request.0, result);
                 assert_eq!(before, None, "answered twice");
+            }
+            Effect::ShowPin { request, pin, .. } => {
+                let before = self.admin_replies.insert(request.0, Ok(()));
+                assert_eq!(before, None, "answered twice");
+                self.pin = Some(pin);
             }
             Effect::SubscriptionReply { result, .. } => {
                 if let Some(subscriber) = &mut self.subscriber {
