@@ -1,7 +1,7 @@
 //! Calls as control points write them, and what they get on a good link.
 
+use super::policy::reasons;
 use super::world::World;
-use crate::iwf::Notice;
 use crate::mapping::policy::ThirdParty;
 use crate::types::Protocol;
 use crate::wire::pcp::PcpOption;
@@ -268,12 +268,9 @@ fn an_internal_client_that_is_no_host_is_refused_in_its_place() {
         }
         assert_eq!(world.ask(20, add(20, 9090, 3600)), Err(728), "of a host");
         assert_eq!(world.sent.len(), before);
-        let why = world.notices.iter().filter_map(|notice| match notice {
-            Notice::Refused { why, .. } => Some(why.text.as_str()),
-            _ => None,
-        });
-        let no_host = why.filter(|why| why.contains("no LAN host's")).count();
-        assert_eq!(no_host, 12 * 6, "it is said why");
+        let why = reasons(&world);
+        let no_host = why.iter().filter(|why| why.text.contains("no LAN host's"));
+        assert_eq!(no_host.count(), 12 * 6, "it is said why");
     }
 }
 
