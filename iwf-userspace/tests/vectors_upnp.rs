@@ -432,7 +432,20 @@ fn calls_are_checked_against_the_table() {
     assert_eq!(with("NewLeaseDuration", Some("4294967296")), range);
     assert_eq!(with("NewLeaseDuration", Some(&"9".repeat(400))), range);
 
-    let mut unknown = add.clone();
-    unknown.action = "RequestTermination".to_owned();
-    assert_eq!(check(&unknown), Err(UpnpError::INVALID_ACTION));
+    for (action, error) in [
+        (
+            "RequestTermination",
+            UpnpError::OPTIONAL_ACTION_NOT_IMPLEMENTED,
+        ),
+        (
+            "GetAutoDisconnectTime",
+            UpnpError::OPTIONAL_ACTION_NOT_IMPLEMENTED,
+        ),
+        ("GetEnabledForInternet", UpnpError::INVALID_ACTION),
+        ("addPortMapping", UpnpError::INVALID_ACTION),
+    ] {
+        let mut unknown = add.clone();
+        action.clone_into(&mut unknown.action);
+        assert_eq!(check(&unknown), Err(error), "{action}");
+    }
 }

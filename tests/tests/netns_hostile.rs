@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use iwf_tests::cascade::{self, Scripted};
-use iwf_tests::igd::{Gateway, SSDP, WANIP1};
+use iwf_tests::igd::{Gateway, SSDP, Version, WANIP1};
 use iwf_tests::netns::may_run;
 use iwf_tests::script::Manner;
 use iwf_tests::topology::{GATEWAY, LAN1};
@@ -67,6 +67,23 @@ fn bad_soap_and_http_get_their_own_errors() -> Result<()> {
             "{protocol} {client}: {code:?}"
         );
     }
+
+    // What can be nobody's address is no more than that, whatever else it may mean to the kernel or the LAN.
+    let version_2 = Gateway::discover_version(&scripted.lab.lan1, Version::Two)?;
+    for client in [
+        "255.255.255.255",
+        "192.168.1.255",
+        "0.0.0.0",
+        "127.0.0.1",
+        "192.168.1.1",
+    ] {
+        let answer = gateway.add("UDP", 29000, client.parse()?, 8000, 600)?;
+        assert_eq!(answer.error(), Some(718), "{client}");
+        let answer = version_2.add("UDP", 29000, client.parse()?, 8000, 600)?;
+        assert_eq!(answer.error(), Some(606), "{client}");
+    }
+    let optional = gateway.call("GetAutoDisconnectTime", &[])?;
+    assert_eq!(optional.error(), Some(602));
 
     for body in [
         "",

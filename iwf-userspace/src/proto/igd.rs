@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_services_and_actions_are_401() {
+    fn unknown_services_and_actions_are_401_and_optional_ones_602() {
         let call = |service: &str, version, action: &str| Call {
             service: service.to_owned(),
             version,
@@ -247,6 +247,15 @@ mod tests {
         ] {
             let result = parse(&call, Ipv4Addr::new(192, 168, 1, 20));
             assert_eq!(result, Err(UpnpError::INVALID_ACTION), "{call:?}");
+        }
+        let missing = Err(UpnpError::OPTIONAL_ACTION_NOT_IMPLEMENTED);
+        for call in [
+            call("WANIPConnection", 1, "GetIdleDisconnectTime"),
+            call("WANIPConnection", 2, "RequestTermination"),
+            call("WANCommonInterfaceConfig", 1, "GetWANAccessProvider"),
+        ] {
+            let result = parse(&call, Ipv4Addr::new(192, 168, 1, 20));
+            assert_eq!(result, missing, "{call:?}");
         }
     }
 }

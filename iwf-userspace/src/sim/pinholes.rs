@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use super::policy::reasons;
 use super::world::{INTERFACE, World};
 use crate::iwf::pinholes::{Ending, Lan6};
+use crate::iwf::policy::Why;
 use crate::iwf::{EffectError, Input, Notice, Settings};
 use crate::mapping::policy::ThirdParty;
 use crate::proto::firewall::{Firewall, SERVICE};
@@ -322,12 +324,9 @@ fn nobody_acts_for_hosts_of_another_link() {
         let asked = world.ask_from(caller.clone(), add(client, 8081, 600));
         assert_eq!(asked.map(drop), expected, "{caller:?} for {client}");
     }
-    let why = world.notices.iter().filter_map(|notice| match notice {
-        Notice::Refused { why, .. } => Some(why.text.as_str()),
-        _ => None,
-    });
-    let why: BTreeSet<_> = why.collect();
-    assert!(why.iter().all(|why| why.contains("another LAN")), "{why:?}");
+    let why = reasons(&world);
+    let is_said = |why: &Why| why.text.contains("another LAN");
+    assert!(why.len() == 3 && why.iter().all(is_said), "{why:?}");
     // Nor does the MAC address of a host at home make a guest that host.
     let posing = by(guest(0x13), Some(GUESTS), mac);
     for caller in [visiting, posing] {

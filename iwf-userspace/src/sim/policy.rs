@@ -79,7 +79,7 @@ fn lan(known: &[(IpAddr, Mac)]) -> LanDevices {
     }
 }
 
-fn reasons(world: &World) -> Vec<Why> {
+pub(super) fn reasons(world: &World) -> Vec<Why> {
     let why = |notice: &Notice| {
         let Notice::Refused { why, .. } = notice else {
             return None;

@@ -1,6 +1,8 @@
 //! Calls as control points write them, and what they get on a good link.
 
+use super::policy::reasons;
 use super::world::World;
+use crate::mapping::policy::ThirdParty;
 use crate::types::Protocol;
 use crate::wire::pcp::PcpOption;
 use crate::wire::soap::Call;
@@ -202,6 +204,74 @@ fn policy_comes_before_any_datagram() {
         assert_eq!(world.ask(20, call.clone()), Err(code), "{call:?}");
     }
     assert_eq!(world.sent.len(), before);
+}
+
+/// SEC-06, IGD-030: what can be no host's is refused by policy (606, and 718 where version 1 has no such code), after what
+/// is wrong with the call itself and before anything else that stands in the way, whoever may speak for others.
+#[test]
+fn an_internal_client_that_is_no_host_is_refused_in_its_place() {
+    for third_party in [ThirdParty::Refused, ThirdParty::Allowed] {
+        let mut settings = World::new(5).settings;
+        settings.policy.third_party = third_party;
+        settings.limits.per_host = 1;
+        let mut world = World::with(5, settings);
+        world.run(1);
+        // So that its port is taken, and the caller has no room for more.
+        assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+        let before = world.sent.len();
+        for client in [
+            "255.255.255.255",
+            "192.168.1.255",
+            "192.168.1.0",
+            "0.0.0.0",
+            "127.0.0.1",
+            "169.254.7.7",
+            "224.0.0.1",
+            "239.255.255.250",
+            "240.0.0.1",
+            // The router, on the LAN and on the WAN, and a host of the Internet.
+            "192.168.1.1",
+            "100.64.0.2",
+            "11.22.33.9",
+        ] {
+            let wish = |changes: &[(&str, &str)]| {
+                let mut call = add(20, 9090, 3600);
+                for (name, value) in changes.iter().chain(&[("NewInternalClient", client)]) {
+                    let mut args = call.args.iter_mut();
+                    let arg = args.find(|(own, _)| own == name).expect("an argument");
+                    (*value).clone_into(&mut arg.1);
+                }
+                call
+            };
+            for (changes, code) in [
+                (&[][..], 606),
+                // Before: what is wrong with the call.
+                (&[("NewProtocol", "ICMP")], 601),
+                (&[("NewLeaseDuration", "604801")], 601),
+                (&[("NewInternalPort", "0")], 732),
+                (&[("NewExternalPort", "0")], 716),
+                (&[("NewRemoteHost", "224.0.0.1")], 600),
+                // After: 501, 718, 729 and 728 would be said of a host.
+                (&[("NewEnabled", "0")], 606),
+                (&[("NewExternalPort", "8080")], 606),
+                (&[("NewExternalPort", "5351"), ("NewProtocol", "UDP")], 606),
+            ] {
+                let asked = world.ask(20, wish(changes));
+                assert_eq!(asked, Err(code), "{client} {changes:?} {third_party:?}");
+            }
+            let mut any = wish(&[]);
+            "AddAnyPortMapping".clone_into(&mut any.action);
+            assert_eq!(world.ask(20, any), Err(606), "{client}");
+            let mut version_1 = wish(&[]);
+            version_1.version = 1;
+            assert_eq!(world.ask(20, version_1), Err(718), "{client}");
+        }
+        assert_eq!(world.ask(20, add(20, 9090, 3600)), Err(728), "of a host");
+        assert_eq!(world.sent.len(), before);
+        let why = reasons(&world);
+        let no_host = why.iter().filter(|why| why.text.contains("no LAN host's"));
+        assert_eq!(no_host.count(), 12 * 6, "it is said why");
+    }
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub struct Service {
     pub path: &'static str,
     /// Every action that is offered.
     pub actions: &'static [Action],
+    /// Optional actions of the standard that are not.
+    pub not_offered: &'static [&'static str],
     /// Every variable that an action or an event refers to.
     pub variables: &'static [Variable],
 }
@@ -108,10 +110,16 @@ impl Service {
         self.variables.iter().find(|v| v.name == name)
     }
 
-    /// Checks that a call names an action (401) and has its arguments, once each, in the types of the table
-    /// (402, or 601 for a number that does not fit the type). What values mean is not looked at here.
+    /// Checks that a call names an action (401, or 602 for one that the standard has as an option) and has its
+    /// arguments, once each, in the types of the table (402, or 601 for a number that does not fit the type). What values
+    /// mean is not looked at here.
     pub fn check(&self, call: &Call) -> Result<&'static Action, UpnpError> {
-        let action = self.action(&call.action).ok_or(UpnpError::INVALID_ACTION)?;
+        let is_optional = self.not_offered.contains(&call.action.as_str());
+        let action = self.action(&call.action).ok_or(if is_optional {
+            UpnpError::OPTIONAL_ACTION_NOT_IMPLEMENTED
+        } else {
+            UpnpError::INVALID_ACTION
+        })?;
         for (name, value) in &call.args {
             let argument = action
                 .inputs()

@@ -22,6 +22,7 @@ pub static DEVICE_PROTECTION: Service = Service {
     version: 1,
     id: "DeviceProtection1",
     path: "DeviceProtection",
+    not_offered: &[],
     actions: &[
         action(
             "SendSetupMessage",
@@ -120,6 +121,7 @@ pub static LAYER3_FORWARDING: Service = Service {
     version: 1,
     id: "L3Forwarding1",
     path: "L3Forwarding",
+    not_offered: &[],
     actions: &[
         action(
             "SetDefaultConnectionService",
@@ -145,6 +147,11 @@ pub static WAN_COMMON_INTERFACE_CONFIG: Service = Service {
     version: 1,
     id: "WANCommonIFC1",
     path: "WANCommonIFC",
+    not_offered: &[
+        "SetEnabledForInternet",
+        "GetEnabledForInternet",
+        "GetWANAccessProvider",
+    ],
     actions: &[
         action(
             "GetCommonLinkProperties",
@@ -215,12 +222,24 @@ pub static WAN_COMMON_INTERFACE_CONFIG: Service = Service {
     ],
 };
 
+/// What the standard has of a connection that ends by itself or on demand; this one is up while the WAN is.
+const NOT_OFFERED_OF_A_CONNECTION: &[&str] = &[
+    "RequestTermination",
+    "SetAutoDisconnectTime",
+    "SetIdleDisconnectTime",
+    "SetWarnDisconnectDelay",
+    "GetAutoDisconnectTime",
+    "GetIdleDisconnectTime",
+    "GetWarnDisconnectDelay",
+];
+
 /// The connection and its mappings, version 1.
 pub static WAN_IP_CONNECTION_1: Service = Service {
     kind: "WANIPConnection",
     version: 1,
     id: "WANIPConn1",
     path: "WANIPConn",
+    not_offered: NOT_OFFERED_OF_A_CONNECTION,
     actions: &[
         SET_CONNECTION_TYPE,
         GET_CONNECTION_TYPE_INFO,
@@ -261,6 +280,7 @@ pub static WAN_IP_CONNECTION_2: Service = Service {
     version: 2,
     id: "WANIPConn1",
     path: "WANIPConn",
+    not_offered: NOT_OFFERED_OF_A_CONNECTION,
     actions: &[
         SET_CONNECTION_TYPE,
         GET_CONNECTION_TYPE_INFO,
@@ -313,6 +333,7 @@ pub static WAN_IPV6_FIREWALL_CONTROL: Service = Service {
     version: 1,
     id: "WANIPv6Firewall1",
     path: "WANIPv6Firewall",
+    not_offered: &[],
     actions: &[
         action(
             "GetFirewallStatus",

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, ORIGIN, SERVER, TRANSFER_ENCODING,
-    USER_AGENT,
+    ACCEPT_LANGUAGE, ALLOW, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName,
+    ORIGIN, SERVER, TRANSFER_ENCODING, USER_AGENT,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -47,6 +47,8 @@ const FORMS: [&str; 3] = [
 /// The service whose actions speak of IPv6 addresses.
 const FIREWALL: &str = "WANIPv6FirewallControl";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
+/// The language of every description.
+const ENGLISH: HeaderValue = HeaderValue::from_static("en");
 
 const PAGE: &str = "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>iwf</title></head>\
 <body><h1>iwf</h1><p>This gateway opens ports here and in the provider's NAT. On the gateway, \
@@ -168,7 +170,12 @@ fn document(site: &Site, route: Route, request: &Request) -> Response {
         Route::Scpd(tree, service) => site.description.scpd(tree, service),
         Route::Control(..) | Route::Events(..) => return StatusCode::NOT_FOUND.into_response(),
     };
-    ([(CONTENT_TYPE, XML)], text).into_response()
+    let mut response = ([(CONTENT_TYPE, XML)], text).into_response();
+    // UPnP Device Architecture 1.1 clause 2.11: to whoever names a language, and to nobody else.
+    if request.headers().contains_key(ACCEPT_LANGUAGE) {
+        response.headers_mut().insert(CONTENT_LANGUAGE, ENGLISH);
+    }
+    response
 }
 
 async fn control(site: &Site, service: &Service, request: Request) -> Response {

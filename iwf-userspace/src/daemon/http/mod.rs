@@ -268,6 +268,8 @@ impl Site {
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(times.head)
+            // Names have no case, but some control points look for those of the standard.
+            .title_case_headers(true)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .half_close(true);

@@ -469,9 +469,18 @@ fn documents_follow_tree_and_user_agent() {
         assert_eq!(status(&answer), "200");
         assert!(answer.contains(version), "{path} for {agent}");
         assert!(
-            answer.contains("server: Linux/6 UPnP/1.1 iwf/0\r\n"),
+            answer.contains("Server: Linux/6 UPnP/1.1 iwf/0\r\n"),
             "{answer}"
         );
+        for name in ["Content-Length: ", "Content-Type: text/xml", "Date: "] {
+            assert!(answer.contains(&format!("\r\n{name}")), "{name}: {answer}");
+        }
+        assert!(!answer.contains("Content-Language"), "{answer}");
+    }
+    for path in ["/igd1/desc.xml", "/igd2/WANIPConn.xml"] {
+        let asked = format!("GET {path} HTTP/1.1\r\nACCEPT-LANGUAGE: de, fr;q=0.5\r\n");
+        let answer = server.ask(&asked, "");
+        assert!(answer.contains("\r\nContent-Language: en\r\n"), "{answer}");
     }
     let head = server.ask("HEAD /igd1/desc.xml HTTP/1.1\r\n", "");
     assert_eq!(status(&head), "200");

@@ -1,8 +1,9 @@
 //! Answers that wait for their moment. Bounded three ways, so that a flood of searches costs neither memory nor
-//! bandwidth: searches waiting in all, from one host, and datagrams per second.
+//! bandwidth: searches waiting in all, from one host, and datagrams per second. Hosts take turns, so that one that searches
+//! for everything all the time takes no more than its share of those datagrams.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -23,6 +24,9 @@ pub(super) struct Queue {
     /// By due time; the number keeps those of one instant apart and in order.
     waiting: BTreeMap<(Instant, u64), Answer>,
     pushed: u64,
+    /// Of each host that waits, the number of the answer that it was sent last.
+    served: BTreeMap<IpAddr, u64>,
+    sent: u64,
     /// The bucket is full at this instant; each answer moves it by [`REFILL`] into the future.
     full_at: Option<Instant>,
 }
@@ -70,14 +74,31 @@ impl Queue {
         if self.next_due()? > now {
             return None;
         }
-        let mut first = self.waiting.first_entry()?;
-        let advert = first.get_mut().adverts.pop();
-        let (to, tree) = (first.get().to, first.get().tree);
-        if first.get().adverts.is_empty() {
-            first.remove();
+        let key = self.whose_turn(now)?;
+        let answer = self.waiting.get_mut(&key)?;
+        let advert = answer.adverts.pop();
+        let (to, tree, host) = (answer.to, answer.tree, answer.to.ip());
+        if answer.adverts.is_empty() {
+            self.waiting.remove(&key);
+        }
+        self.sent += 1;
+        if self.waiting.values().any(|answer| answer.to.ip() == host) {
+            self.served.insert(host, self.sent);
+        } else {
+            self.served.remove(&host);
         }
         self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + REFILL);
         Some((to, tree, advert?))
+    }
+
+    /// The answer of the host that was sent something the longest time ago, of those that are due.
+    fn whose_turn(&self, now: Instant) -> Option<(Instant, u64)> {
+        let due = self.waiting.range(..=(now, u64::MAX));
+        let turn = |(key, answer): &(&(Instant, u64), &Answer)| {
+            let served = self.served.get(&answer.to.ip()).copied();
+            (served.unwrap_or_default(), **key)
+        };
+        due.min_by_key(turn).map(|(key, _)| *key)
     }
 }
 
@@ -101,6 +122,36 @@ mod tests {
         std::iter::from_fn(|| queue.pop_due(now))
             .map(|(_, _, advert)| advert.nt)
             .collect()
+    }
+
+    #[tokio::test]
+    async fn hosts_take_turns_whatever_each_has_asked_for() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        // The bucket is empty, so that each answer has to wait for its time.
+        assert!(queue.push(start, host(9), Tree::Igd1, adverts(BURST as usize)));
+        assert_eq!(drain(&mut queue, start).len(), BURST as usize);
+        for _ in 0..MAX_WAITING_PER_HOST {
+            assert!(queue.push(start, host(1), Tree::Igd1, adverts(11)));
+        }
+        let later = start + REFILL;
+        assert!(queue.push(later, host(2), Tree::Igd1, adverts(1)));
+        assert!(queue.push(later, host(3), Tree::Igd1, adverts(2)));
+        let order: Vec<_> = (1..=7)
+            .map(|slot| {
+                let mut sent = std::iter::from_fn(|| queue.pop_due(start + REFILL * slot));
+                let (to, ..) = sent.next().expect("one is due");
+                assert!(sent.next().is_none(), "one at a time");
+                to
+            })
+            .collect();
+        let expected = [1, 2, 3, 1, 3, 1, 1].map(host);
+        assert_eq!(order, expected);
+        assert_eq!(
+            queue.served.len(),
+            1,
+            "who has nothing to wait for is forgotten"
+        );
     }
 
     #[tokio::test]
