@@ -35,7 +35,13 @@ pub(crate) struct Args {
     /// How long each is searched.
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
+    /// Afterwards add to the committed corpora what reaches code that they do not reach, as few inputs as that takes.
+    #[arg(long)]
+    keep: bool,
 }
+
+/// Longest input that is kept.
+const MAX_KEPT: &str = "-max_len=2048";
 
 /// Builds the targets and searches each.
 ///
@@ -63,13 +69,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let artifacts = work.join("artifacts");
     fs::create_dir_all(&artifacts).context("make a directory")?;
     for target in &targets {
-        let found = work.join("corpus").join(target);
+        let (found, committed) = (work.join("corpus").join(target), committed.join(target));
         fs::create_dir_all(&found).context("make a directory")?;
-        let mut fuzzer = std::process::Command::new(work.join(&host).join("release/iwf-fuzz"));
-        fuzzer
-            .env("IWF_FUZZ_TARGET", target)
-            .arg(&found)
-            .arg(committed.join(target))
+        let fuzzer = || {
+            let program = work.join(&host).join("release/iwf-fuzz");
+            let mut fuzzer = std::process::Command::new(program);
+            fuzzer.env("IWF_FUZZ_TARGET", target).arg("-verbosity=0");
+            fuzzer
+        };
+        let mut search = fuzzer();
+        search
+            .args([&found, &committed])
             .arg(format!("-max_total_time={}", args.seconds))
             .arg(format!(
                 "-artifact_prefix={}/{target}-",
@@ -77,8 +87,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             ))
             // An input that takes a second would be an attack.
             .args(["-timeout=5", "-rss_limit_mb=1024", "-max_len=16384"])
-            .args(["-print_final_stats=1", "-verbosity=0"]);
-        step::run(&format!("searching {target}"), fuzzer)?;
+            .arg("-print_final_stats=1");
+        step::run(&format!("searching {target}"), search)?;
+        if args.keep {
+            let mut keep = fuzzer();
+            // Code that is reached counts, not how often.
+            keep.args(["-set_cover_merge=1", "-use_counters=0", MAX_KEPT])
+                .args([&committed, &found]);
+            step::run(&format!("keeping what reaches more of {target}"), keep)?;
+        }
     }
     Ok(())
 }
