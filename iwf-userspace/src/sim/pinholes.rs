@@ -322,9 +322,11 @@ fn nobody_acts_for_hosts_of_another_link() {
         let asked = world.ask_from(caller.clone(), add(client, 8081, 600));
         assert_eq!(asked.map(drop), expected, "{caller:?} for {client}");
     }
-    let why = world.notices.iter().filter_map(|notice| match notice {
-        Notice::Refused { why, .. } => Some(why.text.as_str()),
-        _ => None,
+    let why = world.notices.iter().filter_map(|notice| {
+        let Notice::Refused { why, .. } = notice else {
+            return None;
+        };
+        Some(why.text.as_str())
     });
     let why: BTreeSet<_> = why.collect();
     assert!(why.iter().all(|why| why.contains("another LAN")), "{why:?}");
