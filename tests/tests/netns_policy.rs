@@ -2,7 +2,6 @@
 //! becomes of what is open when the rules change.
 #![expect(
     clippy::disallowed_types,
-    clippy::disallowed_methods,
     reason = "plays the hosts on both sides, in real time"
 )]
 
