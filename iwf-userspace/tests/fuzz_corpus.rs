@@ -16,10 +16,15 @@ fn every_target_takes_its_corpus_and_each_beginning_of_it() {
             let path = file.expect("a file").path();
             let octets = std::fs::read(&path).expect("it can be read");
             target(&octets);
+            given += 1;
+            // The search has found these, among their beginnings.
+            let name = path.file_name().map(|name| name.to_string_lossy());
+            if name.is_some_and(|name| name.len() == 40) {
+                continue;
+            }
             for end in (0..octets.len()).step_by(octets.len() / 24 + 1) {
                 target(octets.get(..end).unwrap_or_default());
             }
-            given += 1;
         }
     }
     assert!(given >= 40, "only {given} files");
