@@ -1,4 +1,8 @@
 //! A control point that does little but ask and look at what is answered.
+#![expect(
+    clippy::disallowed_types,
+    reason = "measures real programs over sockets"
+)]
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};

@@ -1,4 +1,8 @@
 //! The lab with the daemon as it is built for release, with many addresses of LAN hosts.
+#![expect(
+    clippy::disallowed_types,
+    reason = "sends packets of both sides through real sockets"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
