@@ -45,6 +45,8 @@ pub struct Options {
     pub upstream: &'static str,
     /// Sections of the configuration that are added as they are.
     pub more: &'static str,
+    /// Where the store is; `None`: with the other files.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             wan: "",
             upstream: "",
             more: "",
+            state_dir: None,
         }
     }
 }
@@ -164,7 +167,10 @@ impl Iwfd {
     /// # Errors
     /// If it does not answer in time or ends; its log's tail is in the error.
     pub fn start(lab: &Lab, options: &Options) -> Result<Self> {
-        let files = Files::of(lab);
+        let mut files = Files::of(lab);
+        if let Some(dir) = &options.state_dir {
+            files.state_dir.clone_from(dir);
+        }
         files.write(options)?;
         let mut iwfd = Self {
             process: spawn(&lab.cpe, &files)?,

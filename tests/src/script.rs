@@ -5,7 +5,7 @@
     reason = "the harness talks to real programs over sockets, in real time"
 )]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -55,6 +55,8 @@ struct State {
     /// The epoch when the counting began, and when that was.
     epoch: (u32, Instant),
     leases: BTreeMap<(u8, u16), Map>,
+    /// External ports of these.
+    taken: BTreeSet<(u8, u16)>,
     arrivals: Vec<Arrival>,
     /// What is done to the answers of the next MAP requests, one after another; each may be answered several times.
     faults: VecDeque<Vec<Fault>>,
@@ -101,6 +103,7 @@ impl ScriptedServer {
             manner,
             epoch: (AGE, start),
             leases: BTreeMap::new(),
+            taken: BTreeSet::new(),
             arrivals: Vec::new(),
             faults: VecDeque::new(),
             always: Vec::new(),
@@ -149,6 +152,11 @@ impl ScriptedServer {
         lock(&self.state).arrivals.clone()
     }
 
+    /// Forgets what has arrived: of a hundred thousand requests nobody asks.
+    pub fn forget_arrivals(&self) {
+        lock(&self.state).arrivals = Vec::new();
+    }
+
     /// MAP requests so far.
     pub fn map_requests(&self) -> Vec<(Duration, Request)> {
         let with_time = |arrival: Arrival| Some((arrival.at, arrival.request?));
@@ -173,6 +181,7 @@ impl ScriptedServer {
     pub fn lose_state(&self) {
         let mut state = lock(&self.state);
         state.leases.clear();
+        state.taken.clear();
         state.epoch = (0, Instant::now());
     }
 
@@ -343,24 +352,24 @@ impl State {
     fn grant(&mut self, mut map: Map, lifetime: u32, port: Option<u16>) -> Map {
         let key = (map.protocol, map.internal_port);
         map.external_addr = EXTERNAL;
+        let held = self.leases.remove(&key);
+        if let Some(held) = held {
+            self.taken.remove(&(held.protocol, held.external_port));
+        }
         if lifetime == 0 {
-            self.leases.remove(&key);
             return map;
         }
         if let Some(port) = port {
             map.external_port = port;
         }
-        if let Some(held) = self.leases.get(&key) {
+        if let Some(held) = held {
             map.external_port = held.external_port;
         }
-        let taken = |port: u16, leases: &BTreeMap<(u8, u16), Map>| {
-            leases.iter().any(|(other, held)| {
-                *other != key && held.protocol == map.protocol && held.external_port == port
-            })
-        };
-        while map.external_port == 0 || taken(map.external_port, &self.leases) {
+        let is_taken = |port: u16| self.taken.contains(&(map.protocol, port));
+        while map.external_port == 0 || is_taken(map.external_port) {
             map.external_port = map.external_port.wrapping_add(1).max(1024);
         }
+        self.taken.insert((map.protocol, map.external_port));
         self.leases.insert(key, map);
         map
     }

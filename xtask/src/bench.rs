@@ -9,16 +9,17 @@ use iwf_tests::netns;
 
 use crate::{setup, step, toolchain};
 
-/// Measure packet forwarding against kernel nftables and plain forwarding.
+/// Measure packet forwarding against kernel nftables and plain forwarding, and what control points wait for.
 ///
 /// All modes run in turn in network namespaces of their own, round after round; the median counts. A figure
-/// is void unless over 99 % of the packets arrived, rightly translated. Needs root and two CPUs.
+/// is void unless over 99 % of the packets arrived, rightly translated, or if an answer to a control point is wrong. Needs
+/// root and two CPUs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Fewer and shorter rounds: a check that everything works rather than a figure.
     #[arg(long)]
     quick: bool,
-    /// Only this part: hit, forward, new, tcp, sweep or churn; may be given more than once.
+    /// Only this part: hit, forward, new, tcp, sweep, churn or soap; may be given more than once.
     #[arg(long, value_name = "PART")]
     only: Vec<String>,
     /// Also write the rows to FILE, as a JSON array.
@@ -43,6 +44,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let build = toolchain::build_command(&toolchain, &root, &target, toolchain::BENCH_OBJECT);
     step::run("building generator and far end", build)?;
 
+    if args.only.is_empty() || args.only.iter().any(|part| part == "soap") {
+        let daemon = step::cargo(&["build", "--release", "--package", "iwf-userspace"]);
+        step::run("building the daemon, optimized", daemon)?;
+    }
     step::say("building the measuring program, optimized");
     let mut cargo = step::cargo(&["run", "--release", "--package", "iwf-tests"]);
     cargo

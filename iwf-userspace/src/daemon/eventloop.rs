@@ -54,6 +54,15 @@ const NOT_LOOKING: &str = "DHCP servers are not asked: mode is local, upstream.p
 /// A timer far enough away that it stands for none.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// Adds what has come already, up to so many.
+fn and_what_waits<T>(from: &mut mpsc::Receiver<T>, to: &mut Vec<T>, most: usize) {
+    while to.len() < most
+        && let Ok(next) = from.try_recv()
+    {
+        to.push(next);
+    }
+}
+
 /// Where events come from.
 #[derive(Debug)]
 pub struct Inputs {
@@ -161,7 +170,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                         .set_devices(devices, &mut self.upstream, clock::now());
                 }
                 1.. = inputs.datagrams.recv_many(&mut events, MAX_WAITING_DATAGRAMS) => {
-                    self.shell.upstream(events.drain(..), &mut self.upstream, clock::now());
+                    and_what_waits(&mut inputs.calls, &mut calls, MAX_WAITING_CALLS);
+                    self.shell.take(events.drain(..), calls.drain(..), &mut self.upstream, clock::now());
                 }
                 () = self.discovery.changed() => {
                     let report = self.discovery.report();
@@ -170,7 +180,8 @@ impl<P: DataPlane, S: Store> Daemon<P, S> {
                 }
                 () = self.softwires.changed() => self.follow_softwire(),
                 1.. = inputs.calls.recv_many(&mut calls, MAX_WAITING_CALLS) => {
-                    self.shell.soap(calls.drain(..), &mut self.upstream, clock::now());
+                    and_what_waits(&mut inputs.datagrams, &mut events, MAX_WAITING_DATAGRAMS);
+                    self.shell.take(events.drain(..), calls.drain(..), &mut self.upstream, clock::now());
                 }
                 Some(wish) = inputs.subscriptions.recv() => {
                     self.shell.subscription(wish, &mut self.upstream, clock::now());

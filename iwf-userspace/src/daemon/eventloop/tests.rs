@@ -43,6 +43,7 @@ const SOON: Duration = Duration::from_secs(5);
 struct Lab {
     calls: mpsc::Sender<SoapCall>,
     requests: mpsc::Sender<ControlCall>,
+    datagrams: mpsc::Sender<UpstreamEvent>,
     wishes: mpsc::Sender<Wish>,
     _network: watch::Sender<NetState>,
     running: JoinHandle<()>,
@@ -106,7 +107,7 @@ impl Lab {
                 OpenConnections::default(),
             ),
             hooks: Hooks::new(Journal::default(), PathBuf::new()),
-            upstream: Upstream::new("lo".to_owned(), datagram_sender),
+            upstream: Upstream::new("lo".to_owned(), datagram_sender.clone()),
             discovery: Discovery::off(),
             devices: Devices::nobody(),
             softwires: Softwires::off(),
@@ -130,6 +131,7 @@ impl Lab {
         Self {
             calls: call_sender,
             requests,
+            datagrams: datagram_sender,
             wishes,
             _network: network,
             running: tokio::spawn(daemon.run(inputs)),
@@ -192,6 +194,11 @@ impl Lab {
     }
 
     async fn call(&self, action: &str, args: &[(&str, &str)]) -> soap::ActionResult {
+        answered(self.begin(action, args)).await
+    }
+
+    /// Calls and does not wait. Nothing else runs meanwhile.
+    fn begin(&self, action: &str, args: &[(&str, &str)]) -> oneshot::Receiver<soap::ActionResult> {
         let (reply, answer) = oneshot::channel();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let call = SoapCall {
@@ -205,14 +212,15 @@ impl Lab {
             waited: Duration::ZERO,
             reply,
         };
-        self.calls.send(call).await.unwrap();
-        timeout(SOON, answer)
-            .await
-            .expect("an answer soon")
-            .unwrap()
+        self.calls.try_send(call).unwrap();
+        answer
     }
 
     async fn add(&self, port: &str) -> soap::ActionResult {
+        answered(self.begin_to_add(port)).await
+    }
+
+    fn begin_to_add(&self, port: &str) -> oneshot::Receiver<soap::ActionResult> {
         let host = HOST.to_string();
         let args = [
             ("NewRemoteHost", ""),
@@ -224,7 +232,17 @@ impl Lab {
             ("NewPortMappingDescription", "test"),
             ("NewLeaseDuration", "600"),
         ];
-        self.call("AddPortMapping", &args).await
+        self.begin("AddPortMapping", &args)
+    }
+
+    /// How often something was stored.
+    async fn commits(&self) -> u64 {
+        let Response::Stats(stats) = self.ask(Request::Stats {}).await else {
+            panic!("not the counters");
+        };
+        let mut counters = stats.daemon.iter();
+        let found = counters.find(|counter| counter.name == "store_commits");
+        found.expect("a counter").value
     }
 
     async fn stop(self) {
@@ -234,6 +252,11 @@ impl Lab {
             .expect("ends soon")
             .unwrap();
     }
+}
+
+async fn answered(answer: oneshot::Receiver<soap::ActionResult>) -> soap::ActionResult {
+    let answer = timeout(SOON, answer).await;
+    answer.expect("an answer soon").unwrap()
 }
 
 async fn next(answers: &mut mpsc::Receiver<Response>) -> Response {
@@ -339,6 +362,35 @@ async fn a_port_opens_in_three_tables_and_closes_again() {
     assert_eq!(lab.mappings().await, []);
     assert!(matches!(lab.ask(DELETE).await, Response::Error(_)));
     assert!(lab.is_clean().await);
+    lab.stop().await;
+}
+
+#[tokio::test]
+async fn a_grant_and_a_call_that_wait_together_cost_one_commit() {
+    let server = UdpSocket::bind("127.0.0.39:0").await.unwrap();
+    let from = server.local_addr().unwrap();
+    let lab = Lab::start(from, FakePlane::new(), MemoryStore::default());
+    let first = lab.begin_to_add("5000");
+    let mut buffer = [0; 1100];
+    let granted = loop {
+        let received = timeout(SOON, server.recv_from(&mut buffer)).await;
+        let (length, _) = received.expect("a request soon").unwrap();
+        let request = pcp::Request::decode(&buffer[..length]).unwrap();
+        if let Body::Map(mut map) = request.body {
+            map.external_addr = CARRIER.into();
+            break response(Body::Map(map), Lifetime(120), Epoch(1000));
+        }
+    };
+    let before = lab.commits().await;
+    let grant = UpstreamEvent::Datagram {
+        from,
+        payload: granted,
+    };
+    lab.datagrams.try_send(grant).unwrap();
+    let _second = lab.begin_to_add("5001");
+    assert_eq!(answered(first).await, Ok(Vec::new()));
+    // The record of the first, and the mark of what the second one asks for.
+    assert_eq!(lab.commits().await, before + 1);
     lab.stop().await;
 }
 

@@ -194,33 +194,44 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
         self.http = counts;
     }
 
-    /// Control points called. What the calls change goes into one commit.
-    pub fn soap(
+    /// Servers, or the network on the way to them, told something, and control points called. What follows from all of it
+    /// goes into one commit.
+    pub fn take(
         &mut self,
+        events: impl IntoIterator<Item = UpstreamEvent>,
         questions: impl IntoIterator<Item = SoapCall>,
         out: &mut impl Datagrams,
         now: Instant,
     ) {
+        for event in events {
+            if let Some(input) = self.of_upstream(event) {
+                self.core.handle_input(input, now);
+            }
+        }
         for question in questions {
-            let SoapCall {
-                caller,
-                call,
-                waited,
-                reply,
-            } = question;
-            debug!(caller = %caller.addr, action = call.action, "control point calls");
-            let request = self.new_request();
-            let wish = Wish::of(caller.addr, &call);
-            self.soap.insert(request, (reply, wish));
-            let input = Input::Soap {
-                request,
-                caller,
-                call,
-                waited,
-            };
-            self.core.handle_input(input, now);
+            self.call(question, now);
         }
         self.drain(out, now);
+    }
+
+    fn call(&mut self, question: SoapCall, now: Instant) {
+        let SoapCall {
+            caller,
+            call,
+            waited,
+            reply,
+        } = question;
+        debug!(caller = %caller.addr, action = call.action, "control point calls");
+        let request = self.new_request();
+        let wish = Wish::of(caller.addr, &call);
+        self.soap.insert(request, (reply, wish));
+        let input = Input::Soap {
+            request,
+            caller,
+            call,
+            waited,
+        };
+        self.core.handle_input(input, now);
     }
 
     /// A control point asked at an event URL.
@@ -350,21 +361,6 @@ impl<P: DataPlane, S: Store> Shell<P, S> {
     /// Whether somebody follows the events as they come.
     pub fn is_followed(&self) -> bool {
         self.journal.is_followed()
-    }
-
-    /// Servers, or the network on the way to them, told something. What follows from it goes into one commit.
-    pub fn upstream(
-        &mut self,
-        events: impl IntoIterator<Item = UpstreamEvent>,
-        out: &mut impl Datagrams,
-        now: Instant,
-    ) {
-        for event in events {
-            if let Some(input) = self.of_upstream(event) {
-                self.core.handle_input(input, now);
-            }
-        }
-        self.drain(out, now);
     }
 
     fn of_upstream(&self, event: UpstreamEvent) -> Option<Input> {

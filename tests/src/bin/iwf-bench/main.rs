@@ -18,6 +18,7 @@ mod cpu;
 mod hit;
 mod nat;
 mod report;
+mod soap;
 mod sweep;
 mod targets;
 mod tcp;
@@ -75,6 +76,9 @@ struct Args {
     /// Also write the rows to FILE, as a JSON array.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Of the part `soap` only this; may be given more than once.
+    #[arg(long, value_name = "WHAT", value_enum)]
+    soap: Vec<soap::What>,
     /// Rounds; each measures every mode once and the median counts [default: 7, with --quick 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
@@ -98,6 +102,8 @@ enum Part {
     Sweep,
     /// Forwarding while mappings come and go.
     Churn,
+    /// Control points: how long additions take, how many there can be, and the daemon's memory.
+    Soap,
 }
 
 fn main() -> ExitCode {
@@ -158,6 +164,13 @@ fn run(args: &Args) -> Result<()> {
         let measured = sweep::churn(placement, &args.object, quiet);
         rows.extend(measured.context("measure mappings that come and go")?);
     }
+    if wanted(Part::Soap) {
+        let extent = match args.quick {
+            true => soap::Extent::quick(rounds),
+            false => soap::Extent::full(rounds),
+        };
+        rows.extend(soap::measure(&args.soap, extent));
+    }
     finish(args, &rows)
 }
 
@@ -173,7 +186,7 @@ fn finish(args: &Args, rows: &[Row]) -> Result<()> {
     }
     ensure!(
         rows.iter().all(|row| row.valid),
-        "a figure is void: too few packets arrived as they should"
+        "a figure is void: something did not arrive as it should"
     );
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
-use iwf_tests::bench::Row;
+use iwf_tests::bench::{LEAST_SHARE, Row};
 
 use crate::abi::{LARGE, SMALL};
 
@@ -19,6 +19,13 @@ const TCP: f64 = 1.0;
 const SWEEP: f64 = 0.9;
 /// Microseconds for which no packet may stand still.
 const STALL: f64 = 10_000.0;
+
+/// Milliseconds within which 99 of 100 additions are answered.
+const ADD: f64 = 5.0;
+/// Additions in a second that go on for as long as somebody wants them.
+const ADDITIONS: f64 = 1000.0;
+/// Memory after all requests, against that after the first tenth of them.
+const MEMORY: f64 = 1.05;
 
 /// What came of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +140,45 @@ fn lines(rows: &[Row]) -> Vec<Line> {
             verdict: verdict(row, row.value < STALL),
         });
     }
+    lines.extend(soap(rows));
     lines
+}
+
+/// What control points get.
+fn soap(rows: &[Row]) -> impl Iterator<Item = Line> {
+    rows.iter().filter_map(|row| {
+        let (name, count) = (&row.mode, row.sessions);
+        let (what, target, measured, holds) = match row.scenario.as_str() {
+            "soap-add-p99" => (
+                format!("AddPortMapping, {name}, {count} mappings"),
+                format!("99 % within {ADD:.0} ms"),
+                format!("{:.2} ms", row.value),
+                row.value < ADD,
+            ),
+            "soap-rate" => (
+                format!("additions, {name}, {count} mappings"),
+                format!("{ADDITIONS:.0} a second"),
+                format!("{:.0} a second", row.value),
+                row.value > LEAST_SHARE * ADDITIONS,
+            ),
+            "soap-memory" if row.against.is_some() => {
+                let growth = row.ratio.map(f64::recip);
+                (
+                    format!("memory after {count} requests"),
+                    format!("at most {MEMORY:.2} x that after the first tenth"),
+                    times(growth),
+                    growth.is_some_and(|growth| growth <= MEMORY),
+                )
+            }
+            _ => return None,
+        };
+        Some(Line {
+            what,
+            target,
+            measured,
+            verdict: verdict(row, holds),
+        })
+    })
 }
 
 /// The rows of our data plane that are compared with something.
@@ -194,6 +239,30 @@ mod tests {
         let verdicts: Vec<_> = lines.iter().map(|line| line.verdict).collect();
         use Verdict::{Holds, Missed};
         assert_eq!(verdicts, [Holds, Missed, Holds, Missed, Holds]);
+    }
+
+    #[test]
+    fn control_points_wait_no_longer_than_is_said() {
+        let soap = |scenario: &str, value: f64, ratio: Option<f64>| Row {
+            value,
+            ratio,
+            against: ratio.map(|_| "less".into()),
+            ..row(scenario, "iwf-pcp-memory", "less", 1.0)
+        };
+        let rows = [
+            soap("soap-add-p50", 9.0, None),
+            soap("soap-add-p99", 4.9, None),
+            soap("soap-add-p99", 5.0, Some(0.9)),
+            soap("soap-rate", 997.0, None),
+            soap("soap-rate", 990.0, None),
+            soap("soap-memory", 4000.0, None),
+            soap("soap-memory", 4100.0, Some(0.96)),
+            soap("soap-memory", 4400.0, Some(0.9)),
+        ];
+        let lines = lines(&rows);
+        let verdicts: Vec<_> = lines.iter().map(|line| line.verdict).collect();
+        use Verdict::{Holds, Missed};
+        assert_eq!(verdicts, [Holds, Missed, Holds, Missed, Holds, Missed]);
     }
 
     #[test]
