@@ -63,6 +63,9 @@ const MAX_PREFIXES: usize = 16;
 /// For how long a late grant for a lease that was given up is recognized and deleted.
 const LATE_GRANT: Duration = Duration::from_secs(120);
 
+/// For how long the refusal of a request may come after another one that weakened it: as long as a datagram takes.
+const LATE_REFUSAL: Duration = Duration::from_secs(10);
+
 /// The machine.
 #[derive(Debug)]
 pub struct PcpClient {
@@ -285,7 +288,11 @@ impl PcpClient {
         if let Some(lease) = held {
             let (nonce, known, grant) = (lease.nonce, lease.known, lease.grant);
             let (doubtful, was_brief) = (lease.may_be_there(), lease.want.brief);
-            let (predecessor, insisted) = (lease.predecessor, lease.insisted);
+            let predecessor = lease.predecessor;
+            let late_refusals = match lease.insists() {
+                true => Some(now + LATE_REFUSAL),
+                false => lease.late_refusals,
+            };
             let insist = match (want.choice, known) {
                 (PortChoice::Exact, Some(known)) if Some(known.port) == want.external => {
                     Insist::Endpoint
@@ -299,7 +306,7 @@ impl PcpClient {
             };
             let mut lease = Lease::new(want, nonce, insist, Purpose::Answer, now);
             (lease.known, lease.grant, lease.doubtful) = (known, grant, doubtful);
-            (lease.predecessor, lease.insisted) = (predecessor, insisted);
+            (lease.predecessor, lease.late_refusals) = (predecessor, late_refusals);
             if was_brief {
                 self.asking(&lease, now);
             }

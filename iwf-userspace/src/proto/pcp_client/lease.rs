@@ -45,8 +45,8 @@ pub(super) struct Lease {
     pub(super) doubtful: bool,
     /// It is an earlier life's, and that may have asked for more than it told: nothing was granted in this one.
     pub(super) inherited: bool,
-    /// When it was last asked for with PREFER_FAILURE.
-    pub(super) insisted: Option<Instant>,
+    /// Until then a refusal may be one of what was insisted on before.
+    pub(super) late_refusals: Option<Instant>,
     /// The lease that this one takes the place of. As long as the server may hold that, it may refuse this.
     pub(super) predecessor: Option<Tuple>,
 }
@@ -133,7 +133,7 @@ impl Lease {
             last_sent: None,
             doubtful: false,
             inherited: false,
-            insisted: None,
+            late_refusals: None,
             predecessor: None,
         }
     }
@@ -164,6 +164,15 @@ impl Lease {
     /// What the server may know of it until then.
     pub(super) fn trace(&self, until: Instant) -> Trace {
         trace(self.tuple(), self.nonce, until)
+    }
+
+    /// Whether a port is insisted on that may be refused.
+    pub(super) fn insists(&self) -> bool {
+        match &self.phase {
+            Phase::Requesting { insist, .. } => *insist != Insist::Nothing,
+            Phase::Bound { asked, .. } => *asked && self.want.choice == PortChoice::Exact,
+            Phase::Releasing { .. } => false,
+        }
     }
 
     /// Whether something was sent that has not been answered.

@@ -1,6 +1,6 @@
 //! What becomes of a lease that a server refuses (RFC 6887 sections 7.4, 9, 13.2 and 15).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::lease::{Insist, Lease, Phase, Purpose, Tuple};
 use super::matching::Leaving;
@@ -8,12 +8,39 @@ use super::negative::{Question, hold};
 use super::renewal::MIN_GAP;
 use super::retransmit::Backoff;
 use super::server::Server;
-use super::{Effect, LATE_GRANT, PcpClient, Speaks};
+use super::{Effect, LATE_REFUSAL, PcpClient, Speaks};
 use crate::mapping::PortChoice;
 use crate::types::{Epoch, ExternalPort, Generation, Instant, Lifetime, Protocol};
-use crate::wire::pcp::{ResultClass, ResultCode};
+use crate::wire::pcp::{MapBody, ResultClass, ResultCode};
 
 impl PcpClient {
+    /// Whether a refusal is one of what was insisted on before. It is said to whoever insists, and has the endpoint that was
+    /// asked for (RFC 6887 sections 7.4 and 11.3).
+    pub(super) fn is_late_refusal(
+        &self,
+        id: Generation,
+        error: ResultCode,
+        map: &MapBody,
+        now: Instant,
+    ) -> bool {
+        let Some(lease) = self.leases.get(&id) else {
+            return false;
+        };
+        let Phase::Requesting { insist, .. } = &lease.phase else {
+            return false;
+        };
+        let of_before = match insist {
+            Insist::Endpoint => false,
+            Insist::Port => lease
+                .known
+                .is_some_and(|known| map.external_addr == IpAddr::V4(known.addr)),
+            Insist::Nothing => true,
+        };
+        error == ResultCode::CannotProvideExternal
+            && of_before
+            && lease.late_refusals.is_some_and(|until| now < until)
+    }
+
     pub(super) fn refused(
         &mut self,
         id: Generation,
@@ -93,12 +120,6 @@ impl PcpClient {
             return;
         };
         let conflict = error == ResultCode::CannotProvideExternal;
-        // RFC 6887 section 7.4: it is said to whoever insists. This is about what was asked for before.
-        let late = |insisted: Instant| now <= insisted + LATE_GRANT;
-        if conflict && insist == Insist::Nothing && lease.insisted.is_some_and(late) {
-            self.ignored.unmatched += 1;
-            return;
-        }
         let address = lease.want.server;
         // AMB-16, AMB-29: the endpoint as it was, then the port on any address, or for AddAny entries whatever
         // there is.
@@ -118,6 +139,7 @@ impl PcpClient {
             return;
         }
         if conflict && let Some(weaker) = weaker {
+            lease.late_refusals = Some(now + LATE_REFUSAL);
             lease.phase = Phase::Requesting {
                 insist: weaker,
                 purpose,
@@ -190,6 +212,7 @@ impl PcpClient {
                 PortChoice::Exact => Insist::Port,
                 PortChoice::Any => Insist::Nothing,
             };
+            lease.late_refusals = Some(now + LATE_REFUSAL);
             lease.ask_again(weaker, Purpose::Restore, now);
             return;
         }

@@ -111,6 +111,9 @@ impl PcpClient {
         match (lease, response.result) {
             (Some(id), ResultCode::Success) if deleted => self.deleted(id, response.lifetime, now),
             (Some(id), ResultCode::Success) => self.granted(id, response.lifetime, map, now),
+            (Some(id), error) if self.is_late_refusal(id, error, map, now) => {
+                self.ignored.unmatched += 1;
+            }
             (Some(id), error) => self.refused(id, error, response.lifetime, now),
             (None, ResultCode::Success) if deleted => {
                 self.ended_deleted(tuple, response.lifetime, now);

@@ -205,9 +205,6 @@ impl PcpClient {
         } else {
             lease.request(local, server, now)
         };
-        if request.options.contains(&PcpOption::PreferFailure) {
-            lease.insisted = Some(now);
-        }
         if let Phase::Bound { schedule, .. } = &lease.phase {
             let mut schedule = *schedule;
             let next = lease.next_renewal(&mut schedule, now, &mut self.rng);
