@@ -267,10 +267,11 @@ impl RemotePrefix {
 
     /// The prefix of `len` bits that `addr` is in; a `port` of 0 is every one. `None` if `len` is over 32.
     pub fn new(addr: Ipv4Addr, len: u8, port: u16) -> Option<Self> {
-        let host_bits = 32u8.checked_sub(len)?;
-        let mask = u32::MAX.checked_shl(host_bits.into()).unwrap_or(0);
+        if len > 32 {
+            return None;
+        }
         Some(Self {
-            addr: Ipv4Addr::from(u32::from(addr) & mask),
+            addr: Ipv4Addr::from(u32::from(addr) & prefix::mask4(len)),
             len,
             port,
         })

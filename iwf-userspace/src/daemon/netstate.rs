@@ -8,6 +8,7 @@ use crate::daemon::dataplane::softwire::Softwire;
 use crate::daemon::dataplane::{FdbEntry, PlaneConfig, Port};
 use crate::iwf::WanState;
 use crate::types::Protocol;
+use crate::types::prefix::{in_prefix6, mask4};
 
 /// Interfaces and addresses as they are now. Published whole on every change, so that a reader that
 /// was late has missed nothing.
@@ -153,10 +154,7 @@ impl NetState {
 
 /// The first `len` bits of an address.
 fn masked(addr: Ipv4Addr, len: u8) -> u32 {
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(len.min(32)))
-        .unwrap_or(0);
-    u32::from(addr) & mask
+    u32::from(addr) & mask4(len)
 }
 
 /// One IPv4 address of a LAN interface.
@@ -175,9 +173,7 @@ pub struct LanAddress {
 impl LanAddress {
     /// Whether `host` is on this link: in the prefix, and neither its network nor its broadcast address.
     pub fn contains(&self, host: Ipv4Addr) -> bool {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(self.prefix_len.min(32)))
-            .unwrap_or(0);
+        let mask = mask4(self.prefix_len);
         let (host, own) = (u32::from(host), u32::from(self.addr));
         let edge = self.prefix_len < 31 && (host & !mask == 0 || host & !mask == !mask);
         host & mask == own & mask && !edge
@@ -233,14 +229,6 @@ impl LanLink {
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
         }
     }
-}
-
-/// Whether two IPv6 addresses have their first `len` bits in common.
-pub fn in_prefix6(addr: Ipv6Addr, of: Ipv6Addr, len: u8) -> bool {
-    let mask = u128::MAX
-        .checked_shl(128 - u32::from(len.min(128)))
-        .unwrap_or(0);
-    u128::from(addr) & mask == u128::from(of) & mask
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::proto::firewall::{self, Action, Flows};
 use crate::proto::igd::Refusal;
 use crate::types::caller::{Caller, Mac};
 use crate::types::pinhole::Pinhole;
+use crate::types::prefix::in_prefix6;
 use crate::types::{Instant, Lifetime};
 use crate::wire::soap::{self, UpnpError, firewall as errors};
 
@@ -48,17 +49,10 @@ impl Lan6 {
         let containing = self
             .interfaces
             .iter()
-            .filter(|((network, len), _)| is_inside(addr, *network, *len));
+            .filter(|((network, len), _)| in_prefix6(addr, *network, *len));
         let narrowest = containing.max_by_key(|((_, len), _)| *len);
         narrowest.map(|(_, interface)| *interface)
     }
-}
-
-fn is_inside(addr: Ipv6Addr, network: Ipv6Addr, len: u8) -> bool {
-    let mask = u128::MAX
-        .checked_shl(128 - u32::from(len.min(128)))
-        .unwrap_or(0);
-    u128::from(addr) & mask == u128::from(network) & mask
 }
 
 /// Why a pinhole is gone.
@@ -219,7 +213,7 @@ impl Iwf {
             return true;
         };
         let mut prefixes = lan.prefixes.iter();
-        prefixes.any(|(network, len)| is_inside(addr, *network, *len))
+        prefixes.any(|(network, len)| in_prefix6(addr, *network, *len))
     }
 
     /// A control point called the service.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::rules::{Decider, Rules};
+use crate::types::prefix::mask4;
 use crate::types::{InternalEndpoint, Protocol};
 
 /// Bounds of the mapping table. At a bound new mappings are refused; nothing is evicted.
@@ -115,9 +116,7 @@ pub struct LanPrefix {
 impl LanPrefix {
     /// Whether `host` is a host of this prefix: not its network or broadcast address, not this machine.
     pub fn has_host(&self, host: Ipv4Addr) -> bool {
-        let mask = u32::MAX
-            .checked_shl(32u32.saturating_sub(self.len.into()))
-            .unwrap_or(0);
+        let mask = mask4(self.len);
         let (bits, own) = (u32::from(host), u32::from(self.own));
         let on_edge = self.len < 31 && (bits & !mask == 0 || bits & !mask == !mask);
         bits & mask == own & mask && bits != own && !on_edge

@@ -2,10 +2,27 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+/// The first `len` bits of an IPv4 address; all for lengths over 32.
+pub fn mask4(len: u8) -> u32 {
+    let rest = 32_u32.saturating_sub(len.into());
+    u32::MAX.checked_shl(rest).unwrap_or(0)
+}
+
+/// The first `len` bits of an IPv6 address; all for lengths over 128.
+pub fn mask6(len: u8) -> u128 {
+    let rest = 128_u32.saturating_sub(len.into());
+    u128::MAX.checked_shl(rest).unwrap_or(0)
+}
+
+/// Whether two IPv6 addresses have their first `len` bits in common.
+pub fn in_prefix6(addr: Ipv6Addr, of: Ipv6Addr, len: u8) -> bool {
+    (u128::from(addr) ^ u128::from(of)) & mask6(len) == 0
+}
 
 /// An address, or all that begin like it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

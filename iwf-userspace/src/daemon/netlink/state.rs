@@ -13,6 +13,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::daemon::dataplane::{FdbEntry, Port, Role};
 use crate::daemon::netstate::{LanAddress, LanLink, NetState};
 use crate::iwf::WanState;
+use crate::types::prefix::{mask4, mask6};
 use parse::{Address, Link, Mac, Route};
 
 mod parse;
@@ -578,15 +579,11 @@ impl State {
     }
 }
 
-/// The first `len` bits of an address.
 /// Who routes more than that to one place means everybody.
 const WIDEST: u8 = 8;
 
 fn network4(addr: Ipv4Addr, len: u8) -> Ipv4Addr {
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(len.min(32)))
-        .unwrap_or(0);
-    Ipv4Addr::from(u32::from(addr) & mask)
+    Ipv4Addr::from(u32::from(addr) & mask4(len))
 }
 
 /// Those that are in none of the others, widest first.
@@ -603,10 +600,7 @@ fn widest(prefixes: &BTreeMap<(Ipv6Addr, u8), u32>) -> Vec<(Ipv6Addr, u8)> {
 }
 
 fn network6(addr: Ipv6Addr, len: u8) -> Ipv6Addr {
-    let mask = u128::MAX
-        .checked_shl(128 - u32::from(len.min(128)))
-        .unwrap_or(0);
-    Ipv6Addr::from(u128::from(addr) & mask)
+    Ipv6Addr::from(u128::from(addr) & mask6(len))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::mapping::policy::LanPrefix;
+use crate::types::prefix::mask6;
 
 /// An address of ours on a link of the LAN. By the address alone one of link scope could be on any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,9 +36,7 @@ impl Link {
                 prefix.has_host(host)
             }
             (IpAddr::V6(own), IpAddr::V6(host)) => {
-                let mask = u128::MAX
-                    .checked_shl(128_u32.saturating_sub(self.len.into()))
-                    .unwrap_or(0);
+                let mask = mask6(self.len);
                 let (bits, ours) = (u128::from(host), u128::from(own));
                 // RFC 4291 section 2.6.1: all zeros are every router of the link.
                 let is_routers = self.len < 127 && bits & !mask == 0;

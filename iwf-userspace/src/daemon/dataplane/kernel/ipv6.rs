@@ -17,6 +17,7 @@ use crate::daemon::dataplane::clock::Clock;
 use crate::daemon::dataplane::maps::{self, Maps, refused, to_io};
 use crate::daemon::dataplane::{DataPlaneError, Pinhole};
 use crate::types::Protocol;
+use crate::types::prefix::mask6;
 
 /// Pinholes as the kernel shall hold them: key, identity, end.
 pub(super) type Wanted = BTreeMap<PinholeKey, (u16, u32)>;
@@ -178,9 +179,7 @@ pub(super) fn lan_prefixes(prefixes: &[(Ipv6Addr, u8)]) -> ([Prefix6; limits::LA
     let mut slots = [NO_PREFIX6; limits::LAN_PREFIXES];
     let mut used = 0;
     for (slot, (addr, len)) in slots.iter_mut().zip(prefixes) {
-        let mask = u128::MAX
-            .checked_shl(128 - u32::from((*len).min(128)))
-            .unwrap_or(0);
+        let mask = mask6(*len);
         *slot = Prefix6 {
             addr: (u128::from(*addr) & mask).to_be_bytes(),
             mask: mask.to_be_bytes(),
