@@ -121,7 +121,8 @@ pub struct Iwf {
     probes: BTreeMap<Generation, Probe>,
     pace: Pace,
     address: AddressQuery,
-    /// Ports of our NAT that a server refuses with every nonce of ours, and until when (AMB-02).
+    /// Ports of our NAT that a server refuses with every nonce of ours (AMB-02) or that this machine turned out to use,
+    /// and until when.
     barred: BTreeMap<(Protocol, ExternalPort), Instant>,
     statics: Statics,
     unsaved: Unsaved,

@@ -1,8 +1,9 @@
 //! The carrier's PCP server misbehaves: the application gets the right error and nothing is left behind.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use iwf_tests::cascade::{self, Cascade, Scripted};
 use iwf_tests::daemon::Options;
 use iwf_tests::igd::{Gateway, Version};
@@ -99,6 +100,34 @@ fn a_grant_of_another_port_is_given_back_and_reported_as_taken() -> Result<()> {
     );
     assert_eq!(scripted.server.leases(), []);
     cascade::nothing_is_left(&scripted.iwfd)
+}
+
+/// What the router itself speaks by a port of its WAN address is no reason to refuse that port of the carrier's.
+#[test]
+fn a_port_of_the_routers_own_is_no_conflict_at_the_carrier() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let scripted = Scripted::up(Manner::Grant)?;
+    let gateway = Gateway::discover(&scripted.lab.lan1)?;
+    let own = scripted.lab.cpe.within(|| UdpSocket::bind((WAN, 0)))??;
+    own.connect((CARRIER, 53))?;
+    own.send(b"?")?;
+    let port = own.local_addr()?.port();
+
+    let answer = gateway.add("UDP", port, LAN1, 8000, 3600)?;
+    assert_eq!(answer.error(), None, "{answer:?}");
+    let rows = cascade::rows(&scripted.iwfd)?;
+    let [row] = rows.as_slice() else {
+        bail!("one mapping is wanted: {rows:?}");
+    };
+    let (nat1, carrier) = (
+        cascade::endpoint(row, "nat1")?,
+        cascade::endpoint(row, "carrier")?,
+    );
+    assert_eq!(carrier.port(), port);
+    assert_ne!(nat1.port(), port, "the router's own packets need it");
+    Ok(())
 }
 
 #[test]

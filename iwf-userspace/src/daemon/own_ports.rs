@@ -25,9 +25,10 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 /// linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// net/tcp_states.h, as bits: a listener, and a UDP socket that is bound and not connected.
+/// net/tcp_states.h, as bits: a listener, and a UDP socket that is bound, connected or not. What speaks UDP keeps its port:
+/// the data plane gives it to no LAN host as long as answers may come.
 const LISTEN: u32 = 1 << 10;
-const CLOSE: u32 = 1 << 7;
+const BOUND: u32 = 1 << 1 | 1 << 7;
 
 /// The ports in use at this moment. What cannot be asked is left out; a kernel without socket diagnosis tells nothing.
 pub(super) fn now(network: &NetState) -> BTreeSet<(Protocol, u16)> {
@@ -38,7 +39,7 @@ pub(super) fn now(network: &NetState) -> BTreeSet<(Protocol, u16)> {
         .chain(&network.wan.pool)
         .copied()
         .collect();
-    for (protocol, states) in [(Protocol::Tcp, LISTEN), (Protocol::Udp, CLOSE)] {
+    for (protocol, states) in [(Protocol::Tcp, LISTEN), (Protocol::Udp, BOUND)] {
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut take = |socket: Bound| {
                 if socket.faces(network.wan_ifindex, &external) {

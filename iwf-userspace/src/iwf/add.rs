@@ -229,6 +229,8 @@ impl Iwf {
             let port = self.upstream_port(new.protocol, external, new.internal.port, now);
             return port.ok_or(Refusal::NoRoom);
         }
+        self.barred.retain(|_, until| *until > now);
+        let is_barred = |port| self.barred.contains_key(&(new.protocol, port));
         // Our NAT is the outermost one: its port is the one asked for.
         let (table, policy, statics) = (&self.table, &self.settings.policy, &self.statics);
         let free = |port: ExternalPort| {
@@ -236,6 +238,7 @@ impl Iwf {
                 && table.by_external(new.protocol, port).is_none()
                 && !policy.is_reserved(new.protocol, port.get())
                 && !policy.is_own(new.protocol, port.get())
+                && !(new.choice == PortChoice::Any && is_barred(port))
                 && (external == Some(port) || !statics.states(new.protocol, port))
                 && open.is_none_or(|open| in_ranges(open, port.get()))
         };
@@ -246,7 +249,7 @@ impl Iwf {
         }
     }
 
-    /// A port of our NAT for a lease: none that a mapping or a probe holds, or that a server refuses.
+    /// A port of our NAT for a lease: none that a mapping or a probe holds, or that is barred.
     pub(super) fn upstream_port(
         &mut self,
         protocol: crate::types::Protocol,

@@ -1,11 +1,19 @@
 //! Jobs: what is under way on a mapping, one at a time, in the order upstream, store, kernel, reply.
 
+use std::time::Duration;
+
 use super::soap_calls::Call;
 use super::{Effect, EffectError, Iwf, Mode, Notice, RequestId, StoreChange, Ticket};
-use crate::mapping::{Mapping, State};
+use crate::mapping::{Mapping, PortChoice, State};
 use crate::proto::igd::{Operation, Refusal};
 use crate::proto::pcp_client;
 use crate::types::{ExternalPort, Generation, Instant, NatEntry, Protocol};
+
+/// How long a port of our NAT is left alone that this machine turned out to use. Most of its sockets are for one question.
+const IN_USE_FOR: Duration = Duration::from_secs(120);
+
+/// So many ports are barred before a call is no longer begun anew for one more.
+const MAX_BARRED: usize = 256;
 
 /// What is under way on a mapping.
 #[derive(Debug)]
@@ -242,7 +250,7 @@ impl Iwf {
     fn kernel_failed(
         &mut self,
         generation: Generation,
-        job: Job,
+        mut job: Job,
         error: EffectError,
         now: Instant,
     ) {
@@ -256,11 +264,39 @@ impl Iwf {
                     let entry = mapping.nat_entry();
                     self.remove_nat(entry, None);
                 }
+                if error == EffectError::InUse && self.bar_place(generation, now) {
+                    self.repeat(generation, &mut job);
+                }
                 self.undo_create(generation, job, refusal, now);
             }
             Kind::Replace { .. } => self.undo_replace(generation, job, refusal, now),
             // The entry is nobody's now; the reconciler takes it away.
             Kind::Remove => self.finish(generation, job, Err(refusal), now),
+        }
+    }
+
+    /// Bars the place of a mapping in our NAT, which this machine uses itself: for its own PCP client, for what its
+    /// resolver asks. False: only this place would do, and whoever asked for it is told.
+    fn bar_place(&mut self, generation: Generation, now: Instant) -> bool {
+        let Some(mapping) = self.table.get(generation) else {
+            return false;
+        };
+        let is_free = mapping.upstream.is_some() || mapping.port_choice == PortChoice::Any;
+        if mapping.is_untranslated() || !is_free || self.barred.len() >= MAX_BARRED {
+            return false;
+        }
+        let place = (mapping.protocol, mapping.nat1.port);
+        self.barred.insert(place, now + IN_USE_FOR);
+        true
+    }
+
+    /// The call that waits for this job is begun anew when the job has ended.
+    fn repeat(&mut self, generation: Generation, job: &mut Job) {
+        if matches!(job.origin, Origin::ControlPoint(_))
+            && let Origin::ControlPoint(call) =
+                std::mem::replace(&mut job.origin, Origin::Successor)
+        {
+            self.defer(generation, call);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::server::{Scripted, address};
 use super::soap::{add, add_any, call, delete, mapping};
 use super::world::World;
-use crate::iwf::{Input, LinkCounters, ModeSetting, Settings};
+use crate::iwf::{Input, LinkCounters};
 use crate::proto::gena::SendError;
 use crate::types::{Instant, Protocol};
 use crate::wire::pcp::ResultCode;
@@ -20,16 +20,6 @@ fn subscribed(mut world: World) -> (World, Instant) {
     world.run(1);
     let now = world.now;
     (world, now)
-}
-
-fn local() -> World {
-    World::with(
-        1,
-        Settings {
-            mode: ModeSetting::Local,
-            ..Settings::default()
-        },
-    )
 }
 
 fn both(count: usize, id: usize) -> String {
@@ -118,7 +108,7 @@ fn version_1_has_no_update_id_and_hears_nothing_of_an_overwrite() {
 
 #[test]
 fn a_range_goes_in_one_message() {
-    let mut world = local();
+    let mut world = World::local(1);
     for port in 8080..8084 {
         assert_eq!(world.ask(20, add(20, port, 3600)), Ok(vec![]));
     }
@@ -259,7 +249,7 @@ fn a_mapping_that_moves_to_the_known_address_has_it_told_again() {
 
 #[test]
 fn a_change_of_the_wan_address_is_one_message() {
-    let mut world = local();
+    let mut world = World::local(1);
     for port in 8080..8090 {
         assert_eq!(world.ask(20, add(20, port, 3600)), Ok(vec![]));
     }
@@ -326,7 +316,7 @@ fn the_link_is_told_when_it_goes() {
 
 #[test]
 fn the_default_connection_is_told_and_stays() {
-    let mut world = local();
+    let mut world = World::local(1);
     world.subscribe(&LAYER3_FORWARDING);
     world.run(1);
     assert_eq!(world.ask(20, add(20, 8080, 60)), Ok(vec![]));
@@ -341,7 +331,7 @@ fn the_default_connection_is_told_and_stays() {
 /// IGD-023: a new life goes on from where the old one was, and knows of what has ended meanwhile.
 #[test]
 fn the_update_id_outlives_the_daemon() {
-    let mut world = local();
+    let mut world = World::local(1);
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
     assert_eq!(world.ask(20, add(20, 8081, 7200)), Ok(vec![]));
     let (mut world, _) = subscribed(world);
@@ -360,7 +350,7 @@ fn the_update_id_outlives_the_daemon() {
 /// A subscriber that answers nothing costs nobody anything, and is told the newest state when it answers.
 #[test]
 fn a_subscriber_that_was_deaf_hears_the_newest_state() {
-    let (mut world, since) = subscribed(local());
+    let (mut world, since) = subscribed(World::local(1));
     let subscriber = world.subscriber.as_mut().expect("there");
     subscriber.fate = Some(Err(SendError::Unreachable));
     for port in 8080..8100 {

@@ -29,14 +29,6 @@ fn internal(host: u8, external: u16, port: u16) -> StaticMapping {
     }
 }
 
-fn local() -> World {
-    let settings = Settings {
-        mode: ModeSetting::Local,
-        ..Settings::default()
-    };
-    World::with(1, settings)
-}
-
 #[test]
 fn a_static_mapping_is_made_at_once_and_renewed_for_ever() {
     let mut world = World::new(1);
@@ -55,7 +47,7 @@ fn a_static_mapping_is_made_at_once_and_renewed_for_ever() {
 
 #[test]
 fn a_static_mapping_in_local_mode_has_no_end_in_the_kernel() {
-    let mut world = local();
+    let mut world = World::local(1);
     world.state(&[stated(20, 80)]);
     let entry = world.kernel.observe()[0];
     assert_eq!((entry.external.port.get(), entry.expires), (80, None));
@@ -66,7 +58,7 @@ fn a_static_mapping_in_local_mode_has_no_end_in_the_kernel() {
 /// igd-service sections 3.2 and 3.3: a static forward is another mechanism.
 #[test]
 fn control_points_see_it_and_cannot_change_it() {
-    for mut world in [World::new(1), local()] {
+    for mut world in [World::new(1), World::local(1)] {
         world.state(&[stated(20, 8080)]);
         world.run(1);
         let before = world.only();
@@ -209,7 +201,7 @@ fn a_lost_lease_is_asked_for_again() {
 
 #[test]
 fn a_host_of_no_lan_is_not_mapped() {
-    let mut world = local();
+    let mut world = World::local(1);
     let mut elsewhere = stated(20, 8080);
     elsewhere.internal.addr = Ipv4Addr::new(10, 0, 0, 2);
     world.state(&[elsewhere]);
@@ -220,7 +212,7 @@ fn a_host_of_no_lan_is_not_mapped() {
 
 #[test]
 fn a_port_a_control_point_has_is_waited_for_and_not_prolonged() {
-    let mut world = local();
+    let mut world = World::local(1);
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
     world.state(&[stated(21, 8080)]);
     assert_eq!(world.only().owner, Owner::ControlPoint);

@@ -7,7 +7,7 @@ use super::server::{Scripted, address, maps};
 use super::soap::{add, add_any, delete, get_address, get_specific, mapping};
 use super::world::World;
 use crate::iwf::{EffectError, Input, Mode, PrivateWan, ServerSource};
-use crate::types::Lifetime;
+use crate::types::{ExternalPort, Lifetime, Protocol};
 use crate::wire::pcp::{Body, Filter, PcpOption, ResultCode};
 
 /// Nothing of what was asked for is left anywhere.
@@ -73,14 +73,14 @@ fn the_owner_deletes_even_if_the_server_is_silent() {
     let mut world = World::new(4);
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
     world.link.cut = true;
-    let id = world.admin_delete(crate::types::Protocol::Tcp, 8080);
+    let id = world.admin_delete(Protocol::Tcp, 8080);
     world.run(29);
     assert_eq!(world.admin_replies.get(&id), Some(&Ok(())));
     assert_eq!(world.active().len(), 0);
     world.link.cut = false;
     world.run(1100);
     assert_clean(&world);
-    let id = world.admin_delete(crate::types::Protocol::Tcp, 8080);
+    let id = world.admin_delete(Protocol::Tcp, 8080);
     assert!(world.admin_replies[&id].is_err(), "there is none");
 }
 
@@ -125,7 +125,7 @@ fn a_refusal_is_remembered_for_its_lifetime() {
 #[test]
 fn a_port_taken_at_the_carrier_is_718_and_another_one_for_any() {
     let mut world = World::new(7);
-    world.server.taken.push((crate::types::Protocol::Tcp, 8080));
+    world.server.taken.push((Protocol::Tcp, 8080));
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(718));
     assert_clean(&world);
     let port = world
@@ -142,7 +142,7 @@ fn a_port_taken_at_the_carrier_is_718_and_another_one_for_any() {
 fn a_server_that_ignores_prefer_failure_is_a_conflict() {
     let mut world = World::new(8);
     world.server.ignores_prefer_failure = true;
-    world.server.taken.push((crate::types::Protocol::Tcp, 8080));
+    world.server.taken.push((Protocol::Tcp, 8080));
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(718), "IWF-047");
     world.run(1);
     assert_clean(&world);
@@ -327,11 +327,7 @@ fn junk_from_the_server_changes_nothing() {
 
 #[test]
 fn failures_here_undo_in_reverse() {
-    for (error, code) in [
-        (EffectError::Full, 728),
-        (EffectError::InUse, 729),
-        (EffectError::Failed, 501),
-    ] {
+    for (error, code) in [(EffectError::Full, 728), (EffectError::Failed, 501)] {
         let mut world = World::new(17);
         let next = world.kernel.next_call();
         world.kernel.faults.insert(next, error);
@@ -349,6 +345,42 @@ fn failures_here_undo_in_reverse() {
         world.run(1);
         assert_clean(&world);
     }
+}
+
+/// A program of this machine has the port: the PCP client's own socket, or what a resolver has opened for one question.
+#[test]
+fn a_port_that_this_machine_uses_is_left_to_it() {
+    let place = (Protocol::Tcp, 8080);
+    let mut world = World::new(170);
+    world.kernel.taken.insert(place);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let mapping = world.only();
+    assert_eq!(mapping.claim.port.map(ExternalPort::get), Some(8080));
+    assert_ne!(mapping.nat1.port.get(), 8080, "behind another NAT");
+    world.run(1);
+    assert_eq!(world.server.alive(world.now).count(), 1);
+
+    let mut world = World::local(170);
+    world.kernel.taken.insert(place);
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Err(729));
+    let any = world.ask(20, add_any(20, 8080, 8080, 3600));
+    let reserved = any.expect("another port");
+    assert_ne!(reserved, ["8080"]);
+    assert_eq!(world.only().nat1.port.get().to_string(), reserved[0]);
+    assert_eq!(world.kernel.alive(world.now).len(), 1);
+}
+
+#[test]
+fn ports_in_use_are_not_tried_for_ever() {
+    let mut world = World::local(170);
+    for port in 0..=u16::MAX {
+        world.kernel.taken.insert((Protocol::Tcp, port));
+    }
+    let begun = world.now;
+    let any = world.ask(20, add_any(20, 8080, 8080, 3600));
+    assert_eq!(any, Err(729));
+    assert_eq!(world.now, begun);
+    assert_clean(&world);
 }
 
 #[test]

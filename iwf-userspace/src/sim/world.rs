@@ -150,6 +150,15 @@ impl World {
         Self::with(seed, settings)
     }
 
+    /// A CPE whose own NAT is the outermost one.
+    pub(super) fn local(seed: u64) -> Self {
+        let settings = Settings {
+            mode: ModeSetting::Local,
+            ..Settings::default()
+        };
+        Self::with(seed, settings)
+    }
+
     /// A CPE with these settings behind a carrier.
     pub(super) fn with(seed: u64, settings: Settings) -> Self {
         let mut world = Self {

@@ -4,6 +4,7 @@
     reason = "measures real programs on the machine's own clock"
 )]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -111,7 +112,14 @@ pub(super) fn sustained(router: &Router, rate: u32, span: Duration) -> Result<Ra
     let each = u32::try_from(span.as_millis() * u128::from(rate) / 1000)? / WORKERS;
     // Everybody is there by then.
     let start = Instant::now() + Duration::from_millis(500);
+    // Whoever goes on after the first wrong answer covers what the daemon tells of it.
+    let failed = AtomicBool::new(false);
     let done = in_parallel(router, WORKERS, |worker, points| {
+        let ask = |point: &mut ControlPoint, ask: Ask| {
+            let asked = point.ask(ask);
+            failed.fetch_or(asked.is_err(), Ordering::Relaxed);
+            asked
+        };
         let mut times = Times::default();
         let mut last = start;
         let turns = points.len();
@@ -123,12 +131,15 @@ pub(super) fn sustained(router: &Router, rate: u32, span: Duration) -> Result<Ra
             })
         };
         for n in 0..each + BEHIND {
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
             // Halfway between two additions, so that what is deleted does not come with what is added.
             if n >= BEHIND {
                 let n = n - BEHIND;
                 if let Some(point) = points.get_mut(n as usize % turns) {
                     let wish = wish(n, point.host())?;
-                    point.ask(Ask::Delete(wish))?;
+                    ask(point, Ask::Delete(wish))?;
                 }
             }
             if n < each {
@@ -137,7 +148,7 @@ pub(super) fn sustained(router: &Router, rate: u32, span: Duration) -> Result<Ra
                 if let Some(point) = points.get_mut(n as usize % turns) {
                     let wish = wish(n, point.host())?;
                     wait_for(due);
-                    point.ask(Ask::Add(wish))?;
+                    ask(point, Ask::Add(wish))?;
                     last = Instant::now();
                     times.push(last.saturating_duration_since(due));
                 }

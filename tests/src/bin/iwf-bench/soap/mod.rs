@@ -189,7 +189,7 @@ fn additions(kind: Kind, extent: Extent) -> Result<Vec<Row>> {
 fn rates(router: &Router, staying: &[Wish], extent: Extent) -> Result<Vec<Row>> {
     let commits = router.counter("store_commits")?;
     let kept = load::sustained(router, OFFERED, extent.span)
-        .with_context(|| format!("{OFFERED} additions a second"))?;
+        .with_context(|| format!("{OFFERED} additions a second\n{}", router.refusals()))?;
     router.forget();
     let commits = router.counter("store_commits")? - commits;
     let (name, count) = (Name(router.kind, Manner::KeepAlive), staying.len());

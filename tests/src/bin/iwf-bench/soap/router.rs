@@ -209,6 +209,13 @@ impl Router {
         self.iwfd.ctl().counter(name)
     }
 
+    /// Why the daemon has refused what it has refused: without that an error code says little.
+    pub(super) fn refusals(&self) -> String {
+        let argv = ["events", "--kind", "mapping-refused"];
+        let told = self.iwfd.ctl().must(&argv);
+        told.unwrap_or_else(|error| format!("{error:#}"))
+    }
+
     /// Fails unless exactly these mappings are in the daemon's table, in the kernel and at the server, and packets
     /// go through some of them both ways.
     ///
