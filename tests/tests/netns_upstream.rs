@@ -1,4 +1,5 @@
 //! The carrier's PCP server misbehaves: the application gets the right error and nothing is left behind.
+#![expect(clippy::disallowed_types, reason = "plays a program of the router's")]
 
 use std::net::UdpSocket;
 use std::time::Duration;
