@@ -16,6 +16,7 @@ mod kernel;
 mod link;
 mod marks;
 mod months;
+mod moves;
 mod natpmp;
 mod nonat;
 mod oracle;
