@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::daemon::{Iwfd, Options};
-use iwf_tests::igd::{Gateway, SSDP};
+use iwf_tests::igd::{Gateway, SSDP, Version};
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::peers;
 use iwf_tests::topology::{GATEWAY, LAN_BRIDGE, Lab, WAN, WAN_IF};
 use iwf_tests::wait;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 
 const SOON: Duration = Duration::from_secs(5);
 /// Long enough for an answer that would come.
@@ -218,6 +219,77 @@ fn ten_thousand_idle_connections_and_slow_senders_delay_nobody() -> Result<()> {
     ensure!(closed as usize > IDLE / 2, "{closed} were closed");
     sleepers.finish()?;
     senders.finish()
+}
+
+/// The addresses of one host, and the connections it has by each.
+const ADDRESSES: std::ops::Range<u8> = 40..50;
+const EACH: usize = 16;
+
+/// Has that many connections by each of these addresses, all with calls that take their time: pinholes for addresses of
+/// nobody, which are looked for. What is closed stays closed.
+fn busy(to: SocketAddrV4, path: &str, stop: &Receiver<()>) -> Result<()> {
+    let service = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1";
+    let mut held = Vec::new();
+    for number in 0..ADDRESSES.len() * EACH {
+        let calls: String = (0..8)
+            .map(|call| {
+                let body = format!(
+                    "<s:Envelope xmlns:s=\"http://schemas.xmlsoap.org/soap/envelope/\"><s:Body>\
+                     <u:AddPinhole xmlns:u=\"{service}\"><RemoteHost/><RemotePort>0</RemotePort>\
+                     <InternalClient>2a0b:1:2:3::dead:{:x}</InternalClient><InternalPort>5000</InternalPort>\
+                     <Protocol>6</Protocol><LeaseTime>60</LeaseTime></u:AddPinhole></s:Body></s:Envelope>",
+                    number * 8 + call
+                );
+                format!(
+                    "POST {path} HTTP/1.1\r\nHost: {to}\r\nContent-Type: text/xml\r\n\
+                     SOAPAction: \"{service}#AddPinhole\"\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+            })
+            .collect();
+        let from = Ipv4Addr::new(192, 168, 1, ADDRESSES.start + u8::try_from(number / EACH)?);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((from, 0)).into())?;
+        socket.connect_timeout(&SocketAddr::V4(to).into(), SOON)?;
+        let mut stream = TcpStream::from(socket);
+        // It may be closed already.
+        let is_sent = stream.write_all(calls.as_bytes()).is_ok();
+        held.extend(is_sent.then_some(stream));
+    }
+    ensure!(stop.recv().is_err(), "stopped");
+    Ok(())
+}
+
+/// SEC-03: addresses are free, and calls that take long cost nothing but their connections.
+#[test]
+fn a_host_with_many_addresses_has_the_places_of_one() -> Result<()> {
+    if !may_run() {
+        return Ok(());
+    }
+    let lab = Lab::with_ipv6()?;
+    for last in ADDRESSES {
+        lab.lan1
+            .ip(&format!("address add 192.168.1.{last}/24 dev eth0"))?;
+    }
+    let iwfd = Iwfd::start(&lab, &local())?;
+    let gateway = Gateway::discover_version(&lab.lan2, Version::Two)?;
+    good(&gateway, 1)?;
+    let to = gateway.address();
+    let path = gateway
+        .control_path()
+        .replace("WANIPConn", "WANIPv6Firewall");
+    let pest = Pest::start(&lab.lan1, move |stop, _| busy(to, &path, stop))?;
+    wait::until_ok("places to be short", SOON, || {
+        let full = iwfd.ctl().counter("http_full")?;
+        ensure!(full > 0, "{full} were closed");
+        Ok(())
+    })?;
+    good(&gateway, 10)?;
+    let holds = lab
+        .lan1
+        .must(&["ss", "-Htn", "state", "established", "dport", "=", ":5000"])?;
+    ensure!(holds.lines().count() <= EACH, "{holds}");
+    pest.finish()
 }
 
 /// An answer to a search that was sent there, if any comes.

@@ -19,7 +19,7 @@ use iwf_userspace::daemon::control::events::{EventFilter, EventKind, Stamp};
 use iwf_userspace::daemon::control::lists::{EVENTS, Lister};
 use iwf_userspace::daemon::control::policy::PolicyTest;
 use iwf_userspace::daemon::control::stats_text::{self, Interval, View};
-use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table};
+use iwf_userspace::daemon::control::{Family, Request, Response, Stats, client, table, terminal};
 use iwf_userspace::daemon::dataplane::inspect::{
     DynamicFilter, SessionFilter, State, Station, Transport as IpProtocol,
 };
@@ -559,7 +559,7 @@ fn list(arguments: &Arguments, request: &Request, name: &'static str) -> Result<
         if let Response::Error(_) = response {
             code = ExitCode::FAILURE;
         }
-        print(&lister.take(&response))
+        print(&lister.take(&response), arguments.json)
     })?;
     Ok(code)
 }
@@ -581,7 +581,7 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
             ),
             false => stats_text::render(&before, &view),
         };
-        return print(&text).map(|_| ExitCode::SUCCESS);
+        return print(&text, arguments.json).map(|_| ExitCode::SUCCESS);
     };
     let mut at = clock::now();
     loop {
@@ -600,7 +600,7 @@ fn stats(arguments: &Arguments, wanted: &StatsArguments) -> Result<ExitCode> {
             ),
             false => interval.render(view.all),
         };
-        if print(&text)?.is_break() {
+        if print(&text, arguments.json)?.is_break() {
             return Ok(ExitCode::SUCCESS);
         }
         (before, at) = (after, now);
@@ -623,11 +623,16 @@ fn show(response: &Response, json: bool) -> Result<()> {
         true => format!("{}\n", response.to_json().context("encode the answer")?),
         false => table::render(response),
     };
-    print(&text).map(drop)
+    print(&text, json).map(drop)
 }
 
-/// Breaks off when nobody reads any more, as `head` does.
-fn print(text: &str) -> Result<ControlFlow<()>> {
+/// Breaks off when nobody reads any more, as `head` does. Everything that is printed comes by here: LAN hosts have written some
+/// of it.
+fn print(text: &str, json: bool) -> Result<ControlFlow<()>> {
+    let text = match json {
+        true => terminal::json(text),
+        false => terminal::lines(text),
+    };
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(ControlFlow::Continue(())),

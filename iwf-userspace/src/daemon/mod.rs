@@ -25,6 +25,7 @@ mod raw_netlink;
 mod reconciler;
 mod refusals;
 pub mod settings;
+mod shares;
 pub mod shell;
 pub mod signals;
 mod sockets;

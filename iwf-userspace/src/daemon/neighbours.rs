@@ -18,10 +18,11 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::netstate::NetState;
+use super::shares::{Shares, Station};
 use crate::types::caller::{Caller, Mac};
 use crate::types::device::{MAX_NEIGHBOURS, Neighbour};
 
@@ -30,6 +31,11 @@ const MAX_ADDRESSES: usize = 64;
 /// How long the kernel may take to find out the MAC address behind an address that nobody has spoken to yet: one
 /// solicitation and its repetition.
 const RESOLVE_TIME: Duration = Duration::from_millis(1500);
+/// Addresses looked for at once, in all and for one host, and how long a call may wait for that and for its turn. A host
+/// that names nobody's addresses has the kernel remember each of them for a while, in a table that is everybody's.
+const LOOKED_FOR: usize = 8;
+const LOOKED_FOR_EACH: usize = 2;
+const LOOK_TIME: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
 const RESOLVE_LOOK: Duration = Duration::from_millis(50);
 
@@ -37,6 +43,7 @@ const RESOLVE_LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Neighbours {
     source: Option<(Handle, watch::Receiver<NetState>)>,
+    looks: Shares,
 }
 
 impl Neighbours {
@@ -49,13 +56,17 @@ impl Neighbours {
         tokio::spawn(connection);
         Ok(Self {
             source: Some((handle, network)),
+            looks: Shares::new(LOOKED_FOR, LOOKED_FOR_EACH),
         })
     }
 
     /// Knows of nobody.
     #[cfg(test)]
-    pub const fn unknown() -> Self {
-        Self { source: None }
+    pub fn unknown() -> Self {
+        Self {
+            source: None,
+            looks: Shares::new(LOOKED_FOR, LOOKED_FOR_EACH),
+        }
     }
 
     /// Who calls from this address of a link, with no more than its MAC address.
@@ -82,10 +93,9 @@ impl Neighbours {
         let asked = async {
             let mut table = table(handle, ifindex).await?;
             if let Some(wanted) = on_link.filter(|wanted| !table.contains_key(wanted)) {
-                use_it(handle, ifindex, wanted).await?;
-                let until = Instant::now() + RESOLVE_TIME;
-                while !table.contains_key(&wanted) && Instant::now() < until {
-                    sleep(RESOLVE_LOOK).await;
+                let station = Station::from(&of(&table, addr));
+                let look = self.look_for(handle, ifindex, wanted, station);
+                if timeout(LOOK_TIME, look).await.unwrap_or(Ok(false))? {
                     table = self::table(handle, ifindex).await?;
                 }
             }
@@ -98,6 +108,29 @@ impl Neighbours {
                 addr.into()
             }
         }
+    }
+
+    /// Makes the kernel find out who is at an address, for that host; says whether somebody is.
+    async fn look_for(
+        &self,
+        handle: &Handle,
+        ifindex: u32,
+        wanted: IpAddr,
+        station: Station,
+    ) -> Result<bool, rtnetlink::Error> {
+        let Some(_share) = self.looks.take(station).await else {
+            return Ok(false);
+        };
+        use_it(handle, ifindex, wanted).await?;
+        let until = Instant::now() + RESOLVE_TIME;
+        while Instant::now() < until {
+            // Its own entry, not the table: many may be looking, and the table may be long.
+            if mac(handle, ifindex, wanted).await.is_some() {
+                return Ok(true);
+            }
+            sleep(RESOLVE_LOOK).await;
+        }
+        Ok(false)
     }
 }
 

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::events::{EventRow, Stamp};
-use super::table::{or_dash, printable, span};
+use super::table::{or_dash, span};
+use super::terminal::printable;
 use super::{ListEnd, Response};
 use crate::daemon::dataplane::inspect::{DynamicRow, HostRow, SessionRow, Way};
 

@@ -15,6 +15,7 @@ pub mod server;
 pub mod stats_text;
 mod status;
 pub mod table;
+pub mod terminal;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::Response;
-use super::table::{new, or_dash, printable};
+use super::table::{new, or_dash};
+use super::terminal::printable;
 use crate::daemon::dataplane::inspect::Transport;
 use crate::iwf::Iwf;
 use crate::iwf::policy::Question;

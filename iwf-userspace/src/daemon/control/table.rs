@@ -7,6 +7,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::lists::Lister;
 use super::stats_text::{self, View};
+use super::terminal::printable;
 use super::{
     Audit, Family, LeaseRow, MappingRow, PinholeRow, Protection, Reconciler, Repairs, Response,
     ShownPin, Status, SubscriptionRow,
@@ -418,13 +419,6 @@ pub(super) fn span(seconds: u64) -> String {
         (0, _, _) => format!("{hours}h{minutes:02}m"),
         (_, _, _) => format!("{days}d{hours:02}h"),
     }
-}
-
-/// What a control point wrote, without what would move the cursor of a terminal.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@ use super::config::HttpConfig;
 use super::gena::SubscriptionCall;
 use super::neighbours::Neighbours;
 use super::netstate::LanLink;
+use super::shares::Station;
 use crate::types::access::Channel;
 use crate::types::caller::Caller;
 use crate::wire::description::Description;
@@ -170,6 +171,11 @@ impl Site {
         &self.server
     }
 
+    /// Who the hosts of the links are.
+    pub const fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
     /// What became of connections and requests.
     pub fn counts(&self) -> Arc<Counts> {
         Arc::clone(&self.counts)
@@ -221,7 +227,8 @@ impl Site {
                 stream::reset(&stream);
                 continue;
             };
-            let place = match places.take(ends.peer, Instant::now()) {
+            let peer = self.neighbours.caller_alone(ends.ifindex, ends.peer).await;
+            let place = match places.take(Station::from(&peer), Instant::now()) {
                 Taken::Free(place) => place,
                 Taken::MadeFree(place) => {
                     self.counts.add(Fate::MadeRoom);
@@ -230,7 +237,7 @@ impl Site {
                     place
                 }
                 Taken::None => {
-                    debug!(%peer, "connection over the limit closed");
+                    debug!(peer = %ends.peer, "connection over the limit closed");
                     self.counts.add(Fate::Full);
                     stream::reset(&stream);
                     continue;

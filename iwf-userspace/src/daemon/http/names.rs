@@ -5,19 +5,18 @@
 //! host's names no other host anything. What has no address is left as it is; the core refuses it in the order of its
 //! checks.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::types::caller::{Caller, Mac};
+use super::super::shares::{Shares, Station};
+use crate::types::caller::Caller;
 use crate::wire::soap::Call;
 
 /// Names asked for at once. One more waits as long as an answer may take, and is left as it is then.
@@ -34,23 +33,9 @@ const ARGUMENTS: [&str; 2] = ["NewRemoteHost", "NewInternalClient"];
 type Lookup = dyn Fn(String) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 pub(super) struct Names {
-    places: Arc<Semaphore>,
-    hosts: Mutex<BTreeMap<Host, Arc<Semaphore>>>,
+    shares: Shares,
     lookup: Arc<Lookup>,
     answer_time: Duration,
-}
-
-/// Who asks: a host is known by its MAC address, whichever of its addresses it calls by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Host {
-    Mac(Mac),
-    Addr(IpAddr),
-}
-
-impl From<&Caller> for Host {
-    fn from(caller: &Caller) -> Self {
-        caller.mac.map_or(Self::Addr(caller.addr), Self::Mac)
-    }
 }
 
 impl Default for Names {
@@ -65,8 +50,7 @@ impl Default for Names {
 impl fmt::Debug for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Names")
-            .field("places", &self.places)
-            .field("hosts", &self.hosts)
+            .field("shares", &self.shares)
             .field("answer_time", &self.answer_time)
             .finish_non_exhaustive()
     }
@@ -75,8 +59,7 @@ impl fmt::Debug for Names {
 impl Names {
     fn by(lookup: impl Fn(String) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(AT_ONCE)),
-            hosts: Mutex::default(),
+            shares: Shares::new(AT_ONCE, PER_HOST),
             lookup: Arc::new(lookup),
             answer_time: ANSWER_TIME,
         }
@@ -101,15 +84,15 @@ impl Names {
         }
     }
 
-    async fn ask(&self, name: String, host: Host) -> Vec<Ipv4Addr> {
-        let Some(places) = self.places(host).await else {
+    async fn ask(&self, name: String, station: Station) -> Vec<Ipv4Addr> {
+        let Some(share) = self.shares.take(station).await else {
             return Vec::new();
         };
         let lookup = Arc::clone(&self.lookup);
-        // The places are given back when the resolver has ended, however long it takes: threads are bounded, too.
+        // The share is given back when the resolver has ended, however long it takes: threads are bounded, too.
         let asking = spawn_blocking(move || {
             let found = lookup(name);
-            drop(places);
+            drop(share);
             found
         });
         let found = asking.await.ok().and_then(Result::ok).unwrap_or_default();
@@ -118,27 +101,6 @@ impl Names {
             IpAddr::V6(_) => None,
         };
         found.into_iter().filter_map(v4).collect()
-    }
-
-    /// The host's own place first: whoever waits for one of those stands in no other host's way.
-    async fn places(&self, host: Host) -> Option<[OwnedSemaphorePermit; 2]> {
-        let own = {
-            let mut hosts = self.hosts();
-            // Nobody waits for or has places of those; so there are no more hosts here than connections.
-            hosts.retain(|_, places| {
-                Arc::strong_count(places) > 1 || places.available_permits() < PER_HOST
-            });
-            let own = hosts.entry(host);
-            let own = own.or_insert_with(|| Arc::new(Semaphore::new(PER_HOST)));
-            Arc::clone(own)
-        };
-        let own = own.acquire_owned().await.ok()?;
-        let one = Arc::clone(&self.places).acquire_owned().await.ok()?;
-        Some([own, one])
-    }
-
-    fn hosts(&self) -> MutexGuard<'_, BTreeMap<Host, Arc<Semaphore>>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,6 +126,7 @@ fn is_name(text: &str) -> bool {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc::{Sender, channel};
+    use std::sync::{Mutex, PoisonError};
 
     use tokio::task::JoinHandle;
 
@@ -300,7 +263,7 @@ mod tests {
                 assert_eq!(stuck.ask("quick", caller(last)).await.unwrap(), "192.0.2.1");
             }
             assert_eq!(stuck.waiting.load(Ordering::SeqCst), PER_HOST);
-            assert_eq!(stuck.names.places.available_permits(), AT_ONCE - PER_HOST);
+            assert_eq!(stuck.names.shares.left().0, AT_ONCE - PER_HOST);
             // A host with several addresses is one host.
             let same = |last| Caller {
                 mac: Some([2, 0, 0, 0, 0, 1]),
@@ -317,8 +280,8 @@ mod tests {
             }
             // The places are there again, and nobody is remembered.
             assert_eq!(stuck.ask("quick", caller(10)).await.unwrap(), "192.0.2.1");
-            assert_eq!(stuck.names.places.available_permits(), AT_ONCE);
-            assert!(stuck.names.hosts().len() <= 1);
+            assert_eq!(stuck.names.shares.left().0, AT_ONCE);
+            assert!(stuck.names.shares.left().1 <= 1);
         });
     }
 
@@ -335,7 +298,7 @@ mod tests {
             }
             assert_eq!(stuck.waiting.load(Ordering::SeqCst), PER_HOST);
             // Whoever gave up waiting is out of the queue; the threads still have their places.
-            assert_eq!(stuck.names.places.available_permits(), AT_ONCE - PER_HOST);
+            assert_eq!(stuck.names.shares.left().0, AT_ONCE - PER_HOST);
         });
     }
 }

@@ -4,16 +4,18 @@
 //! finish one, or take its answer. Where no place is left, a connection that waits for its host makes room for a new one:
 //! the longest-waiting of the newcomer if that one is at its own bound, else of the host that has most. So whoever never
 //! finishes stands in nobody's way, and one with few connections loses none to one with many. A host at its bound replaces
-//! as many as it may have in a second; closing the others at once is what a flood of connections costs least.
+//! as many as it may have in a second; closing the others at once is what a flood of connections costs least. A host is one by
+//! its MAC address: otherwise one that calls by many addresses had all places, and calls that take their time kept them.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::super::shares::Station;
 
 /// In which a host may replace each of its connections once.
 const REPLACED_IN: Duration = Duration::from_secs(1);
@@ -31,7 +33,7 @@ struct Held {
     /// Numbers connections and moves of hosts.
     last: u64,
     connections: BTreeMap<u64, Connection>,
-    hosts: BTreeMap<IpAddr, Host>,
+    hosts: BTreeMap<Station, Host>,
 }
 
 /// A host that has connections.
@@ -44,7 +46,7 @@ struct Host {
 
 #[derive(Debug)]
 struct Connection {
-    host: IpAddr,
+    host: Station,
     /// The number of its host's last move, who has the next one as well; `None`: we have.
     waits: Option<u64>,
     leave: Arc<Notify>,
@@ -90,7 +92,7 @@ impl Places {
     }
 
     /// A place for a connection of this host, on which the host has the first move.
-    pub(super) fn take(self: &Arc<Self>, host: IpAddr, now: Instant) -> Taken {
+    pub(super) fn take(self: &Arc<Self>, host: Station, now: Instant) -> Taken {
         let mut held = self.held();
         let is_at_its_bound = match held.hosts.get_mut(&host) {
             Some(own) if own.held >= self.per_host => {
@@ -115,7 +117,7 @@ impl Places {
         Taken::MadeFree(self.put(&mut held, host, now))
     }
 
-    fn put(self: &Arc<Self>, held: &mut Held, host: IpAddr, now: Instant) -> Place {
+    fn put(self: &Arc<Self>, held: &mut Held, host: Station, now: Instant) -> Place {
         let number = held.next();
         let leave = Arc::new(Notify::new());
         let own = held.hosts.entry(host).or_insert(Host {
@@ -150,7 +152,7 @@ impl Held {
     }
 
     /// Of these hosts' connections. Looks at all of them, which are some thousands at most, and only when places are short.
-    fn longest_waiting(&self, of: impl Fn(IpAddr) -> bool) -> Option<u64> {
+    fn longest_waiting(&self, of: impl Fn(Station) -> bool) -> Option<u64> {
         let waiting = self.connections.iter().filter_map(|(number, connection)| {
             let since = connection.waits.filter(|_| of(connection.host))?;
             let share = self.hosts.get(&connection.host).map_or(0, |host| host.held);
@@ -230,15 +232,15 @@ impl Drop for OurTurn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::LazyLock;
 
     use futures_util::FutureExt as _;
 
     use super::*;
 
-    fn host(number: u8) -> IpAddr {
-        Ipv4Addr::new(192, 168, 1, number).into()
+    fn host(number: u8) -> Station {
+        Station::Addr(IpAddr::from(Ipv4Addr::new(192, 168, 1, number)))
     }
 
     fn now() -> Instant {

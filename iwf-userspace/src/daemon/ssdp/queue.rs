@@ -1,13 +1,15 @@
 //! Answers that wait for their moment. Bounded three ways, so that a flood of searches costs neither memory nor
 //! bandwidth: searches waiting in all, from one host, and datagrams per second. Hosts take turns, so that one that searches
-//! for everything all the time takes no more than its share of those datagrams.
+//! for everything all the time takes no more than its share of those datagrams. Who is at an address that the neighbour
+//! table leads nowhere may be made up: all of those are one for turns, and leave half of the room to the others.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::types::caller::Mac;
 use crate::wire::description::Tree;
 use crate::wire::ssdp::Advert;
 
@@ -15,6 +17,8 @@ use crate::wire::ssdp::Advert;
 const MAX_WAITING: usize = 64;
 /// Searches of one host waiting for an answer. The clients seen send at most five at once.
 const MAX_WAITING_PER_HOST: usize = 8;
+/// Searches of hosts whose MAC address is not known waiting for an answer: all of them together.
+const MAX_WAITING_UNKNOWN: usize = 32;
 /// Answers sent in a row, and the time after which one more may be: 50 per second.
 const BURST: u32 = 150;
 const REFILL: Duration = Duration::from_millis(20);
@@ -25,7 +29,7 @@ pub(super) struct Queue {
     waiting: BTreeMap<(Instant, u64), Answer>,
     pushed: u64,
     /// Of each host that waits, the number of the answer that it was sent last.
-    served: BTreeMap<IpAddr, u64>,
+    served: BTreeMap<Option<Mac>, u64>,
     sent: u64,
     /// The bucket is full at this instant; each answer moves it by [`REFILL`] into the future.
     full_at: Option<Instant>,
@@ -33,6 +37,8 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct Answer {
+    /// Whose it is; `None`: of somebody who may not be there.
+    mac: Option<Mac>,
     to: SocketAddr,
     tree: Tree,
     /// Those still to be sent, last one first.
@@ -44,17 +50,29 @@ impl Queue {
     pub(super) fn push(
         &mut self,
         due: Instant,
+        mac: Option<Mac>,
         to: SocketAddr,
         tree: Tree,
         mut adverts: Vec<Advert>,
     ) -> bool {
-        let of_host = self.waiting.values().filter(|a| a.to.ip() == to.ip());
-        if self.waiting.len() >= MAX_WAITING || of_host.count() >= MAX_WAITING_PER_HOST {
+        let of_host = self.waiting.values().filter(|other| match mac {
+            Some(_) => other.mac == mac,
+            None => other.mac.is_none() && other.to.ip() == to.ip(),
+        });
+        let unknown = self.waiting.values().filter(|other| other.mac.is_none());
+        let takes_too_much = mac.is_none() && unknown.count() >= MAX_WAITING_UNKNOWN;
+        let is_full = self.waiting.len() >= MAX_WAITING || takes_too_much;
+        if is_full || of_host.count() >= MAX_WAITING_PER_HOST {
             return false;
         }
         adverts.reverse();
         self.pushed += 1;
-        let answer = Answer { to, tree, adverts };
+        let answer = Answer {
+            mac,
+            to,
+            tree,
+            adverts,
+        };
         self.waiting.insert((due, self.pushed), answer);
         true
     }
@@ -77,12 +95,12 @@ impl Queue {
         let key = self.whose_turn(now)?;
         let answer = self.waiting.get_mut(&key)?;
         let advert = answer.adverts.pop();
-        let (to, tree, host) = (answer.to, answer.tree, answer.to.ip());
+        let (to, tree, host) = (answer.to, answer.tree, answer.mac);
         if answer.adverts.is_empty() {
             self.waiting.remove(&key);
         }
         self.sent += 1;
-        if self.waiting.values().any(|answer| answer.to.ip() == host) {
+        if self.waiting.values().any(|answer| answer.mac == host) {
             self.served.insert(host, self.sent);
         } else {
             self.served.remove(&host);
@@ -95,7 +113,7 @@ impl Queue {
     fn whose_turn(&self, now: Instant) -> Option<(Instant, u64)> {
         let due = self.waiting.range(..=(now, u64::MAX));
         let turn = |(key, answer): &(&(Instant, u64), &Answer)| {
-            let served = self.served.get(&answer.to.ip()).copied();
+            let served = self.served.get(&answer.mac).copied();
             (served.unwrap_or_default(), **key)
         };
         due.min_by_key(turn).map(|(key, _)| *key)
@@ -114,6 +132,11 @@ mod tests {
         (0..n).map(advert).collect()
     }
 
+    /// A host of the link has its own.
+    fn mac(n: u8) -> Mac {
+        [2, 0, 0, 0, 0, n]
+    }
+
     fn host(n: u8) -> SocketAddr {
         ([192, 168, 1, n], 1900).into()
     }
@@ -129,14 +152,20 @@ mod tests {
         let start = Instant::now();
         let mut queue = Queue::default();
         // The bucket is empty, so that each answer has to wait for its time.
-        assert!(queue.push(start, host(9), Tree::Igd1, adverts(BURST as usize)));
+        assert!(queue.push(
+            start,
+            Some(mac(9)),
+            host(9),
+            Tree::Igd1,
+            adverts(BURST as usize)
+        ));
         assert_eq!(drain(&mut queue, start).len(), BURST as usize);
         for _ in 0..MAX_WAITING_PER_HOST {
-            assert!(queue.push(start, host(1), Tree::Igd1, adverts(11)));
+            assert!(queue.push(start, Some(mac(1)), host(1), Tree::Igd1, adverts(11)));
         }
         let later = start + REFILL;
-        assert!(queue.push(later, host(2), Tree::Igd1, adverts(1)));
-        assert!(queue.push(later, host(3), Tree::Igd1, adverts(2)));
+        assert!(queue.push(later, Some(mac(2)), host(2), Tree::Igd1, adverts(1)));
+        assert!(queue.push(later, Some(mac(3)), host(3), Tree::Igd1, adverts(2)));
         let order: Vec<_> = (1..=7)
             .map(|slot| {
                 let mut sent = std::iter::from_fn(|| queue.pop_due(start + REFILL * slot));
@@ -160,8 +189,8 @@ mod tests {
         let later = start + Duration::from_millis(300);
         let mut queue = Queue::default();
         assert_eq!(queue.next_due(), None);
-        assert!(queue.push(later, host(1), Tree::Igd1, adverts(3)));
-        assert!(queue.push(start, host(2), Tree::Igd2, adverts(1)));
+        assert!(queue.push(later, Some(mac(1)), host(1), Tree::Igd1, adverts(3)));
+        assert!(queue.push(start, Some(mac(2)), host(2), Tree::Igd2, adverts(1)));
         assert_eq!(queue.next_due(), Some(start));
         assert_eq!(drain(&mut queue, start), ["0"]);
         assert_eq!(queue.next_due(), Some(later));
@@ -173,10 +202,36 @@ mod tests {
     async fn a_flood_is_bounded_per_host_and_in_all() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let taken = (0..100).filter(|_| queue.push(now, host(1), Tree::Igd1, adverts(1)));
+        let taken =
+            (0..100).filter(|_| queue.push(now, Some(mac(1)), host(1), Tree::Igd1, adverts(1)));
         assert_eq!(taken.count(), MAX_WAITING_PER_HOST);
-        let taken = (2..=200).filter(|n| queue.push(now, host(*n), Tree::Igd1, adverts(1)));
+        let taken =
+            (2..=200).filter(|n| queue.push(now, Some(mac(*n)), host(*n), Tree::Igd1, adverts(1)));
         assert_eq!(taken.count(), MAX_WAITING - MAX_WAITING_PER_HOST);
+    }
+
+    #[tokio::test]
+    async fn made_up_hosts_leave_room_and_turns_to_the_others() {
+        let start = Instant::now();
+        let mut queue = Queue::default();
+        assert!(queue.push(
+            start,
+            Some(mac(1)),
+            host(1),
+            Tree::Igd1,
+            adverts(BURST as usize)
+        ));
+        assert_eq!(drain(&mut queue, start).len(), BURST as usize);
+        let taken = (2..=200).filter(|n| queue.push(start, None, host(*n), Tree::Igd1, adverts(9)));
+        assert_eq!(taken.count(), MAX_WAITING_UNKNOWN);
+        // One host is one by its MAC address, whichever of its addresses it searches from.
+        let taken = (201..=250)
+            .filter(|n| queue.push(start, Some(mac(3)), host(*n), Tree::Igd1, adverts(9)));
+        assert_eq!(taken.count(), MAX_WAITING_PER_HOST);
+        assert!(queue.push(start, Some(mac(1)), host(1), Tree::Igd1, adverts(1)));
+        let slots = (1..=3).filter_map(|slot| queue.pop_due(start + REFILL * slot));
+        let turns: Vec<_> = slots.map(|(to, ..)| to).collect();
+        assert_eq!(turns, [host(2), host(201), host(1)]);
     }
 
     #[tokio::test]
@@ -185,7 +240,7 @@ mod tests {
         let mut queue = Queue::default();
         let mut sent = 0;
         for _ in 0..50 {
-            assert!(queue.push(now, host(1), Tree::Igd1, adverts(12)));
+            assert!(queue.push(now, Some(mac(1)), host(1), Tree::Igd1, adverts(12)));
             sent += drain(&mut queue, now).len();
             if queue.next_due().is_some() {
                 break;
@@ -195,7 +250,7 @@ mod tests {
         assert_eq!(queue.next_due(), Some(now + REFILL));
         assert_eq!(drain(&mut queue, now + REFILL).len(), 1);
         let second = now + REFILL + Duration::from_secs(1);
-        assert!(queue.push(now, host(1), Tree::Igd1, adverts(100)));
+        assert!(queue.push(now, Some(mac(1)), host(1), Tree::Igd1, adverts(100)));
         assert_eq!(drain(&mut queue, second).len(), 50);
     }
 }

@@ -2,7 +2,7 @@
 //! lost as any of them may be, and announcements are repeated for that reason.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use super::Identity;
 use crate::daemon::netstate::LanLink;
 use crate::daemon::sockets;
+use crate::types::caller::Mac;
 use crate::wire::description::{DeviceUuid, Tree};
 use crate::wire::ssdp::{self, Advert, Sender};
 
@@ -70,6 +71,12 @@ impl Voice {
     /// The tree that is served where this one is meant.
     pub(super) fn served(&self, tree: Tree) -> Tree {
         self.identity.site.description().served(tree)
+    }
+
+    /// The MAC address that the neighbour table has for a host of the link.
+    pub(super) async fn mac_of(&self, host: IpAddr) -> Option<Mac> {
+        let neighbours = self.identity.site.neighbours();
+        neighbours.caller_alone(self.link.ifindex, host).await.mac
     }
 
     pub(super) const fn max_age(&self) -> Duration {
