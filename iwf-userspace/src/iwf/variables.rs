@@ -1,6 +1,8 @@
 //! The state variables of the services as they are now: for QueryStateVariable and for whoever is told of changes.
 #![forbid(unsafe_code)]
 
+use std::net::Ipv4Addr;
+
 use super::{Iwf, Mode};
 use crate::proto::protection::{self, Protection};
 use crate::proto::{firewall, igd};
@@ -24,7 +26,7 @@ impl Iwf {
             ("WANIPConnection", "RSIPAvailable") => "0".to_owned(),
             ("WANIPConnection", "NATEnabled") => "1".to_owned(),
             ("WANIPConnection", "ExternalIPAddress") => self
-                .external_address()
+                .told_address()
                 .map_or_else(String::new, |addr| addr.to_string()),
             ("WANIPConnection", "PortMappingNumberOfEntries") => {
                 self.port_mapping_entries().to_string()
@@ -41,6 +43,15 @@ impl Iwf {
             _ => return None,
         };
         service.variable(name).map(|_| value)
+    }
+
+    /// The device-wide external address as control points may be told it: none while every call for it is answered with
+    /// none (WIC2 section 2.3.13), although the last one is kept for when the WAN is back.
+    fn told_address(&self) -> Option<Ipv4Addr> {
+        match self.mode {
+            Mode::Down | Mode::NoServer => None,
+            Mode::Local | Mode::Cascaded(_) | Mode::NoNat(_) => self.external_address(),
+        }
     }
 
     fn link_variable(&self, name: &str) -> Option<String> {

@@ -13,6 +13,8 @@ use std::fmt;
 pub use devices::{Device, Devices};
 pub use ports::{PortRange, Ports, in_ranges};
 
+use crate::types::prefix::Prefix;
+
 /// Most rules. With [`MAX_RANGES`] it bounds what one decision costs.
 pub const MAX_RULES: usize = 64;
 /// Most port ranges, addresses, MAC addresses or names in one list of a rule.
@@ -101,6 +103,31 @@ impl Rule {
             && self.external.covers_all_of(&other.external)
             && self.internal.covers_all_of(&other.internal)
             && self.devices.cover(&other.devices)
+            && (!other.denies_parts() || self.verdict == Verdict::Deny || self.is_about_all())
+    }
+
+    /// Whether it denies a pinhole for every port or protocol because it is about some: a rule that allows only these has
+    /// not allowed that.
+    fn denies_parts(&self) -> bool {
+        self.verdict == Verdict::Deny && self.may_concern(Kind::Pinhole)
+    }
+
+    fn is_about_all(&self) -> bool {
+        self.protocol.is_none() && self.external == Ports::EVERY && self.internal == Ports::EVERY
+    }
+
+    /// Whether anything of the kind can be what it is about: a pinhole has one port and leads to an IPv6 address.
+    fn may_concern(&self, kind: Kind) -> bool {
+        let mut addresses = self.devices.addresses.iter();
+        let none = addresses.len() == 0;
+        self.kind.is_none_or(|own| own == kind)
+            && match kind {
+                Kind::Mapping => none || addresses.any(Prefix::is_ipv4),
+                Kind::Pinhole => {
+                    let leads_there = none || addresses.any(|addr| !addr.is_ipv4());
+                    leads_there && self.external.meet(&self.internal)
+                }
+            }
     }
 
     fn most(&self, kind: Kind) -> Option<usize> {
@@ -290,6 +317,15 @@ impl Rules {
             }
         }
         found
+    }
+
+    /// Rules about nothing at all, by number.
+    pub fn about_nothing(&self) -> Vec<u16> {
+        let kinds = [Kind::Mapping, Kind::Pinhole];
+        self.numbered()
+            .filter(|(_, rule)| !kinds.iter().any(|kind| rule.may_concern(*kind)))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     fn numbered(&self) -> impl Iterator<Item = (u16, &Rule)> + Clone {

@@ -287,6 +287,39 @@ fn the_connection_is_what_wan_and_server_are() {
     );
 }
 
+/// IGD-025: subscribers are told what a call would be answered, also that there is no address.
+#[test]
+fn an_address_that_is_gone_is_told_as_calls_are_answered() {
+    let asked = |world: &mut World| {
+        let answer = world.ask(20, call("GetExternalIPAddress", &[]));
+        let variable = world
+            .iwf
+            .variable(&WAN_IP_CONNECTION_2, "ExternalIPAddress", world.now);
+        (answer.expect("always"), variable)
+    };
+    let both = |address: &str| (vec![address.to_owned()], Some(address.to_owned()));
+    let (mut world, since) = subscribed(local());
+    let wan = super::world::WAN.to_string();
+    assert_eq!(asked(&mut world), both(&wan));
+    world.set_wan(None);
+    world.run(1);
+    assert_eq!(asked(&mut world), both(""));
+    assert_eq!(
+        world.told_since(since),
+        ["ConnectionStatus=Disconnected ExternalIPAddress="]
+    );
+    let since = world.now;
+    world.set_wan(Some(super::world::WAN));
+    world.run(1);
+    assert_eq!(asked(&mut world), both(&wan));
+    assert_eq!(
+        world.told_since(since),
+        [format!(
+            "ConnectionStatus=Connected ExternalIPAddress={wan}"
+        )]
+    );
+}
+
 /// WCIC-001.
 #[test]
 fn the_link_is_told_when_it_goes() {

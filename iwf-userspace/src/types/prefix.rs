@@ -54,6 +54,11 @@ impl Prefix {
         self.len <= other.len && self.contains(other.addr)
     }
 
+    /// Whether they are IPv4 addresses.
+    pub const fn is_ipv4(&self) -> bool {
+        self.addr.is_ipv4()
+    }
+
     /// Whether the address has no bits behind the length, as who writes a prefix means it.
     pub fn is_exact(&self) -> bool {
         match self.addr {

@@ -563,15 +563,29 @@ impl Config {
 impl Config {
     /// What is no error, but hardly meant.
     pub fn warnings(&self) -> Vec<String> {
-        let shadowed = self.policy.rules.shadowed().into_iter();
-        shadowed
-            .map(|(rule, before)| {
-                format!(
-                    "policy rule {rule} never decides: rule {before} comes first for everything that it is about; remove \
-                     it, or write it before that one"
-                )
-            })
-            .collect()
+        let rules = &self.policy.rules;
+        let shadowed = rules.shadowed().into_iter().map(|(rule, before)| {
+            format!(
+                "policy rule {rule} never decides: rule {before} comes first for everything that it is about; remove it, \
+                 or write it before that one"
+            )
+        });
+        let about_nothing = rules.about_nothing().into_iter().map(|rule| {
+            format!(
+                "policy rule {rule} never decides: a mapping leads to an IPv4 address, and a pinhole to one port of an \
+                 IPv6 address; correct its addresses or ports, or what it is for"
+            )
+        });
+        let nameless = rules.list.iter().zip(1_u16..).filter(|(rule, _)| {
+            self.policy.lease_files.is_empty() && !rule.devices.names.is_empty()
+        });
+        let nameless = nameless.map(|(_, rule)| {
+            format!(
+                "policy rule {rule} never decides: without policy.lease_files no device has a name; name the files, or \
+                 the devices in another way"
+            )
+        });
+        shadowed.chain(about_nothing).chain(nameless).collect()
     }
 
     /// Whether the DHCP servers of the WAN are asked.

@@ -71,6 +71,9 @@ pub(super) struct Hook {
     pub(super) run: Spanned<Vec<Spanned<String>>>,
 }
 
+/// A list that may be left out.
+pub(super) type List<T> = Spanned<Vec<Spanned<T>>>;
+
 /// One table of `[[policy.rule]]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,17 +84,17 @@ pub(super) struct Rule {
     #[serde(default, rename = "for")]
     pub(super) kind: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) mac: Vec<Spanned<String>>,
+    pub(super) mac: Option<List<String>>,
     #[serde(default)]
-    pub(super) address: Vec<Spanned<String>>,
+    pub(super) address: Option<List<String>>,
     #[serde(default)]
-    pub(super) host: Vec<Spanned<String>>,
+    pub(super) host: Option<List<String>>,
     #[serde(default)]
     pub(super) protocol: Option<Spanned<String>>,
     #[serde(default)]
-    pub(super) external_ports: Vec<Spanned<toml::Value>>,
+    pub(super) external_ports: Option<List<toml::Value>>,
     #[serde(default)]
-    pub(super) internal_ports: Vec<Spanned<toml::Value>>,
+    pub(super) internal_ports: Option<List<toml::Value>>,
     #[serde(default)]
     pub(super) max_mappings: Option<Spanned<i64>>,
     #[serde(default)]

@@ -62,16 +62,16 @@ fn rule(written: &raw::Rule, most: &Quotas) -> Result<Rule, Invalid> {
             .transpose()?
             .flatten(),
         devices: Devices {
-            macs: all("mac", &written.mac, mac)?,
-            addresses: all("address", &written.address, prefix)?,
-            names: all("host", &written.host, host)?,
+            macs: all("mac", written.mac.as_ref(), mac)?,
+            addresses: all("address", written.address.as_ref(), prefix)?,
+            names: all("host", written.host.as_ref(), host)?,
         },
         protocol: protocol
             .map(|protocol| choice("policy.rule.protocol", protocol, &protocols))
             .transpose()?
             .flatten(),
-        external: ports("external_ports", &written.external_ports)?,
-        internal: ports("internal_ports", &written.internal_ports)?,
+        external: ports("external_ports", written.external_ports.as_ref())?,
+        internal: ports("internal_ports", written.internal_ports.as_ref())?,
         max_mappings: quota("max_mappings", written.max_mappings.as_ref(), most.mappings)?,
         max_pinholes: quota("max_pinholes", written.max_pinholes.as_ref(), most.pinholes)?,
     };
@@ -112,27 +112,42 @@ fn quota(key: &str, written: Option<&Spanned<i64>>, most: i64) -> Result<Option<
 
 fn all<T>(
     key: &str,
-    written: &[Spanned<String>],
+    written: Option<&raw::List<String>>,
     read: impl Fn(&str) -> Result<T, &'static str>,
 ) -> Result<Vec<T>, Invalid> {
-    if let Some(one_more) = written.get(MAX_RANGES) {
-        return Err(too_many(key, one_more));
-    }
     let one = |written: &Spanned<String>| {
         read(written.get_ref()).map_err(|advice| {
             let problem = format!("policy.rule.{key}: {:?} is none", written.get_ref());
             invalid(written, problem, advice)
         })
     };
-    written.iter().map(one).collect()
+    entries(key, written)?.iter().map(one).collect()
 }
 
-fn too_many<T>(key: &str, one_more: &Spanned<T>) -> Invalid {
-    invalid(
-        one_more,
-        format!("policy.rule.{key}: more than {MAX_RANGES} entries"),
-        "write a second rule for the others",
-    )
+/// What a list has: something, because a list that somebody has emptied would be about every device or port.
+fn entries<'a, T>(
+    key: &str,
+    written: Option<&'a raw::List<T>>,
+) -> Result<&'a [Spanned<T>], Invalid> {
+    let Some(written) = written else {
+        return Ok(&[]);
+    };
+    let list = written.get_ref();
+    if list.is_empty() {
+        return Err(invalid(
+            written,
+            format!("policy.rule.{key}: the list is empty"),
+            "name at least one, leave the key out if any is meant, or remove the rule",
+        ));
+    }
+    if let Some(one_more) = list.get(MAX_RANGES) {
+        return Err(invalid(
+            one_more,
+            format!("policy.rule.{key}: more than {MAX_RANGES} entries"),
+            "write a second rule for the others",
+        ));
+    }
+    Ok(list)
 }
 
 fn mac(text: &str) -> Result<Mac, &'static str> {
@@ -142,6 +157,10 @@ fn mac(text: &str) -> Result<Mac, &'static str> {
 }
 
 fn host(text: &str) -> Result<String, &'static str> {
+    // A lease file has a star where a device has no name.
+    if text.contains('*') {
+        return Err("write whole names: there are no patterns");
+    }
     let fits = (1..=MAX_HOST).contains(&text.len());
     let clean = text.bytes().all(|octet| octet.is_ascii_graphic());
     (fits && clean)
@@ -156,10 +175,7 @@ fn prefix(text: &str) -> Result<Prefix, &'static str> {
     prefix.filter(Prefix::is_exact).ok_or(ADVICE)
 }
 
-fn ports(key: &str, written: &[Spanned<toml::Value>]) -> Result<Ports, Invalid> {
-    if let Some(one_more) = written.get(MAX_RANGES) {
-        return Err(too_many(key, one_more));
-    }
+fn ports(key: &str, written: Option<&raw::List<toml::Value>>) -> Result<Ports, Invalid> {
     let range = |written: &Spanned<toml::Value>| {
         let value = written.get_ref();
         read_range(value).ok_or_else(|| {
@@ -170,7 +186,7 @@ fn ports(key: &str, written: &[Spanned<toml::Value>]) -> Result<Ports, Invalid> 
             )
         })
     };
-    let ranges: Result<Vec<_>, _> = written.iter().map(range).collect();
+    let ranges: Result<Vec<_>, _> = entries(key, written)?.iter().map(range).collect();
     ranges.map(Ports::of)
 }
 

@@ -204,16 +204,20 @@ pub struct RuleRow {
     pub max_pinholes: Option<u64>,
     /// An earlier rule comes first for everything that it is about.
     pub shadowed_by: Option<u64>,
+    /// It can be about nothing.
+    #[serde(default)]
+    pub about_nothing: bool,
 }
 
 impl Policy {
     /// Those of a list.
     pub fn of(rules: &Rules) -> Self {
-        let shadowed = rules.shadowed();
+        let (shadowed, about_nothing) = (rules.shadowed(), rules.about_nothing());
         let rows = (1..).zip(&rules.list).map(|(number, rule)| {
             let shadow = shadowed.iter().find(|(of, _)| u64::from(*of) == number);
             RuleRow {
                 shadowed_by: shadow.map(|(_, before)| u64::from(*before)),
+                about_nothing: about_nothing.iter().any(|of| u64::from(*of) == number),
                 ..RuleRow::of(number, rule)
             }
         });
@@ -243,6 +247,7 @@ impl Policy {
             let most: Vec<_> = most.collect();
             table.add_row([
                 match row.shadowed_by {
+                    None if row.about_nothing => format!("{} (never, about nothing)", row.number),
                     None => row.number.to_string(),
                     Some(before) => format!("{} (never, {before} comes first)", row.number),
                 },
@@ -297,6 +302,7 @@ impl RuleRow {
             max_mappings: rule.max_mappings.map(|most| most as u64),
             max_pinholes: rule.max_pinholes.map(|most| most as u64),
             shadowed_by: None,
+            about_nothing: false,
         }
     }
 }

@@ -106,6 +106,18 @@ impl Ports {
         })
     }
 
+    /// Whether a port is in both.
+    pub(super) fn meet(&self, other: &Self) -> bool {
+        let (Some(mine), Some(theirs)) = (&self.0, &other.0) else {
+            return true;
+        };
+        let meets = |own: &PortRange| {
+            let mut theirs = theirs.iter();
+            theirs.any(|range| own.first <= range.last && range.first <= own.last)
+        };
+        mine.iter().any(meets)
+    }
+
     pub(super) fn edges(&self) -> impl Iterator<Item = u16> {
         let ranges = self.0.iter().flatten();
         ranges.flat_map(|range| {

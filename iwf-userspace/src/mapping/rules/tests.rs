@@ -294,3 +294,72 @@ fn a_rule_behind_a_wider_one_is_found() {
     let all = rules(vec![udp.clone(), rule(Verdict::Deny), udp], Verdict::Allow);
     assert_eq!(all.shadowed(), [(3, 1)]);
 }
+
+/// A pinhole for every port is denied by a rule about some, behind one that allows these: who removes it as one that never
+/// decides would open them.
+#[test]
+fn a_denial_behind_a_wider_permission_still_decides_about_all_ports() {
+    let allow = Rule {
+        external: range(5000, 5010),
+        ..rule(Verdict::Allow)
+    };
+    let deny = Rule {
+        external: range(5005, 5005),
+        ..rule(Verdict::Deny)
+    };
+    let all = rules(vec![allow.clone(), deny.clone()], Verdict::Allow);
+    let pinhole = Asked {
+        kind: Kind::Pinhole,
+        external: None,
+        internal: None,
+        ..asked("2a00::1", 1)
+    };
+    assert_eq!(decided(&all, &pinhole), (Verdict::Deny, Decider::Rule(2)));
+    assert_eq!(all.shadowed(), []);
+    let for_mappings = Rule {
+        kind: Some(Kind::Mapping),
+        ..deny.clone()
+    };
+    let of = |deny| rules(vec![allow.clone(), deny], Verdict::Allow).shadowed();
+    assert_eq!(of(for_mappings), [(2, 1)], "these have one port each");
+    let of_ipv4 = Rule {
+        devices: Devices {
+            addresses: vec![prefix("192.168.1.0/24")],
+            ..Devices::default()
+        },
+        ..deny.clone()
+    };
+    assert_eq!(of(of_ipv4), [(2, 1)], "these are mappings");
+    let every = rules(vec![rule(Verdict::Allow), deny], Verdict::Allow);
+    assert_eq!(every.shadowed(), [(2, 1)]);
+}
+
+#[test]
+fn a_rule_about_nothing_is_found() {
+    let at = |kind, addresses: &[&str]| Rule {
+        kind,
+        devices: Devices {
+            addresses: addresses.iter().map(|text| prefix(text)).collect(),
+            ..Devices::default()
+        },
+        ..rule(Verdict::Allow)
+    };
+    let ports = |kind, external, internal| Rule {
+        kind,
+        external,
+        internal,
+        ..rule(Verdict::Allow)
+    };
+    let (mappings, pinholes) = (Some(Kind::Mapping), Some(Kind::Pinhole));
+    let list = vec![
+        at(pinholes, &["192.168.1.0/24"]),
+        at(pinholes, &["192.168.1.0/24", "2a00::/64"]),
+        at(mappings, &["2a00::/64"]),
+        at(None, &["2a00::/64"]),
+        ports(pinholes, range(1, 5), range(6, 9)),
+        ports(pinholes, range(1, 5), range(5, 9)),
+        ports(None, range(1, 5), range(6, 9)),
+        at(mappings, &[]),
+    ];
+    assert_eq!(rules(list, Verdict::Deny).about_nothing(), [1, 3, 5]);
+}

@@ -116,6 +116,42 @@ fn rules_that_cannot_be_meant_are_refused_with_their_line() {
             "192.168.1.0/24",
         ),
         (
+            "action = \"allow\"\nmac = []\n",
+            7,
+            "mac: the list is empty",
+            "leave the key out",
+        ),
+        (
+            "action = \"deny\"\naddress = []\n",
+            7,
+            "address: the list is empty",
+            "remove the rule",
+        ),
+        (
+            "action = \"allow\"\nhost = []\n",
+            7,
+            "host: the list is empty",
+            "name at least one",
+        ),
+        (
+            "action = \"allow\"\nexternal_ports = []\n",
+            7,
+            "external_ports: the list is empty",
+            "name at least one",
+        ),
+        (
+            "action = \"deny\"\ninternal_ports = []\n",
+            7,
+            "internal_ports: the list is empty",
+            "name at least one",
+        ),
+        (
+            "action = \"deny\"\nhost = [\"xbox*\"]\n",
+            7,
+            "\"xbox*\" is none",
+            "no patterns",
+        ),
+        (
             "action = \"deny\"\nprotocol = \"sctp\"\n",
             7,
             "protocol: \"sctp\"",
@@ -181,6 +217,22 @@ fn a_rule_that_never_decides_is_a_warning() {
         warnings[0].starts_with("policy rule 2 never decides: rule 1 comes first"),
         "{warnings:?}"
     );
+    for (lines, about) in [
+        (
+            "for = \"pinholes\"\naddress = [\"192.168.1.7\"]\n",
+            "an IPv4 address",
+        ),
+        (
+            "host = [\"console\"]\n[policy]\nlease_files = []\n",
+            "no device has a name",
+        ),
+    ] {
+        let text = format!("{MINIMAL}[[policy.rule]]\naction = \"deny\"\n{lines}");
+        let warnings = parse(&text).unwrap().warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("policy rule 1 never decides"));
+        assert!(warnings[0].contains(about), "{warnings:?}");
+    }
 }
 
 #[test]
