@@ -298,7 +298,7 @@ fn an_address_that_is_gone_is_told_as_calls_are_answered() {
         (answer.expect("always"), variable)
     };
     let both = |address: &str| (vec![address.to_owned()], Some(address.to_owned()));
-    let (mut world, since) = subscribed(local());
+    let (mut world, since) = subscribed(World::local(1));
     let wan = super::world::WAN.to_string();
     assert_eq!(asked(&mut world), both(&wan));
     world.set_wan(None);
