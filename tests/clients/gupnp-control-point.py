@@ -22,7 +22,19 @@ for word in words:
         call.append(word)
 
 loop = GLib.MainLoop()
-context = GUPnP.Context.new("eth0", 0)
+
+
+def listening():
+    """A context. It takes the number of a UDP port for its TCP port, which another connection may have had just now."""
+    for left in reversed(range(16)):
+        try:
+            return GUPnP.Context.new("eth0", 0)
+        except GLib.Error:
+            if not left:
+                raise
+
+
+context = listening()
 point = GUPnP.ControlPoint.new(context, target)
 
 

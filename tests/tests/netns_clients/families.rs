@@ -270,7 +270,9 @@ fn check(output: &str, steps: &[Step]) -> Result<()> {
     let mut lines = output
         .lines()
         .skip_while(|line| !line.starts_with("found "));
-    lines.next().context("found nothing")?;
+    lines
+        .next()
+        .with_context(|| format!("found nothing:\n{output}"))?;
     for step in steps {
         let line = lines.next().unwrap_or_default();
         ensure!(
@@ -327,7 +329,8 @@ fn in_python(
     argv.extend(words(steps));
     let name = format!("{name}-{}", service.rsplit(':').nth(1).unwrap_or_default());
     let mut client = host.spawn(&name, &argv)?;
-    client.wait(WITHIN).with_context(|| client.log())?;
+    let status = client.wait(WITHIN).with_context(|| client.log())?;
+    ensure!(status.success(), "{status}:\n{}", client.log());
     Ok(client.log())
 }
 
