@@ -207,7 +207,7 @@ impl Iwf {
                 if let Some(mac) = caller.mac {
                     self.devices.learn(caller.addr, mac);
                 }
-                if call.service == firewall::SERVICE && !call.is_query() {
+                if firewall::is_meant_by(&call) {
                     self.firewall_call(request, caller, &call, now);
                     return;
                 }

@@ -10,7 +10,7 @@ use crate::mapping::policy::{Party, PolicyError, Rights};
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
 use crate::types::caller::{Caller, Mac};
-use crate::types::{ExternalPort, Generation, Instant, RemotePeer};
+use crate::types::{ExternalPort, Generation, Instant, Protocol, RemotePeer};
 use crate::wire::soap::{self, ActionResult, UpnpError};
 
 /// Calls that wait for a job on their mapping to end; more are refused.
@@ -76,6 +76,7 @@ impl Iwf {
             Action::Add(_) if self.is_undecided() => self.defer(UNDECIDED, call),
             Action::Add(new) => self.add(call, new, now),
             Action::Delete(key) => self.delete(call, key, now),
+            Action::DeleteEither { remote, port } => self.delete_either(call, remote, port, now),
             Action::GetSpecific(key) => self.get_specific(call, key, now),
             Action::GetExternalIpAddress => self.get_external_address(call, now),
             Action::GetGeneric { index } => {
@@ -273,6 +274,31 @@ impl Iwf {
             Ok(Some(generation)) => self.remove(generation, Origin::ControlPoint(call), now),
             Ok(None) => self.refuse(&call, Operation::Delete, Refusal::Absent),
             Err(refusal) => self.refuse(&call, Operation::Delete, refusal),
+        }
+    }
+
+    /// Deletes what is the caller's own at that port, of TCP first. Who has nothing there hears what is wrong with the
+    /// protocol.
+    fn delete_either(&mut self, call: Call, remote: RemotePeer, port: u16, now: Instant) {
+        let of = |protocol| EntryKey {
+            remote,
+            port,
+            protocol,
+        };
+        let is_own = |key: &EntryKey| {
+            let found = self.find(&call, key).ok().flatten();
+            let mapping = found.and_then(|generation| self.table.get(generation));
+            mapping.is_some_and(|mapping| {
+                mapping.internal.addr == call.caller && mapping.owner != Owner::Configuration
+            })
+        };
+        let own = [Protocol::Tcp, Protocol::Udp]
+            .map(of)
+            .into_iter()
+            .find(is_own);
+        match own {
+            Some(key) => self.delete(call, key, now),
+            None => self.reply(call.request, Err(UpnpError::ARGUMENT_VALUE_OUT_OF_RANGE)),
         }
     }
 

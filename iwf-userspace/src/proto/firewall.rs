@@ -19,6 +19,9 @@ use crate::wire::{scpd, services};
 /// The type of the service.
 pub const SERVICE: &str = "WANIPv6FirewallControl";
 
+/// The service beside it in the tree of version 2.
+const CONNECTION: &str = "WANIPConnection";
+
 /// WANIPv6FirewallControl:1 section 2.3.6: every protocol.
 const ANY_PROTOCOL: u16 = 65_535;
 
@@ -91,9 +94,24 @@ pub struct Flows {
     pub protocol: Option<u16>,
 }
 
+/// Whether a call is one of this service's actions.
+pub fn is_meant_by(call: &Call) -> bool {
+    (call.service == SERVICE && !call.is_query()) || is_misdirected(call)
+}
+
+/// js-libp2p asks the connection service of version 2 for pinholes; it has no action of such a name.
+fn is_misdirected(call: &Call) -> bool {
+    let table = &services::WAN_IPV6_FIREWALL_CONTROL;
+    (call.service.as_str(), call.version) == (CONNECTION, 2) && table.action(&call.action).is_some()
+}
+
 /// Reads a call.
 pub fn parse(call: &Call) -> Result<Action, UpnpError> {
-    let service = services::find(&call.service, call.version).ok_or(UpnpError::INVALID_ACTION)?;
+    let service = if is_misdirected(call) {
+        &services::WAN_IPV6_FIREWALL_CONTROL
+    } else {
+        services::find(&call.service, call.version).ok_or(UpnpError::INVALID_ACTION)?
+    };
     match service.check(call)?.name {
         "GetFirewallStatus" => Ok(Action::Status),
         "GetOutboundPinholeTimeout" => Ok(Action::OutboundTimeout(flows(call)?)),
@@ -172,9 +190,11 @@ fn flows(call: &Call) -> Result<Flows, UpnpError> {
     if remote.is_some_and(|addr| scope(&addr.octets()) != Scope::Global) {
         return Err(UpnpError::ARGUMENT_VALUE_INVALID);
     }
+    // Empty is any, as 0 is: js-libp2p writes it so.
+    let any_port = text(call, "RemotePort")?.trim().is_empty();
     Ok(Flows {
         remote,
-        remote_port: port("RemotePort")?,
+        remote_port: if any_port { None } else { port("RemotePort")? },
         internal: address(call, "InternalClient")?,
         internal_port: port("InternalPort")?,
         protocol: Some(ui2(call, "Protocol")?).filter(|number| *number != ANY_PROTOCOL),
@@ -268,6 +288,8 @@ mod tests {
             (600, &[("RemoteHost", "fe80::1")]),
             (600, &[("RemoteHost", "ff0e::1"), ("InternalClient", "")]),
             (200, &[("RemoteHost", "2a0d::9"), ("RemotePort", "9")]),
+            (200, &[("RemotePort", "")]),
+            (402, &[("InternalPort", "")]),
             (708, &[("InternalClient", ""), ("Protocol", "1")]),
             (708, &[("InternalClient", "::")]),
             (705, &[("Protocol", "1"), ("InternalPort", "0")]),
@@ -296,6 +318,33 @@ mod tests {
             ..closed
         };
         assert_eq!(code(off, &[]), 702);
+    }
+
+    #[test]
+    fn the_connection_service_of_version_2_passes_its_calls_on() {
+        let of = |service: &str, version, action: &str| Call {
+            service: service.to_owned(),
+            version,
+            action: action.to_owned(),
+            ..add(&[])
+        };
+        for (call, is_meant) in [
+            (of(SERVICE, 1, "AddPinhole"), true),
+            (of(SERVICE, 1, "Nonsense"), true),
+            (of(CONNECTION, 2, "AddPinhole"), true),
+            (of(CONNECTION, 1, "AddPinhole"), false),
+            (of(CONNECTION, 2, "AddPortMapping"), false),
+            (of(CONNECTION, 2, "Nonsense"), false),
+            (of(SERVICE, 1, "QueryStateVariable"), false),
+        ] {
+            assert_eq!(is_meant_by(&call), is_meant, "{call:?}");
+        }
+        let parsed = parse(&of(CONNECTION, 2, "AddPinhole"));
+        assert!(matches!(parsed, Ok(Action::Add(..))), "{parsed:?}");
+        assert_eq!(
+            parse(&of(SERVICE, 2, "AddPinhole")),
+            Err(UpnpError::INVALID_ACTION)
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::wire::scpd::Service;
 use crate::wire::services;
 use crate::wire::soap::{Call, UpnpError};
 
+pub use args::is_any_host;
 pub use entries::{Seen, generic_entry, specific_entry};
 pub use link::{AccessType, LinkCounters, TOTALS, common_link_properties, total};
 pub use range::{MAX_LISTED, PortRange, in_range, listing};
@@ -52,6 +53,13 @@ pub enum Action {
     Add(NewMapping),
     /// DeletePortMapping.
     Delete(EntryKey),
+    /// DeletePortMapping without a protocol.
+    DeleteEither {
+        /// Who may come in.
+        remote: RemotePeer,
+        /// Outermost external port.
+        port: u16,
+    },
     /// DeletePortMappingRange.
     DeleteRange(PortRange),
     /// GetListOfPortMappings.
@@ -160,7 +168,7 @@ pub fn parse(call: &Call, caller: Ipv4Addr) -> Result<Action, UpnpError> {
         "GetSpecificPortMappingEntry" => Ok(Action::GetSpecific(args::entry_key(call)?)),
         "AddPortMapping" => args::new_mapping(call, caller, PortChoice::Exact).map(Action::Add),
         "AddAnyPortMapping" => args::new_mapping(call, caller, PortChoice::Any).map(Action::Add),
-        "DeletePortMapping" => Ok(Action::Delete(args::entry_key(call)?)),
+        "DeletePortMapping" => args::entry_to_delete(call),
         "DeletePortMappingRange" => args::port_range(call).map(Action::DeleteRange),
         "GetListOfPortMappings" => Ok(Action::List {
             range: args::port_range(call)?,

@@ -127,6 +127,34 @@ fn a_pinhole_is_stored_and_in_the_kernel_before_the_answer_and_ends_when_it_shou
     assert_eq!(world.open(0x10, 8080, 600), "2");
 }
 
+/// As js-libp2p does.
+#[test]
+fn a_pinhole_may_be_asked_of_the_connection_service_of_version_2() {
+    let mut world = world();
+    let of_connection = |call: Call, version| Call {
+        service: "WANIPConnection".to_owned(),
+        version,
+        ..call
+    };
+    let mut add = add(host(0x10), 4001, 3600);
+    for (name, value) in &mut add.args {
+        if name == "RemotePort" {
+            value.clear();
+        }
+    }
+    let ask = of_connection(add.clone(), 1);
+    assert_eq!(world.ask_from(from(0x10), ask), Err(401), "version 1");
+    let out = world.ask_from(from(0x10), of_connection(add, 2));
+    let id = out.expect("a pinhole").pop().expect("its id");
+    assert_eq!(world.kernel.pinholes[0].remote_port, None);
+    let foreign = of_connection(of_id("DeletePinhole", &id), 2);
+    assert_eq!(world.ask_from(from(0x11), foreign.clone()), Err(606));
+    let extended = of_connection(update(&id, 7200), 2);
+    assert_eq!(world.ask_from(from(0x10), extended), Ok(vec![]));
+    assert_eq!(world.ask_from(from(0x10), foreign), Ok(vec![]));
+    assert_eq!(world.kernel.pinholes, []);
+}
+
 /// IWF-006: it is a hole in this firewall, and in no other.
 #[test]
 fn no_server_hears_of_a_pinhole() {

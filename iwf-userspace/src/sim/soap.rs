@@ -80,6 +80,40 @@ fn key(external: u16) -> [(&'static str, &'static str); 3] {
     ]
 }
 
+fn with_protocol(mut call: Call, protocol: &str) -> Call {
+    let argument = call.args.iter_mut().find(|(name, _)| name == "NewProtocol");
+    protocol.clone_into(&mut argument.expect("a protocol").1);
+    call
+}
+
+/// IGD-016: a deletion without a protocol is of what is the caller's own there, and of nothing else.
+#[test]
+fn a_deletion_without_a_protocol_is_of_the_callers_own() {
+    let mut world = World::new(11);
+    let nameless = with_protocol(delete(8080), "");
+    assert_eq!(
+        world.ask(20, nameless.clone()),
+        Err(601),
+        "nothing is there"
+    );
+    assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
+    let udp = with_protocol(add(20, 8080, 3600), "UDP");
+    assert_eq!(world.ask(20, udp), Ok(vec![]));
+    assert_eq!(world.ask(20, add(20, 8081, 3600)), Ok(vec![]));
+    assert_eq!(world.ask(21, nameless.clone()), Err(601), "another's");
+    let protocols = |world: &World| {
+        let at = world.active().into_iter();
+        let at = at.filter(|mapping| mapping.nat1.port.get() == 8080);
+        at.map(|mapping| mapping.protocol).collect::<Vec<_>>()
+    };
+    assert_eq!(world.ask(20, nameless.clone()), Ok(vec![]));
+    assert_eq!(protocols(&world), [Protocol::Udp]);
+    assert_eq!(world.ask(20, nameless.clone()), Ok(vec![]));
+    assert_eq!(protocols(&world), []);
+    assert_eq!(world.ask(20, nameless), Err(601));
+    assert_eq!(world.active().len(), 1, "the other port");
+}
+
 #[test]
 fn a_mapping_is_made_listed_and_deleted() {
     let mut world = World::new(1);

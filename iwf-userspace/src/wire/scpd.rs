@@ -91,6 +91,9 @@ pub enum DataType {
 /// In arguments that some control points leave out; the action then acts as if they were empty.
 const MAY_BE_MISSING: &[&str] = &["NewRemoteHost", "NewLeaseDuration"];
 
+/// Numbers that some control points leave empty, but not out.
+const MAY_BE_EMPTY: &[&str] = &["RemotePort"];
+
 impl Service {
     /// Its URN.
     pub fn urn(&self) -> String {
@@ -125,7 +128,9 @@ impl Service {
                 .inputs()
                 .find(|argument| argument.name == name)
                 .ok_or(UpnpError::INVALID_ARGS)?;
-            if value.trim().is_empty() && MAY_BE_MISSING.contains(&argument.name) {
+            let may_be_empty =
+                MAY_BE_MISSING.contains(&argument.name) || MAY_BE_EMPTY.contains(&argument.name);
+            if value.trim().is_empty() && may_be_empty {
                 continue;
             }
             match self.variable(argument.variable).map(|v| v.data) {

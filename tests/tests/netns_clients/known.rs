@@ -139,6 +139,11 @@ const PLAIN: Client = Client {
     calls: &[],
 };
 
+#[path = "node.rs"]
+mod node;
+
+pub(super) use node::LIBRARIES;
+
 pub(super) const CLIENTS: &[Client] = &[
     Client {
         who: "Windows, which asks all of this before it shows a gateway",

@@ -14,7 +14,7 @@ use iwf_tests::ssdp::{self, Question};
 use iwf_tests::topology::{GATEWAY, LAN1, LAN2, WAN};
 use iwf_tests::wait;
 
-use known::{ALL, CLIENTS, Call, Client, Style};
+use known::{ALL, CLIENTS, Call, Client, LIBRARIES, Style};
 
 /// Some control points wait no longer for the first answer.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -178,7 +178,7 @@ fn known_control_points_get_what_makes_them_work() -> Result<()> {
     // Somebody else has a port, which nobody meets in a listing, only at the port itself.
     let other = gateway.seen_from(&lab.lan2);
     other.add("UDP", 6199, LAN2, 6199, 3600)?.ok()?;
-    for client in CLIENTS {
+    for client in CLIENTS.iter().chain(LIBRARIES) {
         play(&lab.lan1, LAN1, client).with_context(|| client.who.to_owned())?;
         listed_is(&gateway, 0).with_context(|| format!("after {}", client.who))?;
     }

@@ -22,6 +22,7 @@ use tracing::debug;
 
 use super::super::gena::SubscriptionCall;
 use super::{Ends, Fate, MAX_BODY, Names, Site, SoapCall, Turn};
+use crate::proto::firewall;
 use crate::proto::gena::{At, Host};
 use crate::types::access::Channel;
 use crate::types::caller::Caller;
@@ -44,8 +45,6 @@ const FORMS: [&str; 3] = [
     "multipart/form-data",
     "text/plain",
 ];
-/// The service whose actions speak of IPv6 addresses.
-const FIREWALL: &str = "WANIPv6FirewallControl";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
 /// The language of every description.
 const ENGLISH: HeaderValue = HeaderValue::from_static("en");
@@ -120,7 +119,8 @@ fn host_of(authority: &str) -> Option<IpAddr> {
 /// of an address of the other family, or of another scope.
 async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
     let Ends { peer, ifindex, .. } = ends;
-    if peer.is_ipv4() && call.service != FIREWALL {
+    // The firewall's actions speak of IPv6 addresses.
+    if peer.is_ipv4() && !firewall::is_meant_by(call) {
         // The owner's rules may be about its MAC address, and a host has its share of lookups of names.
         let by_mac = matches!(call.action.as_str(), "AddPortMapping" | "AddAnyPortMapping");
         return if by_mac || Names::are_in(call) {

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::super::shares::{Shares, Station};
+use crate::proto::igd::is_any_host;
 use crate::types::caller::Caller;
 use crate::wire::soap::Call;
 
@@ -105,7 +106,7 @@ impl Names {
 }
 
 fn is_named((name, value): &(String, String)) -> bool {
-    ARGUMENTS.contains(&name.as_str()) && is_name(value.trim())
+    ARGUMENTS.contains(&name.as_str()) && is_name(value.trim()) && !is_any_host(value)
 }
 
 /// Whether a text can only be a name: what resolvers take for an address in one of its odd forms (`1.2`, `0x7f.1`)
@@ -200,6 +201,14 @@ mod tests {
         );
         assert_eq!(resolved("NewRemoteHost", "192.0.2.1"), "192.0.2.1");
         assert_eq!(resolved("NewRemoteHost", ""), "");
+    }
+
+    /// Nobody is asked for a word that stands for any host.
+    #[test]
+    fn a_word_for_any_host_is_no_name() {
+        let named = |name: &str, value: &str| Names::are_in(&call(name, value));
+        assert!(named("NewRemoteHost", "undefined.example"));
+        assert!(!named("NewRemoteHost", "undefined"));
     }
 
     /// A resolver that has an answer to no name of `slow` until it is told, and counts who waits for one.

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::{EntryKey, NewMapping, PortRange};
+use super::{Action, EntryKey, NewMapping, PortRange};
 use crate::mapping::{MAX_DESCRIPTION, MAX_LEASE, PortChoice};
 use crate::types::{ExternalPort, InternalEndpoint, InternalPort, Lifetime, Protocol, RemotePeer};
 use crate::wire::scpd::{self, Service};
@@ -83,6 +83,18 @@ pub(super) fn new_mapping(
     })
 }
 
+/// The arguments of DeletePortMapping. Empty for the protocol, which is no value of it, is whichever of the two the caller has
+/// something of at that port: js-libp2p closes its ports so.
+pub(super) fn entry_to_delete(call: &Call) -> Result<Action, UpnpError> {
+    if !text(call, "NewProtocol")?.trim().is_empty() {
+        return entry_key(call).map(Action::Delete);
+    }
+    Ok(Action::DeleteEither {
+        remote: remote(call)?,
+        port: ui2(call, "NewExternalPort")?,
+    })
+}
+
 fn protocol(call: &Call) -> Result<Protocol, UpnpError> {
     match text(call, "NewProtocol")? {
         "TCP" => Ok(Protocol::Tcp),
@@ -108,10 +120,16 @@ fn lease(call: &Call) -> Result<Lifetime, UpnpError> {
     }
 }
 
-/// Any host: empty, missing, `*` or `0.0.0.0` (AMB-36). Names are not resolved here.
+/// Whether a remote host is written in a way that means any (AMB-36), without being an address. The last is the word that
+/// JavaScript has for nothing, which some libraries of Node.js send when they are told no host.
+pub fn is_any_host(written: &str) -> bool {
+    matches!(written.trim(), "" | "*" | "undefined")
+}
+
+/// Any host: [`is_any_host`], missing or `0.0.0.0` (AMB-36). Names are not resolved here.
 fn remote(call: &Call) -> Result<RemotePeer, UpnpError> {
     let written = call.arg("NewRemoteHost").unwrap_or_default().trim();
-    if written.is_empty() || written == "*" {
+    if is_any_host(written) {
         return Ok(RemotePeer::Any);
     }
     let addr: Ipv4Addr = written
@@ -196,6 +214,8 @@ mod tests {
             (2, ("NewInternalClient", "host.lan"), 600),
             (2, ("NewRemoteHost", "224.0.0.1"), 600),
             (2, ("NewRemoteHost", "host.example"), 600),
+            (2, ("NewRemoteHost", "undefined.example"), 600),
+            (2, ("NewProtocol", ""), 601),
             (2, ("NewEnabled", "maybe"), 402),
             (1, ("NewExternalPort", "0"), 716),
         ] {
@@ -228,7 +248,7 @@ mod tests {
 
     #[test]
     fn spellings_of_any_host_and_of_oneself() {
-        for written in ["", "*", "0.0.0.0", " "] {
+        for written in ["", "*", "0.0.0.0", " ", "undefined"] {
             let mapping = parse(2, &[("NewRemoteHost", written)]).expect("good");
             assert_eq!(mapping.remote, RemotePeer::Any);
         }
