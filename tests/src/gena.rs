@@ -21,6 +21,8 @@ use crate::wait;
 pub enum Manner {
     /// They are read and confirmed.
     Good,
+    /// They are read line by line, to the end of the last one, and confirmed without a length, as rupnp does.
+    ByLines,
     /// They are read and never answered; the connection stays.
     Silent,
     /// They are answered with 500.
@@ -161,12 +163,17 @@ fn receive(mut stream: &TcpStream, manner: Manner) -> Result<Message> {
         let got = stream.read(&mut some)?;
         ensure!(got > 0, "the message ends early");
         octets.extend_from_slice(some.get(..got).unwrap_or_default());
-        if let Some(message) = read(&String::from_utf8_lossy(&octets)) {
+        let text = String::from_utf8_lossy(&octets);
+        if manner == Manner::ByLines && !text.ends_with("</e:propertyset>\n") {
+            continue;
+        }
+        if let Some(message) = read(&text) {
             break message;
         }
     };
     match manner {
         Manner::Good => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?,
+        Manner::ByLines => stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?,
         Manner::Refusing => stream.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")?,
         Manner::Silent => {}
     }

@@ -38,7 +38,7 @@ fn a_subscriber_hears_what_happens() -> Result<()> {
     let iwfd = Iwfd::start(&lab, &local())?;
     let gateway = Gateway::discover_version(&lab.lan1, Version::Two)?;
     let subscriber = Subscriber::start(&lab.lan1, LAN1, Manner::Good)?;
-    let other = Subscriber::start(&lab.lan2, LAN2, Manner::Good)?;
+    let other = Subscriber::start(&lab.lan2, LAN2, Manner::ByLines)?;
     let sid = subscriber.subscribe(&gateway)?;
     other.subscribe(&gateway)?;
     let first = subscriber.wait_for("the first message", SOON, |m| m.seq == 0)?;

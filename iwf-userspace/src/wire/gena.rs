@@ -266,7 +266,8 @@ impl fmt::Display for Sid {
     }
 }
 
-/// The body of an event message (clause 4.3).
+/// The body of an event message (clause 4.3). It ends with the end of a line, because there are subscribers that read it line
+/// by line, and wait for the end of its last one.
 pub fn property_set<'a>(properties: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut xml = Document::new();
     xml.open(
@@ -279,7 +280,9 @@ pub fn property_set<'a>(properties: impl IntoIterator<Item = (&'a str, &'a str)>
         xml.close("e:property");
     }
     xml.close("e:propertyset");
-    xml.finish()
+    let mut body = xml.finish();
+    body.push('\n');
+    body
 }
 
 /// An event message to that URL.

@@ -177,7 +177,7 @@ fn a_message_to_the_letter() {
          NTS: upnp:propchange\r\nSID: {SID}\r\nSEQ: 7\r\nCONNECTION: close\r\n\r\n\
          <?xml version=\"1.0\"?>\n<e:propertyset xmlns:e=\"urn:schemas-upnp-org:event-1-0\">\
          <e:property><ExternalIPAddress>11.22.33.1</ExternalIPAddress></e:property>\
-         <e:property><X>&lt;&amp;&gt;</X></e:property></e:propertyset>",
+         <e:property><X>&lt;&amp;&gt;</X></e:property></e:propertyset>\n",
         body.len()
     );
     assert_eq!(String::from_utf8(message).unwrap(), expected);
