@@ -8,7 +8,7 @@ use super::soap_calls::Call;
 use super::{Iwf, Mode, Notice, Translation};
 use crate::mapping::PortChoice;
 use crate::proto::igd::Refusal;
-use crate::proto::pcp_client::{self, Want};
+use crate::proto::pcp_client::{self, Liveness, Want};
 use crate::types::{
     ExternalEndpoint, ExternalPort, Generation, Instant, InternalPort, Lifetime, Protocol,
     RemotePeer,
@@ -34,7 +34,11 @@ const MAX_WAITING: usize = 64;
 pub(super) struct AddressQuery {
     lease: Option<(Generation, ExternalPort)>,
     second_try: bool,
+    /// Whether nobody but subscribers wanted it when it was asked for.
+    patient: bool,
     not_before: Instant,
+    /// When it is asked for again for the sake of subscribers.
+    told_again: Instant,
     waiting: Vec<(Call, Instant)>,
 }
 
@@ -78,8 +82,27 @@ impl Iwf {
         self.address.waiting.push((call, until));
         if idle {
             self.address.second_try = false;
+            self.address.patient = false;
             self.ask_address(server, ExternalPort::new(DISCARD), now);
         }
+    }
+
+    /// Subscribers are told the address as soon as it can be known: while there are any, and it is not known, it is asked for
+    /// in its turn. Whether it was.
+    pub(super) fn ask_for_subscribers(&mut self, now: Instant) -> bool {
+        let Some(server) = self.mode.server() else {
+            return false;
+        };
+        let is_open = self.external.is_none() && self.address.lease.is_none();
+        let is_wanted = is_open && !self.gena.is_idle() && now >= self.address.told_again;
+        if !is_wanted || self.client.liveness(server) != Some(Liveness::Answering) {
+            return false;
+        }
+        self.address.told_again = now + PAUSE;
+        self.address.second_try = false;
+        self.address.patient = true;
+        self.ask_address(server, ExternalPort::new(DISCARD), now);
+        true
     }
 
     fn ask_address(&mut self, server: SocketAddr, port: Option<ExternalPort>, now: Instant) {
@@ -100,7 +123,7 @@ impl Iwf {
             choice: PortChoice::Any,
             remote: RemotePeer::Any,
             description: None,
-            patient: false,
+            patient: self.address.patient,
             brief: true,
             lifetime: LIFETIME,
             until: now + LIFETIME.duration(),
@@ -195,6 +218,7 @@ impl Iwf {
             self.tell(pcp_client::Input::Abandon(id), now);
         }
         self.address.not_before = now;
+        self.address.told_again = now;
         self.answer_waiting(None);
     }
 
