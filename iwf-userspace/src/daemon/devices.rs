@@ -195,7 +195,7 @@ impl Watcher {
             }
         }
         match (unreadable, some) {
-            (true, _) => Leases::Unreadable,
+            (true, _) => Leases::Unreadable(BTreeMap::new()),
             (false, true) => Leases::Known(all),
             (false, false) => Leases::Nowhere,
         }
@@ -252,7 +252,7 @@ impl File {
         }
         if self.leases.damaged > 0 {
             let damaged = self.leases.damaged;
-            return self.bad(path, &format!("{damaged} lines are no leases"));
+            return self.bad(path, &format!("lines that are no leases: {damaged}"));
         }
         self.told = false;
         Read::Leases(&self.leases)

@@ -17,7 +17,7 @@ use super::{Effect, Iwf, Notice};
 use crate::mapping::Owner;
 use crate::mapping::policy::is_lan_host;
 use crate::types::caller::Mac;
-use crate::types::device::{LanDevices, Leases};
+use crate::types::device::LanDevices;
 use crate::types::{Generation, Instant};
 
 /// How long the kernel's question to an address takes at most: three transmissions, a second apart, and what the looks
@@ -113,7 +113,9 @@ impl Watch {
         if seen.answers {
             self.heard = Some(now);
         }
-        if seen.answers || self.leased {
+        // What the kernel has heard of it before the lease was over says nothing: only an answer after the question does.
+        let answers = seen.answers && (!self.released || self.asked.is_some());
+        if answers || self.leased {
             self.released = false;
             (self.asked, self.silent_since) = (None, None);
             return Finding::Stays;
@@ -155,12 +157,12 @@ impl Iwf {
             .departures
             .last_look
             .is_some_and(|last| last + UNSEEN <= now);
-        if unseen || self.devices.leases == Leases::Unreadable {
+        if unseen || self.devices.leases.is_unreadable() {
             self.departures = Departures::default();
         }
         let before = std::mem::replace(&mut self.departures.last_generation, self.last_generation);
         self.departures.last_look = Some(now);
-        if self.devices.leases == Leases::Unreadable {
+        if self.devices.leases.is_unreadable() {
             return;
         }
         let open = self.addresses_in_use();

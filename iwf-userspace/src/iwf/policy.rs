@@ -127,7 +127,8 @@ impl Iwf {
     }
 
     /// It is known who is on the LAN.
-    pub(super) fn set_devices(&mut self, devices: LanDevices, now: Instant) {
+    pub(super) fn set_devices(&mut self, mut devices: LanDevices, now: Instant) {
+        devices.remember(&self.devices);
         if self.devices != devices {
             self.devices = devices;
             self.review(now);

@@ -58,7 +58,7 @@ impl Lan {
         LanDevices {
             neighbours: (!self.blind).then_some(neighbours),
             leases: match (self.unreadable, &self.leases) {
-                (true, _) => Leases::Unreadable,
+                (true, _) => Leases::Unreadable(BTreeMap::new()),
                 (false, None) => Leases::Nowhere,
                 (false, Some(_)) => Leases::Known(known()),
             },
@@ -179,6 +179,30 @@ fn a_released_lease_deletes_at_once_unless_the_device_answers() {
     assert_eq!(reasons(&world), [Departure::Released.to_string()]);
     assert!(world.now.saturating_duration_since(released) <= Duration::from_secs(15));
     assert!(world.server.mappings.is_empty());
+}
+
+/// A kernel believes for most of a minute that a neighbour is there, which a device that has just given its lease back has
+/// been until then.
+#[test]
+fn a_released_lease_is_not_kept_by_what_the_device_has_answered_before() {
+    let mut world = world();
+    let answering = Lan::with(&[host(20).into()]);
+    look(
+        &mut world,
+        &answering.clone().leased(&[lease(host(20), MAC)]),
+        60,
+    );
+    let released = world.now;
+    look(&mut world, &answering.clone().leased(&[]), 5);
+    assert_eq!(
+        world.solicited.len(),
+        1,
+        "it is asked, whatever the kernel believes"
+    );
+    look(&mut world, &Lan::default().leased(&[]), 10);
+    assert!(world.active().is_empty());
+    assert_eq!(reasons(&world), [Departure::Released.to_string()]);
+    assert!(world.now.saturating_duration_since(released) <= Duration::from_secs(15));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::mapping::policy::ThirdParty;
 use crate::mapping::rules::tests::{prefix, range, rule};
 use crate::mapping::rules::{Decider, Devices, Kind, Rule, Rules, Verdict};
 use crate::types::caller::{Caller, Mac};
-use crate::types::device::{LanDevices, Leases, Neighbour};
+use crate::types::device::{DhcpLease, LanDevices, Leases, Neighbour};
 use crate::types::{ExternalPort, InternalPort};
 
 const CONSOLE: Mac = [2, 0, 0, 0, 0, 0x20];
@@ -466,4 +466,50 @@ fn the_owner_may_ask_what_would_be_decided() {
     assert_eq!(world.ask(20, add(20, 9000, 600)), Ok(vec![]));
     let full = ask(&world, question(20, Some(9001)));
     assert_eq!(full, ("rule 2".to_owned(), by("rule 2", (728, 501)), 1, 1));
+}
+
+/// Its server writes a lease file anew while the daemon reads it, or it is gone for a moment: who was called something is
+/// still called that, so that nobody is let in or kept out by it.
+#[test]
+fn names_hold_while_the_lease_file_cannot_be_read() {
+    let named = |name: Option<&str>| {
+        let lease = DhcpLease {
+            addr: host(20).into(),
+            mac: None,
+            name: name.map(str::to_owned),
+            ends: None,
+        };
+        LanDevices {
+            leases: Leases::Known([(lease.addr, lease)].into()),
+            ..lan(&[])
+        }
+    };
+    let unreadable = || LanDevices {
+        leases: Leases::Unreadable(BTreeMap::new()),
+        ..lan(&[])
+    };
+    let console = || Devices {
+        names: vec!["console".to_owned()],
+        ..Devices::default()
+    };
+    for (verdict, default, of_console) in [
+        (Verdict::Allow, Verdict::Deny, Ok(vec![])),
+        (Verdict::Deny, Verdict::Allow, Err(606)),
+    ] {
+        let mut world = World::new(1);
+        let list = vec![Rule {
+            devices: console(),
+            ..rule(verdict)
+        }];
+        reload(&mut world, Rules { list, default });
+        world.input(Input::Devices(named(Some("console"))));
+        assert_eq!(world.ask(20, add(20, 8080, 3600)), of_console);
+        for _ in 0..2 {
+            world.input(Input::Devices(unreadable()));
+            assert_eq!(world.ask(20, add(20, 8080, 3600)), of_console);
+        }
+        world.input(Input::Devices(named(None)));
+        let of_nobody = world.ask(20, add(20, 8081, 3600));
+        assert_eq!(of_nobody.is_ok(), default == Verdict::Allow);
+    }
 }

@@ -24,8 +24,9 @@ pub enum Leases {
     /// There is no lease file.
     #[default]
     Nowhere,
-    /// There is one, but it cannot be read, or not be understood.
-    Unreadable,
+    /// There is one, but it cannot be read, or not be understood. What was in it when it could: good for names, which its
+    /// server's writing it just now does not change, and for nothing else.
+    Unreadable(BTreeMap<IpAddr, DhcpLease>),
     /// All that there are.
     Known(BTreeMap<IpAddr, DhcpLease>),
 }
@@ -60,10 +61,22 @@ impl DhcpLease {
 }
 
 impl Leases {
+    /// Whether nothing can be concluded from them.
+    pub const fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable(_))
+    }
+
     fn known(&self) -> Option<&BTreeMap<IpAddr, DhcpLease>> {
         match self {
             Self::Known(known) => Some(known),
-            Self::Nowhere | Self::Unreadable => None,
+            Self::Nowhere | Self::Unreadable(_) => None,
+        }
+    }
+
+    fn with_names(&self) -> Option<&BTreeMap<IpAddr, DhcpLease>> {
+        match self {
+            Self::Known(leases) | Self::Unreadable(leases) => Some(leases),
+            Self::Nowhere => None,
         }
     }
 }
@@ -96,9 +109,19 @@ impl LanDevices {
     /// The name of a device by the lease of its address, else by any lease of its MAC address.
     pub fn name(&self, addr: IpAddr, mac: Option<Mac>) -> Option<String> {
         let of_mac = |lease: &&DhcpLease| mac.is_some() && lease.mac == mac && lease.name.is_some();
-        let own = self.lease(addr).filter(|lease| lease.name.is_some());
-        let found = own.or_else(|| self.leases.known()?.values().find(of_mac));
+        let leases = self.leases.with_names()?;
+        let own = leases.get(&addr).filter(|lease| lease.name.is_some());
+        let found = own.or_else(|| leases.values().find(of_mac));
         found.and_then(|lease| lease.name.clone())
+    }
+
+    /// The same LAN was seen before: leases that cannot be read now were what they were then.
+    pub fn remember(&mut self, before: &Self) {
+        if let Leases::Unreadable(last) = &mut self.leases
+            && let Some(leases) = before.leases.with_names()
+        {
+            last.clone_from(leases);
+        }
     }
 
     /// The IPv4 addresses that lead to a MAC address.
