@@ -346,6 +346,14 @@ fn ssdp_silence() {
         |headers: &str| Search::decode(format!("M-SEARCH * HTTP/1.1\r\n{headers}\r\n").as_bytes());
     let no_mx = search(&format!("MAN: \"ssdp:discover\"\r\nST: {IGD1}\r\n")).expect("a search");
     assert_eq!(no_mx.spread(Arrival::Multicast), None);
+    for (mx, seconds) in [("3", 3), ("5", 5), ("120", 5), ("99999999999", 5)] {
+        let all = format!(
+            "M-SEARCH * HTTP/1.1\r\nMAN: \"ssdp:discover\"\r\nST: ssdp:all\r\nMX: {mx}\r\n\r\n"
+        );
+        let all = Search::decode(all.as_bytes()).expect("a search");
+        let spread = all.spread(Arrival::Multicast).expect("MX is there");
+        assert_eq!(spread.as_secs(), seconds, "MX {mx}: above 5 is 5");
+    }
     assert_eq!(
         no_mx.spread(Arrival::Unicast).map(|d| d.as_millis()),
         Some(0)
@@ -477,5 +485,18 @@ fn ssdp_targets() {
             );
             assert!(answer.usn.starts_with("uuid:"), "{st}");
         }
+    }
+    // Where the tree of version 2 is all that is served, as over IPv6, it answers for version 1 as well (DEV-004).
+    for st in [service("WANIPConnection", 1), device("WANDevice", 1)] {
+        let datagram =
+            format!("M-SEARCH * HTTP/1.1\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {st}\r\n\r\n");
+        let search = Search::decode(datagram.as_bytes()).expect("a search");
+        let own = std::net::Ipv6Addr::LOCALHOST.into();
+        assert_eq!(search.tree_at(own), Tree::Igd2);
+        let answers = search.answers_in(Tree::Igd2, uuid());
+        let [answer] = answers.as_slice() else {
+            panic!("{st}: {answers:?}");
+        };
+        assert!(answer.nt == st && answer.usn.ends_with(&st));
     }
 }

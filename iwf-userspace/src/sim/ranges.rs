@@ -239,6 +239,10 @@ fn a_list_has_its_limit_and_own_entries_only() {
         <p:NewDescription>test</p:NewDescription><p:NewLeaseTime>600</p:NewLeaseTime>";
     assert!(one[0].contains(entry), "{}", one[0]);
     assert_eq!(world.sent.len(), before, "IWF-050");
+    // In the order of their ports, so that whoever lists some at a time goes on behind the last.
+    assert_eq!(world.ask(20, add(20, 2000, 3600)), Ok(vec![]));
+    let some = world.ask(20, list(1024, 65_535, 2)).expect("a list");
+    assert_eq!(ports(&some[0]), [2000, 2001]);
 }
 
 /// IGD-020: what may not be deleted is left out.

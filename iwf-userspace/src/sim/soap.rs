@@ -1,6 +1,7 @@
 //! Calls as control points write them, and what they get on a good link.
 
 use super::policy::reasons;
+use super::server::maps;
 use super::world::World;
 use crate::mapping::policy::ThirdParty;
 use crate::types::Protocol;
@@ -197,6 +198,15 @@ fn rules_for_a_port_that_is_held() {
     let any = mapping("AddAnyPortMapping", 20, 8080, 8080, 600, "");
     assert_eq!(world.ask(20, any).expect("overwritten"), ["8080"]);
     assert_eq!(world.only().lease_left(world.now), 600);
+    // IGD-011: whoever will take any port has the one of its endpoint, another host or another remote host a new one.
+    let elsewhere = mapping("AddAnyPortMapping", 20, 9999, 8080, 900, "");
+    assert_eq!(world.ask(20, elsewhere).expect("the same"), ["8080"]);
+    assert_eq!(world.only().lease_left(world.now), 900);
+    let of_another = mapping("AddAnyPortMapping", 21, 8080, 8080, 600, "");
+    assert_ne!(world.ask(21, of_another).expect("another"), ["8080"]);
+    let for_another = mapping("AddAnyPortMapping", 20, 8080, 8080, 600, remote);
+    assert_ne!(world.ask(20, for_another).expect("another"), ["8080"]);
+    assert_eq!(world.active().len(), 3);
 }
 
 /// IGD-010: another external port is another mapping, also for the same internal endpoint.
@@ -389,6 +399,14 @@ fn a_probe_clears_the_way_for_the_mapping() {
     assert_eq!(world.ask(20, add(20, 8080, 3600)), Ok(vec![]));
     assert_eq!(world.server.alive(world.now).count(), 1, "the same mapping");
     assert_eq!(world.server.foreign_nonces, 0);
+    let asked: Vec<_> = maps(&world.server.log)
+        .into_iter()
+        .map(|(_, lifetime, map)| (map.nonce, map.internal_port, lifetime.0))
+        .collect();
+    let [(nonce, port, 60), (same_nonce, same_port, 3600)] = asked[..] else {
+        panic!("a probe, then the mapping, and no deletion: {asked:?}");
+    };
+    assert_eq!((same_nonce, same_port), (nonce, port));
     assert_eq!(world.ask(20, get_specific(9090)), Err(714));
     world.run(15);
     assert_eq!(

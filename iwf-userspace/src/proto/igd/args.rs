@@ -229,6 +229,12 @@ mod tests {
         assert_eq!(parse(2, &both), Err(601));
         let ports = [("NewInternalPort", "0"), ("NewExternalPort", "0")];
         assert_eq!(parse(2, &ports), Err(732));
+        for (port, code) in [("NewInternalPort", 732), ("NewExternalPort", 716)] {
+            let nobody = [(port, "0"), ("NewInternalClient", "")];
+            assert_eq!(parse(2, &nobody), Err(code));
+            let long = [(port, "0"), ("NewLeaseDuration", "604801")];
+            assert_eq!(parse(2, &long), Err(601));
+        }
     }
 
     #[test]

@@ -101,12 +101,16 @@ mod tests {
     fn totals_wrap_and_rates_do_not() {
         let link = LinkCounters {
             tx_bytes: (1 << 32) + 7,
+            rx_bytes: u64::from(u32::MAX),
+            tx_packets: (5 << 32) + 9,
+            rx_packets: 11,
             up_bits_per_second: 10_000_000_000,
             down_bits_per_second: 50_000_000,
             access: AccessType::Dsl,
             ..LinkCounters::default()
         };
-        assert_eq!(total(&link, Total::BytesSent).1, "7");
+        let totals = TOTALS.map(|which| total(&link, which).1);
+        assert_eq!(totals, ["7", "4294967295", "9", "11"]);
         let properties = common_link_properties(&link);
         assert_eq!(properties[0].1, "DSL");
         assert_eq!(properties[1].1, u32::MAX.to_string());

@@ -332,8 +332,16 @@ fn a_challenge_is_answered_once_and_where_it_was_asked_for() {
     assert_eq!(bench.answer(&over_tls(2), &again[1], right), Err(701));
     assert_eq!(bench.answer(&over_tls(1), &again[1], right), Ok(vec![]));
     assert_eq!(bench.answer(&over_tls(1), &again[1], right), Err(701));
-    bench.challenge(&over_tls(1), "mika").unwrap();
+    let newer = bench.challenge(&over_tls(1), "mika").unwrap();
     assert_eq!(bench.answer(&over_tls(1), &again[1], right), Err(701));
+    // The right answer, said to be to another challenge.
+    let newest = bench.challenge(&over_tls(1), "mika").unwrap();
+    let mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+    let mac = mac.chain_update(scpd::octets(&newest[1]).unwrap());
+    let mac = mac.chain_update(UUID.octets()).chain_update(id(1).octets());
+    let mac = mac.finalize().into_bytes();
+    let answer = bench.answer(&over_tls(1), &newer[1], &mac[..16]);
+    assert_eq!(answer, Err(701));
     for (argument, value, code) in [
         ("ProtocolType", "MD5", 600),
         ("Challenge", "***", 402),
