@@ -206,6 +206,7 @@ fn rules_for_a_port_that_is_held() {
     assert_ne!(world.ask(21, of_another).expect("another"), ["8080"]);
     let for_another = mapping("AddAnyPortMapping", 20, 8080, 8080, 600, remote);
     assert_ne!(world.ask(20, for_another).expect("another"), ["8080"]);
+    assert_eq!(world.ask(20, get_generic(1)).expect("own")[0], remote);
     assert_eq!(world.active().len(), 3);
 }
 
