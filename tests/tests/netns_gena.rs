@@ -265,7 +265,13 @@ fn nobody_is_sent_anything_by_a_strangers_wish() -> Result<()> {
         let callback = format!("<{}>", good.url());
         assert_eq!(subscribe(&gateway, &path, &callback)?.status, 503);
     }
-    assert_eq!(iwfd.ctl().counter("gena_refused_full")?, 200);
+    // Nor by another of its addresses.
+    lab.lan1.ip("address add 192.168.1.40/24 dev eth0")?;
+    lab.lan1
+        .ip("route replace 192.168.1.0/24 dev eth0 src 192.168.1.40")?;
+    let callback = format!("<{}>", good.url());
+    assert_eq!(subscribe(&gateway, &path, &callback)?.status, 503);
+    assert_eq!(iwfd.ctl().counter("gena_refused_full")?, 201);
     Subscriber::start(&lab.lan2, LAN2, Manner::Good)?.subscribe(&gateway)?;
     assert_eq!(tap.frames()?.len(), 0, "nothing has left by the WAN");
     Ok(())

@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::netstate::NetState;
-use super::shares::{Shares, Station};
-use crate::types::caller::{Caller, Mac};
+use super::shares::Shares;
+use crate::types::caller::{Caller, Mac, Station};
 use crate::types::device::{MAX_NEIGHBOURS, Neighbour};
 
 /// Addresses of one host that are looked at; further ones are not its own then.

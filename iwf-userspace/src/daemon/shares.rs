@@ -2,28 +2,11 @@
 //! need.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::types::caller::{Caller, Mac};
-
-/// A host of a link, known by its MAC address, whichever of its addresses it comes by. One whose MAC address nobody knows is
-/// known by its address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Station {
-    /// It has this MAC address.
-    Mac(Mac),
-    /// It has this address.
-    Addr(IpAddr),
-}
-
-impl From<&Caller> for Station {
-    fn from(caller: &Caller) -> Self {
-        caller.mac.map_or(Self::Addr(caller.addr), Self::Mac)
-    }
-}
+use crate::types::caller::Station;
 
 /// Shares of something that takes time.
 #[derive(Debug)]

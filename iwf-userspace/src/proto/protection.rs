@@ -15,7 +15,6 @@ mod introduction;
 mod login;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -25,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::mapping::policy::Rights;
 use crate::types::Instant;
 use crate::types::access::{Channel, ControlPointId, Identity, Roles, Verifier, Who};
-use crate::types::caller::Caller;
+use crate::types::caller::{Caller, Station};
 use crate::types::pin::Pin;
 use crate::wire::description::DeviceUuid;
 use crate::wire::soap::{ActionResult, Call, UpnpError, protection as errors};
@@ -450,7 +449,7 @@ impl Protection {
     }
 
     /// A login has failed; the fifth on a connection is its last.
-    fn login_failed(&mut self, connection: u64, host: IpAddr, now: Instant) {
+    fn login_failed(&mut self, connection: u64, host: Station, now: Instant) {
         self.attempts.failed(host, now);
         if let Some(state) = self.connections.get_mut(&connection) {
             state.failures = state.failures.saturating_add(1);

@@ -64,6 +64,22 @@ impl Caller {
     }
 }
 
+/// A host of a link, known by its MAC address, whichever of its addresses it comes by. One whose MAC address nobody knows is
+/// known by its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Station {
+    /// It has this MAC address.
+    Mac(Mac),
+    /// It has this address.
+    Addr(IpAddr),
+}
+
+impl From<&Caller> for Station {
+    fn from(caller: &Caller) -> Self {
+        caller.mac.map_or(Self::Addr(caller.addr), Self::Mac)
+    }
+}
+
 impl From<IpAddr> for Caller {
     fn from(addr: IpAddr) -> Self {
         Self {

@@ -45,6 +45,8 @@ const FORMS: [&str; 3] = [
     "multipart/form-data",
     "text/plain",
 ];
+/// The service of roles and logins.
+const PROTECTION: &str = "DeviceProtection";
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=\"utf-8\"");
 /// The language of every description.
 const ENGLISH: HeaderValue = HeaderValue::from_static("en");
@@ -123,7 +125,8 @@ async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
     if peer.is_ipv4() && !firewall::is_meant_by(call) {
         // The owner's rules may be about its MAC address, and a host has its share of lookups of names.
         let by_mac = matches!(call.action.as_str(), "AddPortMapping" | "AddAnyPortMapping");
-        return if by_mac || Names::are_in(call) {
+        // Logins and introductions are counted by it.
+        return if by_mac || call.service == PROTECTION || Names::are_in(call) {
             site.neighbours.caller_alone(ifindex, peer).await
         } else {
             peer.into()
@@ -332,13 +335,9 @@ async fn subscription(
     }
 }
 
-/// Over IPv6 a host has as many addresses as it likes.
+/// A host has as many addresses as it likes.
 async fn subscriber(site: &Site, ifindex: u32, peer: IpAddr) -> Host {
-    let mac = if peer.is_ipv6() {
-        site.neighbours.caller(ifindex, peer, None).await.mac
-    } else {
-        None
-    };
+    let mac = site.neighbours.caller_alone(ifindex, peer).await.mac;
     Host { addr: peer, mac }
 }
 

@@ -51,9 +51,8 @@ use super::config::HttpConfig;
 use super::gena::SubscriptionCall;
 use super::neighbours::Neighbours;
 use super::netstate::LanLink;
-use super::shares::Station;
 use crate::types::access::Channel;
-use crate::types::caller::Caller;
+use crate::types::caller::{Caller, Station};
 use crate::wire::description::Description;
 use crate::wire::soap;
 

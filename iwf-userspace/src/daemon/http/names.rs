@@ -15,9 +15,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::super::shares::{Shares, Station};
+use super::super::shares::Shares;
 use crate::proto::igd::is_any_host;
-use crate::types::caller::Caller;
+use crate::types::caller::{Caller, Station};
 use crate::wire::soap::Call;
 
 /// Names asked for at once. One more waits as long as an answer may take, and is left as it is then.

@@ -15,9 +15,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::super::shares::Station;
+use crate::types::caller::Station;
 
-/// In which a host may replace each of its connections once.
+/// In which a host may replace each of its connections once, and begin as many as it may where these are counted.
 const REPLACED_IN: Duration = Duration::from_secs(1);
 
 /// All places.
@@ -25,6 +25,8 @@ const REPLACED_IN: Duration = Duration::from_secs(1);
 pub(super) struct Places {
     total: usize,
     per_host: usize,
+    /// How many a host may begin in a second, whatever becomes of them.
+    begun: Option<usize>,
     held: Mutex<Held>,
 }
 
@@ -42,6 +44,8 @@ struct Host {
     held: usize,
     /// How many of its own have made room for it, and since when they are counted.
     replaced: (usize, Instant),
+    /// How many it has begun, and since when they are counted.
+    begun: (usize, Instant),
 }
 
 #[derive(Debug)]
@@ -84,9 +88,21 @@ pub(super) enum Taken {
 impl Places {
     /// So many for all, and for each host.
     pub(super) fn new(total: usize, per_host: usize) -> Arc<Self> {
+        Self::counted(total, per_host, None)
+    }
+
+    /// The same where beginning is what costs: each host begins no more than that many connections in a second. The others
+    /// are refused at once, so that nobody waits behind them.
+    #[cfg(any(test, feature = "device-protection"))]
+    pub(super) fn slowly_begun(total: usize, per_host: usize, begun: usize) -> Arc<Self> {
+        Self::counted(total, per_host, Some(begun))
+    }
+
+    fn counted(total: usize, per_host: usize, begun: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             total,
             per_host,
+            begun,
             held: Mutex::default(),
         })
     }
@@ -94,9 +110,15 @@ impl Places {
     /// A place for a connection of this host, on which the host has the first move.
     pub(super) fn take(self: &Arc<Self>, host: Station, now: Instant) -> Taken {
         let mut held = self.held();
+        if let Some(most) = self.begun {
+            let host = held.counted(host, now);
+            if !another(&mut host.begun, most, now) {
+                return Taken::None;
+            }
+        }
         let is_at_its_bound = match held.hosts.get_mut(&host) {
             Some(own) if own.held >= self.per_host => {
-                if !own.may_replace(self.per_host, now) {
+                if !another(&mut own.replaced, self.per_host, now) {
                     return Taken::None;
                 }
                 true
@@ -120,10 +142,7 @@ impl Places {
     fn put(self: &Arc<Self>, held: &mut Held, host: Station, now: Instant) -> Place {
         let number = held.next();
         let leave = Arc::new(Notify::new());
-        let own = held.hosts.entry(host).or_insert(Host {
-            held: 0,
-            replaced: (0, now),
-        });
+        let own = held.hosts.entry(host).or_insert_with(|| Host::new(now));
         own.held += 1;
         let connection = Connection {
             host,
@@ -146,6 +165,15 @@ impl Places {
 }
 
 impl Held {
+    /// A host whose beginnings are counted. Those that have no connection and have begun none in the last second are
+    /// forgotten.
+    fn counted(&mut self, host: Station, now: Instant) -> &mut Host {
+        self.hosts.retain(|_, host| {
+            host.held > 0 || now.saturating_duration_since(host.begun.1) < REPLACED_IN
+        });
+        self.hosts.entry(host).or_insert_with(|| Host::new(now))
+    }
+
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
@@ -165,7 +193,8 @@ impl Held {
         let connection = self.connections.remove(&number)?;
         if let Some(host) = self.hosts.get_mut(&connection.host) {
             host.held -= 1;
-            if host.held == 0 {
+            let is_counted = host.begun.0 > 0;
+            if host.held == 0 && !is_counted {
                 self.hosts.remove(&connection.host);
             }
         }
@@ -174,15 +203,24 @@ impl Held {
 }
 
 impl Host {
-    fn may_replace(&mut self, most: usize, now: Instant) -> bool {
-        let (count, since) = self.replaced;
-        if now.saturating_duration_since(since) >= REPLACED_IN {
-            self.replaced = (1, now);
-            return true;
+    const fn new(now: Instant) -> Self {
+        Self {
+            held: 0,
+            replaced: (0, now),
+            begun: (0, now),
         }
-        self.replaced = (count + 1, since);
-        count < most
     }
+}
+
+/// Whether there may be one more in this second; counts it.
+fn another(counted: &mut (usize, Instant), most: usize, now: Instant) -> bool {
+    let (count, since) = *counted;
+    if now.saturating_duration_since(since) >= REPLACED_IN {
+        *counted = (1, now);
+        return true;
+    }
+    *counted = (count + 1, since);
+    count < most
 }
 
 impl Place {
@@ -349,5 +387,21 @@ mod tests {
         }
         assert_eq!(kept.len(), 9);
         assert_eq!(places.held().connections.len(), 4);
+    }
+
+    #[test]
+    fn what_ends_at_once_is_counted_where_beginning_costs() {
+        let places = Places::slowly_begun(8, 2, 3);
+        for second in 0..3 {
+            let now = now() + REPLACED_IN * second;
+            for attempt in 0..10 {
+                let is_there = !matches!(places.take(host(1), now), Taken::None);
+                assert_eq!(is_there, attempt < 3, "{attempt}");
+            }
+            assert!(matches!(places.take(host(2), now), Taken::Free(_)));
+        }
+        let later = now() + REPLACED_IN * 4;
+        let _held = places.take(host(3), later);
+        assert_eq!(places.held().hosts.len(), 1, "the others are forgotten");
     }
 }

@@ -40,6 +40,8 @@ use crate::types::access::{Channel, ControlPointId};
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long a request head may take, and how long a connection may be idle between requests.
 const IDLE_TIME: Duration = Duration::from_secs(60);
+/// How often a host may begin each of its connections in a second: handshakes are the dearest that it can ask for.
+const BEGUN: usize = 2;
 /// After this a connection takes no further request.
 const CONNECTION_TIME: Duration = Duration::from_secs(600);
 
@@ -123,7 +125,11 @@ impl Secure {
         Ok(Arc::new(Self {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             limits,
-            places: Places::new(limits.max_connections, limits.max_connections_per_host),
+            places: Places::slowly_begun(
+                limits.max_connections,
+                limits.max_connections_per_host,
+                limits.max_connections_per_host * BEGUN,
+            ),
             open,
             closed,
         }))

@@ -25,7 +25,7 @@ use crate::wire::ssdp::{Arrival, Search, SearchError};
 use queue::Queue;
 pub use voice::{Served, Voice};
 
-/// Largest datagram looked at. A search has some 200 octets; what is longer is cut and then no search.
+/// As much of a datagram as is looked at. A search has some 200 octets; what is longer is judged by what is left of it.
 const MAX_DATAGRAM: usize = 2048;
 /// The first announcement waits a random part of this, so that devices switched on together do not shout
 /// together (clause 1.2.2).

@@ -130,7 +130,7 @@ impl Protection {
         if message.is_empty() {
             let (own, rng) = (self.settings.certificate, &mut self.rng);
             let introductions = &mut self.introductions;
-            let m1 = introductions.begin(own, known.id, caller.addr, rng, now)?;
+            let m1 = introductions.begin(own, known.id, caller, rng, now)?;
             return Ok(Done::Reply(out(&m1)));
         }
         if self.pending.is_some() {
@@ -184,7 +184,7 @@ impl Protection {
         let name = arg(call, "Name")?;
         let name =
             document::good_name(Some(name)).map_err(|_| UpnpError::ARGUMENT_VALUE_INVALID)?;
-        if self.attempts.must_wait(caller.addr, now) {
+        if self.attempts.must_wait(caller.into(), now) {
             return Err(errors::BUSY);
         }
         let octets = self.rng.random();
@@ -212,7 +212,7 @@ impl Protection {
         pkcs5(call)?;
         let named = scpd::octets(arg(call, "Challenge")?)?;
         let answer = scpd::octets(arg(call, "Authenticator")?)?;
-        if self.attempts.must_wait(caller.addr, now) {
+        if self.attempts.must_wait(caller.into(), now) {
             return Err(errors::BUSY);
         }
         // One answer to each challenge.
@@ -232,10 +232,10 @@ impl Protection {
                 })
         });
         let Some(challenge) = met else {
-            self.login_failed(known.connection, caller.addr, now);
+            self.login_failed(known.connection, caller.into(), now);
             return Err(errors::AUTHENTICATION_FAILURE);
         };
-        self.attempts.succeeded(caller.addr);
+        self.attempts.succeeded(caller.into());
         let connection = self.connection(known.connection)?;
         connection.user = Some(challenge.name);
         connection.failures = 0;

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 
 use crate::types::Instant;
 use crate::types::access::ControlPointId;
+use crate::types::caller::{Caller, Station};
 use crate::types::pin::Pin;
 use crate::wire::soap::{UpnpError, protection as errors};
 
@@ -83,7 +84,7 @@ pub(super) struct Introductions {
     /// Who was introduced last and may say that it has heard so.
     last: Option<(ControlPointId, Nonces)>,
     /// Whose turn it is or was, and until when: a host that begins again has no more time.
-    turn: Option<(IpAddr, Instant)>,
+    turn: Option<(Station, Instant)>,
     told: Vec<Told>,
 }
 
@@ -163,7 +164,7 @@ impl Introductions {
         &mut self,
         device: ControlPointId,
         peer: ControlPointId,
-        host: IpAddr,
+        caller: &Caller,
         rng: &mut StdRng,
         now: Instant,
     ) -> Result<Vec<u8>, UpnpError> {
@@ -171,6 +172,7 @@ impl Introductions {
         if self.running.as_ref().is_some_and(|run| run.peer != peer) {
             return Err(errors::BUSY);
         }
+        let host = Station::from(caller);
         let until = match self.turn.filter(|(whose, _)| *whose == host) {
             Some((_, until)) if until <= now => return Err(errors::BUSY),
             Some((_, until)) => until,
@@ -181,7 +183,7 @@ impl Introductions {
         let (enrollee, m1) = Enrollee::begin(device, peer, window.pin.clone(), draws);
         self.running = Some(Run {
             peer,
-            host,
+            host: caller.addr,
             enrollee,
             until: until.min(window.until),
         });

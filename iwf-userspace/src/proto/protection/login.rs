@@ -3,7 +3,6 @@
 //! Read before editing: DeviceProtection:1 section 2.4.5; RFC 8018 section 5.2; requirements DP-004, DP-005.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -11,6 +10,7 @@ use sha2::Sha256;
 
 use crate::types::Instant;
 use crate::types::access::{ControlPointId, Verifier};
+use crate::types::caller::Station;
 
 /// Rounds of the derivation.
 const ROUNDS: u32 = 5000;
@@ -80,21 +80,21 @@ pub(super) fn decoy_salt(secret: &[u8; 32], name: &str) -> [u8; LEN] {
 /// minute.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    hosts: BTreeMap<IpAddr, (u8, Instant)>,
+    hosts: BTreeMap<Station, (u8, Instant)>,
     /// The bucket is full at this instant; each failure moves it into the future.
     full_at: Instant,
 }
 
 impl Attempts {
     /// Whether a login of that host is not even looked at.
-    pub(super) fn must_wait(&self, host: IpAddr, now: Instant) -> bool {
+    pub(super) fn must_wait(&self, host: Station, now: Instant) -> bool {
         let of_host = self.hosts.get(&host);
         let paused = of_host
             .is_some_and(|(failures, last)| *failures >= MAX_FAILURES && now < *last + PAUSE);
         paused || self.full_at.saturating_duration_since(now) > REFILL * (BURST - 1)
     }
 
-    pub(super) fn failed(&mut self, host: IpAddr, now: Instant) {
+    pub(super) fn failed(&mut self, host: Station, now: Instant) {
         self.full_at = self.full_at.max(now) + REFILL;
         self.hosts.retain(|_, (_, last)| now < *last + PAUSE);
         if self.hosts.len() < MAX_HOSTS || self.hosts.contains_key(&host) {
@@ -104,7 +104,7 @@ impl Attempts {
         }
     }
 
-    pub(super) fn succeeded(&mut self, host: IpAddr) {
+    pub(super) fn succeeded(&mut self, host: Station) {
         self.hosts.remove(&host);
     }
 }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn who_fails_often_waits_and_others_do_not() {
-        let host = |n: u8| IpAddr::from([192, 168, 1, n]);
+        let host = |n: u8| Station::Addr([192, 168, 1, n].into());
         let at = |secs: u64| Instant::from_millis(1000 * secs);
         let mut attempts = Attempts::default();
         for _ in 0..MAX_FAILURES {

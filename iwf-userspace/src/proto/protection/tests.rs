@@ -385,6 +385,26 @@ fn the_fifth_failure_closes_the_connection_and_the_host_waits() {
     assert_eq!(bench.hung_up, [1]);
 }
 
+/// By another address of the same host.
+fn of_one_host(connection: u64) -> Caller {
+    Caller {
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        ..over_tls(connection)
+    }
+}
+
+#[test]
+fn failures_are_a_hosts_whichever_of_its_addresses_it_has_them_by() {
+    let mut bench = Bench::new(vec![user("mika", "secret", Roles::ADMIN)]);
+    for connection in 1..=5 {
+        let caller = of_one_host(connection);
+        let asked = bench.challenge(&caller, "mika").unwrap();
+        assert_eq!(bench.answer(&caller, &asked[1], &[0; 16]), Err(701));
+    }
+    assert_eq!(bench.challenge(&of_one_host(6), "mika"), Err(708));
+    assert_eq!(bench.login(7, "mika", "secret"), Ok(vec![]), "another host");
+}
+
 #[test]
 fn the_access_list_is_changed_when_it_is_stored() {
     let admin = identity(Who::ControlPoint(id(1)), Roles::ADMIN);

@@ -1,5 +1,7 @@
 //! DP-006: who is introduced, when, and how often one may guess.
 
+use std::net::IpAddr;
+
 use super::*;
 use crate::proto::protection::introduction::{GOOD_FOR, LIMIT, MAX_WRONG, PAUSE};
 use crate::wire::wps::{Attributes, Kind, MAX_MESSAGE};
@@ -192,6 +194,20 @@ fn one_is_introduced_at_a_time_and_the_other_waits() {
     assert!(bench.is_ready());
     assert_eq!(bench.say(1, &registrar.answer(&m3)), Err(704));
     bench.introduce(2, &pin).unwrap();
+}
+
+#[test]
+fn a_host_has_no_second_turn_by_another_address() {
+    let mut bench = Bench::new(Vec::new());
+    let pin = bench.pin();
+    let begin = |bench: &mut Bench, connection| {
+        let args = [("ProtocolType", "WPS"), ("InMessage", "")];
+        bench.call(&of_one_host(connection), "SendSetupMessage", &args)
+    };
+    begin(&mut bench, 1).unwrap();
+    bench.wait(LIMIT);
+    assert_eq!(begin(&mut bench, 2), Err(708));
+    bench.introduce(3, &pin).unwrap();
 }
 
 #[test]
