@@ -21,11 +21,11 @@ use iwf_tests::{packages, wait};
 
 use super::client::{Target, Wish};
 
-/// Everything but quotas and connections is the default: as many hosts as these are one or two devices, and so many
-/// mappings are more than a house needs.
+/// Everything but quotas and connections is the default: as many hosts as these are two devices by their MAC addresses, and
+/// so many mappings are more than a house needs.
 const MORE: &str = "[policy]\nmax_mappings_per_host = 60000\n\
                     [limits]\nexplicit_mappings = 60000\n\
-                    [http]\nmax_connections = 1024\n";
+                    [http]\nmax_connections = 1024\nmax_connections_per_host = 512\n";
 
 /// Addresses of each of the two LAN hosts: what one of them may cause at the provider's server in a second is bounded.
 const ADDRESSES: u8 = 110;
