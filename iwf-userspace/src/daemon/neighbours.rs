@@ -3,25 +3,29 @@
 //! Read before editing: rtnetlink(7), ip-neighbour(8).
 //!
 //! A control point calls by one address and speaks of another: by the one of its link and of its global one, or over
-//! IPv4 of an IPv6 address. Asked for at the moment of such a call, because tables that were told before may be old.
+//! IPv4 of an IPv6 address. Asked for at the moment of such a call, because tables that were told before may be old. One
+//! entry is asked for without a turn of the event loop in between: whoever accepts connections would have all others wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::Socket;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::netstate::NetState;
+use super::raw_netlink as raw;
 use super::shares::Shares;
 use crate::types::caller::{Caller, Mac, Station};
 use crate::types::device::{MAX_NEIGHBOURS, Neighbour};
@@ -39,11 +43,24 @@ const LOOK_TIME: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
 const RESOLVE_LOOK: Duration = Duration::from_millis(50);
 
+/// linux/netlink.h.
+const NETLINK_ROUTE: isize = 0;
+/// Answers to earlier questions that are read over at most.
+const STALE: usize = 16;
+
 /// A way to ask the kernel.
 #[derive(Debug)]
 pub struct Neighbours {
-    source: Option<(Handle, watch::Receiver<NetState>)>,
+    source: Option<Source>,
     looks: Shares,
+}
+
+#[derive(Debug)]
+struct Source {
+    handle: Handle,
+    network: watch::Receiver<NetState>,
+    /// For one entry at a time. The kernel has answered when it has taken the question.
+    single: Mutex<Socket>,
 }
 
 impl Neighbours {
@@ -54,8 +71,14 @@ impl Neighbours {
     pub fn connect(network: watch::Receiver<NetState>) -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
+        let single = raw::socket(NETLINK_ROUTE)?;
+        single.set_non_blocking(true)?;
         Ok(Self {
-            source: Some((handle, network)),
+            source: Some(Source {
+                handle,
+                network,
+                single: Mutex::new(single),
+            }),
             looks: Shares::new(LOOKED_FOR, LOOKED_FOR_EACH),
         })
     }
@@ -70,20 +93,18 @@ impl Neighbours {
     }
 
     /// Who calls from this address of a link, with no more than its MAC address.
-    pub async fn caller_alone(&self, ifindex: u32, addr: IpAddr) -> Caller {
-        let mac = match &self.source {
-            Some((handle, _)) => mac(handle, ifindex, addr).await,
-            None => None,
-        };
+    pub fn caller_alone(&self, ifindex: u32, addr: IpAddr) -> Caller {
+        let mac = self.source.as_ref().and_then(|s| s.mac(ifindex, addr));
         Caller { mac, ..addr.into() }
     }
 
     /// Who calls from this address of a link, as far as it can be told. `named` is an address that the call speaks of:
     /// if it is of the link and not known yet, the kernel is made to find it.
     pub async fn caller(&self, ifindex: u32, addr: IpAddr, named: Option<IpAddr>) -> Caller {
-        let Some((handle, network)) = &self.source else {
+        let Some(source) = &self.source else {
             return addr.into();
         };
+        let (handle, network) = (&source.handle, &source.network);
         let on_link = named.filter(|named| {
             let links = network.borrow().served();
             links
@@ -94,7 +115,7 @@ impl Neighbours {
             let mut table = table(handle, ifindex).await?;
             if let Some(wanted) = on_link.filter(|wanted| !table.contains_key(wanted)) {
                 let station = Station::from(&of(&table, addr));
-                let look = self.look_for(handle, ifindex, wanted, station);
+                let look = self.look_for(source, ifindex, wanted, station);
                 if timeout(LOOK_TIME, look).await.unwrap_or(Ok(false))? {
                     table = self::table(handle, ifindex).await?;
                 }
@@ -113,7 +134,7 @@ impl Neighbours {
     /// Makes the kernel find out who is at an address, for that host; says whether somebody is.
     async fn look_for(
         &self,
-        handle: &Handle,
+        source: &Source,
         ifindex: u32,
         wanted: IpAddr,
         station: Station,
@@ -121,11 +142,11 @@ impl Neighbours {
         let Some(_share) = self.looks.take(station).await else {
             return Ok(false);
         };
-        use_it(handle, ifindex, wanted).await?;
+        use_it(&source.handle, ifindex, wanted).await?;
         let until = Instant::now() + RESOLVE_TIME;
         while Instant::now() < until {
             // Its own entry, not the table: many may be looking, and the table may be long.
-            if mac(handle, ifindex, wanted).await.is_some() {
+            if source.mac(ifindex, wanted).is_some() {
                 return Ok(true);
             }
             sleep(RESOLVE_LOOK).await;
@@ -134,27 +155,44 @@ impl Neighbours {
     }
 }
 
-/// The MAC address behind an address of a link, if the kernel knows it.
-async fn mac(handle: &Handle, ifindex: u32, addr: IpAddr) -> Option<Mac> {
-    let mut message = NeighbourMessage::default();
-    message.header.ifindex = ifindex;
-    let (family, destination) = match addr {
-        IpAddr::V4(addr) => (AddressFamily::Inet, NeighbourAddress::Inet(addr)),
-        IpAddr::V6(addr) => (AddressFamily::Inet6, NeighbourAddress::Inet6(addr)),
-    };
-    message.header.family = family;
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(destination));
-    // One entry by its key, not the table: this is asked with every wish for a mapping.
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
-    request.header.flags = NLM_F_REQUEST;
-    let mut answers = handle.clone().request(request).ok()?;
-    let answer = answers.next().await?.payload;
-    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) = answer {
-        return resolved(&entry).map(|(_, mac)| mac);
+impl Source {
+    /// The MAC address behind an address of a link, if the kernel knows it.
+    fn mac(&self, ifindex: u32, addr: IpAddr) -> Option<Mac> {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = ifindex;
+        let (family, destination) = match addr {
+            IpAddr::V4(addr) => (AddressFamily::Inet, NeighbourAddress::Inet(addr)),
+            IpAddr::V6(addr) => (AddressFamily::Inet6, NeighbourAddress::Inet6(addr)),
+        };
+        message.header.family = family;
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(destination));
+        // One entry by its key, not the table: this is asked with every connection and every wish for a mapping.
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbour(message));
+        request.header.flags = NLM_F_REQUEST;
+        request.finalize();
+        let mut octets = vec![0; request.buffer_len()];
+        request.serialize(&mut octets);
+        let single = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        single.send(&octets, 0).ok()?;
+        for _ in 0..STALE {
+            let (answer, _) = single.recv_from_full().ok()?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).ok()?;
+            if let NetlinkPayload::Error(_) = answer.payload {
+                return None;
+            }
+            let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(entry)) =
+                answer.payload
+            else {
+                continue;
+            };
+            if entry.header.ifindex == ifindex && parse(&entry).0 == Some(addr) {
+                return resolved(&entry).map(|(_, mac)| mac);
+            }
+        }
+        None
     }
-    None
 }
 
 /// Makes the kernel find out who is at an address, as it does before it sends something there.

@@ -127,7 +127,7 @@ async fn caller(site: &Site, ends: Ends, call: &Call) -> Caller {
         let by_mac = matches!(call.action.as_str(), "AddPortMapping" | "AddAnyPortMapping");
         // Logins and introductions are counted by it.
         return if by_mac || call.service == PROTECTION || Names::are_in(call) {
-            site.neighbours.caller_alone(ifindex, peer).await
+            site.neighbours.caller_alone(ifindex, peer)
         } else {
             peer.into()
         };
@@ -305,7 +305,7 @@ async fn subscription(
     let (reply, answer) = oneshot::channel();
     let question = SubscriptionCall {
         service,
-        host: subscriber(site, ifindex, peer).await,
+        host: subscriber(site, ifindex, peer),
         at: At {
             own: local.ip(),
             interface: ifindex,
@@ -336,8 +336,8 @@ async fn subscription(
 }
 
 /// A host has as many addresses as it likes.
-async fn subscriber(site: &Site, ifindex: u32, peer: IpAddr) -> Host {
-    let mac = site.neighbours.caller_alone(ifindex, peer).await.mac;
+fn subscriber(site: &Site, ifindex: u32, peer: IpAddr) -> Host {
+    let mac = site.neighbours.caller_alone(ifindex, peer).mac;
     Host { addr: peer, mac }
 }
 

@@ -226,7 +226,7 @@ impl Site {
                 stream::reset(&stream);
                 continue;
             };
-            let peer = self.neighbours.caller_alone(ends.ifindex, ends.peer).await;
+            let peer = self.neighbours.caller_alone(ends.ifindex, ends.peer);
             let place = match places.take(Station::from(&peer), Instant::now()) {
                 Taken::Free(place) => place,
                 Taken::MadeFree(place) => {

@@ -126,10 +126,10 @@ impl Discovery {
                 }
                 () = sleep_until(next_answer) => self.answer_due(boot_id),
                 received = self.group.recv_from(&mut from_group) => {
-                    self.search(&from_group, received, Arrival::Multicast).await;
+                    self.search(&from_group, received, Arrival::Multicast);
                 }
                 received = self.voice.receive(&mut from_host) => {
-                    self.search(&from_host, received, Arrival::Unicast).await;
+                    self.search(&from_host, received, Arrival::Unicast);
                 }
             }
         }
@@ -140,7 +140,7 @@ impl Discovery {
         Instant::now() + span.mul_f64(self.rng.random_range(0.0..=1.0))
     }
 
-    async fn search(
+    fn search(
         &mut self,
         buffer: &[u8],
         received: io::Result<(usize, SocketAddr)>,
@@ -182,7 +182,7 @@ impl Discovery {
         if adverts.is_empty() {
             return;
         }
-        let mac = self.voice.mac_of(from.ip()).await;
+        let mac = self.voice.mac_of(from.ip());
         let due = self.in_random(spread);
         if !self.queue.push(due, mac, from, tree, adverts) {
             debug!(%from, "too many searches: one is not answered");

@@ -74,9 +74,9 @@ impl Voice {
     }
 
     /// The MAC address that the neighbour table has for a host of the link.
-    pub(super) async fn mac_of(&self, host: IpAddr) -> Option<Mac> {
+    pub(super) fn mac_of(&self, host: IpAddr) -> Option<Mac> {
         let neighbours = self.identity.site.neighbours();
-        neighbours.caller_alone(self.link.ifindex, host).await.mac
+        neighbours.caller_alone(self.link.ifindex, host).mac
     }
 
     pub(super) const fn max_age(&self) -> Duration {
