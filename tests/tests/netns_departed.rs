@@ -161,7 +161,7 @@ fn what_a_device_has_opened_is_closed_when_it_leaves() -> Result<()> {
     drop(dnsmasq);
     std::fs::write(&leases, [0xff, 0, b'\n', b'x'])?;
     let daemon = cascade.iwfd.process();
-    daemon.wait_for_log("lines are no leases", SOON)?;
+    daemon.wait_for_log("lines that are no leases", SOON)?;
     cascade.iwfd.ctl().must(&["status"])?;
     Ok(())
 }
