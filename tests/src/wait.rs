@@ -1,4 +1,4 @@
-//! Waiting for a condition with a deadline. The poll interval in here is the only sleep of the harness.
+//! Waiting for a condition with a deadline, and for a moment to come. Nothing in the harness waits in another way.
 #![expect(
     clippy::disallowed_methods,
     reason = "the harness measures real time against real programs"
@@ -32,8 +32,7 @@ pub fn until<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<
         if last {
             bail!("waited {} s in vain: {what}", within.as_secs_f32());
         }
-        // tidy: sleep: the pause between two probes
-        std::thread::sleep(POLL);
+        until_time(Instant::now() + POLL);
     }
 }
 
@@ -60,6 +59,17 @@ pub fn until_ok<T>(
     }
 }
 
+/// Waits for a moment to come: until the clock says so, whatever else wakes the thread. At once if it is over.
+pub fn until_time(at: Instant) {
+    loop {
+        let left = at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::park_timeout(left);
+    }
+}
+
 /// How long `body` took, with its result.
 pub fn timed<T>(body: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
@@ -75,6 +85,15 @@ mod tests {
     fn a_condition_that_never_holds_is_named() {
         let error = until("pigs to fly", Duration::ZERO, || None::<()>).unwrap_err();
         assert!(error.to_string().contains("pigs to fly"));
+    }
+
+    #[test]
+    fn a_moment_is_waited_for_although_the_thread_is_woken() {
+        std::thread::current().unpark();
+        let at = Instant::now() + Duration::from_millis(20);
+        until_time(at);
+        assert!(Instant::now() >= at);
+        until_time(at);
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn variables(event: &EventRow) -> Vec<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
+    use tokio::time::{interval, timeout};
 
     use super::*;
     use crate::daemon::control::events::{EventKind, Source};
@@ -185,16 +185,20 @@ mod tests {
         }
     }
 
-    async fn until(file: &Path, content: &str) {
-        let begun = Instant::now();
-        while std::fs::read_to_string(file).unwrap_or_default() != content {
-            assert!(
-                begun.elapsed() < Duration::from_secs(20),
-                "{content:?} never came"
-            );
-            // tidy: sleep: between two looks at a file
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let looks = async {
+            let mut next = interval(Duration::from_millis(5));
+            while !holds() {
+                next.tick().await;
+            }
+        };
+        let came = timeout(Duration::from_secs(20), looks).await;
+        assert!(came.is_ok(), "{what} never came");
+    }
+
+    async fn until_is(file: &Path, content: &str) {
+        let read = || std::fs::read_to_string(file).unwrap_or_default();
+        until(content, || read() == content).await;
     }
 
     #[tokio::test]
@@ -214,12 +218,12 @@ mod tests {
         journal.write(event(EventKind::WanChanged, "no"));
         journal.write(event(EventKind::ExternalAddress, "one"));
         let mut heard = "external-address 7 203.0.113.7:5000 one /run/x\n".to_owned();
-        until(&file, &heard).await;
+        until_is(&file, &heard).await;
         // The same one goes on, and is not run twice.
         hooks.follow(std::slice::from_ref(&hook));
         journal.write(event(EventKind::ExternalAddress, "two $(three)"));
         heard += "external-address 7 203.0.113.7:5000 two $(three) /run/x\n";
-        until(&file, &heard).await;
+        until_is(&file, &heard).await;
         hooks.follow(&[]);
         assert!(hooks.running.is_empty());
     }
@@ -239,7 +243,7 @@ mod tests {
         ]);
         journal.write(event(EventKind::ExternalAddress, "one"));
         journal.write(event(EventKind::ExternalAddress, "two"));
-        until(&file, "one\ntwo\n").await;
+        until_is(&file, "one\ntwo\n").await;
     }
 
     #[tokio::test]
@@ -256,28 +260,18 @@ mod tests {
             &["/bin/sh", "-c", stay, "sh", path],
         )]);
         journal.write(event(EventKind::ExternalAddress, ""));
-        let begun = Instant::now();
-        let wait = |what: &'static str| async move {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
-            // tidy: sleep: between two looks at a process
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        while !file.exists() {
-            wait("it never began").await;
-        }
+        until("its beginning", || file.exists()).await;
         let child: i32 = std::fs::read_to_string(&file)
             .unwrap()
             .trim()
             .parse()
             .unwrap();
         drop(hooks);
-        loop {
+        until("the child's end", || {
             let stat = std::fs::read_to_string(format!("/proc/{child}/stat"));
             // Gone, or dead and not yet fetched by whoever adopts it.
-            if stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")) {
-                break;
-            }
-            wait("the child lives on").await;
-        }
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        })
+        .await;
     }
 }

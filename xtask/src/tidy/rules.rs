@@ -57,9 +57,6 @@ const LEFTOVERS: [&str; 4] = [
 /// Longer files are pointed out.
 const LONG_FILE: usize = 700;
 
-/// On the line itself or the one above: lifts one rule for one line and says why.
-const WAIVER: &str = "// tidy: sleep: ";
-
 /// Checks every Rust file.
 pub(super) fn check(sources: &[Source], findings: &mut Findings) {
     for source in sources {
@@ -212,19 +209,12 @@ fn leftovers(source: &Source, defects: &mut Vec<Defect>) {
 /// Tests wait for a condition with a deadline, not for time to pass.
 fn sleeps(source: &Source, code: &str, defects: &mut Vec<Defect>) {
     let mut in_tests = source.path.starts_with("tests/");
-    let mut waived = false;
-    for ((number, line), written) in (1..).zip(code.lines()).zip(source.text.lines()) {
+    for (number, line) in (1..).zip(code.lines()) {
         in_tests |= line.contains("#[cfg(test)]");
-        let has_reason = |line: &str| {
-            line.split_once(WAIVER)
-                .is_some_and(|(_, reason)| !reason.trim().is_empty())
-        };
-        let sleeps = line.contains("thread::sleep") || line.contains("time::sleep(");
-        if in_tests && sleeps && !waived && !has_reason(written) {
+        if in_tests && (line.contains("thread::sleep") || line.contains("time::sleep(")) {
             let what = "a test waits for a condition, it does not sleep";
             defects.push(Defect::new(&source.path, number, what));
         }
-        waived = has_reason(written);
     }
 }
 
@@ -352,16 +342,6 @@ mod tests {
         let unit =
             "//! It.\nfn f() {}\n#[cfg(test)]\nmod tests {\n    fn f() { thread::sleep(d) }\n}\n";
         assert_defect("xtask/src/bench.rs", unit, 5, "sleep");
-    }
-
-    #[test]
-    fn sleep_waiver_needs_a_reason_and_covers_one_line() {
-        let waived = "//! It.\n// tidy: sleep: the pause between two looks\nthread::sleep(d);\n";
-        assert_eq!(defects("tests/src/wait.rs", waived), []);
-        let twice = format!("{waived}thread::sleep(d);\n");
-        assert_defect("tests/src/wait.rs", &twice, 4, "sleep");
-        let bare = waived.replace("the pause between two looks", "");
-        assert_defect("tests/src/wait.rs", &bare, 3, "sleep");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use iwf_tests::bench::median;
+use iwf_tests::wait;
 
 use crate::bed::{Gauge, Reading};
 
@@ -128,11 +129,8 @@ pub(crate) fn watch(
             windows.add(rates.of(beside), gauge.read()?);
             continue;
         }
-        let pause = due.saturating_duration_since(now).min(WINDOW - age);
-        if !pause.is_zero() {
-            // tidy: sleep: the pause that the daemon makes between two slices
-            std::thread::sleep(pause);
-        }
+        // The pause that the daemon makes between two slices.
+        wait::until_time(due.min(looked + WINDOW));
     }
     for beside in wanted {
         let rates = rates.of(*beside);

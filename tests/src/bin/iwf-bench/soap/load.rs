@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use iwf_tests::wait;
 
 use super::client::{Ask, ControlPoint, Manner, Wish};
 use super::router::{Router, addresses};
@@ -147,7 +148,7 @@ pub(super) fn sustained(router: &Router, rate: u32, span: Duration) -> Result<Ra
                 let due = start + Duration::from_secs(1) * number / rate;
                 if let Some(point) = points.get_mut(n as usize % turns) {
                     let wish = wish(n, point.host())?;
-                    wait_for(due);
+                    wait::until_time(due);
                     ask(point, Ask::Add(wish))?;
                     last = Instant::now();
                     times.push(last.saturating_duration_since(due));
@@ -164,14 +165,6 @@ pub(super) fn sustained(router: &Router, rate: u32, span: Duration) -> Result<Ra
         achieved: times.len() as f64 / took,
         times,
     })
-}
-
-fn wait_for(due: Instant) {
-    let left = due.saturating_duration_since(Instant::now());
-    if !left.is_zero() {
-        // tidy: sleep: the time at which a request is due is what is measured
-        std::thread::sleep(left);
-    }
 }
 
 /// Adds mappings as fast as it goes. They stay.
