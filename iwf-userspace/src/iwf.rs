@@ -282,9 +282,7 @@ impl Iwf {
             Input::WallClock(wall) => self.set_clock(wall, now),
         }
         self.pump(now);
-        if self.ask_for_subscribers(now) {
-            self.pump(now);
-        }
+        self.ask_for_subscribers(now);
         self.follow_statics(now);
         self.settle();
         self.follow_events(now);
@@ -311,9 +309,7 @@ impl Iwf {
         self.end_pinholes(now);
         self.protection_timeout(now);
         self.pump(now);
-        if self.ask_for_subscribers(now) {
-            self.pump(now);
-        }
+        self.ask_for_subscribers(now);
         self.follow_statics(now);
         self.settle();
         self.gena.handle_timeout(now);

@@ -88,21 +88,22 @@ impl Iwf {
     }
 
     /// Subscribers are told the address as soon as it can be known: while there are any, and it is not known, it is asked for
-    /// in its turn. Whether it was.
-    pub(super) fn ask_for_subscribers(&mut self, now: Instant) -> bool {
-        let Some(server) = self.mode.server() else {
-            return false;
-        };
+    /// in its turn.
+    pub(super) fn ask_for_subscribers(&mut self, now: Instant) {
         let is_open = self.external.is_none() && self.address.lease.is_none();
         let is_wanted = is_open && !self.gena.is_idle() && now >= self.address.told_again;
-        if !is_wanted || self.client.liveness(server) != Some(Liveness::Answering) {
-            return false;
+        let server = self.mode.server().filter(|_| is_wanted);
+        let Some(server) = server else {
+            return;
+        };
+        if self.client.liveness(server) != Some(Liveness::Answering) {
+            return;
         }
         self.address.told_again = now + PAUSE;
         self.address.second_try = false;
         self.address.patient = true;
         self.ask_address(server, ExternalPort::new(DISCARD), now);
-        true
+        self.pump(now);
     }
 
     fn ask_address(&mut self, server: SocketAddr, port: Option<ExternalPort>, now: Instant) {
