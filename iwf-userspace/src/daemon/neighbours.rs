@@ -20,6 +20,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::Socket;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
@@ -43,8 +44,6 @@ const LOOK_TIME: Duration = Duration::from_secs(5);
 /// Between two looks whether it has.
 const RESOLVE_LOOK: Duration = Duration::from_millis(50);
 
-/// linux/netlink.h.
-const NETLINK_ROUTE: isize = 0;
 /// Answers to earlier questions that are read over at most.
 const STALE: usize = 16;
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
+use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 use tracing::{debug, warn};
 
 use super::netstate::NetState;
@@ -20,7 +21,6 @@ const MAX: usize = 2048;
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// linux/netlink.h.
-const NETLINK_SOCK_DIAG: isize = 4;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
 /// linux/sock_diag.h.
@@ -222,6 +222,23 @@ mod tests {
         let all: Vec<_> = ranges("8080,9000-9002,x,\n").collect();
         assert_eq!(all, [8080..=8080, 9000..=9002]);
         assert_eq!(ranges("\n").count(), 0);
+    }
+
+    #[test]
+    fn what_speaks_udp_is_found_connected_or_not() {
+        #[expect(clippy::disallowed_types, reason = "the kernel is asked about it")]
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = socket.local_addr().expect("bound").port();
+        let network = NetState {
+            external_addr: Some(Ipv4Addr::LOCALHOST),
+            ..NetState::default()
+        };
+        let found = || now(&network).contains(&(Protocol::Udp, port));
+        assert!(found());
+        socket.connect(("127.0.0.1", 9)).expect("an address");
+        assert!(found());
+        drop(socket);
+        assert!(!found());
     }
 
     #[test]
