@@ -13,20 +13,23 @@ fn is_unsafe(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// What a control point wrote, without what would move the cursor of a terminal or turn round what stands beside it.
-pub(super) fn printable(text: &str) -> String {
-    let seen = |c| if is_unsafe(c) { '\u{fffd}' } else { c };
-    text.chars().map(seen).collect()
-}
-
-/// An answer in lines, without such characters.
-pub fn lines(text: &str) -> Cow<'_, str> {
-    let is_left_out = |c| is_unsafe(c) && c != '\n';
+/// A mark in the place of each character that is left out.
+fn marked(text: &str, is_left_out: impl Fn(char) -> bool + Copy) -> Cow<'_, str> {
     if !text.contains(is_left_out) {
         return text.into();
     }
     let seen = |c| if is_left_out(c) { '\u{fffd}' } else { c };
     text.chars().map(seen).collect()
+}
+
+/// What a control point wrote, without what would move the cursor of a terminal or turn round what stands beside it.
+pub(super) fn printable(text: &str) -> String {
+    marked(text, is_unsafe).into_owned()
+}
+
+/// An answer in lines, without such characters.
+pub fn lines(text: &str) -> Cow<'_, str> {
+    marked(text, |c| is_unsafe(c) && c != '\n')
 }
 
 /// The same JSON, with such characters as escapes: they stand in strings only.
