@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod capture;
 pub mod carrier;
 pub mod cascade;
+pub mod cpu;
 pub mod daemon;
 pub mod dhcp;
 pub mod empty;

@@ -18,14 +18,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use iwf_tests::cascade::{Scripted, endpoint, nothing_is_left, rows};
+use iwf_tests::cpu;
 use iwf_tests::igd::Gateway;
 use iwf_tests::netns::{Namespace, may_run};
 use iwf_tests::peers::{self, Echo, Transfer};
 use iwf_tests::script::Manner;
 use iwf_tests::topology::{CARRIER, LAN1, LAN2, WAN};
 use iwf_tests::wait;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 
 const SOON: Duration = Duration::from_secs(10);
 /// What some hundred flows or a megabyte may take beside everything else.
@@ -299,14 +298,14 @@ fn two_processors_never_give_one_port_twice() -> Result<()> {
     let scripted = Scripted::up(Manner::Grant)?;
     let lab = &scripted.lab;
     let witness = Witness::listen(&lab.cgn)?;
-    let processors = processors()?;
+    let cpus = cpu::allowed()?;
     let together = Arc::new(Barrier::new(2));
     let mut senders = Vec::new();
     for (number, (host, address)) in (0u8..).zip([(&lab.lan1, LAN1), (&lab.lan2, LAN2)]) {
         let (together, to) = (Arc::clone(&together), [witness.at(0), witness.at(1)]);
-        let processor = processors[usize::from(number) % processors.len()];
+        let cpu = cpus[usize::from(number) % cpus.len()];
         senders.push(host.thread(move || {
-            pin(processor)?;
+            cpu::pin(None, cpu)?;
             let mut failed = None;
             for port in SHARED {
                 let socket = UdpSocket::bind((address, port))?;
@@ -350,7 +349,7 @@ fn two_processors_never_give_one_port_twice() -> Result<()> {
         "{kept} flows kept their port"
     );
     eprintln!(
-        "{} flows on processors {processors:?}, {kept} kept their port",
+        "{} flows on CPUs {cpus:?}, {kept} kept their port",
         owners.len()
     );
     Ok(())
@@ -417,22 +416,6 @@ impl Drop for Witness {
             thread.join().ok();
         }
     }
-}
-
-/// Those this process may run on.
-fn processors() -> Result<Vec<usize>> {
-    let set = sched_getaffinity(Pid::from_raw(0))?;
-    let all = 0..CpuSet::count();
-    Ok(all
-        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
-        .take(2)
-        .collect())
-}
-
-fn pin(processor: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(processor)?;
-    sched_setaffinity(Pid::from_raw(0), &set).context("pin a thread")
 }
 
 /// All counters, for the report of a failure.

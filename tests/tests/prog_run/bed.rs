@@ -9,6 +9,7 @@ use iwf_common::names;
 use iwf_common::nat::{EndpointKey, Filter, MappingKind, MappingValue, mask};
 use iwf_common::refusal::Side;
 use iwf_tests::capture::Capture;
+use iwf_tests::cpu;
 use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet::Frame;
 use iwf_tests::prog::{Delta, Plane, Ran, State};
@@ -164,6 +165,8 @@ fn run(
     // Named after the test, which the thread inside is not.
     let capture = Capture::of_this_test("prog_run")?;
     Namespace::nameless("cpe", move |ns| {
+        // What each CPU keeps for itself is asked for by each: how often does not depend on the scheduler here.
+        cpu::stay()?;
         ns.sysctl("net/ipv4/ip_forward", "1")?;
         ns.ip_batch(LINKS)?;
         let mut bed = Bed::new(ns, get()?, capture)?;

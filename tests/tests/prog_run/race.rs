@@ -3,25 +3,26 @@
 use std::collections::BTreeSet;
 use std::sync::Barrier;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use iwf_common::names;
+use iwf_tests::cpu;
 use iwf_tests::packet::Frame;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
 use crate::bed::{Bed, HOST, HOST2, REDIRECT, REMOTE, REMOTE2, UDP, lan_frame, with_sized_bed};
 
 const ROUNDS: u16 = 1500;
 
 /// Runs both frames of every round at the same moment on different CPUs.
-fn collide(bed: &mut Bed, frames: impl Fn(u16) -> [Frame; 2] + Sync) -> Result<()> {
+fn collide(
+    bed: &mut Bed,
+    cpus: [usize; 2],
+    frames: impl Fn(u16) -> [Frame; 2] + Sync,
+) -> Result<()> {
     bed.plane.ready(names::XDP_LAN)?;
     let start = Barrier::new(2);
     let (plane, ingress) = (&bed.plane, bed.lan);
     let one_side = |side: usize| -> Result<()> {
-        let mut cpus = CpuSet::new();
-        cpus.set(side)?;
-        sched_setaffinity(Pid::from_raw(0), &cpus).context("pin to a CPU")?;
+        cpu::pin(None, cpus[side])?;
         for round in 0..ROUNDS {
             let bytes = lan_frame(frames(round)[side].clone()).bytes();
             start.wait();
@@ -55,21 +56,22 @@ fn assert_one_to_one(bed: &Bed, mappings: usize) -> Result<()> {
     Ok(())
 }
 
-fn two_cpus() -> bool {
-    let enough = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() >= 2);
-    if !enough {
+/// Those that a test may use before its bed binds it to one.
+fn two_cpus() -> Result<Option<[usize; 2]>> {
+    let [first, second, ..] = cpu::allowed()?[..] else {
         eprintln!("skipped: a race needs two CPUs");
-    }
-    enough
+        return Ok(None);
+    };
+    Ok(Some([first, second]))
 }
 
 #[test]
 fn two_hosts_never_get_one_external_port() -> Result<()> {
-    if !two_cpus() {
+    let Some(cpus) = two_cpus()? else {
         return Ok(());
-    }
+    };
     with_sized_bed(16384, 8192, |bed| {
-        collide(bed, |round| {
+        collide(bed, cpus, |round| {
             [HOST, HOST2].map(|host| Frame::udp((host, 2000 + round), (REMOTE, 53)))
         })?;
         assert_one_to_one(bed, usize::from(ROUNDS) * 2)
@@ -78,13 +80,13 @@ fn two_hosts_never_get_one_external_port() -> Result<()> {
 
 #[test]
 fn one_internal_endpoint_never_gets_two_external_ports() -> Result<()> {
-    if !two_cpus() {
+    let Some(cpus) = two_cpus()? else {
         return Ok(());
-    }
+    };
     with_sized_bed(16384, 8192, |bed| {
         // Ports below the range are not kept, so that both CPUs claim random ones.
         bed.reconfigure(|config| config.ports.min = 10000)?;
-        collide(bed, |round| {
+        collide(bed, cpus, |round| {
             [REMOTE, REMOTE2].map(|remote| Frame::udp((HOST, 2000 + round), (remote, 53)))
         })?;
         assert_one_to_one(bed, usize::from(ROUNDS))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use iwf_common::limits;
+use iwf_tests::cpu::pin;
 use iwf_tests::netns::{Namespace, Network, veth};
 use iwf_userspace::daemon::config::AttachMode;
 use iwf_userspace::daemon::dataplane::kernel::KernelPlane;
@@ -349,7 +350,7 @@ impl Bed {
         let (lan, cpu) = (&self.lan, self.placement.generator);
         let result = std::thread::scope(|scope| {
             let side = scope.spawn(|| {
-                cpu::pin(None, cpu)?;
+                pin(None, cpu)?;
                 body(plane, &gauge)
             });
             let mut sent = Ok(());

@@ -1,14 +1,13 @@
-//! CPUs and the threads bound to them.
+//! Where the bench runs, and the CPU time that its threads have.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use iwf_tests::cpu::{allowed, pin};
 use iwf_tests::netns::Namespace;
 use iwf_tests::wait;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 
 /// Where the two sides of a run live.
 #[derive(Clone, Copy, Debug)]
@@ -25,25 +24,13 @@ impl Placement {
     /// # Errors
     /// If there is only one.
     pub(crate) fn choose() -> Result<Self> {
-        let set = sched_getaffinity(Pid::from_raw(0)).context("read own CPU set")?;
-        let mut cpus = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+        let mut cpus = allowed()?.into_iter();
         let generator = cpus.next().context("a CPU to run on")?;
         let router = cpus
             .next_back()
             .context("the bench needs two CPUs: one sends, the other forwards")?;
         Ok(Self { generator, router })
     }
-}
-
-/// Binds a thread to one CPU; `None` is the calling thread.
-///
-/// # Errors
-/// If the kernel refuses.
-pub(crate) fn pin(thread: Option<i32>, cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu).with_context(|| format!("CPU {cpu}"))?;
-    sched_setaffinity(Pid::from_raw(thread.unwrap_or(0)), &set)
-        .with_context(|| format!("bind a thread to CPU {cpu}"))
 }
 
 /// Moves the packet processing of an interface from softirq into a kernel thread and binds that to `cpu`.

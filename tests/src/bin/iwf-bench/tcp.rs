@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use iwf_tests::bench::{LEAST_SHARE, Row, median};
+use iwf_tests::cpu;
 use iwf_tests::netns::{Namespace, Network, veth};
 use iwf_userspace::daemon::config::AttachMode;
 use socket2::{Domain, Socket, Type};
 
 use crate::bed::{EXTERNAL, GATEWAY, ROUTER_LAN, Room, masquerade};
-use crate::cpu;
 use crate::nat::Nat;
 
 const LAN: &str = "lan0";

@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, DevMap, Map, MapData};
 use aya::programs::{TestRun, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod, TestRunAttrs, TestRunOptions};
+use iwf_tests::cpu;
 use iwf_tests::netns::Namespace;
 use iwf_tests::wait;
 
 use crate::abi::{ENDPOINTS, LARGE, MAX_FLOWS, Received, SMALL, Sent, Setup};
-use crate::cpu;
 
 /// Frames the kernel runs the generator on before it hands them over: its own default.
 const BATCH: u32 = 64;

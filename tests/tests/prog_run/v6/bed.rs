@@ -7,6 +7,7 @@ use iwf_common::config::{Config, FdbKey, IfaceValue, NO_PREFIX6, Prefix6, Role};
 use iwf_common::flow6::{PinholeKey, PinholeValue};
 use iwf_common::host::HostKey;
 use iwf_common::names;
+use iwf_tests::cpu;
 use iwf_tests::netns::{self, Namespace};
 use iwf_tests::packet::ETHERNET;
 use iwf_tests::packet6::Frame6;
@@ -112,6 +113,7 @@ fn run(
         return Ok(());
     }
     Namespace::nameless("cpe", move |ns| {
+        cpu::stay()?;
         for (key, value) in [
             ("all/disable_ipv6", "0"),
             ("default/disable_ipv6", "0"),
