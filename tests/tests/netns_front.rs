@@ -34,7 +34,7 @@ const SLOW: usize = 60;
 const DRIP: Duration = Duration::from_millis(5);
 /// Requests whose times are compared.
 const ASKED: usize = 60;
-/// docs/operating.md: connections in all.
+/// docs/lan.md: connections in all.
 const CONNECTIONS: usize = 128;
 /// How many times longer a good request may take meanwhile, by the median: what two processors with other work make of one
 /// millisecond.

@@ -24,7 +24,7 @@ use iwf_tests::wire_tap::PcpTap;
 const HOSTS: u16 = 8;
 const EACH: u16 = 125;
 const COUNT: usize = HOSTS as usize * EACH as usize;
-/// docs/operating.md: requests that nobody waits for in any tenth of a second.
+/// docs/lan.md: requests that nobody waits for in any tenth of a second.
 const PACE: usize = 40;
 /// Of the issue, from the first sign on the wire.
 const BACK_WITHIN: Duration = Duration::from_secs(5);

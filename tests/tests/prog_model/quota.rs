@@ -1,4 +1,4 @@
-//! How much a LAN host may hold. What is said of it stands in docs/operating.md.
+//! How much a LAN host may hold. What is said of it stands in docs/forwarding.md.
 
 use super::nat::{Address, Name, Nat, Way};
 

@@ -1,11 +1,13 @@
 //! `cargo xtask tidy`: checks what the compiler and clippy cannot see.
 //!
 //! The compliance tables name tests that exist, the modules of the core depend on each other in one
-//! direction only, the rules on file heads, leftovers and waiting are kept, and no lock file is stale. Every finding has a file
-//! and a line; any finding makes the command fail.
+//! direction only, the rules on file heads, leftovers and waiting are kept, links of documents lead
+//! somewhere, and no lock file is stale. Every finding has a file and a line; any finding makes the command
+//! fail.
 
 mod compliance;
 mod lexer;
+mod links;
 mod locks;
 mod rules;
 mod tests_index;
@@ -76,7 +78,10 @@ struct Findings {
 /// If a file cannot be read, or there is a defect.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = args.root.clone().unwrap_or_else(step::root);
-    let mut findings = check(&collect(&root)?);
+    let sources = collect(&root)?;
+    let mut findings = check(&sources);
+    let exists = |path: &str| root.join(path).exists();
+    findings.defects.extend(links::check(&sources, exists));
     findings.defects.extend(locks::check(&root));
     for section in &findings.sections {
         println!("{section}");
@@ -94,7 +99,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// All checks on one set of files; that of the lock files asks cargo.
+/// All checks on one set of files; links look at the disk as well, and that of the lock files asks cargo.
 fn check(sources: &[Source]) -> Findings {
     let mut findings = Findings::default();
     let index = tests_index::TestIndex::new(sources);
