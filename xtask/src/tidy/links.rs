@@ -50,16 +50,16 @@ fn beside(path: &str, link: &str) -> String {
 
 /// Every relative link with its line.
 fn links(text: &str) -> Vec<(usize, String)> {
-    Parser::new(text)
-        .into_offset_iter()
-        .filter_map(|(event, range)| match event {
-            Event::Start(Tag::Link { dest_url, .. }) if !dest_url.contains(':') => {
-                let line = text[..range.start].matches('\n').count() + 1;
-                Some((line, dest_url.into_string()))
-            }
-            _ => None,
-        })
-        .collect()
+    let mut found = Vec::new();
+    for (event, range) in Parser::new(text).into_offset_iter() {
+        if let Event::Start(Tag::Link { dest_url, .. }) = event
+            && !dest_url.contains(':')
+        {
+            let line = text[..range.start].matches('\n').count() + 1;
+            found.push((line, dest_url.into_string()));
+        }
+    }
+    found
 }
 
 /// What links may name in a document: its headings, as the sites that show Markdown call them.
@@ -67,17 +67,13 @@ fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let mut heading: Option<String> = None;
     for event in Parser::new(text) {
-        match event {
-            Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
-            Event::Text(part) | Event::Code(part) => {
-                if let Some(heading) = &mut heading {
-                    heading.push_str(&part);
-                }
-            }
-            Event::End(TagEnd::Heading(_)) => {
-                anchors.extend(heading.take().map(|heading| anchor(&heading)));
-            }
-            _ => {}
+        if let Event::Start(Tag::Heading { .. }) = event {
+            heading = Some(String::new());
+        } else if let Event::End(TagEnd::Heading(_)) = event {
+            anchors.extend(heading.take().map(|heading| anchor(&heading)));
+        } else if let (Event::Text(part) | Event::Code(part), Some(heading)) = (event, &mut heading)
+        {
+            heading.push_str(&part);
         }
     }
     anchors
