@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -10,6 +11,9 @@ use crate::carrier::{self, Miniupnpd};
 use crate::daemon::{Iwfd, Options};
 use crate::script::{Manner, ScriptedServer};
 use crate::topology::Lab;
+use crate::wait;
+
+const SOON: Duration = Duration::from_secs(20);
 
 /// The lab with Debian's miniupnpd as the carrier's server.
 #[derive(Debug)]
@@ -59,6 +63,19 @@ impl Cascade {
             .into_iter()
             .map(|forward| (forward.protocol, forward.external_port, forward.to.1))
             .collect())
+    }
+
+    /// Waits until the carrier forwards these ports and no others: what is given back there is asked for, and answered,
+    /// after a control point has heard of it.
+    ///
+    /// # Errors
+    /// If it does not come to that.
+    pub fn comes_to_hold(&self, wanted: &BTreeSet<(String, u16, u16)>) -> Result<()> {
+        wait::until_ok("the carrier to hold what it should", SOON, || {
+            let now = self.at_the_carrier()?;
+            anyhow::ensure!(now == *wanted, "it holds {now:?}, not {wanted:?}");
+            Ok(())
+        })
     }
 
     /// The same, as the daemon lists them. A mapping that its kernel does not hold is an error.

@@ -1,5 +1,6 @@
 //! The main job: a port opened by UPnP works from the Internet, and survives what may happen to the daemon.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
@@ -80,8 +81,7 @@ fn the_internet_reaches_a_mapped_port_and_nobody_after_its_deletion() -> Result<
         "its session has ended with the answer"
     );
     cascade::nothing_is_left(&cascade.iwfd)?;
-    assert!(cascade.at_the_carrier()?.is_empty());
-    Ok(())
+    cascade.comes_to_hold(&BTreeSet::new())
 }
 
 #[test]
@@ -216,12 +216,7 @@ fn mappings_come_back_after_the_carriers_server_lost_its_state() -> Result<()> {
 
     cascade.restart_carrier()?;
 
-    let what = "the carrier to forward the same ports again";
-    wait::until_ok(what, Duration::from_secs(20), || {
-        let now = cascade.at_the_carrier()?;
-        anyhow::ensure!(now == before, "it forwards {now:?}, not {before:?}");
-        Ok(())
-    })?;
+    cascade.comes_to_hold(&before)?;
     assert_eq!(cascade.at_the_iwf()?, before);
     let outside = SocketAddrV4::new(EXTERNAL, 22000);
     peers::tcp_echo(&cascade.lab.inet, outside, "again", SOON)?;

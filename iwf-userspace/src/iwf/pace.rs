@@ -1,10 +1,11 @@
-//! How often one host may cause requests to a server (IWF-103): whoever floods us does not flood the provider.
+//! How often one host may cause requests to a server (IWF-103): whoever floods us does not flood the provider. A host is one
+//! by its MAC address, however many addresses it has.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::types::Instant;
+use crate::types::caller::Station;
 
 /// Requests at once: a host that sets everything up again after a restart of its own.
 const BURST: u32 = 128;
@@ -16,12 +17,12 @@ const MAX_HOSTS: usize = 1024;
 /// A bucket per host: when it will be full again.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    full_at: BTreeMap<Ipv4Addr, Instant>,
+    full_at: BTreeMap<Station, Instant>,
 }
 
 impl Pace {
     /// Whether a host may cause a request now; counts it if so.
-    pub(super) fn admit(&mut self, host: Ipv4Addr, now: Instant) -> bool {
+    pub(super) fn admit(&mut self, host: Station, now: Instant) -> bool {
         if self.full_at.len() >= MAX_HOSTS {
             self.full_at.retain(|_, at| *at > now);
         }
@@ -39,15 +40,18 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    fn host(number: u32) -> Station {
+        Station::Addr(Ipv4Addr::from(number).into())
+    }
 
     #[test]
     fn a_burst_then_ten_a_second_for_each_host() {
         let mut pace = Pace::default();
-        let (a, b) = (
-            Ipv4Addr::new(192, 168, 1, 20),
-            Ipv4Addr::new(192, 168, 1, 21),
-        );
+        let (a, b) = (host(20), host(21));
         let now = Instant::from_millis(5000);
         let burst = (0..1000).filter(|_| pace.admit(a, now)).count();
         assert_eq!(burst, BURST as usize);
@@ -61,11 +65,11 @@ mod tests {
     fn stays_bounded() {
         let mut pace = Pace::default();
         let now = Instant::from_millis(0);
-        for host in 0..5000u32 {
-            pace.admit(Ipv4Addr::from(host), now);
+        for number in 0..5000 {
+            pace.admit(host(number), now);
         }
         assert_eq!(pace.full_at.len(), MAX_HOSTS);
         let later = now + Duration::from_secs(1);
-        assert!(pace.admit(Ipv4Addr::from(9999), later), "room again");
+        assert!(pace.admit(host(9999), later), "room again");
     }
 }

@@ -1,7 +1,6 @@
 //! Is a port free at the server? Asked for GetSpecificPortMappingEntry when nothing is known here
 //! (RFC 6970 section 5.7, AMB-05, IWF-053, IWF-054).
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::Iwf;
@@ -9,6 +8,7 @@ use super::soap_calls::Call;
 use crate::mapping::PortChoice;
 use crate::proto::igd::{EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::{self, Want};
+use crate::types::caller::Station;
 use crate::types::{
     ExternalPort, Generation, Instant, InternalPort, Lifetime, Protocol, RemotePeer,
 };
@@ -21,7 +21,7 @@ const LINGER: Duration = Duration::from_secs(10);
 /// A lease that nobody wants but that tells whether a port is free.
 #[derive(Debug)]
 pub(super) struct Probe {
-    caller: Ipv4Addr,
+    caller: Station,
     protocol: Protocol,
     external: ExternalPort,
     port: ExternalPort,
@@ -64,7 +64,8 @@ impl Iwf {
             return self.refuse(&call, Operation::Read, Refusal::Absent);
         }
         let limits = *self.table.limits();
-        let own = self.probes.values().filter(|p| p.caller == call.caller);
+        let caller = call.station();
+        let own = self.probes.values().filter(|p| p.caller == caller);
         let crowded = own.count() >= limits.probes_per_host || self.probes.len() >= limits.probes;
         let known = self
             .probes
@@ -74,7 +75,7 @@ impl Iwf {
         let (Some(external), Some(internal)) = (ExternalPort::new(key.port), internal) else {
             return self.refuse(&call, Operation::Read, Refusal::Absent);
         };
-        if crowded || known || !self.pace.admit(call.caller, now) {
+        if crowded || known || !self.pace.admit(caller, now) {
             return self.refuse(&call, Operation::Read, Refusal::Absent);
         }
         let port = self.upstream_port(key.protocol, Some(external), internal, now);
@@ -83,7 +84,7 @@ impl Iwf {
         };
         let until = self.patience(call.deadline, now);
         let probe = Probe {
-            caller: call.caller,
+            caller,
             protocol: key.protocol,
             external,
             port,
@@ -125,7 +126,7 @@ impl Iwf {
         if let State::Asking(waiting, _) = &probe.state {
             self.refuse(waiting, Operation::Read, Refusal::Absent);
         }
-        if probe.caller == call.caller {
+        if probe.caller == call.station() {
             return Some((id, probe.port));
         }
         // Another host's curiosity is in nobody's way.

@@ -9,7 +9,7 @@ use crate::mapping::Owner;
 use crate::mapping::policy::{Party, PolicyError, Rights};
 use crate::proto::igd::{self, Action, EntryKey, Operation, Refusal};
 use crate::proto::pcp_client::Liveness;
-use crate::types::caller::{Caller, Mac};
+use crate::types::caller::{Caller, Mac, Station};
 use crate::types::{ExternalPort, Generation, Instant, Protocol, RemotePeer};
 use crate::wire::soap::{self, ActionResult, UpnpError};
 
@@ -52,6 +52,12 @@ impl Call {
             call,
             deadline,
         }
+    }
+
+    /// The host that calls, whatever address it has now.
+    pub(super) fn station(&self) -> Station {
+        self.mac
+            .map_or(Station::Addr(self.caller.into()), Station::Mac)
     }
 
     /// Who asks.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::pinholes;
 use super::soap::add;
-use super::world::World;
+use super::world::{World, host};
 use crate::iwf::departed::Departure;
 use crate::iwf::pinholes::Ending;
 use crate::iwf::{Input, Notice};
@@ -19,10 +19,6 @@ use crate::types::{ExternalPort, InternalEndpoint, InternalPort, Protocol, Remot
 const MAC: Mac = [2, 0, 0, 0, 0, 0x20];
 const OTHER: Mac = [2, 0, 0, 0, 0, 0x99];
 const PERIOD: u64 = 5;
-
-fn host(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, 1, last)
-}
 
 /// A LAN as the shell would see it.
 #[derive(Clone, Default)]

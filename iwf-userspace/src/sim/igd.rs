@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::server::address;
 use super::soap::{add, add_any, delete, get_address};
 use super::store::Store;
-use super::world::{WAN, World};
+use super::world::{WAN, World, host};
 use crate::iwf::{Discovered, Discovery, Fetched, Input, Notice, ServerSource, Settings, Speaks};
 use crate::mapping::{StaticMapping, Via};
 use crate::proto::igd_client::Request;
@@ -422,7 +422,7 @@ fn leases_are_renewed_before_they_end() {
         protocol: Protocol::Udp,
         external: ExternalPort::new(5060).expect("not 0"),
         internal: InternalEndpoint {
-            addr: Ipv4Addr::new(192, 168, 1, 30),
+            addr: host(30),
             port: InternalPort::new(5060).expect("not 0"),
         },
         remote: RemotePeer::Any,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::server::address;
 use super::soap::{add, add_any, delete, get_address, mapping};
-use super::world::World;
+use super::world::{World, host};
 use crate::iwf::{Input, Notice, ServerSource, ServerState, Settings, Speaks};
 use crate::mapping::{StaticMapping, Via};
 use crate::types::{
@@ -277,7 +277,7 @@ fn without_an_end_it_is_renewed_for_ever() {
         protocol: Protocol::Udp,
         external: ExternalPort::new(5060).expect("not 0"),
         internal: InternalEndpoint {
-            addr: Ipv4Addr::new(192, 168, 1, 30),
+            addr: host(30),
             port: InternalPort::new(5060).expect("not 0"),
         },
         remote: RemotePeer::Any,

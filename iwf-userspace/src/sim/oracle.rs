@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::world::World;
+use super::world::{self, World};
 use crate::mapping::{Mapping, Owner, State};
 use crate::types::{Generation, Instant, MappingNonce, Protocol};
 use crate::wire::soap::{ActionResult, Call};
@@ -68,7 +68,7 @@ impl Oracle {
         let asked = match call.action.as_str() {
             "AddPortMapping" | "AddAnyPortMapping" => {
                 let lease = text("NewLeaseDuration").parse().unwrap_or(0);
-                let internal = (Ipv4Addr::new(192, 168, 1, host), number("NewInternalPort"));
+                let internal = (world::host(host), number("NewInternalPort"));
                 let ends = now + Duration::from_secs(lease);
                 Asked::Add {
                     external: if call.action == "AddPortMapping" {

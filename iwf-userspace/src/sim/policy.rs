@@ -1,12 +1,12 @@
 //! The owner's rules: what is asked for, what is there, and what is said about it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::pinholes;
 use super::server::{Scripted, maps};
 use super::soap::{add, add_any, get_specific, mapping};
-use super::world::World;
+use super::world::{World, host};
 use crate::iwf::pinholes::Ending;
 use crate::iwf::policy::{Question, Wanted, Why};
 use crate::iwf::{Input, Mode, ModeSetting, Notice};
@@ -19,10 +19,6 @@ use crate::types::{ExternalPort, InternalPort};
 
 const CONSOLE: Mac = [2, 0, 0, 0, 0, 0x20];
 const OTHER: Mac = [2, 0, 0, 0, 0, 0x99];
-
-fn host(last: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 168, 1, last)
-}
 
 fn rules(default: Verdict, list: Vec<Rule>) -> Rules {
     Rules { list, default }

@@ -1,10 +1,9 @@
 //! What control points with rights may do that others may not (requirements DP, IGD).
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::soap::{add, call, delete, get_generic, get_specific};
-use super::world::World;
+use super::world::{World, host};
 use crate::iwf::{AdminCommand, EffectError, Input, ModeSetting, RequestId, Settings};
 use crate::proto::protection::{self, OwnerCommand, Registrar, SERVICE, verifier};
 use crate::types::Instant;
@@ -55,7 +54,7 @@ fn secure(connection: u64, control_point: u8) -> Caller {
             connection,
             control_point: Some(id(control_point)),
         },
-        ..Ipv4Addr::new(192, 168, 1, 20).into()
+        ..host(20).into()
     }
 }
 
@@ -99,7 +98,7 @@ fn who_has_a_role_acts_for_others_and_with_low_ports() {
         let known = secure(1, 1);
         let stranger = secure(2, 2);
         assert_eq!(world.ask(21, add(21, 5000, 600)), Ok(vec![]));
-        for caller in [stranger.clone(), Ipv4Addr::new(192, 168, 1, 20).into()] {
+        for caller in [stranger.clone(), host(20).into()] {
             assert_eq!(world.ask_as(&caller, add(22, 6000, 600)), Err(606));
             assert_eq!(world.ask_as(&caller, add(20, 80, 600)), Err(606));
             assert_eq!(world.ask_as(&caller, get_specific(5000)), Err(606));

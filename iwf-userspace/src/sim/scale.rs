@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::server::{Held, address, maps};
 use super::soap::{add, delete};
-use super::world::{WAN, World};
+use super::world::{WAN, World, host};
 use crate::mapping::policy::Limits;
 use crate::mapping::record::{MappingRecord, UpstreamLease};
 use crate::mapping::{Owner, Via};
@@ -47,7 +47,7 @@ fn with_many_until(seed: u64, count: u16, lease: u32) -> World {
             generation,
             protocol: Protocol::Tcp,
             internal: InternalEndpoint {
-                addr: Ipv4Addr::new(192, 168, 1, 20),
+                addr: host(20),
                 port: InternalPort::new(port).expect("not 0"),
             },
             nat1: ExternalEndpoint {

@@ -2,9 +2,10 @@
 
 use super::policy::reasons;
 use super::server::maps;
-use super::world::World;
+use super::world::{World, host};
 use crate::mapping::policy::ThirdParty;
 use crate::types::Protocol;
+use crate::types::caller::Caller;
 use crate::wire::pcp::PcpOption;
 use crate::wire::soap::Call;
 
@@ -424,6 +425,38 @@ fn probes_are_few_however_many_are_asked_for() {
         assert_eq!(world.ask(20, get_specific(port)), Err(714));
     }
     assert!(world.server.alive(world.now).count() <= 4);
+    // Nor does it help to have many addresses: the device is one.
+    let mut world = World::new(12);
+    for last in 20..40 {
+        let id = world.call_from(device_at(last), get_specific(2000 + u16::from(last)));
+        assert_eq!(world.wait_for(id), Err(714));
+    }
+    assert!(world.server.alive(world.now).count() <= 4);
+}
+
+/// One device, at an address that differs.
+fn device_at(last: u8) -> Caller {
+    Caller {
+        mac: Some([2, 0, 0x5e, 0x10, 0, 1]),
+        ..host(last).into()
+    }
+}
+
+#[test]
+fn one_device_has_one_pace_however_many_addresses_it_has() {
+    let asked = |hosts: &[u8]| {
+        let mut settings = World::new(14).settings;
+        settings.limits.per_host = 1000;
+        let mut world = World::with(14, settings);
+        let calls = (3000..3500).zip(hosts.iter().cycle());
+        let calls: Vec<_> = calls
+            .map(|(port, host)| world.call_from(device_at(*host), add(*host, port, 600)))
+            .collect();
+        let granted = calls.into_iter().map(|call| world.wait_for(call));
+        granted.filter(Result::is_ok).count()
+    };
+    assert_eq!(asked(&[20]), 128, "as many at once as one may have");
+    assert_eq!(asked(&[20, 21, 22, 23]), 128);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::server::maps;
 use super::soap::{add, add_any, call, delete, get_generic, get_specific};
-use super::world::World;
+use super::world::{self, World};
 use crate::iwf::{ModeSetting, Notice, Settings, StaticProblem};
 use crate::mapping::{Owner, StaticMapping};
 use crate::proto::igd::Refusal;
@@ -21,7 +21,7 @@ fn internal(host: u8, external: u16, port: u16) -> StaticMapping {
         protocol: Protocol::Tcp,
         external: ExternalPort::new(external).expect("not 0"),
         internal: InternalEndpoint {
-            addr: Ipv4Addr::new(192, 168, 1, host),
+            addr: world::host(host),
             port: InternalPort::new(port).expect("not 0"),
         },
         remote: RemotePeer::Any,
@@ -179,7 +179,7 @@ fn a_silent_server_and_a_wan_that_is_down_are_waited_for() {
     world.set_wan(None);
     world.run(300);
     world.link.cut = false;
-    world.set_wan(Some(super::world::WAN));
+    world.set_wan(Some(world::WAN));
     world.run(5);
     assert_eq!(world.only().owner, Owner::Configuration);
 }

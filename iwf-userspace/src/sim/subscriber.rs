@@ -1,10 +1,10 @@
 //! A control point that follows the events of one service, and knows what it has been told.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::world::World;
+use super::world::{World, host};
 use crate::iwf::{Input, Iwf, RequestId};
 use crate::proto::gena::{At, Granted, Link, Refusal, Send, SendError};
 use crate::types::Instant;
@@ -17,7 +17,7 @@ const DELAY: Duration = Duration::from_millis(5);
 /// The link that it is on.
 pub(super) const LINK: Link = Link {
     at: At {
-        own: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1)),
+        own: IpAddr::V4(host(1)),
         interface: 2,
     },
     len: 24,
@@ -89,7 +89,7 @@ impl World {
         self.input(Input::Subscription {
             request: RequestId(u64::MAX),
             service,
-            host: IpAddr::V4(Ipv4Addr::new(192, 168, 1, 30)).into(),
+            host: IpAddr::V4(host(30)).into(),
             at: LINK.at,
             wanted,
         });

@@ -42,10 +42,15 @@ use wires::Datagram;
 pub(super) const WAN: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 2);
 /// Our address on the LAN.
 const LAN: LanPrefix = LanPrefix {
-    own: Ipv4Addr::new(192, 168, 1, 1),
+    own: host(1),
     len: 24,
     interface: INTERFACE,
 };
+/// A host of the LAN.
+pub(super) const fn host(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 1, last)
+}
+
 /// Interface of the LAN that hosts call on, if nothing else is said of them.
 pub(super) const INTERFACE: u32 = 2;
 /// Where every simulation begins: not at the origin, so that nothing relies on it.
@@ -433,7 +438,7 @@ impl World {
             request: RequestId(id),
             caller: Caller {
                 link: Some(INTERFACE),
-                ..Ipv4Addr::new(192, 168, 1, host).into()
+                ..self::host(host).into()
             },
             call,
             waited: Duration::ZERO,
