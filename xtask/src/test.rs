@@ -87,6 +87,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if checks.iter().any(needs_build) {
         build::workspace(false)?;
     }
+    if args.suite.is_none() {
+        // All at once, on all CPUs: each suite would build its own program alone.
+        let args = ["test", "--workspace", "--locked", "--no-run", "--quiet"];
+        step::run("building the tests", step::cargo(&args))?;
+    }
 
     let mut results = Vec::new();
     for check in checks {

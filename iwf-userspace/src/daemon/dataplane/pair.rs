@@ -183,8 +183,8 @@ fn write_primary(
     }
     match tables.put(Side::Int, &int, &to_ext, expect(old_int)) {
         Ok(()) => {
-            displace_external(tables, (ext, old_ext), int)?;
-            displace_internal(tables, (int, old_int), ext)?;
+            displace(tables, Side::Ext, (ext, old_ext), int)?;
+            displace(tables, Side::Int, (int, old_int), ext)?;
             Ok(true)
         }
         Err(error) => {
@@ -220,7 +220,7 @@ fn write_secondary(
     if !put_ext(tables, to_int, (ext, old_ext), int)? {
         return Ok(false);
     }
-    displace_external(tables, (ext, old_ext), int)?;
+    displace(tables, Side::Ext, (ext, old_ext), int)?;
     Ok(true)
 }
 
@@ -437,43 +437,31 @@ fn undo(
     .map_err(refused("undo a half-written mapping"))
 }
 
-/// Takes away what a new mapping pushed aside at its external endpoint: the other half and the sessions.
-fn displace_external(
+/// Takes away what a new mapping pushed aside at one of its endpoints: the other half and the sessions. `partner` is its
+/// endpoint of the other side.
+fn displace(
     tables: &mut impl Tables,
-    (ext, old_ext): Found,
-    int: EndpointKey,
+    side: Side,
+    (key, old): Found,
+    partner: EndpointKey,
 ) -> Result<(), DataPlaneError> {
     let failed = refused("displace a mapping");
-    if let Some(loser) = old_ext.map(|held| held.endpoint(ext.proto))
-        && loser != int
-    {
-        let half = tables.get(Side::Int, &loser).map_err(&failed)?;
-        if half.is_some_and(|half| half.endpoint(loser.proto) == ext) {
-            tables.delete(Side::Int, &loser).map_err(&failed)?;
-        }
-        tables.end_sessions(&ext, &loser);
-        tables.displaced(loser, ext);
+    let Some(loser) = old.map(|held| held.endpoint(key.proto)) else {
+        return Ok(());
+    };
+    if loser == partner {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// The same at its internal endpoint.
-fn displace_internal(
-    tables: &mut impl Tables,
-    (int, old_int): Found,
-    ext: EndpointKey,
-) -> Result<(), DataPlaneError> {
-    let failed = refused("displace a mapping");
-    if let Some(loser) = old_int.map(|held| held.endpoint(int.proto))
-        && loser != ext
-    {
-        let half = tables.get(Side::Ext, &loser).map_err(&failed)?;
-        if half.is_some_and(|half| half.endpoint(loser.proto) == int) {
-            tables.delete(Side::Ext, &loser).map_err(&failed)?;
-        }
-        tables.end_sessions(&loser, &int);
-        tables.displaced(int, loser);
+    let (other, ext, int) = match side {
+        Side::Ext => (Side::Int, key, loser),
+        Side::Int => (Side::Ext, loser, key),
+    };
+    let half = tables.get(other, &loser).map_err(&failed)?;
+    if half.is_some_and(|half| half.endpoint(loser.proto) == key) {
+        tables.delete(other, &loser).map_err(&failed)?;
     }
+    tables.end_sessions(&ext, &int);
+    tables.displaced(int, ext);
     Ok(())
 }
 
