@@ -83,6 +83,8 @@ impl Dnsmasq {
             leases.display()
         );
         std::fs::write(&file, text).context("write the configuration of dnsmasq")?;
+        // That an earlier one was ready says nothing of this one.
+        std::fs::remove_file(lab.dir().join("dnsmasq.log")).ok();
         let program = packages::dnsmasq()?.display().to_string();
         let config = format!("--conf-file={}", file.display());
         let process = spawn(host, "dnsmasq", &[program, config])?;

@@ -46,6 +46,7 @@ impl Version {
 
 /// RFC 6970 leaves no more than this to an answer: the client would give up by the architecture's 30 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(35);
+const CONNECTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// An answer over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,9 +308,9 @@ fn get(address: SocketAddrV4, path: &str) -> Vec<u8> {
 pub fn exchange(host: &Namespace, address: impl Into<SocketAddr>, octets: &[u8]) -> Result<Answer> {
     let address = address.into();
     let mut stream = host
-        .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))?
+        .within(|| TcpStream::connect_timeout(&address, CONNECTED_WITHIN * wait::patience()))?
         .context("connect to the gateway")?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.set_read_timeout(Some(ANSWER_WITHIN * wait::patience()))?;
     stream.write_all(octets)?;
     let mut bytes = Vec::new();
     // A reset after the answer is how a server refuses the rest of a request; what came before counts.

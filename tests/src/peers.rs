@@ -44,9 +44,7 @@ impl Echo {
     /// # Errors
     /// If the port is taken.
     pub fn here(port: u16) -> Result<Self> {
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-        let tcp = TcpListener::bind(any).with_context(|| format!("listen on port {port}"))?;
-        let udp = UdpSocket::bind(tcp.local_addr()?).context("listen on the same UDP port")?;
+        let (tcp, udp) = both(port)?;
         let port = tcp.local_addr()?.port();
         tcp.set_nonblocking(true)?;
         udp.set_read_timeout(Some(LOOK))?;
@@ -86,6 +84,20 @@ impl Drop for Echo {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {
             thread.join().ok();
+        }
+    }
+}
+
+/// Sockets of both protocols at that port, or at one port that the kernel chooses.
+fn both(port: u16) -> Result<(TcpListener, UdpSocket)> {
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+    // It chooses one that is free for TCP, which another socket may have for UDP.
+    let mut more = if port == 0 { 20 } else { 0 };
+    loop {
+        let tcp = TcpListener::bind(any).with_context(|| format!("listen on port {port}"))?;
+        match UdpSocket::bind(tcp.local_addr()?) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && more > 0 => more -= 1,
+            udp => return Ok((tcp, udp.context("listen on the same UDP port")?)),
         }
     }
 }
@@ -147,8 +159,9 @@ fn echo_udp(socket: &UdpSocket, stop: &AtomicBool) {
 /// Opens a TCP connection from a host.
 ///
 /// # Errors
-/// If it is refused or nothing answers within `within`.
+/// If it is refused or nothing answers within `within` times [`wait::patience`].
 pub fn connect(host: &Namespace, to: SocketAddrV4, within: Duration) -> Result<TcpStream> {
+    let within = within * wait::patience();
     let stream = host
         .within(|| TcpStream::connect_timeout(&SocketAddr::V4(to), within))?
         .with_context(|| format!("connect from {} to {to}", host.host()))?;
@@ -162,7 +175,7 @@ pub fn connect(host: &Namespace, to: SocketAddrV4, within: Duration) -> Result<T
 /// If it does not come back unchanged within `within`.
 pub fn tcp_echo(host: &Namespace, to: SocketAddrV4, text: &str, within: Duration) -> Result<()> {
     let mut stream = connect(host, to, within)?;
-    stream.set_read_timeout(Some(within))?;
+    stream.set_read_timeout(Some(within * wait::patience()))?;
     stream.write_all(text.as_bytes())?;
     let mut back = vec![0; text.len()];
     stream
@@ -232,7 +245,7 @@ impl Transfer {
         let mut stream = connect(host, to, Duration::from_secs(5))?;
         // Longer than any outage the suites allow, so that a stall shows as missing progress and a lost
         // connection as an error.
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30) * wait::patience()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let moved = Arc::new(AtomicU64::new(0));
         let thread = std::thread::spawn({

@@ -1,18 +1,23 @@
 //! What crosses a link, by tcpdump: an observation that no program under test takes part in.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::netns::Namespace;
 use crate::pcp::{Opcode, Request, SERVER_PORT};
 use crate::process::Process;
 use crate::topology::Lab;
+use crate::wait;
 
 /// LINKTYPE_ETHERNET header, IPv4 header without options, UDP header.
 const HEADERS: usize = 14 + 20 + 8;
+/// Memory for frames that tcpdump has not come to yet, in KiB. Of its own choice it has room for 32 on a link with
+/// offloads, and says nothing of those that it loses.
+const BUFFER: &str = "16384";
 
 /// A running capture on one interface; ends on drop.
 #[derive(Debug)]
@@ -27,7 +32,10 @@ impl Tap {
     /// # Errors
     /// If tcpdump does not start.
     pub fn start(lab: &Lab, host: &Namespace, interface: &str, filter: &str) -> Result<Self> {
-        let name = format!("tap-{}-{interface}", host.host());
+        // What an earlier one at the same place has said and written is not this one's.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tap-{number}-{}-{interface}", host.host());
         let file = lab.dir().join(format!("{name}.pcap"));
         let path = file.display().to_string();
         let argv = [
@@ -36,6 +44,8 @@ impl Tap {
             interface,
             "-U",
             "--immediate-mode",
+            "-B",
+            BUFFER,
             "-n",
             "-Z",
             "root",
@@ -51,19 +61,19 @@ impl Tap {
     /// The frames so far.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If tcpdump has ended, or the file cannot be read.
     pub fn frames(&self) -> Result<Vec<Vec<u8>>> {
-        let bytes = std::fs::read(&self.file).context("read a capture")?;
-        Ok(frames(&bytes))
+        self.catch_up()?;
+        Ok(frames(&self.read()?))
     }
 
     /// The frames so far, with the time since 1970 at which the kernel saw them.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// If tcpdump has ended, or the file cannot be read.
     pub fn timed_frames(&self) -> Result<Vec<(Duration, Vec<u8>)>> {
-        let bytes = std::fs::read(&self.file).context("read a capture")?;
-        Ok(timed_frames(&bytes))
+        self.catch_up()?;
+        Ok(timed_frames(&self.read()?))
     }
 
     /// Ends the capture and returns all frames.
@@ -71,9 +81,25 @@ impl Tap {
     /// # Errors
     /// If tcpdump does not end.
     pub fn finish(mut self) -> Result<Vec<Vec<u8>>> {
+        // The signal ends it at once, whatever it has not come to.
+        self.catch_up()?;
         self.process.signal(Signal::SIGINT)?;
         self.process.wait(Duration::from_secs(10))?;
-        self.frames()
+        Ok(frames(&self.read()?))
+    }
+
+    /// Waits until tcpdump has written every frame that the kernel has kept for it: it sleeps only when there is none.
+    fn catch_up(&self) -> Result<()> {
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        wait::until_ok("tcpdump to catch up", Duration::from_secs(10), || {
+            let line = std::fs::read_to_string(&stat).context("look at tcpdump")?;
+            ensure!(line.contains(") S "), "it works: {line}");
+            Ok(())
+        })
+    }
+
+    fn read(&self) -> Result<Vec<u8>> {
+        std::fs::read(&self.file).context("read a capture")
     }
 }
 

@@ -31,6 +31,8 @@ const SOON: Duration = Duration::from_secs(10);
 const WHILE: Duration = Duration::from_secs(60);
 /// Flows of a run, at least.
 const FLOWS: u64 = 4000;
+/// And about so many at most, spread over the run, however quick the machine is: a host may have 16384 sessions.
+const MOST: u128 = 12_000;
 /// Mappings of a run, at least.
 const MAPPINGS: u16 = 40;
 /// Two periods of the sweep.
@@ -128,6 +130,11 @@ impl Churn {
         Ok(())
     }
 
+    /// How many were asked for so far.
+    fn asked(&self) -> u128 {
+        self.asked.load(Ordering::SeqCst).into()
+    }
+
     /// Asks for so many more flows, and waits for nothing.
     fn ask(&self, more: u64) {
         self.asked.fetch_add(more, Ordering::SeqCst);
@@ -207,7 +214,11 @@ fn a_long_transfer_loses_nothing_while_sessions_and_mappings_come_and_go() -> Re
     let began = Instant::now();
     let mut mapped = 0;
     while mapped < MAPPINGS || began.elapsed() < SWEPT {
-        churn.ask(FLOWS / u64::from(MAPPINGS));
+        let spent = began.elapsed().as_millis();
+        if mapped < MAPPINGS || churn.asked() * SWEPT.as_millis() < MOST * spent {
+            // Some more: one from a port that was chosen before is no other session.
+            churn.ask(FLOWS / u64::from(MAPPINGS) + 10);
+        }
         map_and_unmap(&scripted, &gateway, 7100 + mapped % 100, &near)?;
         mapped += 1;
         churn.wait()?;

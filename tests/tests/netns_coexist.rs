@@ -5,6 +5,7 @@
 )]
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -43,16 +44,34 @@ fn both_echo(host: &Namespace, to: SocketAddrV4) -> Result<()> {
 
 /// Sends from `port` of a host to a socket and says which source port arrives there.
 fn seen_source_port(host: &Namespace, port: u16, at: &UdpSocket) -> Result<SocketAddrV4> {
-    let to = at.local_addr()?;
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
     let socket = host.within(|| UdpSocket::bind(any))??;
+    arrives(&socket, "who am I", at, at.local_addr()?)
+}
+
+/// Sends that text from one socket until it arrives at another, and says from where.
+fn arrives(
+    socket: &UdpSocket,
+    text: &str,
+    at: &UdpSocket,
+    to: impl Into<SocketAddr>,
+) -> Result<SocketAddrV4> {
+    // What was sent more often than it had to be is no answer to a later question.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let text = format!("{text} {}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let to = to.into();
     at.set_read_timeout(Some(Duration::from_millis(200)))?;
     wait::until_ok("a datagram", SOON, || {
-        socket.send_to(b"who am I", to)?;
+        socket.send_to(text.as_bytes(), to)?;
         let mut buf = [0; 64];
-        match at.recv_from(&mut buf)?.1 {
-            SocketAddr::V4(from) => Ok(from),
-            SocketAddr::V6(from) => anyhow::bail!("{from}"),
+        loop {
+            let (len, from) = at.recv_from(&mut buf)?;
+            if &buf[..len] == text.as_bytes() {
+                match from {
+                    SocketAddr::V4(from) => return Ok(from),
+                    SocketAddr::V6(from) => anyhow::bail!("{from}"),
+                }
+            }
         }
     })
 }
@@ -113,7 +132,6 @@ fn a_lan_host_keeps_the_port_it_has_and_the_routers_socket_still_works() -> Resu
     let lab = Lab::new()?;
     let _iwfd = Iwfd::start(&lab, &local())?;
     let far = lab.cgn.within(|| UdpSocket::bind((CARRIER, 0)))??;
-    let far_addr = far.local_addr()?;
     let own = lab.cpe.within(|| UdpSocket::bind((WAN, 0)))??;
     let port = own.local_addr()?.port();
     drop(own);
@@ -121,19 +139,13 @@ fn a_lan_host_keeps_the_port_it_has_and_the_routers_socket_still_works() -> Resu
     assert_eq!(first, SocketAddrV4::new(WAN, port), "kept as it was");
 
     let own = lab.cpe.within(|| UdpSocket::bind((WAN, port)))??;
-    own.set_read_timeout(Some(SOON))?;
-    own.send_to(b"mine", far_addr)?;
-    let mut buf = [0; 64];
-    let (len, from) = far.recv_from(&mut buf)?;
-    ensure!(&buf[..len] == b"mine", "something else arrived");
+    let from = arrives(&own, "mine", &far, far.local_addr()?)?;
     assert_ne!(
         from.port(),
         port,
         "the router's own flow is translated instead"
     );
-    far.send_to(b"yours", from)?;
-    let (len, _) = own.recv_from(&mut buf)?;
-    ensure!(&buf[..len] == b"yours", "something else arrived");
+    arrives(&far, "yours", &own, from)?;
     let again = seen_source_port(&lab.lan1, port, &far)?;
     assert_eq!(again, first, "the LAN host's mapping has not moved");
     Ok(())

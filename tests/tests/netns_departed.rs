@@ -12,7 +12,7 @@ use iwf_tests::igd::{Gateway, Version};
 use iwf_tests::netns::may_run;
 use iwf_tests::packages;
 use iwf_tests::process::Process;
-use iwf_tests::topology::{LAN2, LAN2_6, Lab, REMOTE_6};
+use iwf_tests::topology::{LAN_PORTS, LAN2, LAN2_6, Lab, REMOTE_6};
 use iwf_tests::{upnpc, wait};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -137,6 +137,18 @@ fn what_a_device_has_opened_is_closed_when_it_leaves() -> Result<()> {
         "{said:?}"
     );
     cascade.lab.lan1.ip("link set eth0 up")?;
+    // The client says farewell once, and then has no address: what the link does not take yet is lost.
+    wait::until_ok("the link to be up at both ends", SOON, || {
+        let here = cascade.lab.lan1.ip("link show dev eth0")?;
+        ensure!(here.contains("state UP"), "{here}");
+        let port = format!("-d link show dev {}", LAN_PORTS[0]);
+        let there = cascade.lab.cpe.ip(&port)?;
+        ensure!(
+            there.contains("state UP") && there.contains("state forwarding"),
+            "{there}"
+        );
+        Ok(())
+    })?;
 
     // DHCPRELEASE.
     client.signal(Signal::SIGUSR2)?;

@@ -177,7 +177,7 @@ fn the_other_address_of_a_server_is_used_when_the_first_dies() -> Result<()> {
     let (row, took) = wait::timed(|| map(&iwfd, &lab, 30_201));
     row?;
     ensure!(
-        took < SOON,
+        took < SOON * wait::patience(),
         "an ICMP error moves on at once, not after {took:?}"
     );
     wait_for(&iwfd, "dhcp4", FAR)?;
@@ -216,7 +216,7 @@ fn kea_names_more_servers_than_one_option_holds() -> Result<()> {
     // The call does not wait for the one that is dead.
     let (mapped, took) = wait::timed(|| map(&iwfd, &lab, 30_300));
     mapped?;
-    ensure!(took < SOON, "{took:?}");
+    ensure!(took < SOON * wait::patience(), "{took:?}");
     Ok(())
 }
 
@@ -571,14 +571,16 @@ fn the_clients_own_exchange_is_not_disturbed() -> Result<()> {
     wait_for(&iwfd, "dhcp4", SERVER)?;
     // A client that gets its lease while questions of the daemon are answered at the same port, several times over.
     let busybox = packages::busybox()?.display().to_string();
+    let tries = (3 * wait::patience()).to_string();
     for _ in 0..5 {
+        let before = discovery(&iwfd, "dhcp4")?["answers"].as_u64();
         iwfd.ctl().must(&["discover"])?;
         let quick = [
             "-f",
             "-n",
             "-q",
             "-t",
-            "3",
+            &tries,
             "-T",
             "1",
             "-i",
@@ -595,10 +597,12 @@ fn the_clients_own_exchange_is_not_disturbed() -> Result<()> {
             "{}",
             done.text()
         );
+        // Before the next question, which makes this one void.
+        wait::until_ok("the question to be answered", SOON, || {
+            let row = discovery(&iwfd, "dhcp4")?;
+            ensure!(row["answers"].as_u64() > before, "{row}");
+            Ok(())
+        })?;
     }
-    wait::until_ok("every question to be answered", SOON, || {
-        let row = discovery(&iwfd, "dhcp4")?;
-        ensure!(row["answers"].as_u64() >= Some(6), "{row}");
-        Ok(())
-    })
+    Ok(())
 }

@@ -189,10 +189,10 @@ fn ten_thousand_idle_connections_and_slow_senders_delay_nobody() -> Result<()> {
         Ok(())
     })?;
     let took = begun.elapsed();
-    // A connection whose SYN is lost takes a second more.
+    // A SYN may be lost, which takes a second more; if it is lost twice, three.
     let worst = coming.iter().max().copied().unwrap_or_default();
     ensure!(
-        worst < Duration::from_secs(1) * wait::patience(),
+        worst < Duration::from_secs(3) * wait::patience(),
         "{worst:?}"
     );
     ensure!(coming.len() > 3, "only {} meanwhile", coming.len());
@@ -202,14 +202,18 @@ fn ten_thousand_idle_connections_and_slow_senders_delay_nobody() -> Result<()> {
         ensure!(opened >= SLOW, "{opened} are opened");
         Ok(())
     })?;
-    let after = median(good(&gateway, ASKED)?);
-    let ratio = after.as_secs_f64() / before.as_secs_f64();
+    // They stay, so that what they delay is delayed again; other work on this machine passes.
+    let (after, ratio) = wait::until_ok("requests to take no longer", SOON, || {
+        let after = median(good(&gateway, ASKED)?);
+        let ratio = after.as_secs_f64() / before.as_secs_f64();
+        ensure!(ratio < RATIO, "{before:?} became {after:?}");
+        Ok((after, ratio))
+    })?;
     eprintln!(
         "a good request took {before:?} alone, {:?} (at most {worst:?}) in the {took:?} in which they came, {after:?} \
          with them: {ratio:.2} times",
         median(coming)
     );
-    ensure!(ratio < RATIO, "{before:?} became {after:?}");
 
     let grown = iwfd.resident_kib()?.saturating_sub(memory);
     ensure!(grown < GROWTH, "{grown} KiB more");
@@ -227,7 +231,7 @@ const EACH: usize = 16;
 
 /// Has that many connections by each of these addresses, all with calls that take their time: pinholes for addresses of
 /// nobody, which are looked for. What is closed stays closed.
-fn busy(to: SocketAddrV4, path: &str, stop: &Receiver<()>) -> Result<()> {
+fn busy(to: SocketAddrV4, path: &str, stop: &Receiver<()>, opened: &AtomicUsize) -> Result<()> {
     let service = "urn:schemas-upnp-org:service:WANIPv6FirewallControl:1";
     let mut held = Vec::new();
     for number in 0..ADDRESSES.len() * EACH {
@@ -250,11 +254,16 @@ fn busy(to: SocketAddrV4, path: &str, stop: &Receiver<()>) -> Result<()> {
         let from = Ipv4Addr::new(192, 168, 1, ADDRESSES.start + u8::try_from(number / EACH)?);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SocketAddr::from((from, 0)).into())?;
-        socket.connect_timeout(&SocketAddr::V4(to).into(), SOON)?;
-        let mut stream = TcpStream::from(socket);
-        // It may be closed already.
-        let is_sent = stream.write_all(calls.as_bytes()).is_ok();
-        held.extend(is_sent.then_some(stream));
+        // It may be closed already, and then looks like one that could not be opened.
+        if socket
+            .connect_timeout(&SocketAddr::V4(to).into(), SOON)
+            .is_ok()
+        {
+            let mut stream = TcpStream::from(socket);
+            let is_sent = stream.write_all(calls.as_bytes()).is_ok();
+            held.extend(is_sent.then_some(stream));
+        }
+        opened.fetch_add(1, Ordering::SeqCst);
     }
     ensure!(stop.recv().is_err(), "stopped");
     Ok(())
@@ -278,17 +287,26 @@ fn a_host_with_many_addresses_has_the_places_of_one() -> Result<()> {
     let path = gateway
         .control_path()
         .replace("WANIPConn", "WANIPv6Firewall");
-    let pest = Pest::start(&lab.lan1, move |stop, _| busy(to, &path, stop))?;
+    let pest = Pest::start(&lab.lan1, move |stop, opened| busy(to, &path, stop, opened))?;
     wait::until_ok("places to be short", SOON, || {
         let full = iwfd.ctl().counter("http_full")?;
         ensure!(full > 0, "{full} were closed");
         Ok(())
     })?;
     good(&gateway, 10)?;
-    let holds = lab
-        .lan1
-        .must(&["ss", "-Htn", "state", "established", "dport", "=", ":5000"])?;
-    ensure!(holds.lines().count() <= EACH, "{holds}");
+    wait::until_ok("all the connections", Duration::from_secs(60), || {
+        let opened = pest.opened();
+        ensure!(opened == ADDRESSES.len() * EACH, "{opened} are opened");
+        Ok(())
+    })?;
+    // The kernel makes a connection before the server can refuse it.
+    wait::until_ok("what has no place to be closed", SOON, || {
+        let holds =
+            lab.lan1
+                .must(&["ss", "-Htn", "state", "established", "dport", "=", ":5000"])?;
+        ensure!(holds.lines().count() <= EACH, "{holds}");
+        Ok(())
+    })?;
     pest.finish()
 }
 

@@ -109,16 +109,21 @@ fn listen(host: &Namespace, addr: Ipv6Addr, port: u16) -> Result<TcpListener> {
 }
 
 fn connect(host: &Namespace, to: SocketAddr) -> Result<TcpStream> {
-    let stream = host.within(|| TcpStream::connect_timeout(&to, SILENCE))??;
-    stream.set_read_timeout(Some(SOON))?;
+    connect_within(host, to, SILENCE)
+}
+
+fn connect_within(host: &Namespace, to: SocketAddr, within: Duration) -> Result<TcpStream> {
+    let stream = host.within(|| TcpStream::connect_timeout(&to, within))??;
+    stream.set_read_timeout(Some(SOON * wait::patience()))?;
     Ok(stream)
 }
 
 /// A remote host connects and something goes both ways.
 fn conversation(lab: &Lab, listener: &TcpListener) -> Result<(TcpStream, TcpStream)> {
-    let mut remote = connect(&lab.inet, listener.local_addr()?)?;
+    let within = SOON * wait::patience();
+    let mut remote = connect_within(&lab.inet, listener.local_addr()?, within)?;
     let (mut local, _) = listener.accept()?;
-    local.set_read_timeout(Some(SOON))?;
+    local.set_read_timeout(Some(within))?;
     echo(&mut remote, &mut local)?;
     Ok((remote, local))
 }
@@ -287,9 +292,11 @@ fn a_pinhole_ends_with_its_lease_and_survives_the_daemon() -> Result<()> {
     ensure!(shown["kernel"] == true && left < Some(3600), "{shown}");
     ensure!(left > Some(3000), "{shown}");
     is_clean(&iwfd)?;
+    // Long enough to be seen.
+    let lease = 5 * wait::patience();
     wait::until_ok("the client to find the gateway again", SOON, || {
-        updated(&upnpc(&lab.lan1, &format!("-U {id} 5"))?)?;
-        ensure!(row(&iwfd, id)?["lease_left_seconds"].as_u64() <= Some(5));
+        updated(&upnpc(&lab.lan1, &format!("-U {id} {lease}"))?)?;
+        ensure!(row(&iwfd, id)?["lease_left_seconds"].as_u64() <= Some(lease.into()));
         Ok(())
     })?;
     // And ends when that is over, not much earlier and not later.

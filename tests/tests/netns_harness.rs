@@ -6,11 +6,13 @@
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use iwf_tests::netns::{self, Network};
 use iwf_tests::process::{self, Process};
+use iwf_tests::wait;
 use nix::sys::signal::Signal;
 
 fn leftovers(dir: &Path) -> Vec<String> {
@@ -53,7 +55,7 @@ fn a_panic_leaves_no_namespace_process_mount_or_directory() {
     if !netns::may_run() {
         return;
     }
-    let seen: std::sync::Mutex<(PathBuf, u32)> = std::sync::Mutex::default();
+    let seen: Mutex<(PathBuf, u32)> = Mutex::default();
     let outcome = std::panic::catch_unwind(|| {
         let network = Network::new().unwrap();
         let host = network.namespace("a").unwrap();
@@ -81,6 +83,9 @@ fn a_panic_leaves_no_namespace_process_mount_or_directory() {
     );
 }
 
+/// Whoever starts an instance collects what dead runs left, also what another test is looking at.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// Set for a second instance of this program that builds a network and waits to be ended.
 const HOLD: &str = "IWF_TEST_HOLD";
 
@@ -92,12 +97,14 @@ fn holder(log: &Path) -> Result<(Process, PathBuf)> {
         .env(HOLD, "1");
     let mut process = Process::spawn("holder", command, log)?;
     process.wait_for_log("holding ", Duration::from_secs(20))?;
-    let text = process.log();
-    let dir = text
-        .lines()
-        .find_map(|line| line.split("holding ").nth(1))
-        .unwrap_or_default();
-    Ok((process, PathBuf::from(dir)))
+    // The line is written in pieces.
+    let dir = wait::until("the rest of the line", Duration::from_secs(20), || {
+        let text = process.log();
+        let (_, rest) = text.split_once("holding ")?;
+        let (dir, _) = rest.split_once('\n')?;
+        Some(PathBuf::from(dir))
+    })?;
+    Ok((process, dir))
 }
 
 #[test]
@@ -119,6 +126,7 @@ fn ctrl_c_leaves_nothing() -> Result<()> {
     if !netns::may_run() {
         return Ok(());
     }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let own = Network::new()?;
     let (mut process, dir) = holder(&own.dir().join("holder.log"))?;
     assert_eq!(leftovers(&dir).len(), 1);
@@ -135,6 +143,7 @@ fn what_a_killed_run_left_the_next_one_collects() -> Result<()> {
     if !netns::may_run() {
         return Ok(());
     }
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let own = Network::new()?;
     let (mut killed, dir) = holder(&own.dir().join("killed.log"))?;
     killed.kill_hard()?;

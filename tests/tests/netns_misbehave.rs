@@ -22,6 +22,8 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(5);
 /// Below the 30 s after which a UPnP client gives up (AMB-06).
 const DEADLINE: Duration = Duration::from_secs(28);
+/// What an answer may be late by on a busy machine. Less than until the HTTP server answers in the core's place.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// Everything that is no answer, whatever it says.
 const NO_ANSWER: [Fault; 17] = [
@@ -61,12 +63,14 @@ fn only(scripted: &Scripted) -> Result<Value> {
     all.pop().context("just counted")
 }
 
-/// Seconds for which the scripted refusals hold.
-const HOLD: u32 = 2;
+/// Seconds for which the scripted refusals hold: longer than the same call takes once more.
+fn hold() -> u32 {
+    2 * wait::patience()
+}
 
 /// Waits until a refusal of that moment holds no longer.
 fn over(refused: Instant) -> Result<()> {
-    let held = Duration::from_secs(HOLD.into()) + Duration::from_millis(100);
+    let held = Duration::from_secs(hold().into()) + Duration::from_millis(100);
     wait::until("the refusal to pass", DEADLINE, || {
         (refused.elapsed() > held).then_some(())
     })
@@ -172,8 +176,9 @@ fn twice_is_once_and_late_is_in_time_or_given_back() -> Result<()> {
     }
     let scripted = Scripted::up(Manner::Grant)?;
     let gateway = Gateway::discover(&scripted.lab.lan1)?;
-    // Later would make its epoch one of a server that has restarted (RFC 6887 section 8.5).
-    let late = Duration::from_millis(1500);
+    // More than two seconds in all would make its epoch one of a server that has restarted (RFC 6887 section 8.5), and a
+    // busy machine adds to it.
+    let late = Duration::from_millis(500);
     scripted
         .server
         .spoil_next(&[&[Fault::Twice], &[Fault::Late(late)]]);
@@ -190,7 +195,7 @@ fn twice_is_once_and_late_is_in_time_or_given_back() -> Result<()> {
         .spoil_all(&[Fault::Late(Duration::from_secs(30))]);
     let (answer, took) = wait::timed(|| gateway.add("UDP", 30_202, LAN1, 8002, 3600));
     assert_eq!(answer?.error(), Some(501));
-    ensure!(took <= DEADLINE, "it took {took:?}");
+    ensure!(took <= DEADLINE + BUSY, "it took {took:?}");
     scripted.server.spoil_all(&[]);
     wait::until("the late grant to be given back", DEADLINE, || {
         let leases = scripted.server.leases();
@@ -215,7 +220,7 @@ fn every_result_code_is_an_error_that_holds_and_passes() -> Result<()> {
             11 => 718,
             _ => 501,
         };
-        scripted.server.spoil_all(&[Fault::Result(code, HOLD)]);
+        scripted.server.spoil_all(&[Fault::Result(code, hold())]);
         let port = 31_000 + u16::from(code);
         let answer = second.add("TCP", port, LAN1, port, 3600)?;
         let refused = Instant::now();
@@ -257,7 +262,7 @@ fn another_version_is_said_and_asked_again_when_its_time_is_over() -> Result<()>
     for (port, version) in [(32_001, 1), (32_003, 3)] {
         scripted
             .server
-            .spoil_next(&[&[Fault::OnlyVersion(version, HOLD)]]);
+            .spoil_next(&[&[Fault::OnlyVersion(version, hold())]]);
         assert_eq!(
             gateway.add("TCP", port, LAN1, 8000, 3600)?.error(),
             Some(501)
@@ -313,7 +318,7 @@ fn absurd_lifetimes_are_cut_and_none_is_no_mapping() -> Result<()> {
     scripted.server.spoil_all(&[Fault::Lifetime(0)]);
     let (answer, took) = wait::timed(|| gateway.add("UDP", 33_001, LAN1, 8001, 3600));
     assert_eq!(answer?.error(), Some(501));
-    ensure!(took <= DEADLINE, "it took {took:?}");
+    ensure!(took <= DEADLINE + BUSY, "it took {took:?}");
     assert_eq!(endpoint(&only(&scripted)?, "carrier")?.port(), 33_000);
     clean(&scripted)
 }
@@ -338,7 +343,11 @@ fn a_server_that_falls_silent_in_the_midst_of_renewals_loses_what_it_granted() -
         Duration::from_secs(30),
         || rows(&scripted.iwfd).ok().filter(Vec::is_empty).map(|_| ()),
     )?;
-    assert_eq!(events(&scripted, "mapping-removed")?.len(), 1, "IWF-074");
+    // Told when its sessions have ended, which is after it has left the list.
+    wait::until("the removal to be told (IWF-074)", SOON, || {
+        let told = events(&scripted, "mapping-removed").ok()?;
+        (told.len() == 1).then_some(())
+    })?;
     let requests = tap.timed_map_requests()?;
     let renewals: Vec<_> = requests.iter().filter(|(_, r)| r.lifetime > 0).collect();
     // Made; renewed within 12 to 15 s; tried in vain within 12 to 15 s after that. The windows left are too close.

@@ -263,7 +263,12 @@ fn without_trust_nobody_is_named() -> Result<()> {
         "{error} after {:?}",
         began.elapsed()
     );
-    ensure!(iwfd.ctl().counter("refusals_told")? == 1);
+    // It is counted when it has been sent.
+    wait::until_ok("the refusal to be counted", SOON, || {
+        let told = iwfd.ctl().counter("refusals_told")?;
+        ensure!(told == 1, "{told} are counted");
+        Ok(())
+    })?;
     let named = tap.map_requests()?;
     ensure!(named.iter().all(|request| !request.options.contains(&1)));
     // The firewall is there for those who send.

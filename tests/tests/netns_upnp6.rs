@@ -147,8 +147,13 @@ fn found(host: &Namespace, from: Ipv6Addr, to: Ipv6Addr) -> Result<String> {
     })
 }
 
-/// The description from there, by a host of the link.
-fn description(host: &Namespace, interface: &str, at: SocketAddrV6) -> Result<String> {
+/// The description from there, by a host of the link, which waits so long for a connection.
+fn description(
+    host: &Namespace,
+    interface: &str,
+    at: SocketAddrV6,
+    within: Duration,
+) -> Result<String> {
     let mut to = at;
     // The zone is a number of the router; here it is another link's.
     let is_of_link = at.ip().is_unicast_link_local();
@@ -159,7 +164,7 @@ fn description(host: &Namespace, interface: &str, at: SocketAddrV6) -> Result<St
     });
     let bare = SocketAddrV6::new(*at.ip(), at.port(), 0, 0);
     host.within(|| -> Result<String> {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::V6(to), SILENCE)?;
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::V6(to), within)?;
         stream.set_read_timeout(Some(SOON))?;
         write!(
             stream,
@@ -183,7 +188,7 @@ fn hosts_find_the_gateway_by_groups_of_both_scopes_and_addresses_are_followed() 
     let own = link_local(&lab.lan1, "eth0")?;
     let all = served_on(&iwfd, &[GATEWAY_6])?;
     for at in &all {
-        let text = description(&lab.lan1, "eth0", *at)?;
+        let text = description(&lab.lan1, "eth0", *at, SOON)?;
         ensure!(text.contains("InternetGatewayDevice:2"), "{text}");
     }
     // Of the scope that was asked in.
@@ -216,7 +221,7 @@ fn hosts_find_the_gateway_by_groups_of_both_scopes_and_addresses_are_followed() 
     lab.lan1.ip("address add fd00:77::10/64 dev eth0 nodad")?;
     let all = served_on(&iwfd, &[GATEWAY_6, LATER])?;
     let at = all.iter().find(|at| *at.ip() == LATER).context("there")?;
-    description(&lab.lan1, "eth0", *at)?;
+    description(&lab.lan1, "eth0", *at, SOON)?;
     let location = found(&lab.lan1, "fd00:77::10".parse()?, OF_SITE)?;
     ensure!(location.contains(&format!("[{LATER}]")), "{location}");
     let mut ear = Ear::open(&lab.lan1, "eth0", OF_SITE.into())?;
@@ -384,7 +389,7 @@ fn nothing_for_lan_hosts_is_open_to_the_wan_over_ipv6() -> Result<()> {
         let mut iwfd = start(&lab, more)?;
         let lan = served_on(&iwfd, &[GATEWAY_6, LATER])?;
         for at in &lan {
-            description(&lab.lan1, "eth0", *at)?;
+            description(&lab.lan1, "eth0", *at, SOON)?;
         }
         let wan = link_local(&lab.cpe, WAN_IF)?;
         let port = lan[0].port();
@@ -403,7 +408,7 @@ fn nothing_for_lan_hosts_is_open_to_the_wan_over_ipv6() -> Result<()> {
                 let at = SocketAddrV6::new(addr, port, 0, 0);
                 let host = host.clone();
                 tries.push(thread::spawn(move || {
-                    let opened = description(&host, interface, at);
+                    let opened = description(&host, interface, at, SILENCE);
                     ensure!(opened.is_err(), "{at} from {}", host.name());
                     Ok(())
                 }));

@@ -159,7 +159,10 @@ fn flows_show_up_with_their_ends_states_and_counters() -> Result<()> {
 
     // One that nobody answers.
     udp(&lab.lan2, 4002)?.send_to(b"hello", (CARRIER, 9))?;
-    let row = only(sessions(&iwfd, &["--state", "unanswered"])?)?;
+    // Nothing comes back that would say that it has arrived at the router.
+    let row = wait::until_ok("the session to begin", SOON, || {
+        only(sessions(&iwfd, &["--state", "unanswered"])?)
+    })?;
     assert_eq!(row["internal"], "192.168.1.11:4002");
     assert_eq!(counted(&row), [1, 33, 0, 0]);
 

@@ -42,7 +42,7 @@ fn a_daemon_that_goes_leaves_everything_and_the_next_one_adopts_it() -> Result<(
     drop(plane);
 
     router.detach()?;
-    assert!(router.objects()?.is_empty());
+    router.runs_nothing()?;
     before.are_gone(FREED)
 }
 
@@ -54,7 +54,7 @@ fn detach_works_twice_and_beside_a_running_daemon() -> Result<()> {
     let plane = router.open()?;
     let before = router.objects()?;
     router.detach()?;
-    assert!(router.objects()?.is_empty(), "nothing runs on any device");
+    router.runs_nothing()?;
     drop(plane);
     before.are_gone(FREED)?;
     assert_eq!(router.leftovers()?, Vec::<PathBuf>::new());
@@ -418,8 +418,7 @@ fn the_usual_directory_works_where_nobody_has_mounted_a_bpf_file_system() -> Res
         assert!(!is_mounted(Path::new("/sys/fs/bpf"))?);
         kernel::detach(&dir)
     })??;
-    assert!(router.objects()?.is_empty());
-    Ok(())
+    router.runs_nothing()
 }
 
 /// A router with a LAN and a WAN device, and the other ends of both.
@@ -518,6 +517,15 @@ impl Router {
         wait::until_ok("programs to be detached", FREED, || {
             let xdp = self.objects()?.xdp;
             ensure!(xdp.len() == devices, "{xdp:?}");
+            Ok(())
+        })
+    }
+
+    /// The same for all of them.
+    fn runs_nothing(&self) -> Result<()> {
+        wait::until_ok("nothing to run on any device", FREED, || {
+            let left = self.objects()?;
+            ensure!(left.is_empty(), "{left:?}");
             Ok(())
         })
     }

@@ -204,9 +204,10 @@ mod tests {
 
     #[tokio::test]
     async fn where_nobody_listens_or_no_link_is_left_nothing_arrives() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let to = listener.local_addr().unwrap();
-        drop(listener);
+        // Bound, so that nobody else gets the port meanwhile, and not listening.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let to = socket.local_addr().unwrap();
         let (mut courier, mut outcomes) = Courier::new();
         for interface in [Some("lo".to_owned()), None] {
             courier.send(message(to, 1), interface);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::soap::{add, call, delete, get_generic, get_specific};
+use super::soap::{add, call, delete, get_generic, get_specific, with_protocol};
 use super::world::{World, host};
 use crate::iwf::{AdminCommand, EffectError, Input, ModeSetting, RequestId, Settings};
 use crate::proto::protection::{self, OwnerCommand, Registrar, SERVICE, verifier};
@@ -132,6 +132,9 @@ fn who_has_a_role_acts_for_others_and_with_low_ports() {
         assert_eq!(all.map(entries), Ok(3));
         // This machine is nobody to map for.
         assert_eq!(world.ask_as(&known, add(1, 7000, 600)), Err(606));
+        // Without a protocol it is not said which mapping is meant: it has to be the caller's own.
+        let of_another = with_protocol(delete(5000), "");
+        assert_eq!(world.ask_as(&known, of_another), Err(601));
         assert_eq!(world.ask_as(&known, delete(5000)), Ok(vec![]));
         let rest = range("DeletePortMappingRange", "1", "1");
         assert_eq!(world.ask_as(&known, rest), Ok(vec![]));

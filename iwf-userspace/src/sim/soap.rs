@@ -82,7 +82,7 @@ fn key(external: u16) -> [(&'static str, &'static str); 3] {
     ]
 }
 
-fn with_protocol(mut call: Call, protocol: &str) -> Call {
+pub(super) fn with_protocol(mut call: Call, protocol: &str) -> Call {
     let argument = call.args.iter_mut().find(|(name, _)| name == "NewProtocol");
     protocol.clone_into(&mut argument.expect("a protocol").1);
     call

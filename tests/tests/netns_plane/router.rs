@@ -98,7 +98,9 @@ impl Router {
                 Ok(())
             })
         })?;
-        let network = network.recv_timeout(SOON).context("the watcher starts")?;
+        let network = network
+            .recv_timeout(SOON * wait::patience())
+            .context("the watcher starts")?;
         let plane = lab.cpe.within(|| KernelPlane::open(&settings))??;
         let mut router = Self {
             plane,

@@ -199,7 +199,10 @@ fn collectors_get_what_iwfctl_shows_and_nobody_on_the_wan_does() -> Result<()> {
     wait::until_ok("the LAN to be served", SOON, || {
         Scrape::of(&lab.lan1, GATEWAY)
     })?;
-    ensure!(connect(&lab.cpe, home).is_err(), "still served at {home}");
+    wait::until_ok("the old address to be left", SOON, || {
+        ensure!(connect(&lab.cpe, home).is_err(), "still served at {home}");
+        Ok(())
+    })?;
     // And even what is bound to the WAN's address is closed to the WAN.
     serve_at(
         &mut iwfd,

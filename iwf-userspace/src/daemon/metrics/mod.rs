@@ -216,7 +216,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_cannot_be_had_is_tried_again() {
-        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        // An address of its own: no other test gets the port while it is free.
+        let own = Ipv4Addr::new(127, 0, 0, 44);
+        let taken = TcpListener::bind((own, 0)).await.unwrap();
         let address = taken.local_addr().unwrap();
         let (calls, _loop) = mpsc::channel(1);
         let mut metrics = Metrics::new(calls);

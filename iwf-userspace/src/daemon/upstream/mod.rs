@@ -294,9 +294,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_port_is_reported() {
-        let server = UdpSocket::bind((HERE, 0)).await.unwrap();
-        let address = server.local_addr().unwrap();
-        drop(server);
+        // Taken, so that nobody else gets the port meanwhile, by a socket that hears somebody else only.
+        let taken = UdpSocket::bind((HERE, 0)).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        taken.connect((HERE, 9)).await.unwrap();
         let (sender, mut events) = mpsc::channel(4);
         let mut upstream = Upstream::new("lo".to_owned(), sender);
         upstream.follow(OWN, Some(1));

@@ -306,11 +306,12 @@ mod tests {
             let (at, _server) = answering(octets.into_bytes()).await;
             assert_eq!(run(request(at, None)).await, None);
         }
-        let closed = TcpListener::bind((HERE, 0)).await.unwrap();
+        // Bound, so that nobody else gets the port meanwhile, and not listening.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind((HERE, 0).into()).unwrap();
         let SocketAddr::V4(at) = closed.local_addr().unwrap() else {
             panic!("an IPv4 address");
         };
-        drop(closed);
         assert_eq!(run(request(at, None)).await, None);
     }
 

@@ -5,7 +5,8 @@ use std::net::Shutdown;
 
 use super::*;
 
-const SHORT: Duration = Duration::from_millis(300);
+/// More than a busy machine keeps a client waiting between connecting and asking.
+const SHORT: Duration = Duration::from_secs(1);
 /// Enough for whatever is to happen at once.
 const SOON: Duration = Duration::from_secs(5);
 
