@@ -138,7 +138,7 @@ impl Iwf {
         if !self.is_placeable() {
             return Err(Refusal::Unreachable);
         }
-        if server.is_some() && !self.pace.admit(call.station(), now) {
+        if server.is_some() && !self.may_ask(call, now) {
             return Err(Refusal::Quota(Quota::Pace));
         }
         let probed = match new.choice {
@@ -335,7 +335,7 @@ impl Iwf {
             (Err(_), None) => None,
             (Err(refusal), Some(_)) => return self.refuse(&call, Operation::Add, refusal),
         };
-        if server.is_some() && !self.pace.admit(call.station(), now) {
+        if server.is_some() && !self.may_ask(&call, now) {
             return self.refuse(&call, Operation::Add, Refusal::Quota(Quota::Pace));
         }
         let want = server.map(|server| self.want(&after, server, before.claim.port, now));

@@ -344,6 +344,12 @@ impl Iwf {
         Ok(())
     }
 
+    /// Whether a host may cause one more request to a server now; counts it if so.
+    pub(super) fn may_ask(&mut self, call: &Call, now: Instant) -> bool {
+        let mappings = self.table.limits().per_host;
+        self.pace.admit(call.station(), mappings, now)
+    }
+
     /// The external port that the rules are asked about: the one that is wanted, else the first that may be had.
     fn first_open(&self, asker: &Asker, new: &NewMapping) -> Result<Option<ExternalPort>, Refusal> {
         if new.external.is_some() {

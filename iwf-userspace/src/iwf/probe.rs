@@ -75,7 +75,7 @@ impl Iwf {
         let (Some(external), Some(internal)) = (ExternalPort::new(key.port), internal) else {
             return self.refuse(&call, Operation::Read, Refusal::Absent);
         };
-        if crowded || known || !self.pace.admit(caller, now) {
+        if crowded || known || !self.may_ask(&call, now) {
             return self.refuse(&call, Operation::Read, Refusal::Absent);
         }
         let port = self.upstream_port(key.protocol, Some(external), internal, now);

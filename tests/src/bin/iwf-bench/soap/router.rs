@@ -27,7 +27,7 @@ const MORE: &str = "[policy]\nmax_mappings_per_host = 60000\n\
                     [limits]\nexplicit_mappings = 60000\n\
                     [http]\nmax_connections = 1024\nmax_connections_per_host = 512\n";
 
-/// Addresses of each of the two LAN hosts: what one of them may cause at the provider's server in a second is bounded.
+/// Addresses of each of the two LAN hosts.
 const ADDRESSES: u8 = 110;
 
 /// The port of the first mapping that stays.
