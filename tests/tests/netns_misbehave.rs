@@ -63,9 +63,9 @@ fn only(scripted: &Scripted) -> Result<Value> {
     all.pop().context("just counted")
 }
 
-/// Seconds for which the scripted refusals hold: longer than the same call takes once more.
+/// Seconds for which the scripted refusals hold: longer than the same call takes once more. They are waited for.
 fn hold() -> u32 {
-    2 * wait::patience()
+    wait::patience().max(2)
 }
 
 /// Waits until a refusal of that moment holds no longer.
