@@ -194,7 +194,10 @@ fn the_wan_address_changes_under_load() -> Result<()> {
     lab.cgn.ip(&format!("addr add {WAN}/32 dev br0"))?;
     let neighbour = SocketAddrV4::new(WAN, far.port());
     for host in [&lab.lan1, &lab.lan2] {
-        peers::tcp_echo(host, neighbour, "to the neighbour", LATER)?;
+        // What came for the old address has made the router look for it before it was there, which fails once more.
+        wait::until_ok("the neighbour to be met", LATER, || {
+            peers::tcp_echo(host, neighbour, "to the neighbour", LATER)
+        })?;
     }
     drop((flows, transfers, inbound));
     Ok(())
