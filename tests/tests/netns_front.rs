@@ -189,10 +189,10 @@ fn ten_thousand_idle_connections_and_slow_senders_delay_nobody() -> Result<()> {
         Ok(())
     })?;
     let took = begun.elapsed();
-    // A SYN may be lost, which takes a second more; if it is lost twice, three.
+    // A connection whose SYN is lost takes a second more.
     let worst = coming.iter().max().copied().unwrap_or_default();
     ensure!(
-        worst < Duration::from_secs(3) * wait::patience(),
+        worst < Duration::from_secs(1) * wait::patience(),
         "{worst:?}"
     );
     ensure!(coming.len() > 3, "only {} meanwhile", coming.len());
@@ -202,18 +202,14 @@ fn ten_thousand_idle_connections_and_slow_senders_delay_nobody() -> Result<()> {
         ensure!(opened >= SLOW, "{opened} are opened");
         Ok(())
     })?;
-    // They stay, so that what they delay is delayed again; other work on this machine passes.
-    let (after, ratio) = wait::until_ok("requests to take no longer", SOON, || {
-        let after = median(good(&gateway, ASKED)?);
-        let ratio = after.as_secs_f64() / before.as_secs_f64();
-        ensure!(ratio < RATIO, "{before:?} became {after:?}");
-        Ok((after, ratio))
-    })?;
+    let after = median(good(&gateway, ASKED)?);
+    let ratio = after.as_secs_f64() / before.as_secs_f64();
     eprintln!(
         "a good request took {before:?} alone, {:?} (at most {worst:?}) in the {took:?} in which they came, {after:?} \
          with them: {ratio:.2} times",
         median(coming)
     );
+    ensure!(ratio < RATIO, "{before:?} became {after:?}");
 
     let grown = iwfd.resident_kib()?.saturating_sub(memory);
     ensure!(grown < GROWTH, "{grown} KiB more");

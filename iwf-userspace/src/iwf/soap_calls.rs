@@ -56,8 +56,7 @@ impl Call {
 
     /// The host that calls, whatever address it has now.
     pub(super) fn station(&self) -> Station {
-        self.mac
-            .map_or(Station::Addr(self.caller.into()), Station::Mac)
+        Station::new(self.mac, self.caller.into())
     }
 
     /// Who asks.

@@ -74,9 +74,16 @@ pub enum Station {
     Addr(IpAddr),
 }
 
+impl Station {
+    /// The host with that MAC address, if it is known, else the one at that address.
+    pub fn new(mac: Option<Mac>, addr: IpAddr) -> Self {
+        mac.map_or(Self::Addr(addr), Self::Mac)
+    }
+}
+
 impl From<&Caller> for Station {
     fn from(caller: &Caller) -> Self {
-        caller.mac.map_or(Self::Addr(caller.addr), Self::Mac)
+        Self::new(caller.mac, caller.addr)
     }
 }
 
